@@ -1,0 +1,9 @@
+"""``python -m sio_pg_adapter``: the same as ``sio-pg``."""
+
+from __future__ import annotations
+
+import sys
+
+from .cli import main
+
+sys.exit(main())

@@ -1,0 +1,408 @@
+"""One CONNECT packet, from its arrival to the client being live: the seam between what was and what is.
+
+A first connect::
+
+    CONNECT in -> middlewares, handler -> session stored -> CONNECT out -> what came meanwhile -> live
+
+A recovery::
+
+    CONNECT in -> claim -> verdict -> the former connection lets go -> middlewares, handler
+               -> first page of what was missed -> CONNECT out -> pages -> live
+
+Whatever awaits may find on return that the connection was closed, the client kicked, or the session claimed by
+another connection; each is looked at where it would matter.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import time
+from typing import TYPE_CHECKING, Any
+
+from engineio.packet import CLOSE
+from engineio.packet import Packet as Frame
+from socketio import exceptions, packet
+
+from .clients import Client, Held, State, handling
+from .errors import SioPgError
+from .recovery import Claim, Claimed, Recovered, new_pid, read_auth, verdict
+
+if TYPE_CHECKING:
+    from .manager import AsyncPostgresManager
+    from .server import AsyncServer
+
+TAKEOVER_WAIT = 2.0
+"""Seconds that a claim waits for the former connection's disconnect handler to end."""
+
+CURSOR_WAIT = 10.0
+"""Seconds that a claim waits for this node's cursor to meet it."""
+
+PAGE = 500
+"""Packets of one page of a replay."""
+
+logger = logging.getLogger("sio_pg_adapter")
+
+
+class Lost(Exception):  # noqa: N818 - not an error
+    """The connection cannot go on: closed, kicked, or its session claimed by another one."""
+
+
+class Connect:
+    """The CONNECT of one client in one namespace."""
+
+    def __init__(self, server: AsyncServer, eio_sid: str, namespace: str, auth: Any) -> None:  # noqa: ANN401
+        self._server = server
+        self._manager: AsyncPostgresManager = server.manager
+        self._eio_sid = eio_sid
+        self._namespace = namespace
+        self._presented_auth = auth
+
+    async def run(self) -> None:
+        """Do all of it. Trouble with the database closes the Engine.IO connection: the client then comes back
+        by itself, while a CONNECT_ERROR would be final for it."""
+        try:
+            await self._manager.ready()
+            await self._decide()
+        except SioPgError as e:
+            logger.warning("a connection is closed, so that the client tries again: %s", e)
+            await hang_up(self._server, self._eio_sid)
+
+    async def _decide(self) -> None:
+        manager, server = self._manager, self._server
+        if manager.clients.of_socket(self._eio_sid, self._namespace) is not None:
+            await self._refuse_packet("Unable to connect")  # as upstream: one CONNECT in a namespace
+            return
+        client = manager.admit(self._eio_sid, self._namespace)
+        if client is None or manager.recovery is None or self._namespace in manager.unstored:
+            if client is not None:
+                await self._first(client, self._presented_auth, pid=None)
+            return
+        presented = read_auth(self._presented_auth, self._namespace, manager.database.codec)
+        if presented.rejected:
+            logger.warning("not recovered: %s", presented.rejected)
+        accepts = manager.recovery.accepts
+        if accepts is not None and not accepts(server.environ[self._eio_sid], presented.auth):
+            await self._first(client, presented.auth, pid=None)
+            return
+        client.recoverable = True
+        try:
+            session = await self._claim(client, presented.claim) if presented.claim else None
+        except SioPgError:
+            manager.depart(client)
+            raise
+        if session is not None and presented.claim is not None:
+            await self._recover(client, session, presented.claim, presented.auth)
+        else:
+            await self._first(client, presented.auth, pid=new_pid())
+
+    # -- a new session ---------------------------------------------------------------------------------
+    async def _first(self, client: Client, auth: Any, *, pid: str | None) -> None:  # noqa: ANN401
+        server = self._server
+        if server.always_connect:
+            if pid is not None:
+                await self._open(client, pid)
+            self._connect_out(client, pid)
+            client.state = State.REPLAYING
+            client.accepted = True
+        try:
+            refusal = await self._ask_application(client, auth)
+            if refusal is not None:
+                await self._refuse(client, refusal)
+                return
+            client.accepted = True
+            self._check(client)
+            if not server.always_connect:
+                if pid is not None:
+                    await self._open(client, pid)
+                    self._check(client)
+                self._connect_out(client, pid)
+                client.state = State.REPLAYING
+            await self._replay(client)
+        except Lost:
+            await self._leave(client)
+        except SioPgError:
+            await self._leave(client)
+            raise
+
+    async def _open(self, client: Client, pid: str) -> None:
+        """Store the session, with what its handler saved and entered: before the client knows its pid."""
+        manager = self._manager
+        data = manager.encode_session(client.data)
+        client.opening = asyncio.get_running_loop().create_future()
+        try:
+            client.held = await manager.sessions.open(
+                client.namespace,
+                client.memberships,
+                pid=pid,
+                cursor=manager.dispatcher.cursor,
+                data=data,
+            )
+        finally:
+            client.opening.set_result(None)
+            client.opening = None
+        if client.held is None:
+            client.ended = True
+            raise Lost
+
+    # -- an old one --------------------------------------------------------------------------------------
+    async def _claim(self, client: Client, claim: Claim) -> Claimed | None:
+        """The session, claimed, and met by this node's cursor; ``None``: it cannot come back."""
+        manager = self._manager
+        assert manager.recovery is not None
+        session = await manager.sessions.claim(client.namespace, claim, manager.recovery.max_missed_packets)
+        decision = verdict(claim, session, manager.recovery.max_missed_packets)
+        if session is None or not isinstance(decision, Recovered):
+            reason = "" if isinstance(decision, Recovered) else decision.reason
+            logger.info("a fresh session: %s", reason)
+            if session is not None:  # it cannot be had whole, so it is over: what it was is told to nobody else
+                await manager.sessions.release(Held(session.id, session.generation), seconds=0.0)
+            return None
+        manager.clients.remove(client)  # it was taken in under a sid of its own
+        client.sid = session.sid
+        client.held = Held(session.id, session.generation)
+        client.after = client.sent = decision.after
+        client.recovered = True
+        client.data = json.loads(session.data)
+        if not await manager.dispatcher.passed(session.offset, CURSOR_WAIT):
+            await self._give_back(client)
+            raise SioPgError("this node is too far behind the log to recover a session")
+        return session
+
+    async def _recover(self, client: Client, session: Claimed, claim: Claim, auth: Any) -> None:  # noqa: ANN401
+        server = self._server
+        try:
+            await self._join_log(client, session)
+            await self._take_over(client, session)
+            if server.always_connect:
+                self._connect_out(client, claim.pid)
+                client.accepted = True
+            refusal = await self._ask_application(client, auth)
+            if refusal is not None:
+                await self._refuse(client, refusal)
+                return
+            client.accepted = True
+            self._check(client)
+            # Read before CONNECT: by then it is sure that the session is still this connection's.
+            await self._next_page(client, then=None if server.always_connect else claim.pid)
+            await self._replay(client)
+        except Lost:
+            await self._leave(client)
+        except SioPgError:
+            await self._leave(client)
+            raise
+
+    async def _join_log(self, client: Client, session: Claimed) -> None:
+        """What was loaded holds as of the claim's offset. Follow the log from there, without a gap."""
+        manager = self._manager
+        as_of, memberships = session.offset, session.memberships
+        while not manager.dispatcher.recent.cover(as_of):
+            loaded = await manager.sessions.memberships(self._held(client), session.sid, memberships.start)
+            if loaded is None:
+                raise Lost
+            as_of, memberships = loaded
+            await manager.dispatcher.passed(as_of, CURSOR_WAIT)
+        for record in manager.dispatcher.recent.after(as_of):
+            if record.namespace != client.namespace:
+                continue
+            memberships.apply(record)
+            if record.sid == client.sid and record.kind in (record.kind.CLAIM, record.kind.KICK):
+                client.ended = record.kind is record.kind.KICK
+                raise Lost
+        client.memberships = memberships
+        former = manager.clients.by_sid.get(client.namespace, {}).get(client.sid)
+        if former is not None:  # its cursor has met the claim, so it has been told; the sid is ours now
+            manager.depart(former)
+        manager.clients.add(client)
+
+    async def _take_over(self, client: Client, session: Claimed) -> None:
+        """Where a connection still held the session, let it end first: its disconnect handler runs before our
+        connect handler, and what it saves there counts. No longer than two seconds."""
+        if session.holder is None:
+            return
+        manager = self._manager
+        key = (session.id, session.generation - 1)
+        event = manager.released(key)
+        leaving = self._server.leaving.get((client.namespace, client.sid))
+        waiting = [asyncio.ensure_future(event.wait())]
+        if leaving is not None:
+            waiting.append(asyncio.ensure_future(leaving.gone.wait()))
+        try:
+            await asyncio.wait(waiting, timeout=TAKEOVER_WAIT, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in waiting:
+                task.cancel()
+            manager.forget_released(key)
+        data = await manager.sessions.settle(self._held(client))
+        if data is None:
+            raise Lost
+        client.data = json.loads(data)
+
+    # -- the application ---------------------------------------------------------------------------------
+    async def _ask_application(self, client: Client, auth: Any) -> dict[str, Any] | None:  # noqa: ANN401
+        """Run middlewares and the connect handler; what to refuse with, or ``None``: accepted."""
+        server, recovery = self._server, self._manager.recovery
+        environ = server.environ.get(self._eio_sid)
+        if environ is None:
+            raise Lost
+        token = handling.set(client)
+        try:
+            if not (client.recovered and recovery is not None and recovery.skip_middlewares):
+                for middleware in server.middlewares.get(client.namespace, ()):
+                    await middleware(client.sid, environ, auth)
+            environ["sio_pg.recovered"] = client.recovered
+            accepted = await self._call_handler(client, environ, auth)
+        except exceptions.ConnectionRefusedError as e:
+            return dict(e.error_args)
+        except ConnectionRefusedError:
+            return {"message": "Connection refused by server"}
+        except Exception:
+            # Neither accepted nor refused: the client shall try again, and no ghost be left.
+            logger.exception("the connect handler failed")
+            await self._leave(client)
+            await hang_up(server, self._eio_sid)
+            raise Lost from None
+        finally:
+            handling.reset(token)
+        return dict(exceptions.ConnectionRefusedError().error_args) if accepted is False else None
+
+    async def _call_handler(self, client: Client, environ: dict[str, Any], auth: Any) -> Any:  # noqa: ANN401
+        trigger, args = self._server._trigger_event, (client.sid, environ)
+        if auth:
+            return await trigger("connect", client.namespace, *args, auth)
+        try:
+            return await trigger("connect", client.namespace, *args, None)
+        except TypeError as e:
+            try:  # a handler of two arguments, as upstream allows
+                return await trigger("connect", client.namespace, *args)
+            except TypeError:
+                raise e from None
+
+    # -- ends ----------------------------------------------------------------------------------------------
+    def _check(self, client: Client) -> None:
+        if client.closed or client.ended or client.state is State.LEFT:
+            raise Lost
+        if client.socket.closed or client.socket.closing:
+            raise Lost
+
+    async def _refuse(self, client: Client, reason: dict[str, Any]) -> None:
+        """Refused by the application: the session is over, nothing of it is told."""
+        manager = self._manager
+        connected = client.state is State.REPLAYING or (self._server.always_connect and client.accepted)
+        manager.depart(client)
+        kind = packet.DISCONNECT if connected else packet.CONNECT_ERROR
+        if client.held is not None:
+            await manager.sessions.end(client.held)
+        client.gone.set()
+        await self._send(self._server.packet_class(kind, data=reason, namespace=client.namespace))
+
+    async def _refuse_packet(self, reason: str) -> None:
+        await self._send(
+            self._server.packet_class(packet.CONNECT_ERROR, data=reason, namespace=self._namespace)
+        )
+
+    async def _leave(self, client: Client) -> None:
+        """The connection did not last: the session can be recovered again, unless it was ended."""
+        if client.state is not State.LEFT and client.ended:
+            pkt = self._server.packet_class(packet.DISCONNECT, namespace=client.namespace)
+            await self._send(pkt)
+        reason = client.closed or self._server.reason.TRANSPORT_CLOSE
+        await self._server.leave(client, reason, handler=client.accepted)
+
+    async def _give_back(self, client: Client) -> None:
+        assert self._manager.recovery is not None
+        await self._manager.sessions.release(self._held(client), seconds=self._manager.recovery.window)
+
+    # -- out -------------------------------------------------------------------------------------------------
+    def _held(self, client: Client) -> Held:
+        assert client.held is not None
+        return client.held
+
+    async def _send(self, pkt: packet.Packet) -> None:
+        encoded = pkt.encode()
+        for one in encoded if isinstance(encoded, list) else [encoded]:
+            await self._server.eio.send(self._eio_sid, one)
+
+    def _connect_out(self, client: Client, pid: str | None) -> None:
+        data = {"sid": client.sid} if pid is None else {"sid": client.sid, "pid": pid}
+        encoded = self._server.packet_class(packet.CONNECT, data=data, namespace=client.namespace).encode()
+        client.put([Frame(4, encoded)])
+
+    # -- replay ------------------------------------------------------------------------------------------------
+    async def _replay(self, client: Client) -> None:
+        """Send what the client is due up to the cursor, then go live: without a gap, and nothing twice.
+
+        A short one is done here; a longer one on its own, so that the client's packets are read meanwhile.
+        """
+        if self._finish(client):
+            return
+        self._manager.spawn(self._replay_pages(client), "sio_pg replay")
+
+    async def _replay_pages(self, client: Client) -> None:
+        try:
+            while not self._finish(client):
+                await self._drained(client)
+                await self._next_page(client)
+        except Lost:
+            await self._leave(client)
+        except SioPgError as e:
+            logger.warning("a replay broke, the client will try again: %s", e)
+            await hang_up(self._server, self._eio_sid)
+
+    def _finish(self, client: Client) -> bool:
+        """If all that is left lies in the buffer of recent records, queue it and go live in this very tick."""
+        if client.state is not State.REPLAYING:
+            return True
+        if client.held is not None and not self._manager.dispatcher.recent.cover(client.sent):
+            return False
+        self._manager.catch_up(client)
+        return True
+
+    async def _next_page(self, client: Client, then: str | None = None) -> None:
+        """Read a page and queue it, behind the CONNECT if that is still to be sent (``then``: its pid)."""
+        manager = self._manager
+        page = await manager.sessions.page(self._held(client), client.sent, PAGE)
+        self._check(client)
+        if page is None:
+            raise Lost
+        if page.lost:
+            logger.warning("what a client missed was deleted before it could be sent: its session ends")
+            await manager.sessions.end(self._held(client))
+            client.held = None
+            await hang_up(self._server, self._eio_sid)
+            raise Lost
+        if then is not None:
+            self._connect_out(client, then)
+        client.state = State.REPLAYING
+        for record in page.records:
+            whole = record if record.attachment is None else await manager.log_reader.whole(record)
+            self._check(client)
+            manager.delivery.replay(client, whole)
+        if len(page.records) < PAGE:
+            client.sent = max(client.sent, page.head)
+
+    async def _drained(self, client: Client) -> None:
+        """Wait until the client has taken what was queued, or is gone."""
+        queue = asyncio.ensure_future(client.socket.queue.join())
+        gone = asyncio.ensure_future(client.gone.wait())
+        await asyncio.wait((queue, gone), return_when=asyncio.FIRST_COMPLETED)
+        queue.cancel()
+        gone.cancel()
+
+
+async def hang_up(server: AsyncServer, eio_sid: str) -> None:
+    """Close an Engine.IO connection in the way after which clients come back by themselves."""
+    socket = server.eio.sockets.get(eio_sid)
+    if socket is None or socket.closed or socket.closing:
+        return
+    socket.queue.put_nowait(Frame(CLOSE))  # ends a poll
+    socket.queue.put_nowait(None)  # ends the websocket's writer, which closes it
+    await socket.close(wait=False, abort=True, reason=server.reason.TRANSPORT_CLOSE)
+
+
+def away_since(at: float) -> float:
+    """Seconds since a moment of the monotonic clock."""
+    return max(0.0, time.monotonic() - at)
+
+

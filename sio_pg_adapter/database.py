@@ -1,0 +1,241 @@
+"""Connections: which there are, how they are opened, and what their errors mean here.
+
+A node keeps three connections from its start to its end: one that listens, one that writes, one that reads.
+The others are of a pool, for what can wait. That is so with a pool of the application's, too: if an ``emit``
+had to take a connection when it is called, as many handlers as the pool has connections, each holding one and
+awaiting an emit, would wait for each other for ever.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import re
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import asyncpg
+
+from .errors import ConfigurationError, SchemaMismatch, StoreUnavailable
+from .queries import Queries
+from .records import Epoch, OffsetCodec
+
+SCHEMA_VERSION = 1
+"""Of the tables, as ``sio_log.version`` has it."""
+
+CONNECT_TIMEOUT = 10.0
+"""Seconds to open a connection, or to get one from the pool."""
+
+QUERY_TIMEOUT = 10.0
+"""Seconds that a statement may take before the database counts as unavailable."""
+
+LOST = (
+    asyncpg.PostgresConnectionError,
+    asyncpg.InterfaceError,
+    asyncpg.OperatorInterventionError,  # shut down, terminated, starting up, cancelled
+    asyncpg.InsufficientResourcesError,
+    asyncpg.InvalidAuthorizationSpecificationError,
+    asyncpg.InvalidCatalogNameError,
+    asyncpg.LockNotAvailableError,
+    asyncpg.ReadOnlySQLTransactionError,  # a standby: after a failover the primary is elsewhere
+    OSError,
+    TimeoutError,
+)
+"""What means that the database cannot be reached, or did not answer."""
+
+_UNMIGRATED = (
+    asyncpg.UndefinedTableError,
+    asyncpg.UndefinedFunctionError,
+    asyncpg.UndefinedColumnError,
+    asyncpg.InvalidSchemaNameError,
+)
+
+# Of the connection that listens: a peer that vanished without a word is noticed by both sides in seconds.
+_KEEPALIVES = {
+    "tcp_keepalives_idle": "10",
+    "tcp_keepalives_interval": "5",
+    "tcp_keepalives_count": "3",
+    "tcp_user_timeout": "20000",
+}
+
+logger = logging.getLogger("sio_pg_adapter")
+
+Connection = Any
+"""An ``asyncpg.Connection``, or the proxy of it that a pool hands out."""
+
+
+@contextlib.contextmanager
+def translated(doing: str) -> Iterator[None]:
+    """The errors of asyncpg as ours, with their cause. For statements that change nothing."""
+    try:
+        yield
+    except _UNMIGRATED as e:
+        raise SchemaMismatch(f"{doing}: {e}; `sio-pg migrate` brings the database to this version") from e
+    except LOST as e:
+        raise StoreUnavailable(f"{doing}: {type(e).__name__}: {e}".rstrip(": ")) from e
+
+
+class Kept:
+    """One connection that is kept, opened anew when it was lost. Who uses it holds its lock."""
+
+    def __init__(self, database: Database, name: str) -> None:
+        self._database = database
+        self._name = name
+        self._connection: Connection = None
+        self._lock = asyncio.Lock()
+
+    @contextlib.asynccontextmanager
+    async def use(self) -> AsyncIterator[Connection]:
+        async with self._lock:
+            if self._connection is None or self._connection.is_closed():
+                await self.drop()
+                self._connection = await self._database.acquire(self._name)
+            yield self._connection
+
+    async def drop(self) -> None:
+        """Give the connection back, or up where it is broken."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            await self._database.release(connection)
+
+
+class Database:
+    """Where a node's tables are, and its connections to them.
+
+    :param dsn: an asyncpg or libpq URL; ``None``: ``SIO_PG_DSN``, then libpq's ``PG*`` variables.
+    :param pool: an ``asyncpg.Pool`` of the application's to use instead of one of its own.
+    :param listen_dsn: where to listen, if not at ``dsn``.
+    :param schema: of the tables.
+    """
+
+    def __init__(
+        self, dsn: str | None, *, pool: asyncpg.Pool | None, listen_dsn: str | None, schema: str
+    ) -> None:
+        self.dsn = plain_dsn(dsn or os.environ.get("SIO_PG_DSN"))
+        self._listen_dsn = plain_dsn(listen_dsn)
+        self._own_dsn = bool(dsn)
+        if pool is not None and not callable(getattr(pool, "acquire", None)):
+            raise ConfigurationError(f"pool takes an asyncpg.Pool: not {pool!r}")
+        self._given_pool = pool
+        self._pool: asyncpg.Pool | None = None
+        self.queries = Queries(schema)
+        self.schema = schema
+        self.channel = ""
+        self.codec = OffsetCodec(())
+        self.writer = Kept(self, "writer")
+        self.reader = Kept(self, "reader")
+
+    async def open(self) -> None:
+        """Connect and look whether the tables are there, of this version.
+
+        :raises StoreUnavailable: if the database cannot be reached.
+        :raises SchemaMismatch: if it is not migrated, or to another version.
+        """
+        with translated("connecting to PostgreSQL"):
+            if self._given_pool is not None:
+                self._pool = self._given_pool
+            else:
+                self._pool = await asyncpg.create_pool(
+                    self.dsn,
+                    min_size=0,
+                    max_size=4,  # ten processes share max_connections
+                    timeout=CONNECT_TIMEOUT,
+                    command_timeout=QUERY_TIMEOUT,
+                    max_inactive_connection_lifetime=60,
+                    server_settings={"application_name": "sio_pg_adapter", "jit": "off"},
+                )
+            try:
+                async with self.writer.use() as connection:
+                    await self._check_version(connection)
+                async with self.reader.use() as connection:
+                    rows = await connection.fetch(self.queries["epochs"])
+                self.codec = OffsetCodec(Epoch(r["epoch"], r["key"], r["ended"]) for r in rows)
+            except BaseException:
+                await self.close()
+                raise
+
+    async def _check_version(self, connection: Connection) -> None:
+        where = f"the tables of schema {self.schema!r}"
+        hint = "sio-pg migrate" + ("" if self.schema == "public" else f" --schema {self.schema}")
+        try:
+            row = await connection.fetchrow(self.queries["version"])
+        except _UNMIGRATED as e:
+            raise SchemaMismatch(f"{where} are not there: run `{hint}`") from e
+        if row is None or row["version"] != SCHEMA_VERSION:
+            found = row and row["version"]
+            newer = isinstance(found, int) and found > SCHEMA_VERSION
+            mend = "upgrade the package sio-pg-adapter" if newer else f"run `{hint}`"
+            raise SchemaMismatch(f"{where} are of version {found}, this package needs {SCHEMA_VERSION}: {mend}")
+        self.channel = row["channel"]
+
+    async def close(self) -> None:
+        """Give everything back. Safe to call twice."""
+        await self.writer.drop()
+        await self.reader.drop()
+        pool, self._pool = self._pool, None
+        if pool is not None and pool is not self._given_pool:
+            try:
+                await asyncio.wait_for(pool.close(), 5)
+            except TimeoutError:  # a connection that does not answer any more
+                pool.terminate()
+
+    async def acquire(self, what: str = "a query") -> Connection:
+        if self._pool is None:
+            raise StoreUnavailable(f"no connection for {what}: closed")
+        with translated(f"connecting to PostgreSQL for {what}"):
+            return await self._pool.acquire(timeout=CONNECT_TIMEOUT)
+
+    async def release(self, connection: Connection) -> None:
+        if self._pool is not None:
+            with contextlib.suppress(*LOST):
+                await self._pool.release(connection, timeout=2)
+
+    @contextlib.asynccontextmanager
+    async def connection(self) -> AsyncIterator[Connection]:
+        """One of the pool, for what can wait."""
+        connection = await self.acquire()
+        try:
+            yield connection
+        finally:
+            await self.release(connection)
+
+    async def listen_connection(self) -> tuple[Connection, bool]:
+        """A connection to listen on, and whether it is of the application's pool (then it goes back there)."""
+        if self._given_pool is not None and self._listen_dsn is None and not self._own_dsn:
+            return await self.acquire("LISTEN"), True
+        with translated("connecting to PostgreSQL for LISTEN"):
+            settings = {"application_name": "sio_pg_adapter listen"}
+            connection = await asyncpg.connect(
+                self._listen_dsn or self.dsn, timeout=CONNECT_TIMEOUT, server_settings=settings
+            )
+            for name, value in _KEEPALIVES.items():
+                with contextlib.suppress(asyncpg.PostgresError):  # over a socket file, or not on this system
+                    await connection.execute("SELECT set_config($1, $2, false)", name, value)
+            return connection, False
+
+    # -- reads on the kept connection ----------------------------------------------------------------
+    async def fetch(self, query: str, *args: object) -> list[asyncpg.Record]:
+        """Run a named statement that changes nothing.
+
+        :raises StoreUnavailable: if the database did not answer.
+        """
+        with translated(query):
+            async with self.reader.use() as connection:
+                rows: list[asyncpg.Record] = await connection.fetch(
+                    self.queries[query], *args, timeout=QUERY_TIMEOUT
+                )
+                return rows
+
+
+def plain_dsn(dsn: str | None) -> str | None:
+    """SQLAlchemy's form of a URL, ``postgresql+asyncpg://``, without the driver's name."""
+    if dsn is None:
+        return None
+    if not isinstance(dsn, str):
+        raise ConfigurationError(f"dsn takes a PostgreSQL URL: not {dsn!r}")
+    dsn = re.sub(r"^(postgres(?:ql)?)\+\w+://", r"\1://", dsn)
+    if not re.match(r"^postgres(ql)?://", dsn):
+        raise ConfigurationError("dsn takes a URL that begins with postgresql://")
+    return dsn

@@ -1,0 +1,179 @@
+"""The demo's processes: two server nodes that come back when they are killed, and what emits to clients."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import sys
+from collections import deque
+from types import TracebackType
+from typing import Self
+
+from sio_pg_adapter.errors import SioPgError
+from sio_pg_adapter.manager import AsyncPostgresManager
+
+EVENTS_PER_SECOND = 10
+_START_TIMEOUT = 30.0  # seconds; one is usual
+
+
+class NodeFailed(SioPgError):  # noqa: N818 - it says what happened, as the others of its tree
+    """A node ended before it served, or did not get that far in time. The message ends in what it printed."""
+
+
+class Node:
+    """One server process, started again whenever it ends."""
+
+    def __init__(self, name: str, dsn: str, origins: tuple[str, ...], restart_after: float) -> None:
+        self.name = name
+        self.port = _free_port()  # the same after a restart: clients know it
+        self.up = asyncio.Event()
+        self.output: deque[str] = deque(maxlen=40)
+        self._process: asyncio.subprocess.Process | None = None
+        self._restart_after = restart_after
+        self._command = [sys.executable, "-m", f"{__package__}.node", name, str(self.port), *origins]
+        self._env = {**os.environ, "SIO_PG_DSN": dsn}
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def kill(self) -> None:
+        """Kill the process (SIGKILL): it says goodbye to nobody."""
+        self.up.clear()
+        if self._process is not None and self._process.returncode is None:
+            self._process.kill()
+
+    async def run(self) -> None:
+        """Keep the process running until cancelled.
+
+        :raises NodeFailed: its very first start failed; a later one is tried again.
+        """
+        if not await self._run_once():
+            raise NodeFailed(self._told(f"node {self.name} did not start"))
+        while True:
+            await asyncio.sleep(self._restart_after)
+            await self._run_once()
+
+    async def started(self) -> None:
+        """Wait until it serves.
+
+        :raises NodeFailed: not in time.
+        """
+        try:
+            async with asyncio.timeout(_START_TIMEOUT):
+                await self.up.wait()
+        except TimeoutError:
+            raise NodeFailed(
+                self._told(f"node {self.name} is not ready after {_START_TIMEOUT:.0f} s")
+            ) from None
+
+    async def _run_once(self) -> bool:
+        served = False
+        self._process = process = await asyncio.create_subprocess_exec(
+            *self._command,
+            env=self._env,
+            stdin=asyncio.subprocess.PIPE,  # its end tells the node that we are gone
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+            start_new_session=True,  # Ctrl-C in a terminal is for us; we end the nodes
+        )
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            async for line in process.stdout:
+                if line == b"ready\n":
+                    served = True
+                    self.up.set()
+                else:
+                    self.output.append(line.decode(errors="replace"))
+            await process.wait()
+        finally:
+            self.up.clear()
+            process.stdin.close()
+            try:
+                async with asyncio.timeout(3):
+                    await process.wait()
+            except TimeoutError:
+                process.kill()
+                await process.wait()
+        return served
+
+    def _told(self, what: str) -> str:
+        return f"{what}; it printed:\n{''.join(self.output) or '(nothing)'}"
+
+
+class Cluster:
+    """Two nodes, A and B, and a numbered event ``tick`` to the room ``ticker``, several times a second.
+
+    :param dsn: a migrated database.
+    :param origins: where pages that may connect to the nodes come from.
+    :param restart_after: seconds from a node's end to its next start.
+    """
+
+    def __init__(self, dsn: str, *, origins: tuple[str, ...] = (), restart_after: float = 3.0) -> None:
+        self._dsn = dsn
+        self.nodes = {name: Node(name, dsn, origins, restart_after) for name in "AB"}
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def __aenter__(self) -> Self:
+        self._tasks = [
+            asyncio.create_task(node.run(), name=f"sio-pg demo: node {node.name}")
+            for node in self.nodes.values()
+        ]
+        try:
+            await self.ready()
+        except BaseException:
+            await self._end()
+            raise
+        self._tasks.append(asyncio.create_task(self._tick(), name="sio-pg demo: ticker"))
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._end()
+
+    async def ready(self) -> None:
+        """Wait until both nodes serve.
+
+        :raises NodeFailed: one does not, or the emitter's error where that has ended.
+        """
+        waits = asyncio.gather(*(node.started() for node in self.nodes.values()))
+        done, _ = await asyncio.wait([waits, *self._tasks], return_when=asyncio.FIRST_COMPLETED)
+        if waits not in done:
+            waits.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await waits
+        for ended in done:
+            ended.result()
+
+    def other(self, name: str) -> str:
+        """Name the node that is not ``name``."""
+        return "B" if name == "A" else "A"
+
+    async def _tick(self) -> None:
+        # A process that serves nobody: what it emits reaches the nodes by the log, like everything else.
+        async with AsyncPostgresManager(self._dsn, write_only=True) as manager:
+            n = 0
+            while True:
+                n += 1
+                await manager.emit("tick", {"n": n}, namespace="/", room="ticker")
+                await asyncio.sleep(1 / EVENTS_PER_SECOND)
+
+    async def _end(self) -> None:
+        for task in reversed(self._tasks):
+            task.cancel()
+        for task, ended in zip(
+            self._tasks, await asyncio.gather(*self._tasks, return_exceptions=True), strict=True
+        ):
+            if isinstance(ended, Exception):
+                print(f"{task.get_name()}: {ended}", file=sys.stderr)
+
+
+def _free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port: int = s.getsockname()[1]
+        return port

@@ -1,0 +1,76 @@
+"""One server node of the demo: ``python -m sio_pg_adapter.demo.node NAME PORT [ORIGIN...]``.
+
+It prints "ready" when it serves, and ends when its standard input does. The database is SIO_PG_DSN's.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import threading
+import time
+from typing import Any
+
+import socketio
+import uvicorn
+
+from sio_pg_adapter.manager import AsyncPostgresManager
+from sio_pg_adapter.options import ConnectionStateRecovery
+from sio_pg_adapter.server import AsyncServer
+
+
+def application(name: str, origins: list[str]) -> socketio.ASGIApp:
+    """The node's application: a client is put into the room of the ticks and told where it is."""
+    manager = AsyncPostgresManager()
+    sio = AsyncServer(
+        async_mode="asgi",
+        client_manager=manager,
+        cors_allowed_origins=origins,
+        connection_state_recovery=ConnectionStateRecovery(max_disconnection_duration=120),
+    )
+
+    @sio.event
+    async def connect(sid: str, _: dict[str, Any], auth: Any) -> None:
+        if not sio.recovered(sid):  # else it is still in its rooms
+            await sio.enter_room(sid, "ticker")
+        # Sent after everything that the client has missed, so that it knows what was missed. `visit` is the
+        # client's count of its connections: a welcome to a former one may be among the missed.
+        visit = auth.get("visit") if isinstance(auth, dict) else None
+        await sio.emit("welcome", {"node": name, "visit": visit}, to=sid)
+
+    return socketio.ASGIApp(sio, on_startup=manager.start, on_shutdown=sio.shutdown)
+
+
+class _Server(uvicorn.Server):
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            print("ready", flush=True)
+
+
+def _end_with_parent(server: uvicorn.Server) -> None:
+    while os.read(0, 1024):  # not sys.stdin: a thread in it holds a lock that the interpreter's end wants
+        pass
+    server.should_exit = True
+    time.sleep(2)
+    os._exit(1)
+
+
+def main() -> None:
+    """Serve until standard input ends."""
+    name, port, *origins = sys.argv[1:]
+    config = uvicorn.Config(
+        application(name, origins),
+        host="127.0.0.1",
+        port=int(port),
+        log_level="warning",
+        timeout_graceful_shutdown=1,
+    )
+    server = _Server(config)
+    threading.Thread(target=_end_with_parent, args=[server], daemon=True).start()
+    server.run()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,189 @@
+"""The Python client's walk: a cut, a move to the other node, a killed node; each counted and printed."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from socketio.exceptions import SocketIOError
+
+from sio_pg_adapter.client import AsyncClient
+
+from .cluster import EVENTS_PER_SECOND, Cluster
+
+_STEP_TIMEOUT = 15.0  # seconds; one or two are usual
+
+
+@dataclass(frozen=True)
+class Absence:
+    """What became of the events that were emitted from the last one before a drop to the return."""
+
+    missed: int
+    replayed: int
+
+
+class Tally:
+    """Counts numbered events, which must come in order, each once.
+
+    A node sends its welcome after the replay. So what comes before the welcome is the replay, and the number
+    of the first event after it tells how many were missed.
+    """
+
+    def __init__(self) -> None:
+        self.received = self.lost = self.doubled = 0
+        self._highest: int | None = None
+        self._away = True  # from a drop to the first live event
+        self._away_since: int | None = None  # the highest number before the drop
+        self._replayed = 0
+        self._welcome = False
+
+    def dropped(self) -> None:
+        """The connection is gone."""
+        if not self._away:
+            self._away, self._away_since, self._replayed = True, self._highest, 0
+        self._welcome = False
+
+    def welcomed(self) -> None:
+        """The welcome to this connection came."""
+        self._welcome = True
+
+    def tick(self, n: int) -> Absence | None:
+        """Event ``n`` came. The first live one, also of the first connection, ends an absence."""
+        self.received += 1
+        if self._highest is not None and n <= self._highest:
+            self.doubled += 1
+            return None
+        if self._highest is not None:
+            self.lost += n - self._highest - 1
+        self._highest = n
+        if not self._away:
+            return None
+        if not self._welcome:
+            self._replayed += 1
+            return None
+        self._away = False
+        if self._away_since is None:
+            return Absence(0, 0)
+        return Absence(missed=n - 1 - self._away_since, replayed=self._replayed)
+
+
+class Walker:
+    """A client on one node of the cluster, and its count."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self.cluster = cluster
+        self.tally = Tally()
+        self.at = "A"  # the node that it connects to next
+        self.node = ""  # the node that it is on
+        self._visit = 0
+        self._live: asyncio.Future[Absence] = asyncio.get_running_loop().create_future()
+        self.client = AsyncClient(
+            reconnection_delay=0.8,  # long enough to miss something
+            reconnection_delay_max=1,
+            randomization_factor=0,
+            handle_sigint=False,  # Ctrl-C ends the demo, and that its clients
+        )
+        for name in ("connect_error", "disconnect", "welcome", "tick"):
+            self.client.on(name, getattr(self, f"_on_{name}"))
+
+    async def start(self) -> None:
+        """Connect, and wait for the first event."""
+        await self.client.connect(
+            lambda: self.cluster.nodes[self.at].url, auth=self._auth, transports=["websocket"]
+        )
+        async with asyncio.timeout(_STEP_TIMEOUT):
+            await self._live
+
+    async def absence(self, break_off: Callable[[], None]) -> Absence:
+        """Break the connection, and wait until the client is back and served live."""
+        self._live = asyncio.get_running_loop().create_future()
+        break_off()
+        async with asyncio.timeout(_STEP_TIMEOUT):
+            return await self._live
+
+    def cut(self) -> None:
+        """Cut the TCP connection, with no word of the protocols above it."""
+        self.client.eio.ws.get_extra_info("socket").shutdown(socket.SHUT_RDWR)
+
+    def move(self) -> None:
+        """Cut, and connect to the other node next."""
+        self.at = self.cluster.other(self.at)
+        self.cut()
+
+    def kill(self) -> None:
+        """Kill the node that the client is on."""
+        self.cluster.nodes[self.node].kill()
+
+    def _auth(self) -> dict[str, int]:
+        self._visit += 1
+        return {"visit": self._visit}
+
+    def _on_connect_error(self, _: Any) -> None:
+        self.at = self.cluster.other(self.at)  # as a load balancer would
+
+    def _on_disconnect(self, reason: str) -> None:
+        self.tally.dropped()
+
+    def _on_welcome(self, data: dict[str, Any]) -> None:
+        if data["visit"] == self._visit:
+            self.node = data["node"]
+            self.tally.welcomed()
+
+    def _on_tick(self, data: dict[str, int]) -> None:
+        absence = self.tally.tick(data["n"])
+        if absence is not None and not self._live.done():
+            self._live.set_result(absence)
+
+
+async def walk(cluster: Cluster) -> bool:
+    """Walk through all steps and print what happened; say whether it went as it must."""
+    for node in cluster.nodes.values():
+        print(f"node {node.name}: {node.url}")
+    print(f"a Python client receives {EVENTS_PER_SECOND} numbered events a second\n")
+    began = time.monotonic()
+    walker = Walker(cluster)
+    tally = walker.tally
+    steps: list[tuple[str, Callable[[], None]]] = [
+        ("the connection is cut", walker.cut),
+        ("it moves to the other node", walker.move),
+        ("its node is killed (kill -9)", walker.kill),
+    ]
+    good = 0
+    try:
+        await walker.start()
+        for step in steps:
+            good += await _step(walker, *step)
+    except TimeoutError:
+        print(f"nothing came within {_STEP_TIMEOUT:.0f} s")
+    except SocketIOError as e:
+        print(f"the client cannot connect: {e}")
+    finally:
+        await walker.client.shutdown()
+    ok = good == len(steps) and tally.lost == tally.doubled == 0
+    print(
+        f"\n{'ok' if ok else 'FAILED'}: recovered {good} of {len(steps)}, received {tally.received}, "
+        f"lost {tally.lost}, doubled {tally.doubled}, in {time.monotonic() - began:.1f} s",
+        flush=True,
+    )
+    if not ok:
+        for node in cluster.nodes.values():
+            print(f"\nnode {node.name} printed:\n{''.join(node.output) or '(nothing)'}")
+    return ok
+
+
+async def _step(walker: Walker, what: str, break_off: Callable[[], None]) -> bool:
+    sid, node, tally = walker.client.get_sid(), walker.node, walker.tally
+    lost, doubled, began = tally.lost, tally.doubled, time.monotonic()
+    absence = await walker.absence(break_off)
+    recovered = walker.client.recovered() and walker.client.get_sid() == sid
+    print(
+        f"{what:<29} {node} -> {walker.node} after {time.monotonic() - began:.1f} s:  "
+        f"recovered {'yes' if recovered else 'NO'}  missed {absence.missed}  replayed {absence.replayed}  "
+        f"lost {tally.lost - lost}  doubled {tally.doubled - doubled}",
+        flush=True,
+    )
+    return recovered and absence.missed == absence.replayed

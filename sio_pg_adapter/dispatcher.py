@@ -1,0 +1,179 @@
+"""The cursor: every record of the log is applied once, in order, in one synchronous step.
+
+A ring tells that there is something above the cursor; it may carry the records. If they follow the cursor
+without a gap they are applied at once; else the range from the cursor is read. A lost, late or double ring, a
+reconnect and a start all end in the same range query, so none of them is a special case.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import heapq
+import itertools
+import logging
+from collections import deque
+from collections.abc import Callable, Iterator
+
+from .errors import StoreUnavailable
+from .log import LogReader
+from .records import Record
+
+PAGE = 500
+"""Records of one range read."""
+
+RECENT_RECORDS = 4_000
+RECENT_BYTES = 16 * 1024 * 1024
+"""What the buffer of the last applied records holds at the most, for replays to end in."""
+
+RETRY = 0.5
+"""Seconds between range reads that fail: the database is away."""
+
+logger = logging.getLogger("sio_pg_adapter")
+
+
+class Recent:
+    """The last applied records: all of those above ``base``, up to the cursor."""
+
+    def __init__(self, base: int) -> None:
+        self.base = base
+        self._records: deque[Record] = deque()
+        self._size = 0
+
+    def add(self, record: Record) -> None:
+        self._records.append(record)
+        self._size += record.size
+        while len(self._records) > RECENT_RECORDS or self._size > RECENT_BYTES:
+            oldest = self._records.popleft()
+            self._size -= oldest.size
+            self.base = oldest.offset
+
+    def cover(self, position: int) -> bool:
+        """Is every applied record above the position in here?"""
+        return position >= self.base
+
+    def after(self, position: int) -> Iterator[Record]:
+        """Those above the position, in order."""
+        newest_first = itertools.takewhile(lambda r: r.offset > position, reversed(self._records))
+        return reversed(list(newest_first))
+
+
+class Dispatcher:
+    """Walks the log with one cursor.
+
+    :param reader: where ranges are read.
+    :param apply: called with each record, in order, once; synchronous: no application code, no await.
+    :param on_hole: called when retention deleted records that this node had not seen, with the new cursor.
+    """
+
+    def __init__(
+        self, reader: LogReader, apply: Callable[[Record], None], on_hole: Callable[[int], None]
+    ) -> None:
+        self._reader = reader
+        self._apply = apply
+        self._on_hole = on_hole
+        self.cursor = 0
+        self.head = 0
+        self.recent = Recent(0)
+        self._reading = False
+        self._ring = asyncio.Event()
+        self._passed: list[tuple[int, int, Callable[[], None]]] = []
+        self._order = itertools.count()
+        self._task: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Begin at the head of the log."""
+        self.cursor = self.head = await self._reader.head()
+        self.recent = Recent(self.cursor)
+        self._task = asyncio.create_task(self._run(), name="sio_pg dispatcher")
+
+    async def close(self) -> None:
+        """Safe to call twice."""
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+
+    # -- rings -----------------------------------------------------------------------------------------
+    def ring(self) -> None:
+        """There may be something above the cursor."""
+        self._ring.set()
+
+    def offer(self, prev: int, last: int, records: list[Record] | None) -> None:
+        """An append of the log: the offset before it, its last one, and its records where they came along."""
+        self.head = max(self.head, last)
+        if last <= self.cursor:
+            return
+        # Not while a range read is under way: what it returns is applied from the cursor that it began at.
+        if records and not self._reading and prev <= self.cursor:
+            for record in records:
+                if record.offset > self.cursor:
+                    self._advance(record)
+            self._tell()
+        else:
+            self._ring.set()
+
+    def when(self, offset: int, then: Callable[[], None]) -> None:
+        """Call back, synchronously, when the cursor has reached the offset; at once if it has."""
+        if offset <= self.cursor:
+            then()
+        else:
+            heapq.heappush(self._passed, (offset, next(self._order), then))
+
+    async def passed(self, offset: int, timeout: float) -> bool:
+        """Wait until the cursor has reached the offset; ``False`` after ``timeout`` seconds."""
+        if offset <= self.cursor:
+            return True
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.when(offset, lambda: None if future.done() else future.set_result(None))
+        self._ring.set()
+        done, _ = await asyncio.wait((future,), timeout=timeout)
+        future.cancel()
+        return bool(done)
+
+    # -- the walk --------------------------------------------------------------------------------------
+    def _advance(self, record: Record) -> None:
+        try:
+            self._apply(record)
+        except Exception:  # one record that cannot be applied must not stop all that follow it
+            logger.exception("record %s of the log could not be applied", record.offset)
+        self.recent.add(record)
+        self.cursor = record.offset
+        self.head = max(self.head, record.offset)
+
+    def _tell(self) -> None:
+        while self._passed and self._passed[0][0] <= self.cursor:
+            then = heapq.heappop(self._passed)[2]
+            try:
+                then()
+            except Exception:
+                logger.exception("a message that waited for offset %s could not be handled", self.cursor)
+
+    async def _run(self) -> None:
+        while True:
+            await self._ring.wait()
+            self._ring.clear()
+            self._reading = True
+            try:
+                while await self._read_page():
+                    pass
+            except StoreUnavailable as e:
+                logger.warning("the log cannot be read at offset %s, trying again: %s", self.cursor, e)
+                await asyncio.sleep(RETRY)  # the database is away: it has nothing that could be awaited
+                self._ring.set()
+            finally:
+                self._reading = False
+
+    async def _read_page(self) -> bool:
+        """Read and apply a page; is there more?"""
+        floor, records = await self._reader.range(self.cursor, PAGE)
+        if floor > self.cursor:
+            self.cursor = floor
+            self.recent = Recent(floor)
+            self._on_hole(floor)
+        for record in records:
+            whole = record if record.attachment is None else await self._reader.whole(record)
+            self._advance(whole)
+            self._tell()
+        return len(records) == PAGE

@@ -1,0 +1,64 @@
+"""Events as Engine.IO packets: made once from the encoded text, shared by all who receive them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+from engineio.packet import MESSAGE
+from engineio.packet import Packet as Frame
+from socketio.packet import EVENT, Packet
+
+from .records import Record, with_binary
+
+Frames = list[Frame]
+
+UNSTORED_TAIL = "null"
+"""The last argument of an unstored event that would otherwise end in a string: clients keep that as an offset.
+Also of one that ends in null, so that a client which strips it can always strip exactly one."""
+
+
+def event_frames(
+    packet_class: type[Packet],
+    namespace: str,
+    body: str,
+    parts: Sequence[bytes],
+    *,
+    tail: str | None = None,
+    ack_id: int | None = None,
+) -> Frames:
+    """The frames of an event: one, and one for each binary part.
+
+    :param body: the JSON array of its name and arguments.
+    :param tail: JSON text to add as the last argument.
+    """
+    if tail is not None:
+        body = f"{body.rstrip()[:-1]},{tail}]"
+    if packet_class.encode is not Packet.encode or packet_class.decode is not Packet.decode:
+        # Another serializer: it gets the values, not the text.
+        values = with_binary(json.loads(body), parts)
+        encoded = packet_class(EVENT, data=values, namespace=namespace, id=ack_id).encode()
+        return [Frame(MESSAGE, one) for one in (encoded if isinstance(encoded, list) else [encoded])]
+    head = f"5{len(parts)}-" if parts else "2"
+    if namespace != "/":
+        head += namespace + ","
+    if ack_id is not None:
+        head += str(ack_id)
+    return [Frame(MESSAGE, head + body), *(Frame(MESSAGE, part) for part in parts)]
+
+
+def stored_frames(record: Record, packet_class: type[Packet], offset: str | None) -> Frames:
+    """The frames of a record, with its offset or, for clients that get none, without; made once for each."""
+    key = (packet_class, offset is None)
+    frames: Frames | None = record.frames.get(key)
+    if frames is None:
+        tail = None if offset is None else f'"{offset}"'
+        frames = event_frames(packet_class, record.namespace, record.body or "", record.parts, tail=tail)
+        record.frames[key] = frames
+    return frames
+
+
+def unstored_tail(body: str) -> str | None:
+    """The tail for an unstored event to clients that keep offsets."""
+    text = body.rstrip()[:-1].rstrip()
+    return UNSTORED_TAIL if text.endswith(('"', ",null")) else None

@@ -1,0 +1,580 @@
+"""``AsyncPostgresManager``: the client manager that python-socketio talks to, and what it is composed of.
+
+A packet goes one way: manager -> log -> dispatcher -> socket. The listener only tells the dispatcher to look.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import json as stdlib_json
+import logging
+import secrets
+import uuid
+from collections import OrderedDict
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any, Self
+
+import asyncpg
+from socketio import AsyncManager
+
+from .clients import Client, Clients, State, handling
+from .database import Connection, Database
+from .delivery import Delivery
+from .dispatcher import Dispatcher
+from .ephemeral import Ephemeral, Message
+from .errors import ConfigurationError, SioPgError, StoreUnavailable
+from .listener import Listener
+from .log import Entry, LogReader, LogWriter, read_notification
+from .options import ConnectionStateRecovery
+from .pruner import Pruner
+from .records import EVERYBODY, Kind, encode_event, encode_json, text_name, text_names, with_binary
+from .recovery import Memberships
+from .sessions import Sessions
+
+EMIT_WAIT = 5.0
+"""Seconds that an emit waits for this node's cursor. It is in the log by then: the node is behind, not the emit."""
+
+PENDING_CALLBACKS = 100_000
+"""Callbacks that wait for other nodes' clients; beyond that the oldest are given up."""
+
+default_logger = logging.getLogger("sio_pg_adapter")
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """How a node is.
+
+    :ivar ok: it listens, and its cursor has reached what it knows of the log.
+    :ivar cursor: the offset up to which it has applied the log.
+    :ivar lag: offsets between the cursor and the last one that it knows of.
+    :ivar listener: ``"listening"``, ``"reconnecting"`` or ``"stopped"``.
+    :ivar sessions: sessions that are held by clients of this node.
+    """
+
+    ok: bool
+    cursor: int
+    lag: int
+    listener: str
+    sessions: int
+
+
+class AsyncPostgresManager(AsyncManager):  # type: ignore[misc] # upstream is untyped
+    """A client manager on PostgreSQL: emits, rooms, disconnects and callbacks across nodes, in one order.
+
+    Under :class:`sio_pg_adapter.AsyncServer` with ``connection_state_recovery`` it also keeps the sessions that
+    clients come back to. Nothing is opened before the first use.
+
+    :param dsn: an asyncpg or libpq URL. ``None``: the ``SIO_PG_DSN`` environment variable, then libpq's ``PG*``
+                variables.
+    :param pool: an ``asyncpg.Pool`` of the application's to use instead of an own one. Two or three of its
+                 connections are kept as long as the manager runs.
+    :param listen_dsn: a direct connection for LISTEN, where ``dsn`` goes through a transaction pooler.
+    :param schema: where the tables are. One schema is one log and one cluster.
+    :param write_only: ``True`` in a process that only emits.
+    :param logger: a logger instead of the server's.
+    :param json: a module with ``dumps`` and ``loads``, if ``write_only``; else the server's is used.
+    """
+
+    name = "asyncpostgres"
+
+    def __init__(
+        self,
+        dsn: str | None = None,
+        *,
+        pool: asyncpg.Pool | None = None,
+        listen_dsn: str | None = None,
+        schema: str = "public",
+        write_only: bool = False,
+        logger: logging.Logger | None = None,
+        json: Any = None,  # noqa: ANN401 - a module
+    ) -> None:
+        super().__init__()
+        self.logger = logger
+        if json is not None:
+            self.json = json
+        self.write_only = write_only
+        self.host_id = uuid.uuid4().hex
+        self.database = Database(dsn, pool=pool, listen_dsn=listen_dsn, schema=schema)
+        self.clients = Clients()
+        self.recovery: ConnectionStateRecovery | None = None
+        self.unstored: set[str] = set()
+        self.on_taken: Callable[[Client], None] = self._let_go
+        self.on_kicked: Callable[[Client, str | None], None] = self._kicked
+        self._starting: asyncio.Lock | None = None
+        self._running = False
+        self._closed = False
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._pending: OrderedDict[int, Callable[..., Any]] = OrderedDict()
+        self._numbers = iter(range(secrets.randbits(40), 1 << 62))
+
+    # -- start and end -----------------------------------------------------------------------------------
+    def set_server(self, server: Any) -> None:  # noqa: ANN401 - upstream's
+        if self.write_only:
+            raise ConfigurationError("a manager with write_only=True serves no server: leave write_only out")
+        super().set_server(server)
+
+    def initialize(self) -> None:
+        """Upstream's hook at the first connection: synchronous, so this only begins to start."""
+        super().initialize()
+        self.spawn(self._start_early(), "sio_pg start")
+
+    async def _start_early(self) -> None:
+        try:
+            await self.ready()
+        except SioPgError as e:  # whoever needs it will be told
+            self._get_logger().error("%s", e)
+
+    async def start(self) -> None:
+        """Connect, and begin to follow the log. Safe to call twice.
+
+        :raises StoreUnavailable: if the database cannot be reached.
+        :raises SchemaMismatch: if it is not migrated; says which command mends it.
+        """
+        self._closed = False
+        await self.ready()
+
+    async def ready(self) -> None:
+        """Start at the first use; no further than :meth:`aclose`, after which only :meth:`start` starts anew.
+
+        :raises StoreUnavailable: if the database cannot be reached, or the manager was closed.
+        :raises SchemaMismatch: if it is not migrated.
+        """
+        if self._running:
+            return
+        if self._closed:
+            raise StoreUnavailable("the manager was closed")
+        if self._starting is None:
+            self._starting = asyncio.Lock()
+        async with self._starting:
+            if not self._running and not self._closed:
+                await self._start()
+
+    async def _start(self) -> None:
+        await self.database.open()
+        self.node = uuid.uuid4().hex
+        self.channel = "sio_" + secrets.token_hex(20)
+        self.dispatcher = Dispatcher(LogReader(self.database), self._apply, self._on_hole)
+        self.log = LogWriter(self.database, self._on_appended, self.node)
+        self.sessions = Sessions(self.database, self.log, self.node)
+        self.log_reader = LogReader(self.database)
+        self.delivery = Delivery(
+            self, lambda: self.database.codec, lambda c: self.on_taken(c), lambda c, d: self.on_kicked(c, d)
+        )
+        self.ephemeral = Ephemeral(
+            self.database, self.node, lambda: self.dispatcher.cursor, self.dispatcher.when, self._on_message
+        )
+        self.listener = Listener(
+            self.database, [self.database.channel, self.channel], self._on_notify, self._on_listening
+        )
+        self.pruner = Pruner(self.database)
+        self._released: OrderedDict[tuple[int, int], asyncio.Event] = OrderedDict()
+        try:
+            self.log.start()
+            if not self.write_only:
+                await self.listener.start()
+                await self.dispatcher.start()
+                await self._enter_cluster()
+                self.pruner.start()
+        except BaseException:
+            await self._stop()
+            raise
+        self._running = True
+
+    async def _enter_cluster(self) -> None:
+        eio = self.server.eio
+        # How long a drop can go unnoticed: engineio looks at each socket once in a ping_timeout.
+        unnoticed = eio.ping_interval + 3 * eio.ping_timeout
+        recovery_seconds = 0.0 if self.recovery is None else self.recovery.window
+        await self.database.fetch(
+            "node_start", uuid.UUID(self.node), self.channel, recovery_seconds, unnoticed + 120.0
+        )
+
+    async def aclose(self) -> None:
+        """Write what is waiting, leave the cluster, close all connections. Safe to call twice, or unstarted."""
+        self._closed = True
+        if self._starting is None:
+            return
+        async with self._starting:
+            if self._running:
+                self._running = False
+                await self._stop()
+        self._starting = None  # an event loop's own: the next start may be in another
+
+    async def _stop(self) -> None:
+        for task in [t for t in self._tasks if t is not asyncio.current_task()]:
+            task.cancel()
+        await asyncio.gather(*(t for t in self._tasks if t is not asyncio.current_task()), return_exceptions=True)
+        await self.log.close()
+        await self.ephemeral.close()
+        await self.pruner.close()
+        if not self.write_only:
+            try:
+                async with asyncio.timeout(5):
+                    await self.database.fetch("node_stop", uuid.UUID(self.node))
+            except (SioPgError, TimeoutError) as e:
+                self._get_logger().warning("leaving the cluster: %s", e)
+        await self.listener.close()
+        await self.dispatcher.close()
+        await self.database.close()
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.aclose()
+
+    def spawn(self, work: Coroutine[Any, Any, Any], name: str) -> asyncio.Task[Any]:
+        """Run application code, or what waits for it, apart from the loops; ended with the manager."""
+        task = asyncio.get_running_loop().create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+        return task
+
+    def _done(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (e := task.exception()) is not None:
+            self._get_logger().error("%s failed", task.get_name(), exc_info=e)
+
+    async def health(self) -> Health:
+        """How this node is, without asking the database."""
+        if not self._running or self.write_only:
+            return Health(self._running, 0, 0, "stopped", 0)
+        lag = max(0, self.dispatcher.head - self.dispatcher.cursor)
+        held = sum(c.held is not None for of in self.clients.by_sid.values() for c in of.values())
+        listening = self.listener.connected
+        state = "listening" if listening else "reconnecting"
+        return Health(listening and lag == 0, self.dispatcher.cursor, lag, state, held)
+
+    # -- what the loops tell -------------------------------------------------------------------------------
+    def _apply(self, record: Any) -> None:  # noqa: ANN401 - a Record; bound late, so that tests can watch it
+        self.delivery.apply(record)
+
+    def _on_appended(self, prev: int, last: int, records: list[Any] | None) -> None:
+        self.dispatcher.offer(prev, last, records)
+
+    async def _on_listening(self, _connection: Connection) -> None:
+        self.dispatcher.ring()  # what was notified before this connection listened was not heard
+
+    def _on_notify(self, channel: str, payload: str) -> None:
+        if payload.startswith("{"):
+            self.ephemeral.receive(payload)
+        elif channel == self.database.channel:
+            self.dispatcher.offer(*read_notification(payload))
+        elif payload.startswith("released "):
+            _, session, generation = payload.split()
+            self.released((int(session), int(generation))).set()
+
+    def released(self, held: tuple[int, int]) -> asyncio.Event:
+        """Set when the former holder of a session, by id and generation, has let go; it may be so already."""
+        event = self._released.setdefault(held, asyncio.Event())
+        if len(self._released) > 1_000:  # told, and nobody asked
+            self._released.popitem(last=False)
+        return event
+
+    def forget_released(self, held: tuple[int, int]) -> None:
+        self._released.pop(held, None)
+
+    def _on_hole(self, floor: int) -> None:
+        self._get_logger().error("retention deleted records that this node had not read, up to %s", floor)
+        for client in [c for of in self.clients.by_sid.values() for c in of.values()]:
+            self.on_taken(client)
+
+    def _on_message(self, message: Message, parts: tuple[bytes, ...]) -> None:
+        if message["type"] == "answer":
+            callback = self._pending.pop(message["id"], None)
+            if callback is not None:
+                self._answered(callback, with_binary(stdlib_json.loads(message["body"]), parts))
+            return
+        target = (message["namespace"], tuple(message["rooms"]), tuple(message["skip"]), message["body"], parts)
+        if message["type"] == "event":
+            self.delivery.unstored(*target)
+        elif message["type"] == "question":
+            self.delivery.question(*target, self._answer_to(message["reply"], message["id"]))
+
+    # -- emit ------------------------------------------------------------------------------------------------
+    async def emit(  # noqa: PLR0913 - upstream's signature and ours
+        self,
+        event: str,
+        data: Any,  # noqa: ANN401 - whatever has a JSON form
+        namespace: str | None = None,
+        room: Any = None,  # noqa: ANN401 - a room or several
+        skip_sid: Any = None,  # noqa: ANN401 - a sid or several
+        callback: Callable[..., Any] | None = None,
+        to: Any = None,  # noqa: ANN401 - as room
+        *,
+        ignore_queue: bool = False,
+        volatile: bool = False,
+        connection: Any = None,  # noqa: ANN401
+        **_: object,
+    ) -> None:
+        """Send an event to a client, a room, several rooms, or everybody in the namespace, on any node.
+
+        Returns when this node has passed it on to its own clients' connections.
+
+        :param volatile: not stored and never replayed.
+        :param ignore_queue: to this node's clients only, not stored.
+        :raises NotSerializable: before anything is stored; names the key or the argument.
+        :raises PayloadTooLarge: before anything is stored.
+        :raises StoreUnavailable: says whether the event may be stored.
+        """
+        namespace = text_name(namespace or "/", "namespace")
+        rooms = text_names(to or room, "room") or (EVERYBODY,)
+        skip_sids = text_names(skip_sid, "skip_sid")
+        body, parts = encode_event(event, data, self.json)
+        if connection is not None:
+            raise ConfigurationError("connection= is not supported by this version: emit after the commit")
+        if callback is not None:
+            if self.server is None:
+                raise RuntimeError("Callbacks can only be issued from the context of a server.")
+            if rooms == (EVERYBODY,):
+                raise ValueError("Cannot use callback without a room set.")
+        await self.ready()
+        if callback is not None:
+            await self._ask(namespace, rooms, skip_sids, body, parts, callback, ignore_queue=ignore_queue)
+        elif ignore_queue:
+            self.delivery.unstored(namespace, rooms, skip_sids, body, parts)
+        elif volatile or namespace in self.unstored:
+            message = {"type": "event", "namespace": namespace, "rooms": rooms, "skip": skip_sids, "body": body}
+            if not self.write_only:
+                self.delivery.unstored(namespace, rooms, skip_sids, body, parts)
+            await self.ephemeral.send(self.database.channel, message, parts)
+        else:
+            await self._append(Entry(Kind.EVENT, namespace, rooms, skip_sids, body=body, parts=parts))
+
+    async def _append(self, entry: Entry) -> None:
+        """Append, and wait until it has taken effect here."""
+        await self.ready()
+        written = await self.log.append(entry)
+        if not self.write_only and not await self.dispatcher.passed(written.offset, EMIT_WAIT):
+            self._get_logger().warning("this node is behind the log: at %s", self.dispatcher.cursor)
+
+    # -- callbacks ---------------------------------------------------------------------------------------------
+    async def _ask(
+        self,
+        namespace: str,
+        rooms: tuple[str, ...],
+        skip_sids: tuple[str, ...],
+        body: str,
+        parts: tuple[bytes, ...],
+        callback: Callable[..., Any],
+        *,
+        ignore_queue: bool,
+    ) -> None:
+        number = next(self._numbers)
+        self._pending[number] = callback
+        if len(self._pending) > PENDING_CALLBACKS:
+            self._pending.popitem(last=False)
+        self.delivery.question(namespace, rooms, skip_sids, body, parts, self._answer_to(self.channel, number))
+        if ignore_queue or (len(rooms) == 1 and rooms[0] in self.clients.by_sid.get(namespace, {})):
+            return  # for a client of this node alone
+        message = {"type": "question", "namespace": namespace, "rooms": rooms, "skip": skip_sids, "body": body}
+        message |= {"id": number, "reply": self.channel}
+        await self.ephemeral.send(self.database.channel, message, parts)
+
+    def forget_callback(self, callback: Callable[..., Any]) -> None:
+        """Nobody waits for its answer any more."""
+        for number in [n for n, c in self._pending.items() if c is callback]:
+            del self._pending[number]
+
+    def _answer_to(self, channel: str, number: int) -> Callable[..., None]:
+        def answer(*args: Any) -> None:  # noqa: ANN401 - what the client answered
+            if channel == self.channel:
+                callback = self._pending.pop(number, None)
+                if callback is not None:
+                    self._answered(callback, args)
+                return
+            body, parts = encode_event("", args, stdlib_json)
+            values = stdlib_json.dumps(stdlib_json.loads(body)[1:])
+            self.ephemeral.send(channel, {"type": "answer", "id": number, "body": values}, parts)
+
+        return answer
+
+    def _answered(self, callback: Callable[..., Any], args: Any) -> None:  # noqa: ANN401
+        async def run() -> None:
+            result = callback(*args)
+            if inspect.isawaitable(result):
+                await result
+
+        self.spawn(run(), "sio_pg callback")
+
+    async def trigger_callback(self, sid: str, id: int, data: Any) -> None:  # noqa: A002, ANN401 - upstream's
+        """A client acknowledged an event."""
+        for of_namespace in self.clients.by_sid.values():
+            client = of_namespace.get(sid)
+            if client is not None and (callback := client.acks.pop(id, None)) is not None:
+                callback(*data)
+                return
+        self._get_logger().warning("Unknown callback received, ignoring.")
+
+    # -- rooms -------------------------------------------------------------------------------------------------
+    async def enter_room(self, sid: str, namespace: str, room: str, eio_sid: str | None = None) -> None:  # noqa: ARG002
+        """Add a client of any node, or a session that is away, to a room. It has taken effect on return."""
+        room, sid = text_name(room, "room"), text_name(sid, "sid")
+        if room == EVERYBODY:
+            raise ConfigurationError("room takes a name that is not empty: an empty one means everybody")
+        if room != sid and self.is_sid_room(namespace, room):
+            raise ValueError("cannot enter a sid room")
+        await self._move(Kind.ENTER, sid, namespace, room)
+
+    async def leave_room(self, sid: str, namespace: str, room: str) -> None:
+        """Remove a client of any node, or a session that is away, from a room; in effect on return."""
+        await self._move(Kind.LEAVE, text_name(sid, "sid"), namespace, text_name(room, "room"))
+
+    async def _move(self, kind: Kind, sid: str, namespace: str, room: str) -> None:
+        namespace = namespace or "/"
+        if room == sid:
+            return  # its own room: it is in there as long as it lives
+        await self.ready()
+        client = self.clients.get(sid, namespace)
+        args: dict[str, Any] = {}
+        if client is not None:
+            if client.opening is not None:
+                await asyncio.wait((client.opening,))
+            if client.state is State.LEFT and handling.get() is client:
+                return  # in its disconnect handler: its rooms were taken down when that began
+            if client.held is None:
+                self._move_in_memory(kind, client, room)
+                return
+            args["generation"] = client.held.generation
+            own_handler = handling.get() is client and client.state is State.CONNECTING
+            if kind is Kind.LEAVE and own_handler:
+                args["as_of"] = client.after
+        await self._append(Entry(kind, namespace, (room,), sid=sid, args=args))
+
+    def _move_in_memory(self, kind: Kind, client: Client, room: str) -> None:
+        """Of a client that has no session, or none yet: its rooms are stored with it."""
+        if kind is Kind.ENTER:
+            client.memberships.enter(room, self.dispatcher.cursor)
+            if client.state is State.LIVE:
+                self.basic_enter_room(client.sid, client.namespace, room, eio_sid=client.eio_sid)
+        else:
+            client.memberships.leave(room, self.dispatcher.cursor + 1)
+            if client.state is State.LIVE:
+                self.delivery.unregister(client, room)
+
+    async def close_room(self, room: str, namespace: str | None = None) -> None:
+        """Remove everybody from a room, on all nodes, and sessions that are away. In effect on return."""
+        room, namespace = text_name(room, "room"), namespace or "/"
+        if self.is_sid_room(namespace, room):
+            raise ValueError("cannot close a sid room")
+        await self._append(Entry(Kind.CLOSE, namespace, (room,)))
+
+    def get_rooms(self, sid: str, namespace: str) -> list[str]:
+        """The rooms of a client of this node, its own first."""
+        client = self.clients.get(sid, namespace)
+        return [] if client is None else [client.sid, *client.memberships.current()]
+
+    # -- who is there ------------------------------------------------------------------------------------------
+    async def pre_connect(self, eio_sid: str, namespace: str) -> str | None:
+        """Take a new client in, of a server without recovery; ``None`` if its connection has one already."""
+        await self.ready()
+        client = self.admit(eio_sid, namespace)
+        return None if client is None else client.sid
+
+    def admit(self, eio_sid: str, namespace: str) -> Client | None:
+        """A new client whose connect is being decided; ``None`` if its connection has one in the namespace."""
+        if self.clients.of_socket(eio_sid, namespace) is not None:
+            return None
+        sid = self.server.eio.generate_id()
+        start = self.dispatcher.cursor
+        socket = self.server.eio.sockets[eio_sid]
+        client = Client(namespace, sid, eio_sid, socket, Memberships(sid, start), sent=start)
+        self.clients.add(client)
+        return client
+
+    async def connect(self, sid: str, namespace: str) -> str:
+        """The connect of a client without recovery was accepted: it is live."""
+        client = self.clients.get(sid, namespace)
+        if client is not None and client.state is State.CONNECTING:
+            self.catch_up(client)
+        return sid
+
+    def catch_up(self, client: Client) -> None:
+        """Send what was due while the connect was decided, as far as it is at hand, and go live; in one tick."""
+        for record in self.dispatcher.recent.after(client.sent):
+            if record.namespace == client.namespace and client.memberships.due(record):
+                self.delivery.replay(client, record)
+        client.sent = max(client.sent, self.dispatcher.cursor)
+        self.delivery.go_live(client)
+
+    def is_connected(self, sid: str, namespace: str) -> bool:
+        client = self.clients.by_sid.get(namespace, {}).get(sid)
+        pending = self.pending_disconnect.get(namespace, ())
+        return client is not None and client.connected and sid not in pending
+
+    def is_pre_connected(self, sid: str, namespace: str) -> bool:
+        client = self.clients.by_sid.get(namespace, {}).get(sid)
+        return client is not None and client.state is State.CONNECTING
+
+    def eio_sid_from_sid(self, sid: str, namespace: str) -> str | None:
+        client = self.clients.get(sid, namespace)
+        return None if client is None else client.eio_sid
+
+    def sid_from_eio_sid(self, eio_sid: str, namespace: str) -> str | None:
+        client = self.clients.of_socket(eio_sid, namespace)
+        return None if client is None else client.sid
+
+    def get_namespaces(self) -> Any:  # noqa: ANN401 - an iterable, as upstream's
+        return self.clients.by_sid.keys()
+
+    def pre_disconnect(self, sid: str, namespace: str) -> str | None:
+        self.pending_disconnect.setdefault(namespace, []).append(sid)
+        return self.eio_sid_from_sid(sid, namespace)
+
+    # -- disconnect --------------------------------------------------------------------------------------------
+    async def can_disconnect(self, sid: str, namespace: str) -> bool:
+        """Upstream's question before it disconnects a client here; of other nodes, the log tells them."""
+        client = self.clients.by_sid.get(namespace, {}).get(sid)
+        if client is not None:
+            return self.is_connected(sid, namespace)
+        await self.kick(sid, namespace)
+        return False
+
+    async def kick(self, sid: str, namespace: str) -> None:
+        """End the session of a sid for good, and its connection, wherever it is."""
+        await self._append(Entry(Kind.KICK, namespace, sid=text_name(sid, "sid")))
+
+    async def disconnect(self, sid: str, namespace: str, **kwargs: Any) -> None:  # noqa: ANN401 - upstream's
+        if kwargs.get("ignore_queue"):
+            self.basic_disconnect(sid, namespace)
+        else:
+            await self.kick(sid, namespace)
+
+    def basic_disconnect(self, sid: str, namespace: str, **_: object) -> None:
+        client = self.clients.by_sid.get(namespace, {}).get(sid)
+        if client is not None:
+            self.depart(client)
+        pending = self.pending_disconnect.get(namespace, [])
+        if sid in pending:
+            pending.remove(sid)
+            if not pending:
+                del self.pending_disconnect[namespace]
+
+    def depart(self, client: Client) -> None:
+        """Take a client out of this node's lists: from here on it reads as away. Its memberships stay with it."""
+        if client.state is State.LIVE:
+            for room in (*client.memberships.current(), client.sid, None):
+                if client.sid in self.rooms.get(client.namespace, {}).get(room, ()):
+                    self.basic_leave_room(client.sid, client.namespace, room)
+        client.state = State.LEFT
+        client.waiting.clear()
+        client.acks.clear()
+        self.clients.remove(client)
+
+    def _let_go(self, client: Client) -> None:
+        """A server without recovery holds no sessions that could be claimed."""
+
+    def _kicked(self, client: Client, _data: str | None) -> None:
+        work = self.server.disconnect(client.sid, namespace=client.namespace, ignore_queue=True)
+        self.spawn(work, "sio_pg disconnect")
+
+    # -- session data --------------------------------------------------------------------------------------------
+    def encode_session(self, session: object) -> str:
+        """Session data as JSON.
+
+        :raises NotSerializable: naming the key.
+        """
+        return encode_json(session, "session", stdlib_json)

@@ -1,0 +1,77 @@
+"""The options of connection state recovery, checked where they are given."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from .errors import ConfigurationError
+
+Accepts = Callable[[dict[str, Any], Any], bool]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ConnectionStateRecovery:
+    """How long, for whom and up to where connections are recovered.
+
+    :param max_disconnection_duration: seconds that a session outlives its connection, by the clock of the
+                                       database; ``math.inf`` keeps sessions and packets for ever.
+    :param skip_middlewares: ``True`` skips the functions given to ``sio.use()`` on recovery. The ``connect``
+                             handler runs all the same.
+    :param max_missed_packets: a client that missed more than that gets a fresh session, never a part.
+    :param accepts: ``callable(environ, auth) -> bool``: which connections get a session, a ``pid`` and
+                    offsets. ``None``: all. Clients in languages whose handlers cannot take the offset as
+                    one more argument are the ones to leave out.
+    """
+
+    max_disconnection_duration: float = 120.0
+    skip_middlewares: bool = False
+    max_missed_packets: int = 10_000
+    accepts: Accepts | None = None
+
+    def __post_init__(self) -> None:
+        duration = self.max_disconnection_duration
+        if isinstance(duration, bool) or not isinstance(duration, int | float) or not duration > 0:
+            raise ConfigurationError(
+                f"max_disconnection_duration takes seconds, more than 0, or math.inf: not {duration!r}"
+            )
+        missed = self.max_missed_packets
+        if isinstance(missed, bool) or not isinstance(missed, int) or missed < 0:
+            raise ConfigurationError(f"max_missed_packets takes a whole number from 0 on: not {missed!r}")
+        if not isinstance(self.skip_middlewares, bool):
+            raise ConfigurationError(f"skip_middlewares takes True or False: not {self.skip_middlewares!r}")
+        if self.accepts is not None and not callable(self.accepts):
+            raise ConfigurationError(f"accepts takes a callable(environ, auth) or None: not {self.accepts!r}")
+
+    @property
+    def window(self) -> float | None:
+        """Seconds, or ``None`` for ever: as the database takes it."""
+        return None if math.isinf(self.max_disconnection_duration) else float(self.max_disconnection_duration)
+
+
+def recovery_options(
+    value: ConnectionStateRecovery | Mapping[str, Any] | bool | None,  # noqa: FBT001 - as the option is given
+) -> ConnectionStateRecovery | None:
+    """What ``connection_state_recovery=`` means: options, or ``None`` for off.
+
+    :raises ConfigurationError: for anything else, naming the key.
+    """
+    if value is None or value is False:
+        return None
+    if value is True:
+        return ConnectionStateRecovery()
+    if isinstance(value, ConnectionStateRecovery):
+        return value
+    if isinstance(value, Mapping):
+        known = [f.name for f in fields(ConnectionStateRecovery)]
+        if unknown := [key for key in value if key not in known]:
+            raise ConfigurationError(
+                f"connection_state_recovery has no key {unknown[0]!r}; it takes {', '.join(known)}"
+            )
+        return ConnectionStateRecovery(**value)
+    raise ConfigurationError(
+        "connection_state_recovery takes a ConnectionStateRecovery, True, a dict of its keys, or None: "
+        f"not {value!r}"
+    )

@@ -1,0 +1,142 @@
+-- The statements that this package runs, each named and with a sentence. "sio." stands for the schema.
+-- All changes of the log and of sessions go through one function of the migrations, sio_write.
+
+-- name: version
+-- Which version of the tables is there, and where appends are announced.
+SELECT version, channel FROM sio.sio_log
+
+-- name: epochs
+-- The histories of the log, to sign and to check offsets with.
+SELECT epoch, key, lead(began_after) OVER (ORDER BY epoch) AS ended FROM sio.sio_epochs ORDER BY epoch
+
+-- name: head
+-- Where a starting node begins to read: never the sequence, which counts what was rolled back.
+SELECT greatest(coalesce(max("offset"), 0), (SELECT floor FROM sio.sio_log)) FROM sio.sio_packets
+
+-- name: write
+-- A batch of entries in order: one lock, one commit, one notification.
+SELECT prev, offsets, results
+FROM sio.sio_write($1::bigint, $2::smallint[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::text[],
+                   $9::bytea[], $10::uuid[], $11::text[], $12::text)
+
+-- name: attach
+-- Large bodies, before the log's lock is taken for the records that refer to them.
+INSERT INTO sio.sio_attachments (id, data, ephemeral)
+SELECT * FROM unnest($1::uuid[], $2::bytea[], $3::boolean[]) ON CONFLICT DO NOTHING
+
+-- name: attachment
+-- One large body.
+SELECT data FROM sio.sio_attachments WHERE id = $1::uuid
+
+-- name: backend
+-- Which backend serves this connection: so that another can end it for certain.
+SELECT pid, backend_start FROM pg_stat_activity WHERE pid = pg_backend_pid()
+
+-- name: end_backend
+-- End a former connection's backend; no row once it is gone.
+SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid = $1::integer AND backend_start = $2::timestamptz
+
+-- name: lock
+-- Wait until no append is under way.
+LOCK TABLE sio.sio_lock IN EXCLUSIVE MODE
+
+-- name: batch
+-- What a batch, whose answer was lost, left in the log above an offset known from before it.
+SELECT "offset", kind FROM sio.sio_packets WHERE "offset" > $1::bigint AND batch = $2::bigint ORDER BY "offset"
+
+-- name: range
+-- A page of the log above a cursor, in order, with the floor in its first row even where there is nothing.
+SELECT l.floor, p."offset", p.kind, p.namespace, p.room, p.rooms, p.skip_sids, p.sid, p.generation, p.node, p.body,
+       p.parts, p.attachment
+FROM sio.sio_log l LEFT JOIN LATERAL (
+    SELECT * FROM sio.sio_packets WHERE "offset" > $1::bigint ORDER BY "offset" LIMIT $2::integer) p ON true
+ORDER BY p."offset"
+
+-- name: page
+-- A page of what a session missed above an offset, with head and loss in its first row; no row at all where a
+-- newer claim holds the session, or it has ended.
+SELECT h.head, h.lost, p."offset", p.kind, p.namespace, p.room, p.rooms, p.skip_sids, p.sid, p.generation, p.node,
+       p.body, p.parts, p.attachment
+FROM (SELECT (SELECT coalesce(max("offset"), 0) FROM sio.sio_packets) AS head, sio.sio_lost(id, $3::bigint) AS lost
+      FROM sio.sio_sessions WHERE id = $1::bigint AND generation = $2::bigint) h
+LEFT JOIN LATERAL (
+    SELECT q.* FROM sio.sio_due($1::bigint, $3::bigint, $4::integer) d JOIN sio.sio_packets q ON q."offset" = d) p
+    ON true
+ORDER BY p."offset"
+
+-- name: memberships
+-- A session's rooms and the last offset that they hold for; no row where a newer claim holds it.
+SELECT (SELECT coalesce(max("offset"), 0) FROM sio.sio_packets) AS head,
+       (SELECT coalesce(json_agg(json_build_array(room, joined_at, left_at)), '[]')::text
+        FROM sio.sio_rooms WHERE session = s.id) AS rooms
+FROM sio.sio_sessions s WHERE s.id = $1::bigint AND s.generation = $2::bigint
+
+-- name: session_data
+-- The session data of a sid, wherever it is.
+SELECT data FROM sio.sio_sessions
+WHERE namespace = $1::text AND sid = $2::text AND (expires_at IS NULL OR expires_at > clock_timestamp())
+
+-- name: session_rooms
+-- The rooms of a sid, wherever it is; no row for one that has no session.
+SELECT ARRAY(SELECT room FROM sio.sio_rooms WHERE session = s.id AND left_at IS NULL ORDER BY joined_at) AS rooms
+FROM sio.sio_sessions s
+WHERE s.namespace = $1::text AND s.sid = $2::text AND (s.expires_at IS NULL OR s.expires_at > clock_timestamp())
+
+-- name: notify
+-- Messages that are not kept, to the nodes that listen.
+SELECT count(pg_notify(channel, payload)) FROM unnest($1::text[], $2::text[]) AS m (channel, payload)
+
+-- name: node_start
+-- A node enters the cluster.
+INSERT INTO sio.sio_nodes (id, channel, recovery_seconds, margin_seconds)
+VALUES ($1::uuid, $2::text, $3::double precision, $4::double precision) RETURNING number
+
+-- name: node_stop
+-- A node leaves in order: it holds no session any more, its options still say how long records are kept.
+UPDATE sio.sio_nodes SET stopped_at = clock_timestamp() WHERE id = $1::uuid
+
+-- name: probe
+-- Is the other side still there? Writes nothing.
+SELECT 1
+
+-- name: due_to_prune
+-- Is there anything for the pruner, and how long are records kept? Null: for ever. Writes nothing.
+SELECT k.keep,
+       EXISTS (SELECT FROM sio.sio_sessions WHERE expires_at <= clock_timestamp()) AS sessions,
+       EXISTS (SELECT FROM (SELECT created_at FROM sio.sio_packets ORDER BY "offset" LIMIT 1) p
+               WHERE p.created_at < clock_timestamp() - make_interval(secs => k.keep)) AS packets,
+       EXISTS (SELECT FROM sio.sio_attachments
+               WHERE created_at < clock_timestamp() - CASE WHEN ephemeral THEN interval '2 minutes'
+                                                           ELSE interval '1 hour' END) AS attachments
+FROM (SELECT CASE WHEN bool_or(recovery_seconds IS NULL) THEN NULL
+                  ELSE coalesce(max(recovery_seconds), 120) + coalesce(max(margin_seconds), 205) END AS keep
+      FROM sio.sio_nodes) k
+
+-- name: expire
+-- End sessions whose time is up.
+SELECT sio.sio_expire($1::integer)
+
+-- name: trim
+-- Delete the oldest records, and move the floors, in one transaction.
+SELECT sio.sio_trim($1::double precision, $2::integer)
+
+-- name: drop_attachments
+-- Bodies that no record refers to: of messages, and of appends that came to nothing.
+DELETE FROM sio.sio_attachments a WHERE id IN (
+    SELECT id FROM sio.sio_attachments b
+    WHERE b.ephemeral AND b.created_at < clock_timestamp() - interval '2 minutes'
+       OR b.created_at < clock_timestamp() - interval '1 hour'
+          AND NOT EXISTS (SELECT FROM sio.sio_packets p WHERE p.attachment = b.id)
+    LIMIT $1::integer)
+
+-- name: drop_nodes
+-- Nodes that stopped so long ago that nothing depends on their options any more.
+DELETE FROM sio.sio_nodes n
+WHERE stopped_at < clock_timestamp() - make_interval(secs => recovery_seconds + margin_seconds)
+   OR stopped_at IS NOT NULL AND recovery_seconds IS NULL
+      AND EXISTS (SELECT FROM sio.sio_nodes o WHERE o.recovery_seconds IS NULL AND o.number > n.number)
+
+-- name: drop_room_floors
+-- Floors of rooms that lie below the start of every session: nobody can ask about them.
+DELETE FROM sio.sio_room_floors
+WHERE "offset" <= (SELECT coalesce(min(start_offset), 9223372036854775807) FROM sio.sio_sessions)

@@ -1,0 +1,196 @@
+"""What a reconnecting client claims, what it is due, and the verdict: pure, without a loop or a socket.
+
+A client was given ``pid`` with its CONNECT and an offset with each stored event. It comes back with both::
+
+    log        1:news "a"   2:enter x   3:x "b"   4:leave x   5:x "c"   6:news "d"
+    client     got 1, dropped; presents offset 1
+    due        3 (a member of x at 3), 6                     5 was sent when it had left x
+
+A room that a session entered at offset 2 and left at 4 was its own for the offsets between, so what it is due
+is the same whether it was connected then or is told later.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from .records import EVERYBODY, Kind, OffsetCodec, Record
+
+MAX_PID_LENGTH = 128
+
+
+def new_pid() -> str:
+    """A private session id: 192 random bits, unrelated to the sid, and known to the client alone."""
+    return secrets.token_urlsafe(24)
+
+
+def pid_hash(pid: str) -> str:
+    """What is stored of a pid, in hexadecimal. SHA-256 without salt: 192 random bits are not guessed."""
+    return hashlib.sha256(pid.encode()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What a client presented. ``after``: the offset of the last event it got, exclusive; ``None``: none yet."""
+
+    pid: str = field(repr=False)
+    after: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Presented:
+    """A CONNECT's auth, taken apart.
+
+    :ivar auth: what the application's handlers see: without pid and offset, ``None`` if nothing is left.
+    :ivar claim: what to look up, if pid and offset have a form that was issued here.
+    :ivar rejected: why something was presented that is no claim, in a word for the log.
+    """
+
+    auth: Any
+    claim: Claim | None = None
+    rejected: str | None = None
+
+
+def read_auth(auth: object, namespace: str, codec: OffsetCodec) -> Presented:
+    """Take pid and offset out of what came with a CONNECT packet, whatever that is."""
+    if not isinstance(auth, Mapping):
+        return Presented(auth or None)
+    if "pid" not in auth and "offset" not in auth:
+        return Presented(auth or None)
+    pid, offset = auth.get("pid"), auth.get("offset")
+    rest = {key: value for key, value in auth.items() if key not in ("pid", "offset")} or None
+    if pid is None:
+        return Presented(rest)
+    if not isinstance(pid, str) or not pid or len(pid) > MAX_PID_LENGTH or not pid.isascii():
+        return Presented(rest, rejected="malformed pid")
+    if offset is None:
+        return Presented(rest, Claim(pid, None))
+    after = codec.decode(offset, namespace) if isinstance(offset, str) else None
+    if after is None:
+        return Presented(rest, rejected="malformed or foreign offset")
+    return Presented(rest, Claim(pid, after))
+
+
+# -- rooms over the log ------------------------------------------------------------------------------
+@dataclass(slots=True)
+class Memberships:
+    """Which rooms a sid was in, at which offsets: above the first number of a pair and below the second.
+
+    :ivar start: of the session. To everybody and to its own room it belongs from there on.
+    """
+
+    sid: str
+    start: int
+    rooms: dict[str, list[tuple[int, int | None]]] = field(default_factory=dict)
+
+    def current(self) -> list[str]:
+        """The rooms it is in, its own not among them."""
+        return [room for room, spans in self.rooms.items() if spans and spans[-1][1] is None]
+
+    def enter(self, room: str, at: int) -> None:
+        spans = self.rooms.setdefault(room, [])
+        if not spans or spans[-1][1] is not None:
+            spans.append((at, None))
+
+    def leave(self, room: str, at: int) -> None:
+        """It is in the room no more from ``at`` on, whatever came later."""
+        spans = [(a, at if b is None or b > at else b) for a, b in self.rooms.get(room, []) if a < at]
+        if spans:
+            self.rooms[room] = spans
+        else:
+            self.rooms.pop(room, None)
+
+    def apply(self, record: Record) -> None:
+        """Follow a record of the log that moves this sid, or closes a room."""
+        if record.kind is Kind.ENTER and record.sid == self.sid:
+            self.enter(record.rooms[0], record.offset)
+        elif record.kind is Kind.LEAVE and record.sid == self.sid:
+            self.leave(record.rooms[0], record.offset if record.generation is None else record.generation)
+        elif record.kind is Kind.CLOSE and record.rooms[0] in self.current():
+            self.leave(record.rooms[0], record.offset)
+
+    def due(self, record: Record) -> bool:
+        """Is this event for the sid, by the rooms it was in when it was sent?"""
+        if record.kind is not Kind.EVENT or self.sid in record.skip_sids or record.offset <= self.start:
+            return False
+        return any(
+            room in (EVERYBODY, self.sid)
+            or any(a < record.offset and (b is None or record.offset < b) for a, b in self.rooms.get(room, ()))
+            for room in record.rooms
+        )
+
+    def rows(self) -> list[list[Any]]:
+        return [[room, a, b] for room, spans in self.rooms.items() for a, b in spans]
+
+
+# -- the verdict -------------------------------------------------------------------------------------
+@dataclass(frozen=True, slots=True)
+class Claimed:
+    """A session as the store had it when it was claimed, as of the claim's own offset.
+
+    :ivar holder: the node that held it, ``None`` where the client was away.
+    :ivar missed: how many packets it is due; exact where that could be over the cap.
+    :ivar lost: retention deleted something that it may be due.
+    """
+
+    id: int
+    sid: str
+    generation: int
+    data: str
+    holder: str | None
+    offset: int
+    missed: int
+    lost: bool
+    memberships: Memberships
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Claimed:
+        rooms: dict[str, list[tuple[int, int | None]]] = {}
+        for room, joined, left in sorted(value["rooms"], key=lambda row: row[1]):
+            rooms.setdefault(room, []).append((joined, left))
+        return cls(
+            id=value["id"],
+            sid=value["sid"],
+            generation=value["generation"],
+            data=value["data"],
+            holder=value["holder"],
+            offset=value["offset"],
+            missed=value["missed"],
+            lost=value["lost"],
+            memberships=Memberships(value["sid"], value["start"], rooms),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Recovered:
+    """It comes back, and is sent what it is due above ``after``."""
+
+    after: int
+
+
+@dataclass(frozen=True, slots=True)
+class Fresh:
+    """It does not: a new session, and why."""
+
+    reason: str
+
+
+def verdict(claim: Claim, session: Claimed | None, limit: int) -> Recovered | Fresh:
+    """Whether the whole of what a client missed can be sent; never a part.
+
+    :param limit: ``max_missed_packets``.
+    """
+    if session is None:
+        return Fresh("unknown or expired session")
+    if claim.after is not None and claim.after >= session.offset:
+        return Fresh("offset in the future")
+    if session.lost:
+        return Fresh("missed packets no longer stored")
+    if session.missed > limit:
+        return Fresh("too many missed packets")
+    # An offset from before the session's start is of a session that the client had earlier.
+    return Recovered(max(claim.after or 0, session.memberships.start))

@@ -1,0 +1,402 @@
+"""``AsyncServer``: python-socketio's, with connection state recovery."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+import socketio
+from socketio import packet
+
+from .clients import Client, State, handling
+from .connection import Connect, away_since, hang_up
+from .errors import ConfigurationError, SioPgError
+from .manager import AsyncPostgresManager
+from .options import ConnectionStateRecovery, recovery_options
+
+Middleware = Callable[[str, dict[str, Any], Any], Awaitable[None]]
+
+logger = logging.getLogger("sio_pg_adapter")
+
+
+class AsyncServer(socketio.AsyncServer):
+    """A ``socketio.AsyncServer`` whose clients come back.
+
+    All of upstream's options, methods and decorators work unchanged.
+
+    :param client_manager: an :class:`AsyncPostgresManager`.
+    :param connection_state_recovery: a :class:`ConnectionStateRecovery`, ``True`` for its defaults, a dict of
+                                      its keys; ``None`` or ``False``: off.
+    :raises ConfigurationError: naming the option that is wrong.
+    """
+
+    def __init__(
+        self,
+        client_manager: Any = None,
+        *args: Any,
+        connection_state_recovery: ConnectionStateRecovery | Mapping[str, Any] | bool | None = None,
+        **kwargs: Any,
+    ) -> None:
+        recovery = recovery_options(connection_state_recovery)
+        self._ours = isinstance(client_manager, AsyncPostgresManager)
+        if recovery is not None and not self._ours:
+            raise ConfigurationError(
+                "connection_state_recovery needs client_manager=AsyncPostgresManager(...), which keeps the sessions"
+            )
+        self.middlewares: dict[str, list[Middleware]] = {}
+        self.leaving: dict[tuple[str, str], Client] = {}
+        super().__init__(client_manager, *args, **kwargs)
+        if self._ours:
+            self.manager.recovery = recovery
+            self.manager.on_taken = self._taken
+            self.manager.on_kicked = self._kicked
+        if recovery is not None and hasattr(self.eio.logger, "addFilter"):
+            self.eio.logger.addFilter(_without_pid)
+
+    # -- registration ------------------------------------------------------------------------------------
+    def use(self, middleware: Middleware | None = None, namespace: str = "/") -> Any:
+        """Register a function that runs before the ``connect`` handler; also as a decorator.
+
+        :param middleware: ``async def middleware(sid, environ, auth)``; it raises
+                           ``socketio.exceptions.ConnectionRefusedError`` to refuse.
+        """
+        if middleware is None or isinstance(middleware, str):
+            where = middleware if isinstance(middleware, str) else namespace
+
+            def register(function: Middleware) -> Middleware:
+                self.use(function, where)
+                return function
+
+            return register
+        if not asyncio.iscoroutinefunction(middleware) and not asyncio.iscoroutinefunction(
+            getattr(middleware, "__call__", None)  # noqa: B004 - an object may have an async __call__
+        ):
+            raise ConfigurationError(f"use() takes an async function(sid, environ, auth): not {middleware!r}")
+        self.middlewares.setdefault(namespace, []).append(middleware)
+        return middleware
+
+    def instrument(self, *args: Any, **kwargs: Any) -> Any:
+        """As upstream's, for the Socket.IO Admin UI. What goes to its namespace is not stored."""
+        namespace = kwargs.get("namespace", args[4] if len(args) > 4 else "/admin")
+        if self._ours:
+            self.manager.unstored.add(namespace)
+        return super().instrument(*args, **kwargs)
+
+    # -- what applications call --------------------------------------------------------------------------
+    def recovered(self, sid: str, namespace: str = "/") -> bool:
+        """Has this client's connection recovered an earlier session?"""
+        client = self.manager.clients.get(sid, namespace) if self._ours else None
+        return client is not None and client.recovered
+
+    async def emit(  # noqa: D417 - the others are upstream's
+        self,
+        event: str,
+        data: Any = None,
+        to: Any = None,
+        room: Any = None,
+        skip_sid: Any = None,
+        namespace: str | None = None,
+        callback: Callable[..., Any] | None = None,
+        ignore_queue: bool = False,
+        *,
+        connection: Any = None,
+        volatile: bool = False,
+    ) -> None:
+        """Send an event: upstream's, and
+
+        :param volatile: ``True``: not stored, and so never replayed.
+        :raises NotSerializable: before anything is stored or sent; names the key or the argument.
+        :raises StoreUnavailable: the database is away; says whether the event may be stored.
+        """
+        if not self._ours:
+            if volatile or connection is not None:
+                raise ConfigurationError("volatile= and connection= need client_manager=AsyncPostgresManager(...)")
+            await super().emit(event, data, to, room, skip_sid, namespace, callback, ignore_queue)
+            return
+        namespace = namespace or "/"
+        self.logger.info('emitting event "%s" to %s [%s]', event, to or room or "all", namespace)
+        more = {"connection": connection} if connection is not None else {}
+        if volatile:
+            more["volatile"] = True
+        await self.manager.emit(
+            event,
+            data,
+            namespace,
+            room=to or room,
+            skip_sid=skip_sid,
+            callback=callback,
+            ignore_queue=ignore_queue,
+            **more,
+        )
+
+    async def call(
+        self,
+        event: str,
+        data: Any = None,
+        to: str | None = None,
+        sid: str | None = None,
+        namespace: str | None = None,
+        timeout: float | None = 60,
+        ignore_queue: bool = False,
+    ) -> Any:
+        """Send an event to a client of any node and wait for its acknowledgement; as upstream's.
+
+        :raises socketio.exceptions.TimeoutError: if none came in time. Nothing is stored in any case.
+        """
+        if not self._ours:
+            return await super().call(event, data, to, sid, namespace, timeout, ignore_queue)
+        if to is None and sid is None:
+            raise ValueError("Cannot use call() to broadcast.")
+        if not self.async_handlers:
+            raise RuntimeError("Cannot use call() when async_handlers is False.")
+        answered: asyncio.Future[tuple[Any, ...]] = asyncio.get_running_loop().create_future()
+
+        def callback(*args: Any) -> None:
+            if not answered.done():
+                answered.set_result(args)
+
+        try:
+            await self.emit(
+                event, data, room=to or sid, namespace=namespace, callback=callback, ignore_queue=ignore_queue
+            )
+            args = await asyncio.wait_for(answered, timeout)
+        except TimeoutError:
+            raise socketio.exceptions.TimeoutError from None
+        finally:
+            self.manager.forget_callback(callback)
+        return args if len(args) > 1 else args[0] if args else None
+
+    async def fetch_rooms(self, sid: str, namespace: str = "/") -> list[str]:
+        """The rooms of a client of any node, or of a session that is away; its own among them.
+
+        :raises KeyError: if there is no such client.
+        """
+        client = self.manager.clients.get(sid, namespace)
+        if client is not None and client.held is None:
+            return list(self.manager.get_rooms(sid, namespace))
+        await self.manager.ready()
+        rooms = await self.manager.sessions.rooms(namespace, sid)
+        if rooms is None:
+            raise KeyError(f"no session {sid!r} in namespace {namespace!r}")
+        return [sid, *rooms]
+
+    async def get_session(self, sid: str, namespace: str | None = None) -> Any:
+        """The user session of a client of any node, or of one that is away.
+
+        :raises KeyError: if there is none.
+        """
+        namespace = namespace or "/"
+        if not self._ours:
+            return await super().get_session(sid, namespace)
+        client: Client | None = self.manager.clients.get(sid, namespace)
+        if client is not None and (client.held is None or client.ended):
+            return client.data
+        await self.manager.ready()
+        data = await self.manager.sessions.data(namespace, sid)
+        if data is None:
+            if client is not None:
+                return client.data
+            raise KeyError(f"no session {sid!r} in namespace {namespace!r}")
+        return data
+
+    async def save_session(self, sid: str, session: Any, namespace: str | None = None) -> None:
+        """Store the user session of a client of any node, or of one that is away. Stored on return.
+
+        :raises NotSerializable: if it has no JSON form, naming the key; nothing is changed then. Clients without
+                                 a recoverable session take any object, as upstream.
+        :raises KeyError: if there is no such client.
+        """
+        namespace = namespace or "/"
+        if not self._ours:
+            await super().save_session(sid, session, namespace)
+            return
+        client: Client | None = self.manager.clients.get(sid, namespace)
+        if client is not None and client.opening is not None:
+            await asyncio.wait((client.opening,))
+        if client is not None and not client.recoverable:
+            client.data = session
+            return
+        data = self.manager.encode_session(session)
+        if client is not None and (client.held is None or client.ended):
+            client.data = session
+            return
+        await self.manager.ready()
+        saved = await self.manager.sessions.save(namespace, sid, data, client and client.held)
+        if client is not None:
+            client.data = session
+        elif not saved:
+            raise KeyError(f"no session {sid!r} in namespace {namespace!r}")
+
+    async def disconnect(self, sid: str, namespace: str | None = None, ignore_queue: bool = False) -> None:
+        """Disconnect a client of any node and end its session for good, also while it is away."""
+        namespace = namespace or "/"
+        if not self._ours:
+            await super().disconnect(sid, namespace, ignore_queue)
+            return
+        client: Client | None = self.manager.clients.get(sid, namespace)
+        if client is not None and client.held is None and not client.recoverable:
+            if client.connected:
+                self._kicked(client, None)
+                await self._gone(client)
+            elif client.state is State.CONNECTING:
+                client.ended = True
+            return
+        if client is not None and client.held is None and client.state is State.CONNECTING:
+            if client.opening is not None:
+                await asyncio.wait((client.opening,))
+            else:
+                client.ended = True  # in its own connect handler: it has no session yet
+                return
+        await self.manager.ready()
+        await self.manager.kick(sid, namespace)
+        if client is not None:
+            await self._gone(client)
+
+    async def _gone(self, client: Client) -> None:
+        if handling.get() is not client and client.state is State.LEFT:
+            await client.gone.wait()
+
+    async def shutdown(self) -> None:
+        """Stop background work, and the manager."""
+        await super().shutdown()
+        if self._ours:
+            await self.manager.aclose()
+
+    # -- upstream's private ways in --------------------------------------------------------------------------
+    async def _handle_connect(self, eio_sid: str, namespace: str | None, data: Any) -> None:
+        if not self._ours:
+            await super()._handle_connect(eio_sid, namespace, data)
+            return
+        namespace = namespace or "/"
+        known = (*self.handlers, *self.namespace_handlers)
+        if not (namespace in known or self.namespaces == "*" or namespace in self.namespaces):
+            refusal = self.packet_class(packet.CONNECT_ERROR, data="Unable to connect", namespace=namespace)
+            await self._send_packet(eio_sid, refusal)
+            return
+        await Connect(self, eio_sid, namespace, data).run()
+
+    async def _handle_disconnect(self, eio_sid: str, namespace: str | None, reason: str | None = None) -> None:
+        """A DISCONNECT packet: the client leaves for good."""
+        if not self._ours:
+            await super()._handle_disconnect(eio_sid, namespace, reason)
+            return
+        client = self.manager.clients.of_socket(eio_sid, namespace or "/")
+        if client is None:
+            return
+        self._binary_packet.pop(eio_sid, None)
+        client.ended = True
+        if client.connected:
+            await self.leave(client, reason or self.reason.CLIENT_DISCONNECT)
+
+    async def _handle_eio_disconnect(self, eio_sid: str, reason: str) -> None:
+        """The Engine.IO connection ended, in whatever way: its sessions can be recovered."""
+        if not self._ours:
+            await super()._handle_eio_disconnect(eio_sid, reason)
+            return
+        self._binary_packet.pop(eio_sid, None)
+        clients = list(self.manager.clients.by_socket.get(eio_sid, {}).values())
+        for client in clients:
+            client.closed = reason
+        for client in clients:
+            if client.connected:
+                await self.leave(client, reason)
+        self.environ.pop(eio_sid, None)
+
+    async def _send_packet(self, eio_sid: str, pkt: packet.Packet) -> None:
+        if self._ours and pkt.packet_type in (packet.ACK, packet.BINARY_ACK):
+            client = self.manager.clients.of_socket(eio_sid, pkt.namespace or "/")
+            if client is not None and client.state is State.REPLAYING:
+                encoded = pkt.encode()
+                frames = [socketio_frame(one) for one in (encoded if isinstance(encoded, list) else [encoded])]
+                client.put_behind_replay(frames)
+                return
+        await super()._send_packet(eio_sid, pkt)
+
+    # -- ends ------------------------------------------------------------------------------------------------
+    def _kicked(self, client: Client, data: str | None) -> None:
+        """The cursor met a kick of a client of this node; synchronous."""
+        client.ended = True
+        client.held = None
+        if data is not None:
+            client.data = self.manager.json.loads(data)
+        if not client.connected:
+            return  # its connect is being decided: that will see it
+        pkt = self.packet_class(packet.DISCONNECT, namespace=client.namespace)
+        client.put([socketio_frame(pkt.encode())])
+        self.manager.depart(client)
+        self.manager.spawn(self.leave(client, self.reason.SERVER_DISCONNECT), "sio_pg disconnect")
+
+    def _taken(self, client: Client) -> None:
+        """The cursor met a claim of the session of a client of this node: it has come back elsewhere."""
+        connected = client.connected
+        client.closed = client.closed or self.reason.TRANSPORT_CLOSE
+        self.manager.depart(client)
+
+        async def end() -> None:
+            if connected:
+                await self.leave(client, self.reason.TRANSPORT_CLOSE)
+            await hang_up(self, client.eio_sid)
+
+        if connected:
+            self.leaving[client.namespace, client.sid] = client
+        self.manager.spawn(end(), "sio_pg takeover")
+
+    async def leave(self, client: Client, reason: str, *, handler: bool = True) -> None:
+        """All that the end of a client's connection takes.
+
+        Its rooms are taken down now; then its disconnect handler runs; then the session is let go. One that was
+        ended for good is deleted first: the pid is dead at once.
+        """
+        if client.gone.is_set():
+            return
+        at = time.monotonic()
+        self.manager.depart(client)
+        key = (client.namespace, client.sid)
+        self.leaving[key] = client
+        try:
+            if client.ended and client.held is not None:
+                data = await self.manager.sessions.end(client.held)
+                if data is not None:
+                    client.data = self.manager.json.loads(data)
+            if handler and client.accepted:
+                await self._run_disconnect_handler(client, reason)
+            if not client.ended and client.held is not None and self.manager.recovery is not None:
+                await self.manager.sessions.release(
+                    client.held, seconds=self.manager.recovery.window, since=away_since(at)
+                )
+        except SioPgError as e:
+            logger.warning("the end of a connection could not be stored: %s", e)
+        finally:
+            client.gone.set()
+            if self.leaving.get(key) is client:
+                del self.leaving[key]
+
+    async def _run_disconnect_handler(self, client: Client, reason: str) -> None:
+        token = handling.set(client)
+        try:
+            await self._trigger_event("disconnect", client.namespace, client.sid, reason)
+        except Exception:
+            logger.exception("the disconnect handler failed")
+        finally:
+            handling.reset(token)
+
+
+def socketio_frame(encoded: str | bytes) -> Any:
+    """An encoded Socket.IO packet as an Engine.IO message."""
+    from engineio.packet import MESSAGE, Packet  # noqa: PLC0415
+
+    return Packet(MESSAGE, encoded)
+
+
+_PID = re.compile(r'("pid"\s*:\s*")[^"]*')
+
+
+def _without_pid(record: logging.LogRecord) -> bool:
+    """Engine.IO's log shows packets when its level is INFO: a pid is a secret between client and server."""
+    if record.args and isinstance(record.args, tuple):
+        record.args = tuple(_PID.sub(r"\1...", a) if isinstance(a, str) else a for a in record.args)
+    return True

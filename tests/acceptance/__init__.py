@@ -1,0 +1,1 @@
+"""Acceptance tests: server processes, the real JavaScript clients, and frames written by hand."""

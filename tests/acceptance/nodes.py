@@ -1,0 +1,147 @@
+"""Server nodes as processes: start, speak to, kill.
+
+Starting and ending are plain calls, so that a node can be a module's fixture while each test has
+an event loop of its own; speaking to a node is `await node.control("emit", event=..., ...)`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any, Self
+
+from .http import request
+from .values import pack, unpack
+
+HERE = Path(__file__).parent
+START_TIMEOUT = 30.0  # seconds
+PATIENCE = 30.0  # seconds until a test that waits in vain for a node fails
+
+
+class NodeError(AssertionError):
+    pass
+
+
+class ControlError(Exception):
+    """An operation raised in the node; `kinds` names the classes of what it raised."""
+
+    def __init__(self, kinds: list[str], message: str) -> None:
+        super().__init__(f"{kinds[0]}: {message}")
+        self.kinds = kinds
+        self.message = message
+
+
+class NodeProcess:
+    def __init__(self, dsn: str, **config: Any) -> None:
+        """:param config: the fields of `node_process.Config`."""
+        self.config = {"dsn": dsn, **config}
+        self.port = 0
+        self._process: subprocess.Popen[bytes] | None = None
+        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - closed in kill()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def spawn(self) -> Self:
+        """Start without waiting: several nodes start beside each other."""
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", f"{HERE.name}.node_process", json.dumps(self.config)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._stderr, cwd=HERE.parent,
+            env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        )
+        return self
+
+    def wait_ready(self) -> Self:
+        assert self._process and self._process.stdout
+        until = time.monotonic() + START_TIMEOUT
+        ready, _, _ = select.select([self._process.stdout], [], [], until - time.monotonic())
+        line = self._process.stdout.readline() if ready else b""
+        if not line:
+            problem = self.stderr()
+            self.kill()
+            raise NodeError(f"the node did not start:\n{problem}")
+        self.port = int(json.loads(line)["port"])
+        return self
+
+    def start(self) -> Self:
+        return self.spawn().wait_ready()
+
+    def stderr(self) -> str:
+        if self._stderr.closed:
+            return ""
+        self._stderr.seek(0)
+        return self._stderr.read().decode(errors="replace")
+
+    @property
+    def running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    def kill(self) -> None:
+        """SIGKILL: nothing is said to clients or database."""
+        self._end(signal.SIGKILL)
+
+    def terminate(self) -> str:
+        """SIGTERM, as a deployment does; returns stderr once the process has ended."""
+        return self._end(signal.SIGTERM)
+
+    def pause(self) -> None:
+        """SIGSTOP: alive, and deaf."""
+        assert self._process
+        self._process.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        assert self._process
+        self._process.send_signal(signal.SIGCONT)
+
+    def _end(self, how: signal.Signals) -> str:
+        if self._process is None:
+            return ""
+        process, self._process = self._process, None
+        process.send_signal(how)
+        try:
+            process.wait(START_TIMEOUT)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            raise NodeError(f"the node did not end:\n{self.stderr()}") from None
+        finally:
+            for pipe in (process.stdin, process.stdout):
+                assert pipe
+                pipe.close()
+            text = self.stderr()
+            self._stderr.close()
+        return text
+
+    async def control(self, op: str, **options: Any) -> Any:
+        """Run an operation of operations.py in the node and return its value."""
+        body = json.dumps({"op": op, **pack(options)}).encode()
+        try:
+            async with asyncio.timeout(PATIENCE):
+                _, answer = await request(self.port, "POST", "/control", body)
+        except (TimeoutError, OSError) as error:
+            raise NodeError(f"{op} {str(options)[:300]}: {error!r}\n{self.stderr()}") from error
+        result = json.loads(answer)
+        if "error" in result:
+            raise ControlError(result["error"], result["message"])
+        return unpack(result["value"])
+
+    async def emit(self, event: str, data: Any = None, **options: Any) -> None:
+        await self.control("emit", event=event, data=data, **options)
+
+    async def logged(self, count: int = 1, **like: Any) -> list[dict[str, Any]]:
+        """Wait until the handlers have noted so many entries with these values."""
+        found: list[dict[str, Any]] = await self.control("wait_log", like=like, count=count)
+        return found
+
+    async def errors(self) -> list[str]:
+        found: list[str] = await self.control("errors")
+        return found

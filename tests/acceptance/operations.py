@@ -1,0 +1,251 @@
+"""What a node does for a test: its handlers, what they noted, and the operations of /control.
+
+An operation is {"op": name, ...}. A list of them is a script, which a handler can be told to run:
+`{"op": "script", "hook": "disconnect", "user": "u1", "steps": [...]}`; in its text values "$sid"
+stands for the client. The event "run" runs the steps that the client sent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING, Any
+
+from socketio.exceptions import ConnectionRefusedError as Refused
+
+from .values import unpack
+
+if TYPE_CHECKING:
+    from sio_pg_adapter import AsyncServer
+
+    from .node_process import Config
+
+Json = dict[str, Any]
+
+
+class Node:
+    def __init__(self, sio: AsyncServer, config: Config) -> None:
+        self.sio = sio
+        self._config = config
+        self.connect_delay = config.connect_delay
+        self.log: list[Json] = []
+        self.errors: list[str] = []
+        self._logged = asyncio.Condition()
+        self._users: dict[tuple[str, str], str] = {}  # (namespace, sid) -> auth's "user"
+        self._scripts: dict[tuple[str, str], list[Json]] = {}  # (hook, user) -> steps
+        self._emitters: dict[str, tuple[asyncio.Event, asyncio.Task[int]]] = {}
+        for namespace in config.namespaces:
+            self._register(namespace, config)
+
+    # -- handlers -------------------------------------------------------------------------------
+    def _register(self, namespace: str, config: Config) -> None:
+        sio = self.sio
+
+        async def connect(sid: str, environ: Json, auth: Any) -> None:
+            await self._on_connect(sid, namespace, environ, auth)
+
+        async def connect2(sid: str, environ: Json) -> None:
+            await self._on_connect(sid, namespace, environ, "not asked for")
+
+        async def disconnect(sid: str, reason: str) -> None:
+            await self._on_disconnect(sid, namespace, reason)
+
+        async def echo(sid: str, *args: Any) -> Any:
+            return args
+
+        async def join(sid: str, room: str) -> str:
+            await sio.enter_room(sid, room, namespace=namespace)
+            return "joined"
+
+        async def leave(sid: str, room: str) -> str:
+            await sio.leave_room(sid, room, namespace=namespace)
+            return "left"
+
+        async def run(sid: str, steps: list[Json]) -> Any:
+            return await self._script(steps, sid, namespace)
+
+        sio.on("connect", connect2 if config.two_argument_connect else connect, namespace=namespace)
+        for handler in (disconnect, echo, join, leave, run):
+            sio.on(handler.__name__, handler, namespace=namespace)
+        if config.middleware:
+            async def middleware(sid: str, environ: Json, auth: Any) -> None:
+                user = auth.get("user", "") if isinstance(auth, dict) else ""
+                await self._note(hook="middleware", namespace=namespace, sid=sid, auth=auth)
+                await self._script(self._scripts.get(("middleware", user), []), sid, namespace)
+
+            sio.use(middleware, namespace=namespace)
+
+    async def _on_connect(self, sid: str, namespace: str, environ: Json, auth: Any) -> None:
+        given = auth if isinstance(auth, dict) else {}
+        user = self._users[namespace, sid] = str(given.get("user", ""))
+        recovered = self.sio.recovered(sid, namespace=namespace)
+        await self._note(
+            hook="connect", namespace=namespace, sid=sid, auth=auth, user=user, recovered=recovered,
+            flag=environ.get("sio_pg.recovered"), rooms=self._rooms(sid, namespace),
+            session=await self.sio.get_session(sid, namespace=namespace),
+        )
+        for room in given.get("rooms", []):
+            await self.sio.enter_room(sid, room, namespace=namespace)
+        if self.connect_delay:
+            await asyncio.sleep(self.connect_delay)
+        await self._script(self._scripts.get(("connect", user), []), sid, namespace)
+
+    async def _on_disconnect(self, sid: str, namespace: str, reason: str) -> None:
+        user = self._users.pop((namespace, sid), "")
+        note = {"hook": "disconnect", "namespace": namespace, "sid": sid, "reason": reason,
+                "user": user, "rooms": self._rooms(sid, namespace)}
+        try:
+            note["session"] = await self.sio.get_session(sid, namespace=namespace)
+            await self._script(self._scripts.get(("disconnect", user), []), sid, namespace)
+        finally:
+            await self._note(**note)
+
+    def _rooms(self, sid: str, namespace: str) -> list[str]:
+        return sorted(self.sio.rooms(sid, namespace=namespace))
+
+    async def _note(self, **entry: Any) -> None:
+        async with self._logged:
+            self.log.append({**entry, "at": time.monotonic()})
+            self._logged.notify_all()
+
+    async def _script(self, steps: list[Json], sid: str, namespace: str) -> Any:
+        def fill(value: Any) -> Any:
+            match value:
+                case "$sid":
+                    return sid
+                case list():
+                    return [fill(item) for item in value]
+                case dict():
+                    return {key: fill(item) for key, item in value.items()}
+            return value
+
+        result = None
+        for step in steps:
+            result = await self.run({"namespace": namespace, **fill(step)})
+        return result
+
+    # -- operations -----------------------------------------------------------------------------
+    async def run(self, request: Json) -> Any:
+        options = unpack(request)
+        operation = getattr(self, f"op_{options.pop('op')}")
+        return await operation(**options)
+
+    async def op_emit(self, event: str, data: Any = None, **options: Any) -> None:
+        """Options of `sio.emit`: room, to, skip_sid, namespace, volatile, ignore_queue."""
+        await self.sio.emit(event, data, **options)
+
+    async def op_emit_many(
+        self, event: str, items: list[Any], gather: bool = False, **options: Any
+    ) -> None:
+        if gather:
+            await asyncio.gather(*(self.sio.emit(event, item, **options) for item in items))
+        else:
+            for item in items:
+                await self.sio.emit(event, item, **options)
+
+    async def op_call(self, event: str, data: Any = None, **options: Any) -> Any:
+        return await self.sio.call(event, data, **options)
+
+    async def op_emit_callback(self, event: str, data: Any = None, **options: Any) -> None:
+        """Emit with a callback, which notes its arguments."""
+        async def callback(*args: Any) -> None:
+            await self._note(hook="callback", event=event, args=list(args))
+
+        await self.sio.emit(event, data, callback=callback, **options)
+
+    async def op_enter_room(self, sid: str, room: str, namespace: str = "/") -> None:
+        await self.sio.enter_room(sid, room, namespace=namespace)
+
+    async def op_leave_room(self, sid: str, room: str, namespace: str = "/") -> None:
+        await self.sio.leave_room(sid, room, namespace=namespace)
+
+    async def op_close_room(self, room: str, namespace: str = "/") -> None:
+        await self.sio.close_room(room, namespace=namespace)
+
+    async def op_disconnect(self, sid: str, namespace: str = "/") -> None:
+        await self.sio.disconnect(sid, namespace=namespace)
+
+    async def op_save_session(self, sid: str, session: Any, namespace: str = "/") -> None:
+        await self.sio.save_session(sid, session, namespace=namespace)
+
+    async def op_get_session(self, sid: str, namespace: str = "/") -> Any:
+        return await self.sio.get_session(sid, namespace=namespace)
+
+    async def op_rooms(self, sid: str, namespace: str = "/") -> list[str]:
+        return self._rooms(sid, namespace)
+
+    async def op_fetch_rooms(self, sid: str, namespace: str = "/") -> list[str]:
+        return sorted(await self.sio.fetch_rooms(sid, namespace=namespace))
+
+    async def op_participants(self, room: str | None = None, namespace: str = "/") -> list[str]:
+        """Who a broadcast of this node reaches here."""
+        return sorted(sid for sid, _ in self.sio.manager.get_participants(namespace, room))
+
+    async def op_health(self) -> Json:
+        health = await self.sio.manager.health()
+        return {name: str(getattr(health, name)) for name in dir(health) if name[0] != "_"}
+
+    async def op_return(self, value: Any = None, namespace: str = "/") -> Any:
+        return value
+
+    async def op_refuse(self, message: str = "no", namespace: str = "/") -> None:
+        raise Refused(message)
+
+    async def op_sleep(self, seconds: float, namespace: str = "/") -> None:
+        await asyncio.sleep(seconds)
+
+    async def op_start_emitter(
+        self, name: str, room: str, interval_ms: float = 0, event: str = "n", padding: int = 0,
+        namespace: str = "/",
+    ) -> None:
+        """Emit (event, name, 1), (event, name, 2), ... until stopped; 0 ms is a tight loop."""
+        stopped = asyncio.Event()
+
+        async def emitting() -> int:
+            sent = 0
+            while not stopped.is_set():
+                # now and then over what a notification holds
+                more = ("x" * padding,) if padding and sent % 7 == 0 else ()
+                await self.sio.emit(event, (name, sent + 1, *more), room=room, namespace=namespace)
+                sent += 1
+                await asyncio.sleep(interval_ms / 1000)
+            return sent
+
+        self._emitters[name] = stopped, asyncio.create_task(emitting(), name=f"emitter {name}")
+
+    async def op_stop_emitter(self, name: str) -> int:
+        """Returns how many were sent, once the last emit has returned."""
+        stopped, task = self._emitters.pop(name)
+        stopped.set()
+        return await task
+
+    async def op_stop_all(self) -> None:
+        """Back to how a node starts, for the next test."""
+        for name in list(self._emitters):
+            await self.op_stop_emitter(name)
+        self._scripts.clear()
+        self.connect_delay = self._config.connect_delay
+
+    async def op_script(self, hook: str, steps: list[Json], user: str = "") -> None:
+        """Have the hook (middleware, connect, disconnect) run steps for clients of that user."""
+        self._scripts[hook, user] = steps
+
+    async def op_configure(self, connect_delay: float) -> None:
+        self.connect_delay = connect_delay
+
+    async def op_log(self, after: int = 0) -> list[Json]:
+        return self.log[after:]
+
+    async def op_wait_log(self, like: Json, count: int = 1, after: int = 0) -> list[Json]:
+        """Wait until so many entries have all the given values; return them."""
+        async with self._logged:
+            while True:
+                found = [e for e in self.log[after:] if like.items() <= e.items()]
+                if len(found) >= count:
+                    return found
+                await self._logged.wait()
+
+    async def op_errors(self) -> list[str]:
+        """What was logged as an error since the last look."""
+        found, self.errors[:] = list(self.errors), []
+        return found

@@ -1,0 +1,120 @@
+"""Cases 76 and 78: what one node can do, several can."""
+
+from __future__ import annotations
+
+import pytest
+
+from .conftest import in_room
+from .driver import VERSIONS
+from .nodes import ControlError
+
+each_version = pytest.mark.parametrize("version", VERSIONS)
+
+
+@each_version
+async def test_case_76_recovers_on_another_node(cluster, js, room, version):
+    client = await in_room(js, cluster.a.url, room, version=version)
+    sid = (await client.state())["sid"]
+    await cluster.a.control("save_session", sid=sid, session={"v": 1})
+    await cluster.a.emit("seen", room=room)
+    await client.event("seen")
+    await client.away()
+    expected = []
+    for i, node in enumerate([cluster.a, cluster.b] * 4):
+        await node.emit("all", i)
+        await node.emit("room", i, room=room)
+        await node.emit("direct", i, to=sid)
+        await node.emit("other room", i, room=room + "x")
+        await node.emit("other namespace", i, namespace="/ns")
+        expected += [("all", [i]), ("room", [i]), ("direct", [i])]
+    back = await client.back(url=cluster.b.url)
+    assert back["recovered"] and back["sid"] == sid
+    await cluster.mark(room)
+    assert await client.events_until("end") == expected
+    note = (await cluster.b.logged(hook="connect", sid=sid))[0]
+    assert note["recovered"] and note["rooms"] == sorted([sid, room]) and note["session"] == {"v": 1}
+    for node in (cluster.a, cluster.b):  # and it is live there
+        await node.emit("live", room=room)
+        await client.event("live")
+
+
+@each_version
+async def test_case_76_recovers_from_a_killed_node(make_cluster, js, version):
+    cluster = make_cluster(2)
+    client = await in_room(js, cluster.a.url, "r", version=version)
+    sid = (await client.state())["sid"]
+    assert await client.call("join", "late") == "joined"
+    await cluster.a.control("save_session", sid=sid, session={"v": 1})
+    await cluster.b.emit("seen", room="r")
+    await client.event("seen")
+    await client.do("reconnection", on=False)
+    cluster.a.kill()
+    await client.wait_for("disconnect")
+    await cluster.b.emit("missed", 1, room="r")
+    await cluster.b.emit("missed", 2, room="late")
+    back = await client.back(url=cluster.b.url)
+    assert back["recovered"] and back["sid"] == sid
+    await cluster.b.emit("end", room="r")
+    assert await client.events_until("end") == [("missed", [1]), ("missed", [2])]
+    note = (await cluster.b.logged(hook="connect", sid=sid))[0]
+    assert note["rooms"] == sorted([sid, "r", "late"]) and note["session"] == {"v": 1}
+
+
+ANSWERS = {
+    "one": ([{"a": 1}], {"a": 1}),
+    "several": ([1, "b"], (1, "b")),
+    "binary": ([{"$bin": "AP8="}], b"\x00\xff"),
+    "large": (["x" * 20_000], "x" * 20_000),  # beyond a notification
+    "none": ([], None),
+}
+
+
+@each_version
+@pytest.mark.parametrize("caller", ["a", "b"])
+async def test_case_78_call_and_callback(cluster, js, version, caller):
+    acks = {name: answer for name, (answer, _) in ANSWERS.items()}
+    client = await js.connect(cluster.a.url, version=version, acks=acks)
+    sid = (await client.state())["sid"]
+    node = getattr(cluster, caller)
+    for name, (_, value) in ANSWERS.items():
+        assert await node.control("call", event=name, data=b"question", to=sid) == value
+        assert (await client.event(name))["args"] == [{"$bin": "cXVlc3Rpb24="}]
+    await node.control("emit_callback", event="several", to=sid)
+    await node.logged(hook="callback", event="several", args=[1, "b"])
+
+
+@pytest.mark.parametrize("caller", ["a", "b"])
+async def test_case_78_no_answer_is_a_timeout(cluster, js, caller):
+    client = await js.connect(cluster.a.url, acks={"*": "none"})
+    sid = (await client.state())["sid"]
+    node = getattr(cluster, caller)
+    for to in (sid, "nobody"):
+        with pytest.raises(ControlError) as error:
+            await node.control("call", event="q", to=to, timeout=0.3)
+        assert "TimeoutError" in error.value.kinds
+    await client.event("q")
+    assert (await client.rejoin())["recovered"]  # nothing of it is left behind
+
+
+async def test_case_78_node_of_the_client_dies(make_cluster, js):
+    cluster = make_cluster(2)
+    client = await js.connect(cluster.a.url, acks={"*": "none"})
+    sid = (await client.state())["sid"]
+    await client.do("reconnection", on=False)
+    cluster.a.kill()
+    await client.wait_for("disconnect")
+    with pytest.raises(ControlError) as error:
+        await cluster.b.control("call", event="q", to=sid, timeout=0.3)
+    assert "TimeoutError" in error.value.kinds
+    assert (await client.back(url=cluster.b.url))["recovered"]
+
+
+async def test_case_78_a_late_answer_fires_nothing_new(cluster, js):
+    """An answer goes to the callback it was asked for, also after a recovery (case 71)."""
+    client = await js.connect(cluster.a.url, acks={"first": "none", "second": ["second"]})
+    sid = (await client.state())["sid"]
+    await cluster.b.control("emit_callback", event="first", to=sid)
+    await client.event("first")
+    assert (await client.rejoin())["recovered"]
+    assert await cluster.b.control("call", event="second", to=sid) == "second"
+    assert not [note for note in await cluster.b.control("log") if note.get("event") == "first"]
