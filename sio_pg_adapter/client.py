@@ -92,9 +92,9 @@ class AsyncClient(socketio.AsyncClient):
         transports: list[str] | str | None = None,
         namespaces: list[str] | str | None = None,
         socketio_path: str = "socket.io",
-        wait: bool = True,  # noqa: FBT001, FBT002 - upstream's signature
+        wait: bool = True,
         wait_timeout: float | None = None,
-        retry: bool = False,  # noqa: FBT001, FBT002
+        retry: bool = False,
     ) -> None:
         """Connect to a Socket.IO server; ``socketio.AsyncClient.connect`` says what is not said here.
 

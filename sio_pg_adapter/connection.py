@@ -52,7 +52,7 @@ class Lost(Exception):  # noqa: N818 - not an error
 class Connect:
     """The CONNECT of one client in one namespace."""
 
-    def __init__(self, server: AsyncServer, eio_sid: str, namespace: str, auth: Any) -> None:  # noqa: ANN401
+    def __init__(self, server: AsyncServer, eio_sid: str, namespace: str, auth: Any) -> None:
         self._server = server
         self._manager: AsyncPostgresManager = server.manager
         self._eio_sid = eio_sid
@@ -98,7 +98,7 @@ class Connect:
             await self._first(client, presented.auth, pid=new_pid())
 
     # -- a new session ---------------------------------------------------------------------------------
-    async def _first(self, client: Client, auth: Any, *, pid: str | None) -> None:  # noqa: ANN401
+    async def _first(self, client: Client, auth: Any, *, pid: str | None) -> None:
         server = self._server
         if server.always_connect:
             if pid is not None:
@@ -170,7 +170,7 @@ class Connect:
             raise SioPgError("this node is too far behind the log to recover a session")
         return session
 
-    async def _recover(self, client: Client, session: Claimed, claim: Claim, auth: Any) -> None:  # noqa: ANN401
+    async def _recover(self, client: Client, session: Claimed, claim: Claim, auth: Any) -> None:
         server = self._server
         try:
             await self._join_log(client, session)
@@ -240,7 +240,7 @@ class Connect:
         client.data = json.loads(data)
 
     # -- the application ---------------------------------------------------------------------------------
-    async def _ask_application(self, client: Client, auth: Any) -> dict[str, Any] | None:  # noqa: ANN401
+    async def _ask_application(self, client: Client, auth: Any) -> dict[str, Any] | None:
         """Run middlewares and the connect handler; what to refuse with, or ``None``: accepted."""
         server, recovery = self._server, self._manager.recovery
         environ = server.environ.get(self._eio_sid)
@@ -267,7 +267,7 @@ class Connect:
             handling.reset(token)
         return dict(exceptions.ConnectionRefusedError().error_args) if accepted is False else None
 
-    async def _call_handler(self, client: Client, environ: dict[str, Any], auth: Any) -> Any:  # noqa: ANN401
+    async def _call_handler(self, client: Client, environ: dict[str, Any], auth: Any) -> Any:
         trigger, args = self._server._trigger_event, (client.sid, environ)
         if auth:
             return await trigger("connect", client.namespace, *args, auth)
@@ -298,9 +298,7 @@ class Connect:
         await self._send(self._server.packet_class(kind, data=reason, namespace=client.namespace))
 
     async def _refuse_packet(self, reason: str) -> None:
-        await self._send(
-            self._server.packet_class(packet.CONNECT_ERROR, data=reason, namespace=self._namespace)
-        )
+        await self._send(self._server.packet_class(packet.CONNECT_ERROR, data=reason, namespace=self._namespace))
 
     async def _leave(self, client: Client) -> None:
         """The connection did not last: the session can be recovered again, unless it was ended."""
@@ -404,5 +402,3 @@ async def hang_up(server: AsyncServer, eio_sid: str) -> None:
 def away_since(at: float) -> float:
     """Seconds since a moment of the monotonic clock."""
     return max(0.0, time.monotonic() - at)
-
-

@@ -62,6 +62,8 @@ _KEEPALIVES = {
 
 logger = logging.getLogger("sio_pg_adapter")
 
+Pool = asyncpg.Pool
+
 Connection = Any
 """An ``asyncpg.Connection``, or the proxy of it that a pool hands out."""
 
@@ -110,9 +112,7 @@ class Database:
     :param schema: of the tables.
     """
 
-    def __init__(
-        self, dsn: str | None, *, pool: asyncpg.Pool | None, listen_dsn: str | None, schema: str
-    ) -> None:
+    def __init__(self, dsn: str | None, *, pool: asyncpg.Pool | None, listen_dsn: str | None, schema: str) -> None:
         self.dsn = plain_dsn(dsn or os.environ.get("SIO_PG_DSN"))
         self._listen_dsn = plain_dsn(listen_dsn)
         self._own_dsn = bool(dsn)
@@ -223,9 +223,7 @@ class Database:
         """
         with translated(query):
             async with self.reader.use() as connection:
-                rows: list[asyncpg.Record] = await connection.fetch(
-                    self.queries[query], *args, timeout=QUERY_TIMEOUT
-                )
+                rows: list[asyncpg.Record] = await connection.fetch(self.queries[query], *args, timeout=QUERY_TIMEOUT)
                 return rows
 
 

@@ -175,13 +175,9 @@ class Delivery:
         for client in self.recipients(namespace, rooms, skip_sids):
             ack_id = next(self._clients.ack_ids)
             client.acks[ack_id] = callback
-            client.put_behind_replay(
-                event_frames(self._packet_class, namespace, body, parts, ack_id=ack_id)
-            )
+            client.put_behind_replay(event_frames(self._packet_class, namespace, body, parts, ack_id=ack_id))
 
-    def recipients(
-        self, namespace: str, rooms: tuple[str, ...], skip_sids: tuple[str, ...]
-    ) -> list[Client]:
+    def recipients(self, namespace: str, rooms: tuple[str, ...], skip_sids: tuple[str, ...]) -> list[Client]:
         """The connected clients here that are in any of the rooms."""
         clients = self._clients.by_sid.get(namespace, {})
         found = [clients[sid] for sid in self._members(namespace, rooms) if sid in clients]

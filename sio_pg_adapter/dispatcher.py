@@ -66,9 +66,7 @@ class Dispatcher:
     :param on_hole: called when retention deleted records that this node had not seen, with the new cursor.
     """
 
-    def __init__(
-        self, reader: LogReader, apply: Callable[[Record], None], on_hole: Callable[[int], None]
-    ) -> None:
+    def __init__(self, reader: LogReader, apply: Callable[[Record], None], on_hole: Callable[[int], None]) -> None:
         self._reader = reader
         self._apply = apply
         self._on_hole = on_hole

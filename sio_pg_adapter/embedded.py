@@ -231,9 +231,7 @@ class EmbeddedPostgres:
                 os.close(inherited)
             self._wait_ready(self._watcher, log, former, end)
 
-    def _wait_ready(
-        self, watcher: subprocess.Popen[bytes], log: IO[bytes], former: int | None, end: float
-    ) -> None:
+    def _wait_ready(self, watcher: subprocess.Popen[bytes], log: IO[bytes], former: int | None, end: float) -> None:
         assert self._data
         while True:
             try:
@@ -299,9 +297,7 @@ class EmbeddedPostgres:
     def _copy(self, package: Path, directory: Path) -> Path:
         into = directory / "install"  # same relative places: the programs' RPATH begins at $ORIGIN
         keep_out = shutil.ignore_patterns("include", "pgxs", "*.a", "pkgconfig")
-        shutil.copytree(
-            package / "pginstall", into / package.name / "pginstall", symlinks=True, ignore=keep_out
-        )
+        shutil.copytree(package / "pginstall", into / package.name / "pginstall", symlinks=True, ignore=keep_out)
         libs = package.parent / f"{package.name}.libs"
         if libs.is_dir():
             shutil.copytree(libs, into / libs.name, symlinks=True)

@@ -129,7 +129,7 @@ class Listener:
         self.connected = False
         self._lost.set()
 
-    def _on_notify(self, _connection: Connection, _backend: int, channel: str, payload: Any) -> None:  # noqa: ANN401
+    def _on_notify(self, _connection: Connection, _backend: int, channel: str, payload: Any) -> None:
         try:
             self._on_message(channel, payload)
         except Exception:  # asyncpg would only log it, too, and so far from here

@@ -222,20 +222,20 @@ class LogWriter:
             Written(abs(offset), None if result is None else json.loads(result))
             for offset, result in zip(row["offsets"], results, strict=True)
         ]
-        records: list[Record] | None = []
-        for entry, offset, result in zip(entries, row["offsets"], written, strict=True):
-            if offset > 0:
-                if entry.kind is Kind.KICK:  # its record holds what only the log knows
-                    records = None
-                    break
-                records.append(self._record(entry, offset, result.result))
+        records: list[Record] | None = None
+        if not any(entry.kind is Kind.KICK for entry in entries):  # whose record holds what only the log knows
+            records = [
+                self._record(entry, offset, one.result)
+                for entry, offset, one in zip(entries, row["offsets"], written, strict=True)
+                if offset > 0
+            ]
         last = max(row["offsets"], default=0)
         if last > row["prev"]:
             self._last = last
             self._on_appended(row["prev"], last, records)
         return written
 
-    def _record(self, entry: Entry, offset: int, result: Any) -> Record:  # noqa: ANN401 - JSON
+    def _record(self, entry: Entry, offset: int, result: Any) -> Record:
         claim = entry.kind is Kind.CLAIM
         return Record(
             offset=offset,

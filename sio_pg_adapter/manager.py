@@ -16,11 +16,10 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, Self
 
-import asyncpg
 from socketio import AsyncManager
 
 from .clients import Client, Clients, State, handling
-from .database import Connection, Database
+from .database import Connection, Database, Pool
 from .delivery import Delivery
 from .dispatcher import Dispatcher
 from .ephemeral import Ephemeral, Message
@@ -60,7 +59,7 @@ class Health:
     sessions: int
 
 
-class AsyncPostgresManager(AsyncManager):  # type: ignore[misc] # upstream is untyped
+class AsyncPostgresManager(AsyncManager):
     """A client manager on PostgreSQL: emits, rooms, disconnects and callbacks across nodes, in one order.
 
     Under :class:`sio_pg_adapter.AsyncServer` with ``connection_state_recovery`` it also keeps the sessions that
@@ -83,12 +82,12 @@ class AsyncPostgresManager(AsyncManager):  # type: ignore[misc] # upstream is un
         self,
         dsn: str | None = None,
         *,
-        pool: asyncpg.Pool | None = None,
+        pool: Pool | None = None,
         listen_dsn: str | None = None,
         schema: str = "public",
         write_only: bool = False,
         logger: logging.Logger | None = None,
-        json: Any = None,  # noqa: ANN401 - a module
+        json: Any = None,
     ) -> None:
         super().__init__()
         self.logger = logger
@@ -110,7 +109,7 @@ class AsyncPostgresManager(AsyncManager):  # type: ignore[misc] # upstream is un
         self._numbers = iter(range(secrets.randbits(40), 1 << 62))
 
     # -- start and end -----------------------------------------------------------------------------------
-    def set_server(self, server: Any) -> None:  # noqa: ANN401 - upstream's
+    def set_server(self, server: Any) -> None:
         if self.write_only:
             raise ConfigurationError("a manager with write_only=True serves no server: leave write_only out")
         super().set_server(server)
@@ -159,9 +158,7 @@ class AsyncPostgresManager(AsyncManager):  # type: ignore[misc] # upstream is un
         self.log = LogWriter(self.database, self._on_appended, self.node)
         self.sessions = Sessions(self.database, self.log, self.node)
         self.log_reader = LogReader(self.database)
-        self.delivery = Delivery(
-            self, lambda: self.database.codec, lambda c: self.on_taken(c), lambda c, d: self.on_kicked(c, d)
-        )
+        self.delivery = Delivery(self, lambda: self.database.codec, self.on_taken, self.on_kicked)
         self.ephemeral = Ephemeral(
             self.database, self.node, lambda: self.dispatcher.cursor, self.dispatcher.when, self._on_message
         )
@@ -249,7 +246,7 @@ class AsyncPostgresManager(AsyncManager):  # type: ignore[misc] # upstream is un
         return Health(listening and lag == 0, self.dispatcher.cursor, lag, state, held)
 
     # -- what the loops tell -------------------------------------------------------------------------------
-    def _apply(self, record: Any) -> None:  # noqa: ANN401 - a Record; bound late, so that tests can watch it
+    def _apply(self, record: Any) -> None:
         self.delivery.apply(record)
 
     def _on_appended(self, prev: int, last: int, records: list[Any] | None) -> None:
@@ -295,19 +292,19 @@ class AsyncPostgresManager(AsyncManager):  # type: ignore[misc] # upstream is un
             self.delivery.question(*target, self._answer_to(message["reply"], message["id"]))
 
     # -- emit ------------------------------------------------------------------------------------------------
-    async def emit(  # noqa: PLR0913 - upstream's signature and ours
+    async def emit(
         self,
         event: str,
-        data: Any,  # noqa: ANN401 - whatever has a JSON form
+        data: Any,
         namespace: str | None = None,
-        room: Any = None,  # noqa: ANN401 - a room or several
-        skip_sid: Any = None,  # noqa: ANN401 - a sid or several
+        room: Any = None,
+        skip_sid: Any = None,
         callback: Callable[..., Any] | None = None,
-        to: Any = None,  # noqa: ANN401 - as room
+        to: Any = None,
         *,
         ignore_queue: bool = False,
         volatile: bool = False,
-        connection: Any = None,  # noqa: ANN401
+        connection: Any = None,
         **_: object,
     ) -> None:
         """Send an event to a client, a room, several rooms, or everybody in the namespace, on any node.
@@ -370,7 +367,13 @@ class AsyncPostgresManager(AsyncManager):  # type: ignore[misc] # upstream is un
         self.delivery.question(namespace, rooms, skip_sids, body, parts, self._answer_to(self.channel, number))
         if ignore_queue or (len(rooms) == 1 and rooms[0] in self.clients.by_sid.get(namespace, {})):
             return  # for a client of this node alone
-        message = {"type": "question", "namespace": namespace, "rooms": rooms, "skip": skip_sids, "body": body}
+        message: Message = {
+            "type": "question",
+            "namespace": namespace,
+            "rooms": rooms,
+            "skip": skip_sids,
+            "body": body,
+        }
         message |= {"id": number, "reply": self.channel}
         await self.ephemeral.send(self.database.channel, message, parts)
 
@@ -380,7 +383,7 @@ class AsyncPostgresManager(AsyncManager):  # type: ignore[misc] # upstream is un
             del self._pending[number]
 
     def _answer_to(self, channel: str, number: int) -> Callable[..., None]:
-        def answer(*args: Any) -> None:  # noqa: ANN401 - what the client answered
+        def answer(*args: Any) -> None:
             if channel == self.channel:
                 callback = self._pending.pop(number, None)
                 if callback is not None:
@@ -392,7 +395,7 @@ class AsyncPostgresManager(AsyncManager):  # type: ignore[misc] # upstream is un
 
         return answer
 
-    def _answered(self, callback: Callable[..., Any], args: Any) -> None:  # noqa: ANN401
+    def _answered(self, callback: Callable[..., Any], args: Any) -> None:
         async def run() -> None:
             result = callback(*args)
             if inspect.isawaitable(result):
@@ -400,7 +403,7 @@ class AsyncPostgresManager(AsyncManager):  # type: ignore[misc] # upstream is un
 
         self.spawn(run(), "sio_pg callback")
 
-    async def trigger_callback(self, sid: str, id: int, data: Any) -> None:  # noqa: A002, ANN401 - upstream's
+    async def trigger_callback(self, sid: str, id: int, data: Any) -> None:  # noqa: A002 - upstream's
         """A client acknowledged an event."""
         for of_namespace in self.clients.by_sid.values():
             client = of_namespace.get(sid)
@@ -410,7 +413,7 @@ class AsyncPostgresManager(AsyncManager):  # type: ignore[misc] # upstream is un
         self._get_logger().warning("Unknown callback received, ignoring.")
 
     # -- rooms -------------------------------------------------------------------------------------------------
-    async def enter_room(self, sid: str, namespace: str, room: str, eio_sid: str | None = None) -> None:  # noqa: ARG002
+    async def enter_room(self, sid: str, namespace: str, room: str, eio_sid: str | None = None) -> None:
         """Add a client of any node, or a session that is away, to a room. It has taken effect on return."""
         room, sid = text_name(room, "room"), text_name(sid, "sid")
         if room == EVERYBODY:
@@ -517,7 +520,7 @@ class AsyncPostgresManager(AsyncManager):  # type: ignore[misc] # upstream is un
         client = self.clients.of_socket(eio_sid, namespace)
         return None if client is None else client.sid
 
-    def get_namespaces(self) -> Any:  # noqa: ANN401 - an iterable, as upstream's
+    def get_namespaces(self) -> Any:
         return self.clients.by_sid.keys()
 
     def pre_disconnect(self, sid: str, namespace: str) -> str | None:
@@ -537,7 +540,7 @@ class AsyncPostgresManager(AsyncManager):  # type: ignore[misc] # upstream is un
         """End the session of a sid for good, and its connection, wherever it is."""
         await self._append(Entry(Kind.KICK, namespace, sid=text_name(sid, "sid")))
 
-    async def disconnect(self, sid: str, namespace: str, **kwargs: Any) -> None:  # noqa: ANN401 - upstream's
+    async def disconnect(self, sid: str, namespace: str, **kwargs: Any) -> None:
         if kwargs.get("ignore_queue"):
             self.basic_disconnect(sid, namespace)
         else:

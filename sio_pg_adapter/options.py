@@ -52,7 +52,7 @@ class ConnectionStateRecovery:
 
 
 def recovery_options(
-    value: ConnectionStateRecovery | Mapping[str, Any] | bool | None,  # noqa: FBT001 - as the option is given
+    value: ConnectionStateRecovery | Mapping[str, Any] | bool | None,
 ) -> ConnectionStateRecovery | None:
     """What ``connection_state_recovery=`` means: options, or ``None`` for off.
 
@@ -72,6 +72,5 @@ def recovery_options(
             )
         return ConnectionStateRecovery(**value)
     raise ConfigurationError(
-        "connection_state_recovery takes a ConnectionStateRecovery, True, a dict of its keys, or None: "
-        f"not {value!r}"
+        f"connection_state_recovery takes a ConnectionStateRecovery, True, a dict of its keys, or None: not {value!r}"
     )

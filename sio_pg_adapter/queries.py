@@ -34,9 +34,7 @@ class Queries:
     def __init__(self, schema: str) -> None:
         prefix = quoted(schema) + "."
         # A function, so that a backslash in the name is no group reference.
-        self._statements = {
-            name: re.sub(r"\bsio\.", lambda _: prefix, text) for name, text in _templates().items()
-        }
+        self._statements = {name: re.sub(r"\bsio\.", lambda _: prefix, text) for name, text in _templates().items()}
 
     def __getitem__(self, name: str) -> str:
         return self._statements[name]

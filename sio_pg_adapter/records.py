@@ -164,7 +164,7 @@ def encode_json(value: object, what: str, json: ModuleType | Any = stdlib_json) 
     return text
 
 
-def _without_binary(value: Any, parts: list[bytes]) -> Any:  # noqa: ANN401 - whatever the application sends
+def _without_binary(value: Any, parts: list[bytes]) -> Any:
     if isinstance(value, bytes | bytearray | memoryview):
         parts.append(bytes(value))  # a bytearray would end the connection in python-engineio
         return {"_placeholder": True, "num": len(parts) - 1}
@@ -177,7 +177,7 @@ def _without_binary(value: Any, parts: list[bytes]) -> Any:  # noqa: ANN401 - wh
     return value
 
 
-def with_binary(value: Any, parts: Sequence[bytes]) -> Any:  # noqa: ANN401 - whatever the application sent
+def with_binary(value: Any, parts: Sequence[bytes]) -> Any:
     """The reverse of what :func:`encode_event` does to binary values."""
     if isinstance(value, dict):
         if value.get("_placeholder") is True and isinstance(num := value.get("num"), int) and num < len(parts):
@@ -204,7 +204,7 @@ def _culprit(value: object, path: str = "") -> str | None:
         children = enumerate(value)
     else:
         return f"a {type(value).__name__} at {path or 'the top'} has no JSON form"
-    if len(path) > 200:  # noqa: PLR2004 - deep enough to be found; a value may hold itself
+    if len(path) > 200:
         return f"it is nested too deeply at {path[:80]}..."
     return next((found for k, v in children if (found := _culprit(v, f"{path}[{k!r}]"))), None)
 
@@ -260,7 +260,7 @@ class OffsetCodec:
         base = self._bases.get((number, namespace))
         if base is None:
             base = hashlib.blake2b(namespace.encode(), digest_size=_CHECK_BYTES, key=self.epochs[number].key)
-            if len(self._bases) < 1000:  # noqa: PLR2004 - with namespaces='*' a client chooses them
+            if len(self._bases) < 1000:
                 self._bases[number, namespace] = base
         check = base.copy()
         raw = _NUMBER.pack(offset)
@@ -269,7 +269,7 @@ class OffsetCodec:
 
     def decode(self, text: str, namespace: str) -> int | None:
         """The number, or ``None`` if it was not issued here, for this namespace, in a history that counts."""
-        if len(text) != 22 or not text.isascii():  # noqa: PLR2004 - 16 bytes in base64
+        if len(text) != 22 or not text.isascii():
             return None
         try:
             offset = int(_NUMBER.unpack_from(base64.urlsafe_b64decode(text + "=="))[0])

@@ -98,7 +98,9 @@ class Memberships:
 
     def leave(self, room: str, at: int) -> None:
         """It is in the room no more from ``at`` on, whatever came later."""
-        spans = [(a, at if b is None or b > at else b) for a, b in self.rooms.get(room, []) if a < at]
+        spans: list[tuple[int, int | None]] = [
+            (a, at if b is None or b > at else b) for a, b in self.rooms.get(room, []) if a < at
+        ]
         if spans:
             self.rooms[room] = spans
         else:

@@ -92,7 +92,7 @@ class AsyncServer(socketio.AsyncServer):
         client = self.manager.clients.get(sid, namespace) if self._ours else None
         return client is not None and client.recovered
 
-    async def emit(  # noqa: D417 - the others are upstream's
+    async def emit(
         self,
         event: str,
         data: Any = None,

@@ -88,7 +88,7 @@ class Sessions:
         return written.result is not None
 
     # -- reads ---------------------------------------------------------------------------------------
-    async def data(self, namespace: str, sid: str) -> Any:  # noqa: ANN401 - JSON
+    async def data(self, namespace: str, sid: str) -> Any:
         """The session data of a sid; ``None`` if it has no session."""
         rows = await self._database.fetch("session_data", namespace, sid)
         return json.loads(rows[0]["data"]) if rows else None
@@ -112,9 +112,7 @@ class Sessions:
         """What the session is due above ``after`` (exclusive); ``None`` if a newer claim holds it, or it ended."""
         with translated("reading what a client missed"):
             async with self._database.connection() as connection:
-                rows = await connection.fetch(
-                    self._database.queries["page"], held.id, held.generation, after, limit
-                )
+                rows = await connection.fetch(self._database.queries["page"], held.id, held.generation, after, limit)
         if not rows:
             return None
         records = [record_of(row) for row in rows if row["offset"] is not None]

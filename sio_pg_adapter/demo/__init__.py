@@ -35,9 +35,7 @@ def main(args: argparse.Namespace) -> int:
                  ``client_js`` (path of the socket.io-client that the page loads, or ``None``).
     """
     if missing := [package for module, package in _EXTRA.items() if find_spec(module) is None]:
-        raise ConfigurationError(
-            f"the demo needs {', '.join(missing)}: pip install 'sio-pg-adapter[embedded]'"
-        )
+        raise ConfigurationError(f"the demo needs {', '.join(missing)}: pip install 'sio-pg-adapter[embedded]'")
     client_js = None if args.client_js is None else Path(args.client_js)
     if client_js is not None and not client_js.is_file():
         raise ConfigurationError(f"--client-js: there is no file {client_js}")

@@ -65,9 +65,7 @@ class Node:
             async with asyncio.timeout(_START_TIMEOUT):
                 await self.up.wait()
         except TimeoutError:
-            raise NodeFailed(
-                self._told(f"node {self.name} is not ready after {_START_TIMEOUT:.0f} s")
-            ) from None
+            raise NodeFailed(self._told(f"node {self.name} is not ready after {_START_TIMEOUT:.0f} s")) from None
 
     async def _run_once(self) -> bool:
         served = False
@@ -119,8 +117,7 @@ class Cluster:
 
     async def __aenter__(self) -> Self:
         self._tasks = [
-            asyncio.create_task(node.run(), name=f"sio-pg demo: node {node.name}")
-            for node in self.nodes.values()
+            asyncio.create_task(node.run(), name=f"sio-pg demo: node {node.name}") for node in self.nodes.values()
         ]
         try:
             await self.ready()
@@ -165,9 +162,7 @@ class Cluster:
     async def _end(self) -> None:
         for task in reversed(self._tasks):
             task.cancel()
-        for task, ended in zip(
-            self._tasks, await asyncio.gather(*self._tasks, return_exceptions=True), strict=True
-        ):
+        for task, ended in zip(self._tasks, await asyncio.gather(*self._tasks, return_exceptions=True), strict=True):
             if isinstance(ended, Exception):
                 print(f"{task.get_name()}: {ended}", file=sys.stderr)
 

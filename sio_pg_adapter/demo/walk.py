@@ -92,9 +92,7 @@ class Walker:
 
     async def start(self) -> None:
         """Connect, and wait for the first event."""
-        await self.client.connect(
-            lambda: self.cluster.nodes[self.at].url, auth=self._auth, transports=["websocket"]
-        )
+        await self.client.connect(lambda: self.cluster.nodes[self.at].url, auth=self._auth, transports=["websocket"])
         async with asyncio.timeout(_STEP_TIMEOUT):
             await self._live
 

@@ -32,9 +32,7 @@ def listen(port: int) -> socket.socket:
     try:
         return socket.create_server(("127.0.0.1", port))
     except OSError as e:
-        raise ConfigurationError(
-            f"port {port} cannot be had ({e.strerror}): choose another with --port"
-        ) from e
+        raise ConfigurationError(f"port {port} cannot be had ({e.strerror}): choose another with --port") from e
 
 
 def origins(listening: socket.socket) -> tuple[str, ...]:

@@ -116,6 +116,7 @@ def user() -> str:
 def session_rows(module_dsn: str) -> Iterator[Callable[[str], int]]:
     """How many rows of sio_sessions a sid has."""
     with psycopg.connect(module_dsn, autocommit=True) as connection:
+
         def count(sid: str) -> int:
             found = connection.execute("SELECT count(*) FROM sio_sessions WHERE sid = %s", [sid])
             return int(found.fetchone()[0])  # type: ignore[index]

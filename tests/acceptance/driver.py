@@ -1,9 +1,10 @@
 """The real socket.io-client, driven from Python: one node process, many sockets.
 
-    async with JSDriver(modules) as js:
+For example:
+
+    async with JSDriver(modules, "node") as js:
         client = await js.connect(node.url, version="4-7", auth={"rooms": ["a"]})
-        await client.drop()
-        assert (await client.connected())["recovered"]
+        assert (await client.rejoin())["recovered"]
 """
 
 from __future__ import annotations
@@ -41,9 +42,7 @@ class JSClient:
             self.inbox.append(message)
             self._news.notify_all()
 
-    async def take(
-        self, wanted: Callable[[Message], bool], what: str, timeout: float = TIMEOUT
-    ) -> Message:
+    async def take(self, wanted: Callable[[Message], bool], what: str, timeout: float = TIMEOUT) -> Message:
         """Remove and return the first message that is wanted; the others stay."""
         try:
             async with asyncio.timeout(timeout), self._news:
@@ -56,8 +55,7 @@ class JSClient:
                     await self._news.wait()
         except TimeoutError:
             raise DriverError(
-                f"{self.name}: no {what} in {timeout} s; has {list(self.inbox)[-20:]}\n"
-                f"{self._driver.stderr()}"
+                f"{self.name}: no {what} in {timeout} s; has {list(self.inbox)[-20:]}\n{self._driver.stderr()}"
             ) from None
 
     async def wait_for(self, kind: str, timeout: float = TIMEOUT, **like: Any) -> Message:

@@ -21,6 +21,7 @@ from typing import Any
 
 import socketio
 import uvicorn
+
 from sio_pg_adapter import AsyncPostgresManager, AsyncServer, ConnectionStateRecovery
 
 from .operations import Node
@@ -59,8 +60,10 @@ def build_server(config: Config) -> AsyncServer:
     if config.recovery:
         accepts = None
         if config.accepts:
+
             def accepts(environ: dict[str, Any], auth: Any) -> bool:
                 return not (isinstance(auth, dict) and auth.get("plain"))
+
         recovery = ConnectionStateRecovery(
             max_disconnection_duration=math.inf if config.window is None else config.window,
             skip_middlewares=config.skip_middlewares,
@@ -89,12 +92,11 @@ def control_app(node: Node) -> Any:
                 break
         try:
             answer = {"value": pack(await node.run(json.loads(body)))}
-        except Exception as error:  # the test decides what it expected
+        except Exception as error:  # noqa: BLE001 - the test decides what it expected
             kinds = [kind.__name__ for kind in type(error).__mro__]
             answer = {"error": kinds, "message": str(error)}
         content = json.dumps(answer).encode()
-        head = [(b"content-type", b"application/json"),
-                (b"content-length", str(len(content)).encode())]
+        head = [(b"content-type", b"application/json"), (b"content-length", str(len(content)).encode())]
         await send({"type": "http.response.start", "status": 200, "headers": head})
         await send({"type": "http.response.body", "body": content})
 
@@ -128,10 +130,16 @@ async def serve(config: Config) -> None:
 
     app = socketio.ASGIApp(sio, control_app(node), on_startup=sio.manager.start, on_shutdown=stop)
     listening = socket.create_server(("127.0.0.1", config.port), reuse_port=False)
-    server = uvicorn.Server(uvicorn.Config(
-        app, log_level="warning", ws="websockets-sansio", timeout_graceful_shutdown=5,
-        ws_ping_interval=None, lifespan="on",
-    ))
+    server = uvicorn.Server(
+        uvicorn.Config(
+            app,
+            log_level="warning",
+            ws="websockets-sansio",
+            timeout_graceful_shutdown=5,
+            ws_ping_interval=None,
+            lifespan="on",
+        )
+    )
 
     async def announce() -> None:
         while not server.started:

@@ -36,8 +36,12 @@ def install() -> Path:
             npm = executable("npm")
             path = os.pathsep.join([str(Path(npm).parent), os.environ["PATH"]])
             done = subprocess.run(
-                [npm, "ci", "--no-audit", "--no-fund"], cwd=JS, check=False, capture_output=True,
-                text=True, env={**os.environ, "PATH": path},
+                [npm, "ci", "--no-audit", "--no-fund"],
+                cwd=JS,
+                check=False,
+                capture_output=True,
+                text=True,
+                env={**os.environ, "PATH": path},
             )
             if done.returncode:
                 raise RuntimeError(f"npm ci failed:\n{done.stdout}\n{done.stderr}")

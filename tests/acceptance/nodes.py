@@ -55,7 +55,10 @@ class NodeProcess:
         """Start without waiting: several nodes start beside each other."""
         self._process = subprocess.Popen(
             [sys.executable, "-m", f"{HERE.name}.node_process", json.dumps(self.config)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._stderr, cwd=HERE.parent,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._stderr,
+            cwd=HERE.parent,
             env={**os.environ, "PYTHONUNBUFFERED": "1"},
         )
         return self

@@ -68,20 +68,29 @@ class Node:
         for handler in (disconnect, echo, join, leave, run):
             sio.on(handler.__name__, handler, namespace=namespace)
         if config.middleware:
-            async def middleware(sid: str, environ: Json, auth: Any) -> None:
-                user = auth.get("user", "") if isinstance(auth, dict) else ""
-                await self._note(hook="middleware", namespace=namespace, sid=sid, auth=auth)
-                await self._script(self._scripts.get(("middleware", user), []), sid, namespace)
+            self._register_middleware(namespace)
 
-            sio.use(middleware, namespace=namespace)
+    def _register_middleware(self, namespace: str) -> None:
+        async def middleware(sid: str, environ: Json, auth: Any) -> None:
+            user = auth.get("user", "") if isinstance(auth, dict) else ""
+            await self._note(hook="middleware", namespace=namespace, sid=sid, auth=auth)
+            await self._script(self._scripts.get(("middleware", user), []), sid, namespace)
+
+        self.sio.use(middleware, namespace=namespace)
 
     async def _on_connect(self, sid: str, namespace: str, environ: Json, auth: Any) -> None:
         given = auth if isinstance(auth, dict) else {}
         user = self._users[namespace, sid] = str(given.get("user", ""))
         recovered = self.sio.recovered(sid, namespace=namespace)
         await self._note(
-            hook="connect", namespace=namespace, sid=sid, auth=auth, user=user, recovered=recovered,
-            flag=environ.get("sio_pg.recovered"), rooms=self._rooms(sid, namespace),
+            hook="connect",
+            namespace=namespace,
+            sid=sid,
+            auth=auth,
+            user=user,
+            recovered=recovered,
+            flag=environ.get("sio_pg.recovered"),
+            rooms=self._rooms(sid, namespace),
             session=await self.sio.get_session(sid, namespace=namespace),
         )
         for room in given.get("rooms", []):
@@ -92,8 +101,14 @@ class Node:
 
     async def _on_disconnect(self, sid: str, namespace: str, reason: str) -> None:
         user = self._users.pop((namespace, sid), "")
-        note = {"hook": "disconnect", "namespace": namespace, "sid": sid, "reason": reason,
-                "user": user, "rooms": self._rooms(sid, namespace)}
+        note = {
+            "hook": "disconnect",
+            "namespace": namespace,
+            "sid": sid,
+            "reason": reason,
+            "user": user,
+            "rooms": self._rooms(sid, namespace),
+        }
         try:
             note["session"] = await self.sio.get_session(sid, namespace=namespace)
             await self._script(self._scripts.get(("disconnect", user), []), sid, namespace)
@@ -134,9 +149,7 @@ class Node:
         """Options of `sio.emit`: room, to, skip_sid, namespace, volatile, ignore_queue."""
         await self.sio.emit(event, data, **options)
 
-    async def op_emit_many(
-        self, event: str, items: list[Any], gather: bool = False, **options: Any
-    ) -> None:
+    async def op_emit_many(self, event: str, items: list[Any], gather: bool = False, **options: Any) -> None:
         if gather:
             await asyncio.gather(*(self.sio.emit(event, item, **options) for item in items))
         else:
@@ -148,6 +161,7 @@ class Node:
 
     async def op_emit_callback(self, event: str, data: Any = None, **options: Any) -> None:
         """Emit with a callback, which notes its arguments."""
+
         async def callback(*args: Any) -> None:
             await self._note(hook="callback", event=event, args=list(args))
 
@@ -195,7 +209,12 @@ class Node:
         await asyncio.sleep(seconds)
 
     async def op_start_emitter(
-        self, name: str, room: str, interval_ms: float = 0, event: str = "n", padding: int = 0,
+        self,
+        name: str,
+        room: str,
+        interval_ms: float = 0,
+        event: str = "n",
+        padding: int = 0,
         namespace: str = "/",
     ) -> None:
         """Emit (event, name, 1), (event, name, 2), ... until stopped; 0 ms is a tight loop."""

@@ -1,8 +1,10 @@
 """Frames written by hand, over a WebSocket or by polling: what goes over the wire, to the letter.
 
+For example:
+
     async with RawClient(node.url) as c:
         sid, pid = await c.open_namespace()
-        frame = await c.recv()      # '2["e","o"]': the Engine.IO type 4 of a message is left off
+        frame = await c.recv()  # '2["e","offset"]': the Engine.IO type 4 of a message is left off
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ Frame = str | bytes  # bytes: an attachment
 _HANDSHAKE = "/socket.io/?EIO=4&transport="
 
 
-class Closed(Exception):
+class ServerClosedError(Exception):
     """The server has closed the connection."""
 
 
@@ -50,8 +52,11 @@ class RawClient:
             reading = self._poll()
         else:
             self._ws = await connect(
-                f"ws://{self._address}{_HANDSHAKE}websocket", max_size=None, ping_interval=None,
-                compression=None, proxy=None,
+                f"ws://{self._address}{_HANDSHAKE}websocket",
+                max_size=None,
+                ping_interval=None,
+                compression=None,
+                proxy=None,
             )
             self.handshake = json.loads(str(await self._ws.recv())[1:])
             reading = self._listen(self._ws)
@@ -98,8 +103,7 @@ class RawClient:
                 for frame in await self._get():
                     if frame == "1":
                         return
-                    await self._arrived(
-                        base64.b64decode(frame[1:]) if frame.startswith("b") else frame)
+                    await self._arrived(base64.b64decode(frame[1:]) if frame.startswith("b") else frame)
         except (OSError, EOFError, ValueError):
             pass  # the server has no such connection any more, or is gone
         finally:
@@ -113,9 +117,10 @@ class RawClient:
 
     async def _post(self, text: str) -> None:
         status, body = await request(
-            self._port, "POST", self._target, text.encode("utf-8", "surrogatepass"), "text/plain")
+            self._port, "POST", self._target, text.encode("utf-8", "surrogatepass"), "text/plain"
+        )
         if status != 200:
-            raise Closed(body)
+            raise ServerClosedError(body)
 
     async def _arrived(self, frame: Frame) -> None:
         if isinstance(frame, bytes):
@@ -133,7 +138,7 @@ class RawClient:
         try:
             await self._ws.send(text)
         except ConnectionClosed as error:
-            raise Closed from error
+            raise ServerClosedError from error
 
     # -- Socket.IO ------------------------------------------------------------------------------
     async def send(self, frame: Frame) -> None:
@@ -146,7 +151,7 @@ class RawClient:
             await self._post("b" + base64.b64encode(frame).decode())
 
     async def recv(self, timeout: float = TIMEOUT) -> Frame:
-        """The next packet or attachment; `Closed` where the server has closed."""
+        """The next packet or attachment; `ServerClosedError` where the server has closed."""
         try:
             async with asyncio.timeout(timeout):
                 frame = await self._frames.get()
@@ -154,7 +159,7 @@ class RawClient:
             raise AssertionError(f"no frame in {timeout} s; so far {self.seen[-20:]}") from None
         if frame is None:
             self._frames.put_nowait(None)
-            raise Closed
+            raise ServerClosedError
         self.seen.append(frame)
         return frame
 
@@ -177,20 +182,18 @@ class RawClient:
     async def recv_closed(self) -> list[Frame]:
         """Await the server's closing; returns what came before it."""
         frames = []
-        with contextlib.suppress(Closed):
+        with contextlib.suppress(ServerClosedError):
             while True:
                 frames.append(await self.recv())
         return frames
 
-    async def open_namespace(
-        self, namespace: str = "/", **auth: Any
-    ) -> tuple[str, str | None]:
+    async def open_namespace(self, namespace: str = "/", **auth: Any) -> tuple[str, str | None]:
         """CONNECT, with what is given as auth; returns (sid, pid). The answer must be next."""
         prefix = "" if namespace == "/" else f"{namespace},"
         await self.send(f"0{prefix}{json.dumps(auth) if auth else ''}")
         answer = await self.recv()
         assert isinstance(answer, str) and answer.startswith(f"0{prefix}{{"), answer
-        reply = json.loads(answer[1 + len(prefix):])
+        reply = json.loads(answer[1 + len(prefix) :])
         return reply["sid"], reply.get("pid")
 
     async def event(self, namespace: str = "/") -> tuple[list[Any], str]:
@@ -202,6 +205,6 @@ def split_event(frame: Frame, namespace: str = "/") -> tuple[list[Any], str]:
     """Split `2["e",1,"offset"]` into what the application sent and the offset."""
     prefix = "2" if namespace == "/" else f"2{namespace},"
     assert isinstance(frame, str) and frame.startswith(prefix + "["), frame
-    *data, offset = json.loads(frame[len(prefix):])
+    *data, offset = json.loads(frame[len(prefix) :])
     assert isinstance(offset, str) and offset, frame
     return data, offset

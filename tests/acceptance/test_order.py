@@ -22,8 +22,10 @@ async def test_case_11_offsets_increase_over_live_and_replay(cluster, js, room):
         await node.control("start_emitter", name=name, room=room)
     for url in (cluster.a.url, cluster.b.url) * 3:
         assert (await client.rejoin(url=url))["recovered"]
-    sent = {"A": await cluster.a.control("stop_emitter", name="A"),
-            "B": await cluster.b.control("stop_emitter", name="B")}
+    sent = {
+        "A": await cluster.a.control("stop_emitter", name="A"),
+        "B": await cluster.b.control("stop_emitter", name="B"),
+    }
     await cluster.mark(room)
     for one in (witness, client):
         await one.event("end")
@@ -38,8 +40,7 @@ async def test_case_11_offsets_increase_over_live_and_replay(cluster, js, room):
 async def test_all_clients_of_all_nodes_see_one_order(cluster, js, room):
     """Emits race on both nodes, to rooms that clients share in part."""
     other = room + "-other"
-    both = [await js.connect(node.url, auth={"rooms": [room, other]}, count=True)
-            for node in (cluster.a, cluster.b)]
+    both = [await js.connect(node.url, auth={"rooms": [room, other]}, count=True) for node in (cluster.a, cluster.b)]
     part = [await in_room(js, cluster.b.url, room, count=True), await in_room(js, cluster.a.url, other, count=True)]
     sent = {}
     for node in (cluster.a, cluster.b):
@@ -65,12 +66,12 @@ async def test_all_clients_of_all_nodes_see_one_order(cluster, js, room):
         assert (order["out_of_order"], order["offsets_differ"]) == ([], [])
 
 
-@pytest.mark.parametrize("transports", [["websocket"], ["polling"], ["polling", "websocket"]],
-                         ids=["websocket", "polling", "upgrade"])
+@pytest.mark.parametrize(
+    "transports", [["websocket"], ["polling"], ["polling", "websocket"]], ids=["websocket", "polling", "upgrade"]
+)
 @pytest.mark.parametrize("version", ["4-6", "4-8"])
 async def test_case_12_replay_over_each_transport(cluster, js, room, transports, version):
-    client = await in_room(
-        js, cluster.a.url, room, version=version, count=True, options={"transports": transports})
+    client = await in_room(js, cluster.a.url, room, version=version, count=True, options={"transports": transports})
     upgrades = len(transports) > 1
     if upgrades:
         await client.wait_for("upgrade")
@@ -106,24 +107,30 @@ async def live_and_replayed(cluster: Cluster, room: str, emit) -> list:
 
 
 async def test_case_86_sizes_around_the_limit_of_a_notification(cluster, room):
-    sizes = [size for around in (7600, 7700, 7800, 7900, 7990, 8010, 8192)
-             for size in (1, around, 64_000, around + 3, 1, around + 7, 70_000)]
+    sizes = [
+        size
+        for around in (7600, 7700, 7800, 7900, 7990, 8010, 8192)
+        for size in (1, around, 64_000, around + 3, 1, around + 7, 70_000)
+    ]
     items = [(seq, ("x", "é", "\U0001f600")[seq % 3] * size) for seq, size in enumerate(sizes)]
     live = await live_and_replayed(
-        cluster, room, lambda: cluster.a.control("emit_many", event="e", items=items, room=room))
+        cluster, room, lambda: cluster.a.control("emit_many", event="e", items=items, room=room)
+    )
     assert [split_event(frame)[0] for frame in live] == [["e", *item] for item in items]
 
 
 async def test_case_86_every_length_near_the_limit(cluster, room):
     items = [(size, "x" * size) for size in range(7_500, 8_050, 1)]
     live = await live_and_replayed(
-        cluster, room, lambda: cluster.a.control("emit_many", event="e", items=items, gather=True, room=room))
+        cluster, room, lambda: cluster.a.control("emit_many", event="e", items=items, gather=True, room=room)
+    )
     assert [split_event(frame)[0][1] for frame in live] == [size for size, _ in items]
 
 
 @pytest.mark.parametrize("gather", [False, True], ids=["one task", "gather"])
 async def test_case_87_many_emits_in_one_tick(cluster, room, gather):
     items = list(range(300))
-    live = await live_and_replayed(cluster, room, lambda: cluster.a.control(
-        "emit_many", event="e", items=items, gather=gather, room=room))
+    live = await live_and_replayed(
+        cluster, room, lambda: cluster.a.control("emit_many", event="e", items=items, gather=gather, room=room)
+    )
     assert [json.loads(str(frame)[1:])[1] for frame in live] == items

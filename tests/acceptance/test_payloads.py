@@ -50,7 +50,7 @@ async def deliver(cluster: Cluster, room: str, data: object) -> tuple[list[Frame
         live = await c.recv_until_event("end")
     async with RawClient(cluster.b.url) as c:
         assert await c.open_namespace(pid=pid, offset=offset) == (sid, pid)
-        assert (await c.recv_until_event("end") == live)
+        assert await c.recv_until_event("end") == live
     return live, refused
 
 
@@ -85,11 +85,14 @@ async def test_case_45_exact_or_refused(cluster, room, name):
         assert live == []
 
 
-@pytest.mark.parametrize("data", [
-    pytest.param({"a": [b"", b"\x00\xff"], "b": {"c": b"c" * 9000}}, id="nested"),
-    pytest.param((bytearray(b"array"), [b"bytes"]), id="bytearray"),
-    pytest.param(b"\x00" * 20_000_000, id="20 MB"),
-])
+@pytest.mark.parametrize(
+    "data",
+    [
+        pytest.param({"a": [b"", b"\x00\xff"], "b": {"c": b"c" * 9000}}, id="nested"),
+        pytest.param((bytearray(b"array"), [b"bytes"]), id="bytearray"),
+        pytest.param(b"\x00" * 20_000_000, id="20 MB"),
+    ],
+)
 async def test_case_45_binary(cluster, room, data):
     live, refused = await deliver(cluster, room, data)
     assert refused is None

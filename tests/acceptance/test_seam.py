@@ -17,8 +17,17 @@ MOVES = pytest.mark.parametrize("hops", [False, True], ids=["stays", "hops"])
 
 
 async def seam(
-    js: JSDriver, cluster: Cluster, room: str, *, drops: int, delay_ms: int, handler: float = 0,
-    hops: bool = True, padding: int = 0, client_options: dict | None = None, **churn,
+    js: JSDriver,
+    cluster: Cluster,
+    room: str,
+    *,
+    drops: int,
+    delay_ms: int,
+    handler: float = 0,
+    hops: bool = True,
+    padding: int = 0,
+    client_options: dict | None = None,
+    **churn,
 ) -> dict:
     """:param handler: seconds that the connect handlers await. Returns the report of the churn."""
     await cluster.control_all("configure", connect_delay=handler)
@@ -37,8 +46,9 @@ async def seam(
     assert report["recovered"] == drops, report["bad"]
     for one in (witness, client):
         stats = await one.stats(**sent)
-        wrong = {key: stats[key] for key in (
-            "missing", "duplicated", "inverted", "without_offset", "repeated_offsets")}
+        wrong = {
+            key: stats[key] for key in ("missing", "duplicated", "inverted", "without_offset", "repeated_offsets")
+        }
         assert not any(wrong.values()), stats
         assert stats["received"] == sum(sent.values())
     order = await client.same_order_as(witness)
@@ -104,12 +114,10 @@ async def test_case_60_seam_with_packets_beyond_a_notification(cluster, js, room
 @pytest.mark.parametrize("handler", [0, 0.02, 0.5])
 @pytest.mark.parametrize("drops", [40, 200])
 async def test_case_61_soak_whole_matrix(cluster, js, room, drops, handler, delay_ms, hops):
-    await seam(
-        js, cluster, room, drops=drops, delay_ms=delay_ms, handler=handler, hops=hops, timeout=800)
+    await seam(js, cluster, room, drops=drops, delay_ms=delay_ms, handler=handler, hops=hops, timeout=800)
 
 
 @soak
 @pytest.mark.parametrize("run", range(50))
 async def test_case_61_soak_fifty_times(cluster, js, room, run):
-    await seam(
-        js, cluster, room, drops=40, delay_ms=(30, 150)[run % 2], handler=0.02, hops=run % 4 > 1, seed=run)
+    await seam(js, cluster, room, drops=40, delay_ms=(30, 150)[run % 2], handler=0.02, hops=run % 4 > 1, seed=run)

@@ -9,7 +9,7 @@ import pytest
 
 from .conftest import in_room
 from .driver import VERSIONS, stored_args
-from .rawclient import Closed, RawClient, split_event
+from .rawclient import RawClient, ServerClosedError, split_event
 
 
 async def test_case_01_connect_is_answered_with_sid_and_pid(cluster):
@@ -41,16 +41,19 @@ async def test_case_02_without_recovery_nothing_of_it_is_seen_or_written(make_cl
         assert connection.execute("SELECT count(*) FROM sio_sessions").fetchone() == (0,)
 
 
-@pytest.mark.parametrize(("data", "args"), [
-    pytest.param(None, [], id="none"),
-    pytest.param("world", ["world"], id="value"),
-    pytest.param([1, 2], [[1, 2]], id="list"),
-    pytest.param((1, {}), [1, {}], id="tuple"),
-    pytest.param((), [], id="empty tuple"),
-    pytest.param([], [[]], id="empty list"),
-    pytest.param({"a": None}, [{"a": None}], id="object"),
-    pytest.param((None, 1), [None, 1], id="tuple with None"),
-])
+@pytest.mark.parametrize(
+    ("data", "args"),
+    [
+        pytest.param(None, [], id="none"),
+        pytest.param("world", ["world"], id="value"),
+        pytest.param([1, 2], [[1, 2]], id="list"),
+        pytest.param((1, {}), [1, {}], id="tuple"),
+        pytest.param((), [], id="empty tuple"),
+        pytest.param([], [[]], id="empty list"),
+        pytest.param({"a": None}, [{"a": None}], id="object"),
+        pytest.param((None, 1), [None, 1], id="tuple with None"),
+    ],
+)
 async def test_case_03_offset_is_the_last_argument(cluster, data, args):
     async with RawClient(cluster.a.url) as c:
         sid, _ = await c.open_namespace()
@@ -157,15 +160,31 @@ async def test_case_07_unstored_events_leave_the_offset_alone(cluster, js, room,
     assert stored_args(await client.event("missed")) == [2]
 
 
-@pytest.mark.parametrize("auth", [
-    '"x"', "[1]", "null", "{}", '{"pid":1}', '{"pid":{}}', '{"pid":"p","offset":7}', '{"offset":7}',
-    '{"pid":null}', '{"pid":["p"]}', '{"pid":"p","offset":null}', '{"pid":"p","offset":{"a":[]}}',
-    '{"pid":""}', '{"pid":true,"offset":true}', "7", "true",
-])
+@pytest.mark.parametrize(
+    "auth",
+    [
+        '"x"',
+        "[1]",
+        "null",
+        "{}",
+        '{"pid":1}',
+        '{"pid":{}}',
+        '{"pid":"p","offset":7}',
+        '{"offset":7}',
+        '{"pid":null}',
+        '{"pid":["p"]}',
+        '{"pid":"p","offset":null}',
+        '{"pid":"p","offset":{"a":[]}}',
+        '{"pid":""}',
+        '{"pid":true,"offset":true}',
+        "7",
+        "true",
+    ],
+)
 async def test_case_16_odd_connects_get_a_new_session_or_a_refusal(cluster, auth):
     async with RawClient(cluster.a.url) as c:
         await c.send("0" + auth)
-        answer = str(await c.recv())  # not Closed, not silence
+        answer = str(await c.recv())  # not ServerClosedError, not silence
         assert answer[0] in "04"
         if answer[0] == "0":
             await cluster.b.emit("e", to=json.loads(answer[1:])["sid"])
@@ -182,7 +201,7 @@ async def test_case_16_second_connect_on_one_connection_changes_nothing(cluster)
         await cluster.b.emit("e", 1, to=sid)
         try:
             frames = await c.recv_until_event("e")
-        except Closed:
+        except ServerClosedError:
             return  # as good: it comes back by itself
         assert all(str(frame).startswith("4") for frame in frames)
 
@@ -197,8 +216,7 @@ async def test_case_17_clients_left_out_by_accepts_see_no_offset(make_cluster):
         await cluster.a.emit("e", "both", room="r")
         await cluster.a.emit("v", "both", room="r", volatile=True)
         await cluster.a.emit("e", "one", to=plain_sid)
-        assert [await plain.recv() for _ in range(3)] == [
-            '2["e","both"]', '2["v","both"]', '2["e","one"]']
+        assert [await plain.recv() for _ in range(3)] == ['2["e","both"]', '2["v","both"]', '2["e","one"]']
         assert (await modern.event())[0] == ["e", "both"]
         assert await modern.recv() == '2["v","both",null]'
         await cluster.a.emit("b", b"1", room="r")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import datetime as dt
+import math
 from typing import Any
 
 
@@ -22,7 +23,7 @@ def pack(value: Any) -> Any:
             return {key: pack(item) for key, item in value.items()}
         case dt.datetime():
             return {"$datetime": value.isoformat()}
-        case float() if value != value or value in (float("inf"), float("-inf")):
+        case float() if not math.isfinite(value):
             return {"$float": str(value)}
         case _:
             return value

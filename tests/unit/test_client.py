@@ -190,9 +190,7 @@ async def test_recovered_means_the_reply_bears_the_pid_that_was_sent(client):
 
 
 async def test_recovered_is_told_by_namespace(client):
-    await connected(
-        client, '0/a,{"sid":"s1","pid":"p1"}', '0/b,{"sid":"s2","pid":"p2"}', namespaces=["/a", "/b"]
-    )
+    await connected(client, '0/a,{"sid":"s1","pid":"p1"}', '0/b,{"sid":"s2","pid":"p2"}', namespaces=["/a", "/b"])
     await claims(client)
     await client.eio.receive('0/a,{"sid":"s1","pid":"p1"}', '0/b,{"sid":"s9","pid":"p9"}')
     assert (client.recovered("/a"), client.recovered("/b"), client.recovered()) == (True, False, False)
@@ -244,9 +242,7 @@ async def test_the_servers_own_argument_is_taken_off(client, frame, args, offset
     assert client._sessions["/"].offset == offset
 
 
-@pytest.mark.parametrize(
-    ("frame", "args"), [('27["e","x"]', ("x",)), ('27["e",null]', (None,)), ('27["e"]', ())]
-)
+@pytest.mark.parametrize(("frame", "args"), [('27["e","x"]', ("x",)), ('27["e",null]', (None,)), ('27["e"]', ())])
 async def test_an_event_with_ack_id_bears_no_offset(client, frame, args):
     calls = []
     client.on("e", lambda *args: calls.append(args) or "answer")
@@ -272,9 +268,7 @@ async def test_binary_events(client):
 
 async def test_msgpack():
     msgpack = pytest.importorskip("msgpack")
-    client = Client(
-        handle_sigint=False, reconnection_delay=0.001, randomization_factor=0, serializer="msgpack"
-    )
+    client = Client(handle_sigint=False, reconnection_delay=0.001, randomization_factor=0, serializer="msgpack")
     calls = calls_of(client)
     await connected(client, msgpack.dumps({"type": 0, "nsp": "/", "data": {"sid": "s", "pid": "p1"}}))
     await client.eio.receive(msgpack.dumps({"type": 2, "nsp": "/", "data": ["e", b"x", "o1"]}))
@@ -487,9 +481,7 @@ async def test_a_drop_right_after_connect_is_not_taken_for_a_connection(client):
     await client.eio._receive_packet(eio_packet.Packet(eio_packet.MESSAGE, data='0{"sid":"s1","pid":"p1"}'))
     while not client._connect_event.is_set():
         await asyncio.sleep(0)
-    assert await claims(client) == [
-        '0{"pid":"p1"}'
-    ]  # dropped before connect() looked: upstream is stuck here
+    assert await claims(client) == ['0{"pid":"p1"}']  # dropped before connect() looked: upstream is stuck here
     await client.eio.receive('0{"sid":"s1","pid":"p1"}')
     assert client.connected
 
@@ -531,8 +523,10 @@ async def test_connecting_again_by_hand_presents_the_session(client):
     [
         (
             "connect",
-            "(self, url, headers={}, auth=None, transports=None, namespaces=None, "
-            "socketio_path='socket.io', wait=True, wait_timeout=1, retry=False)",
+            (
+                "(self, url, headers={}, auth=None, transports=None, namespaces=None, "
+                "socketio_path='socket.io', wait=True, wait_timeout=1, retry=False)"
+            ),
         ),
         ("disconnect", "(self)"),
         ("shutdown", "(self)"),
