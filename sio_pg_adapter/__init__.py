@@ -9,12 +9,15 @@ from .errors import (
     SioPgError,
     StoreUnavailable,
 )
+from .lifespan import lifespan
 from .manager import AsyncPostgresManager
+from .namespace import AsyncNamespace
 from .options import ConnectionStateRecovery
 from .server import AsyncServer
 
 __all__ = [
     "AsyncClient",
+    "AsyncNamespace",
     "AsyncPostgresManager",
     "AsyncServer",
     "ConfigurationError",
@@ -24,4 +27,5 @@ __all__ = [
     "SchemaMismatch",
     "SioPgError",
     "StoreUnavailable",
+    "lifespan",
 ]

@@ -306,7 +306,9 @@ class Connect:
             pkt = self._server.packet_class(packet.DISCONNECT, namespace=client.namespace)
             await self._send(pkt)
         reason = client.closed or self._server.reason.TRANSPORT_CLOSE
-        await self._server.leave(client, reason, handler=client.accepted)
+        await self._server.leave(client, reason)
+        if not client.ended:
+            await hang_up(self._server, self._eio_sid)
 
     async def _give_back(self, client: Client) -> None:
         assert self._manager.recovery is not None

@@ -12,7 +12,7 @@ import logging
 import secrets
 import uuid
 from collections import OrderedDict
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -26,8 +26,9 @@ from .ephemeral import Ephemeral, Message
 from .errors import ConfigurationError, SioPgError, StoreUnavailable
 from .listener import Listener
 from .log import Entry, LogReader, LogWriter, read_notification
+from .nodes import Presence
 from .options import ConnectionStateRecovery
-from .pruner import Pruner
+from .pruner import ExpiryHandlers, Pruner
 from .records import EVERYBODY, Kind, encode_event, encode_json, text_name, text_names, with_binary
 from .recovery import Memberships
 from .sessions import Sessions
@@ -101,6 +102,9 @@ class AsyncPostgresManager(AsyncManager):
         self.unstored: set[str] = set()
         self.on_taken: Callable[[Client], None] = self._let_go
         self.on_kicked: Callable[[Client, str | None], None] = self._kicked
+        self.expiry_namespaces: list[str] = []
+        self.on_expired: Callable[[str, str, Any], Awaitable[None]] | None = None
+        self.on_closing: Callable[[], Awaitable[None]] | None = None
         self._starting: asyncio.Lock | None = None
         self._running = False
         self._closed = False
@@ -165,28 +169,38 @@ class AsyncPostgresManager(AsyncManager):
         self.listener = Listener(
             self.database, [self.database.channel, self.channel], self._on_notify, self._on_listening
         )
-        self.pruner = Pruner(self.database)
+        self.pruner = Pruner(self.database, self._expiry_handlers())
+        self.presence: Presence | None = None if self.write_only else self._presence()
         self._released: OrderedDict[tuple[int, int], asyncio.Event] = OrderedDict()
         try:
             self.log.start()
             if not self.write_only:
                 await self.listener.start()
                 await self.dispatcher.start()
-                await self._enter_cluster()
+                if self.expiry_namespaces:
+                    await self.database.fetch("expiry_handlers", self.expiry_namespaces)
                 self.pruner.start()
         except BaseException:
             await self._stop()
             raise
         self._running = True
 
-    async def _enter_cluster(self) -> None:
+    def _presence(self) -> Presence:
         eio = self.server.eio
         # How long a drop can go unnoticed: engineio looks at each socket once in a ping_timeout.
         unnoticed = eio.ping_interval + 3 * eio.ping_timeout
-        recovery_seconds = 0.0 if self.recovery is None else self.recovery.window
-        await self.database.fetch(
-            "node_start", uuid.UUID(self.node), self.channel, recovery_seconds, unnoticed + 120.0
+        return Presence(
+            self.database,
+            self.node,
+            self.channel,
+            recovery_seconds=0.0 if self.recovery is None else self.recovery.window,
+            margin_seconds=unnoticed + 120.0,
         )
+
+    def _expiry_handlers(self) -> ExpiryHandlers | None:
+        if not self.expiry_namespaces or self.on_expired is None:
+            return None
+        return ExpiryHandlers(self.node, self.expiry_namespaces, self.on_expired)
 
     async def aclose(self) -> None:
         """Write what is waiting, leave the cluster, close all connections. Safe to call twice, or unstarted."""
@@ -195,6 +209,8 @@ class AsyncPostgresManager(AsyncManager):
             return
         async with self._starting:
             if self._running:
+                if self.on_closing is not None:
+                    await self.on_closing()
                 self._running = False
                 await self._stop()
         self._starting = None  # an event loop's own: the next start may be in another
@@ -206,10 +222,10 @@ class AsyncPostgresManager(AsyncManager):
         await self.log.close()
         await self.ephemeral.close()
         await self.pruner.close()
-        if not self.write_only:
+        if self.presence is not None:
             try:
                 async with asyncio.timeout(5):
-                    await self.database.fetch("node_stop", uuid.UUID(self.node))
+                    await self.presence.leave()
             except (SioPgError, TimeoutError) as e:
                 self._get_logger().warning("leaving the cluster: %s", e)
         await self.listener.close()
@@ -252,8 +268,15 @@ class AsyncPostgresManager(AsyncManager):
     def _on_appended(self, prev: int, last: int, records: list[Any] | None) -> None:
         self.dispatcher.offer(prev, last, records)
 
-    async def _on_listening(self, _connection: Connection) -> None:
+    async def _on_listening(self, connection: Connection) -> None:
+        assert self.presence is not None
+        back = await self.presence.show(connection)
         self.dispatcher.ring()  # what was notified before this connection listened was not heard
+        if back.died:  # taken for dead: sessions may have run out. Claims of others are in the log
+            held = await self.presence.held()
+            for client in [c for of in self.clients.by_sid.values() for c in of.values()]:
+                if client.held is not None and (client.held.id, client.held.generation) not in held:
+                    self.on_taken(client)
 
     def _on_notify(self, channel: str, payload: str) -> None:
         if payload.startswith("{"):

@@ -1,21 +1,31 @@
-"""Ends sessions whose time is up and deletes records that no session can need."""
+"""Ends sessions whose time is up, and deletes records that no session can need."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import logging
 import random
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
+from typing import Any
 
-from .database import Database, translated
+from .database import Connection, Database, translated
 from .errors import SioPgError
 
 INTERVAL = 60.0
 """Seconds between two looks. A look writes nothing where there is nothing to do."""
 
+SECOND_LOOK = 11.0
+"""Seconds until the look that finds a missing node dead."""
+
 BATCH = 2_000
 """Rows of one transaction: short, so that nobody waits long for its locks."""
+
+TOLD = 50
+"""Expired sessions that are taken at once to call handlers for."""
 
 logger = logging.getLogger("sio_pg_adapter")
 
@@ -28,31 +38,77 @@ class Pruned:
     packets: int = 0
 
 
-class Pruner:
-    """Looks about once a minute; several nodes may, since each batch belongs to whoever locks it first."""
+class ExpiryHandlers:
+    """Who is to be told that a session's time is up: at least once, and normally once, in the cluster.
 
-    def __init__(self, database: Database) -> None:
+    :param tell: calls the handlers of the application with sid, namespace and session data; its exceptions are
+                 logged, and count as called.
+    """
+
+    def __init__(self, node: str, namespaces: list[str], tell: Callable[[str, str, Any], Awaitable[None]]) -> None:
+        self.node = uuid.UUID(node)
+        self.namespaces = namespaces
+        self.tell = tell
+
+
+class Pruner:
+    """Looks about once a minute; several nodes may, since each batch belongs to whoever locks it first.
+
+    :param handlers: of this node; without any, sessions that somebody else is to be told of are left alone.
+    """
+
+    def __init__(self, database: Database, handlers: ExpiryHandlers | None = None) -> None:
         self._database = database
+        self._handlers = handlers
         self._task: asyncio.Task[None] | None = None
+        self._soon = asyncio.Event()
+        self._timers: set[asyncio.TimerHandle] = set()
 
     def start(self) -> None:
         self._task = asyncio.create_task(self._run(), name="sio_pg pruner")
 
     async def close(self) -> None:
         """Safe to call twice."""
+        for timer in self._timers:
+            timer.cancel()
         task, self._task = self._task, None
         if task is not None:
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await task
 
+    def look_in(self, seconds: float) -> None:
+        """A session's time is up then: handlers shall not wait for the next regular look."""
+        if self._handlers is None or self._task is None:
+            return
+
+        def look() -> None:
+            self._timers.discard(timer)
+            self._soon.set()
+
+        timer = asyncio.get_running_loop().call_later(seconds + 0.1, look)
+        self._timers.add(timer)
+
     async def _run(self) -> None:
+        pause = INTERVAL
         while True:
-            await asyncio.sleep(INTERVAL * random.uniform(0.8, 1.2))  # noqa: S311 - so that nodes do not meet
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._soon.wait(), pause * random.uniform(0.8, 1.2))  # noqa: S311
+            self._soon.clear()
+            pause = INTERVAL
             try:
+                if await self._look():
+                    pause = SECOND_LOOK / 0.8
                 await self.prune()
             except SioPgError as e:
                 logger.warning("pruning: %s", e)
+
+    async def _look(self) -> bool:
+        """Are nodes missing that have not been found dead yet?"""
+        with translated("looking who is there"):
+            async with self._database.connection() as connection:
+                due = await connection.fetchrow(self._database.queries["due_to_prune"])
+                return due["missing"] and await connection.fetchval(self._database.queries["look"]) > 0
 
     async def prune(self) -> Pruned:
         """One pass.
@@ -73,13 +129,33 @@ class Pruner:
                     await connection.execute(queries["drop_nodes"])
                 if due["attachments"]:
                     await connection.execute(queries["drop_attachments"], BATCH)
+        while due["sessions"] and self._handlers is not None and (count := await self._tell(self._handlers)):
+            sessions += count
         if sessions or packets:
             logger.info("pruned %s sessions and %s records", sessions, packets)
         return Pruned(sessions, packets)
 
+    async def _tell(self, handlers: ExpiryHandlers) -> int:
+        """Take expired sessions, call their handlers with no transaction open, then delete them."""
+        queries = self._database.queries
+        async with self._use() as connection:
+            rows = await connection.fetch(queries["expire_told"], handlers.namespaces, handlers.node, TOLD)
+        for row in rows:
+            await handlers.tell(row["sid"], row["namespace"], json.loads(row["data"]))
+        if rows:
+            async with self._use() as connection:
+                await connection.execute(queries["expire_done"], [row["id"] for row in rows], handlers.node)
+        return len(rows)
+
+    @contextlib.asynccontextmanager
+    async def _use(self) -> AsyncIterator[Connection]:
+        with translated("pruning"):
+            async with self._database.connection() as connection:
+                yield connection
+
 
 async def prune_once(dsn: str | None = None, *, schema: str = "public") -> Pruned:
-    """One pass on a database, as ``sio-pg prune`` does it.
+    """One pass on a database, as ``sio-pg prune`` does it; sessions with an expiry handler are left to it.
 
     :raises StoreUnavailable: if it cannot be reached.
     :raises SchemaMismatch: if it is not migrated.
@@ -87,6 +163,8 @@ async def prune_once(dsn: str | None = None, *, schema: str = "public") -> Prune
     database = Database(dsn, pool=None, listen_dsn=None, schema=schema)
     await database.open()
     try:
-        return await Pruner(database).prune()
+        pruner = Pruner(database)
+        await pruner._look()  # noqa: SLF001 - its own module
+        return await pruner.prune()
     finally:
         await database.close()

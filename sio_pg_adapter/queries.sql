@@ -87,34 +87,70 @@ WHERE s.namespace = $1::text AND s.sid = $2::text AND (s.expires_at IS NULL OR s
 SELECT count(pg_notify(channel, payload)) FROM unnest($1::text[], $2::text[]) AS m (channel, payload)
 
 -- name: node_start
--- A node enters the cluster.
-INSERT INTO sio.sio_nodes (id, channel, recovery_seconds, margin_seconds)
-VALUES ($1::uuid, $2::text, $3::double precision, $4::double precision) RETURNING number
+-- A node enters the cluster: on the connection whose role and lock show that it lives.
+INSERT INTO sio.sio_nodes (id, channel, role, recovery_seconds, margin_seconds)
+SELECT $1::uuid, $2::text, r.oid, $3::double precision, $4::double precision
+FROM pg_catalog.pg_roles r WHERE r.rolname = session_user
+ON CONFLICT (id) DO UPDATE SET missed_at = NULL RETURNING number
+
+-- name: node_lock
+-- Show that this node lives, for as long as the connection does.
+SELECT pg_try_advisory_lock_shared('sio.sio_nodes'::regclass::oid::bigint::bit(32)::integer, $1::integer)
+
+-- name: node_back
+-- A node is back on the log; a row if it had been missed.
+UPDATE sio.sio_nodes n SET missed_at = NULL, died_at = NULL
+FROM (SELECT id, died_at FROM sio.sio_nodes WHERE id = $1::uuid) o
+WHERE n.id = o.id AND n.missed_at IS NOT NULL RETURNING o.died_at
+
+-- name: node_sessions
+-- The sessions that a node still holds.
+SELECT id, generation FROM sio.sio_sessions WHERE node = $1::uuid
 
 -- name: node_stop
 -- A node leaves in order: it holds no session any more, its options still say how long records are kept.
 UPDATE sio.sio_nodes SET stopped_at = clock_timestamp() WHERE id = $1::uuid
+
+-- name: look
+-- Who is there? How many nodes are missing and not found dead yet.
+SELECT sio.sio_look()
 
 -- name: probe
 -- Is the other side still there? Writes nothing.
 SELECT 1
 
 -- name: due_to_prune
--- Is there anything for the pruner, and how long are records kept? Null: for ever. Writes nothing.
-SELECT k.keep,
-       EXISTS (SELECT FROM sio.sio_sessions WHERE expires_at <= clock_timestamp()) AS sessions,
+-- Is there anything for the pruner, and how long are records kept? Null: all of them, since sessions last for
+-- ever, or while those of a node that is missing or newly found dead may still come back. Writes nothing.
+SELECT k.keep, k.missing,
+       EXISTS (SELECT FROM sio.sio_expired()) AS sessions,
        EXISTS (SELECT FROM (SELECT created_at FROM sio.sio_packets ORDER BY "offset" LIMIT 1) p
                WHERE p.created_at < clock_timestamp() - make_interval(secs => k.keep)) AS packets,
        EXISTS (SELECT FROM sio.sio_attachments
                WHERE created_at < clock_timestamp() - CASE WHEN ephemeral THEN interval '2 minutes'
                                                            ELSE interval '1 hour' END) AS attachments
-FROM (SELECT CASE WHEN bool_or(recovery_seconds IS NULL) THEN NULL
-                  ELSE coalesce(max(recovery_seconds), 120) + coalesce(max(margin_seconds), 205) END AS keep
-      FROM sio.sio_nodes) k
+FROM (SELECT coalesce(bool_or(o.missing), false) AS missing,
+             CASE WHEN bool_or(o.recovery_seconds IS NULL OR o.missing
+                               OR sio.sio_runs_out(o.died_at, o.recovery_seconds) > clock_timestamp()) THEN NULL
+                  ELSE coalesce(max(o.recovery_seconds), 120) + coalesce(max(o.margin_seconds), 205) END AS keep
+      FROM (SELECT *, stopped_at IS NULL AND died_at IS NULL AND NOT sio.sio_alive(number, role) AS missing
+            FROM sio.sio_nodes) o) k
 
 -- name: expire
 -- End sessions whose time is up.
 SELECT sio.sio_expire($1::integer)
+
+-- name: expire_told
+-- Take expired sessions of some namespaces (* is all) to call handlers for.
+SELECT id, namespace, sid, data FROM sio.sio_expire_told($1::text[], $2::uuid, $3::integer)
+
+-- name: expire_done
+-- Their handlers have been called.
+DELETE FROM sio.sio_sessions WHERE id = ANY ($1::bigint[]) AND told_by = $2::uuid
+
+-- name: expiry_handlers
+-- From now on these namespaces' expired sessions are for nodes with a handler.
+INSERT INTO sio.sio_expiry_handlers SELECT unnest($1::text[]) ON CONFLICT DO NOTHING
 
 -- name: trim
 -- Delete the oldest records, and move the floors, in one transaction.
@@ -130,9 +166,10 @@ DELETE FROM sio.sio_attachments a WHERE id IN (
     LIMIT $1::integer)
 
 -- name: drop_nodes
--- Nodes that stopped so long ago that nothing depends on their options any more.
+-- Nodes that ended so long ago that nothing depends on their options any more.
 DELETE FROM sio.sio_nodes n
-WHERE stopped_at < clock_timestamp() - make_interval(secs => recovery_seconds + margin_seconds)
+WHERE coalesce(stopped_at, died_at) < clock_timestamp() - make_interval(secs => recovery_seconds + margin_seconds)
+      AND NOT EXISTS (SELECT FROM sio.sio_sessions s WHERE s.node = n.id)
    OR stopped_at IS NOT NULL AND recovery_seconds IS NULL
       AND EXISTS (SELECT FROM sio.sio_nodes o WHERE o.recovery_seconds IS NULL AND o.number > n.number)
 

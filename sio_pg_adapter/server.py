@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
 import re
 import time
@@ -19,6 +20,11 @@ from .manager import AsyncPostgresManager
 from .options import ConnectionStateRecovery, recovery_options
 
 Middleware = Callable[[str, dict[str, Any], Any], Awaitable[None]]
+
+ExpiryHandler = Callable[[str, str, Any], Any]
+
+GOODBYE_WAIT = 10.0
+"""Seconds that a stop waits for disconnect handlers."""
 
 logger = logging.getLogger("sio_pg_adapter")
 
@@ -49,11 +55,14 @@ class AsyncServer(socketio.AsyncServer):
             )
         self.middlewares: dict[str, list[Middleware]] = {}
         self.leaving: dict[tuple[str, str], Client] = {}
+        self._expiry_handlers: dict[str, ExpiryHandler] = {}
         super().__init__(client_manager, *args, **kwargs)
         if self._ours:
             self.manager.recovery = recovery
             self.manager.on_taken = self._taken
             self.manager.on_kicked = self._kicked
+            self.manager.on_expired = self._expired
+            self.manager.on_closing = self._say_goodbye
         if recovery is not None and hasattr(self.eio.logger, "addFilter"):
             self.eio.logger.addFilter(_without_pid)
 
@@ -78,6 +87,35 @@ class AsyncServer(socketio.AsyncServer):
             raise ConfigurationError(f"use() takes an async function(sid, environ, auth): not {middleware!r}")
         self.middlewares.setdefault(namespace, []).append(middleware)
         return middleware
+
+    def on_session_expired(self, handler: ExpiryHandler | None = None, *, namespace: str = "*") -> Any:
+        """Register what is called when a disconnected session's time is up and nobody came back; a decorator.
+
+        In one process of the cluster, at least once and normally once, with no transaction open. From the first
+        start of a node with a handler on, only nodes with one delete expired sessions of its namespaces.
+
+        :param handler: ``async def handler(sid, namespace, session)``. An exception is logged and counts as
+                        called.
+        :param namespace: whose sessions; without it, those of all namespaces.
+        """
+        if handler is None:
+            return lambda function: self.on_session_expired(function, namespace=namespace)
+        if not callable(handler):
+            raise ConfigurationError(f"on_session_expired takes a function(sid, namespace, session): not {handler!r}")
+        if not self._ours or self.manager.recovery is None:
+            raise ConfigurationError("on_session_expired needs connection_state_recovery, which is off")
+        self._expiry_handlers[namespace] = handler
+        self.manager.expiry_namespaces = sorted(self._expiry_handlers)
+        return handler
+
+    async def _expired(self, sid: str, namespace: str, session: Any) -> None:
+        handler = self._expiry_handlers.get(namespace) or self._expiry_handlers.get("*")
+        try:
+            result = handler(sid, namespace, session) if handler is not None else None
+            if inspect.isawaitable(result):
+                await result
+        except Exception:
+            logger.exception("the handler of expired sessions failed")
 
     def instrument(self, *args: Any, **kwargs: Any) -> Any:
         """As upstream's, for the Socket.IO Admin UI. What goes to its namespace is not stored."""
@@ -266,6 +304,15 @@ class AsyncServer(socketio.AsyncServer):
         if self._ours:
             await self.manager.aclose()
 
+    async def _say_goodbye(self) -> None:
+        """Close all connections in the way after which clients come back, elsewhere, to their sessions."""
+        await asyncio.gather(*(hang_up(self, eio_sid) for eio_sid in list(self.eio.sockets)), return_exceptions=True)
+        leaving = [asyncio.ensure_future(client.gone.wait()) for client in self.leaving.values()]
+        if leaving:
+            _, late = await asyncio.wait(leaving, timeout=GOODBYE_WAIT)
+            for task in late:
+                task.cancel()
+
     # -- upstream's private ways in --------------------------------------------------------------------------
     async def _handle_connect(self, eio_sid: str, namespace: str | None, data: Any) -> None:
         if not self._ours:
@@ -345,7 +392,7 @@ class AsyncServer(socketio.AsyncServer):
             self.leaving[client.namespace, client.sid] = client
         self.manager.spawn(end(), "sio_pg takeover")
 
-    async def leave(self, client: Client, reason: str, *, handler: bool = True) -> None:
+    async def leave(self, client: Client, reason: str) -> None:
         """All that the end of a client's connection takes.
 
         Its rooms are taken down now; then its disconnect handler runs; then the session is let go. One that was
@@ -362,12 +409,13 @@ class AsyncServer(socketio.AsyncServer):
                 data = await self.manager.sessions.end(client.held)
                 if data is not None:
                     client.data = self.manager.json.loads(data)
-            if handler and client.accepted:
+            if client.accepted:
                 await self._run_disconnect_handler(client, reason)
             if not client.ended and client.held is not None and self.manager.recovery is not None:
-                await self.manager.sessions.release(
-                    client.held, seconds=self.manager.recovery.window, since=away_since(at)
-                )
+                window = self.manager.recovery.window
+                await self.manager.sessions.release(client.held, seconds=window, since=away_since(at))
+                if window is not None:
+                    self.manager.pruner.look_in(window)
         except SioPgError as e:
             logger.warning("the end of a connection could not be stored: %s", e)
         finally:

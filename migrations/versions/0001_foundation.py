@@ -96,6 +96,7 @@ TABLES = (
         id uuid PRIMARY KEY,
         number integer GENERATED ALWAYS AS IDENTITY UNIQUE,
         channel text NOT NULL,
+        role oid NOT NULL,
         recovery_seconds double precision,
         margin_seconds double precision NOT NULL,
         started_at timestamptz NOT NULL DEFAULT clock_timestamp(),
@@ -104,7 +105,7 @@ TABLES = (
         stopped_at timestamptz
     )
     """,
-    """COMMENT ON TABLE {s}.sio_nodes IS 'Server processes. recovery_seconds: max_disconnection_duration, null for ever. margin_seconds: how long a drop may go unnoticed, and a replay last.'""",
+    """COMMENT ON TABLE {s}.sio_nodes IS 'Server processes. A node that lives holds a shared advisory lock on (oid of this table, number), by a backend of its role. recovery_seconds: max_disconnection_duration, null for ever. margin_seconds: how long a drop may go unnoticed, and a replay last. missed_at: first look that found no lock; died_at: the second.'""",
     """
     CREATE TABLE {s}.sio_sessions (
         id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
@@ -118,10 +119,12 @@ TABLES = (
         start_offset bigint NOT NULL,
         created_at timestamptz NOT NULL DEFAULT clock_timestamp(),
         expires_at timestamptz,
+        told_by uuid,
+        told_at timestamptz,
         UNIQUE (namespace, sid)
     ) WITH (fillfactor = 70)
     """,
-    """COMMENT ON TABLE {s}.sio_sessions IS 'One row a session, from its CONNECT to its end. node: who holds it, null while the client is away; generation: raised by each claim; settled: false while a claim waits for the former holder; expires_at: null while it is held.'""",
+    """COMMENT ON TABLE {s}.sio_sessions IS 'One row a session, from its CONNECT to its end. node: who holds it, null while the client is away; generation: raised by each claim; settled: false while a claim waits for the former holder; expires_at: null while it is held. told_by: the node that calls the expiry handler.'""",
     """CREATE INDEX sio_sessions_expires ON {s}.sio_sessions (expires_at) WHERE expires_at IS NOT NULL""",
     """CREATE INDEX sio_sessions_node ON {s}.sio_sessions (node) WHERE node IS NOT NULL""",
     """
@@ -136,6 +139,8 @@ TABLES = (
     """,
     """COMMENT ON TABLE {s}.sio_rooms IS 'Who was in which room: at the offsets above joined_at and below left_at.'""",
     """CREATE INDEX sio_rooms_members ON {s}.sio_rooms (namespace, room) WHERE left_at IS NULL""",
+    """CREATE TABLE {s}.sio_expiry_handlers (namespace text PRIMARY KEY)""",
+    """COMMENT ON TABLE {s}.sio_expiry_handlers IS 'Namespaces (* is all) whose expired sessions are deleted only by nodes that call a handler first.'""",
     """
     CREATE TABLE {s}.sio_room_floors (
         namespace text NOT NULL,
@@ -258,6 +263,51 @@ FUNCTIONS = (
         RETURN v_at;
     END $$
     """,
+    # -- nodes --------------------------------------------------------------------------------------
+    # Alive: the lock is held, by a backend of the node's own role: any role may take advisory locks.
+    """
+    CREATE FUNCTION {s}.sio_alive(p_number integer, p_role oid) RETURNS boolean
+    LANGUAGE sql STABLE AS $$
+        SELECT EXISTS (
+            SELECT FROM pg_catalog.pg_locks l JOIN pg_catalog.pg_stat_activity a USING (pid)
+            WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 2
+              AND l.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())
+              AND l.classid = '{l}.sio_nodes'::regclass::oid AND l.objid = p_number::bigint::oid
+              AND a.usesysid = p_role)
+    $$
+    """,
+    # When the sessions of a node that died have run out; null while it lives, or if they never do.
+    """
+    CREATE FUNCTION {s}.sio_runs_out(p_died_at timestamptz, p_seconds double precision) RETURNS timestamptz
+    LANGUAGE sql IMMUTABLE AS $$
+        SELECT CASE WHEN p_died_at IS NULL THEN NULL
+                    WHEN p_seconds IS NULL THEN 'infinity'::timestamptz
+                    ELSE p_died_at + make_interval(secs => p_seconds) END
+    $$
+    """,
+    # A look at who is there. A node is dead when two looks ten seconds apart found no lock: its sessions
+    # run out from then. Returns how many nodes are missing and not found dead yet.
+    """
+    CREATE FUNCTION {s}.sio_look() RETURNS integer
+    LANGUAGE plpgsql AS $$
+    DECLARE n record; v_missing integer := 0; v_alive boolean;
+    BEGIN
+        FOR n IN SELECT * FROM {s}.sio_nodes WHERE stopped_at IS NULL AND died_at IS NULL LOOP
+            v_alive := {s}.sio_alive(n.number, n.role);
+            IF v_alive AND n.missed_at IS NOT NULL THEN
+                UPDATE {s}.sio_nodes SET missed_at = NULL WHERE id = n.id;
+            ELSIF NOT v_alive AND n.missed_at IS NULL THEN
+                UPDATE {s}.sio_nodes SET missed_at = clock_timestamp() WHERE id = n.id AND missed_at IS NULL;
+                v_missing := v_missing + 1;
+            ELSIF NOT v_alive AND n.missed_at > clock_timestamp() - interval '10 seconds' THEN
+                v_missing := v_missing + 1;
+            ELSIF NOT v_alive THEN
+                UPDATE {s}.sio_nodes SET died_at = clock_timestamp() WHERE id = n.id AND died_at IS NULL;
+            END IF;
+        END LOOP;
+        RETURN v_missing;
+    END $$
+    """,
     # -- sessions: each takes and returns JSON ---------------------------------------------------------
     # pid_hash, node, start, cursor (of the node, when it took the rooms down), rooms [[room, joined, left]].
     # What moved the sid, or closed one of its rooms, above the cursor is folded in: it is not in `rooms` yet.
@@ -304,12 +354,18 @@ FUNCTIONS = (
     LANGUAGE plpgsql AS $$
     DECLARE
         s {s}.sio_sessions; v_node uuid := (p_args->>'node')::uuid; v_at bigint; v_after bigint; v_missed bigint;
-        v_cap bigint := (p_args->>'missed')::bigint;
+        v_cap bigint := (p_args->>'missed')::bigint; n {s}.sio_nodes;
     BEGIN
         SELECT * INTO s FROM {s}.sio_sessions
         WHERE pid_hash = decode(p_args->>'pid_hash', 'hex') AND namespace = p_namespace;
         IF s.id IS NULL OR s.expires_at <= clock_timestamp() THEN
             RETURN NULL;
+        END IF;
+        IF s.node IS NOT NULL THEN
+            SELECT * INTO n FROM {s}.sio_nodes WHERE id = s.node;
+            IF {s}.sio_runs_out(n.died_at, n.recovery_seconds) <= clock_timestamp() THEN
+                RETURN NULL;
+            END IF;
         END IF;
         v_at := {s}.sio_put(p_batch, 4, p_namespace, '', s.sid, s.generation + 1, v_node, NULL);
         UPDATE {s}.sio_sessions
@@ -322,7 +378,7 @@ FUNCTIONS = (
         END IF;
         RETURN json_build_object(
             'id', s.id, 'sid', s.sid, 'generation', s.generation + 1, 'data', s.data, 'start', s.start_offset,
-            'holder', s.node, 'offset', v_at, 'missed', v_missed, 'lost', {s}.sio_lost(s.id, v_after),
+            'holder', CASE WHEN {s}.sio_alive(n.number, n.role) THEN s.node END, 'offset', v_at, 'missed', v_missed, 'lost', {s}.sio_lost(s.id, v_after),
             'rooms', (SELECT coalesce(json_agg(json_build_array(room, joined_at, left_at)), '[]')
                       FROM {s}.sio_rooms WHERE session = s.id));
     END $$
@@ -502,6 +558,17 @@ FUNCTIONS = (
         RETURN v_count;
     END $$
     """,
+    # Sessions whose time is up, those of nodes that died too.
+    """
+    CREATE FUNCTION {s}.sio_expired() RETURNS SETOF {s}.sio_sessions
+    LANGUAGE sql STABLE AS $$
+        SELECT * FROM {s}.sio_sessions WHERE expires_at <= clock_timestamp()
+        UNION ALL
+        SELECT s.* FROM {s}.sio_nodes n JOIN {s}.sio_sessions s ON s.node = n.id
+        WHERE {s}.sio_runs_out(n.died_at, n.recovery_seconds) <= clock_timestamp()
+    $$
+    """,
+    # Deletes those for which nobody has to be told.
     """
     CREATE FUNCTION {s}.sio_expire(p_limit integer) RETURNS integer
     LANGUAGE plpgsql AS $$
@@ -510,11 +577,35 @@ FUNCTIONS = (
         LOCK TABLE {s}.sio_lock IN EXCLUSIVE MODE;  -- before any row, as everything that changes a session
         WITH gone AS (
             DELETE FROM {s}.sio_sessions WHERE id IN (
-                SELECT id FROM {s}.sio_sessions WHERE expires_at <= clock_timestamp() LIMIT p_limit)
+                SELECT e.id FROM {s}.sio_expired() e
+                WHERE NOT EXISTS (SELECT FROM {s}.sio_expiry_handlers h WHERE h.namespace IN (e.namespace, '*'))
+                LIMIT p_limit)
             RETURNING id
         )
         SELECT count(*) INTO v_count FROM gone;
         RETURN v_count;
+    END $$
+    """,
+    # Takes expired sessions for this node's handlers. They cannot be claimed any more; who held them, and
+    # comes back, holds them no more. What a node took that died meanwhile is taken again.
+    """
+    CREATE FUNCTION {s}.sio_expire_told(p_namespaces text[], p_node uuid, p_limit integer)
+    RETURNS TABLE (id bigint, namespace text, sid text, data text)
+    LANGUAGE plpgsql AS $$
+    #variable_conflict use_column
+    BEGIN
+        LOCK TABLE {s}.sio_lock IN EXCLUSIVE MODE;
+        RETURN QUERY
+        UPDATE {s}.sio_sessions s
+        SET node = NULL, expires_at = least(s.expires_at, clock_timestamp()), generation = s.generation + 1,
+            told_by = p_node, told_at = clock_timestamp()
+        WHERE s.id IN (
+            SELECT e.id FROM {s}.sio_expired() e LEFT JOIN {s}.sio_nodes n ON n.id = e.told_by
+            WHERE (e.namespace = ANY (p_namespaces) OR '*' = ANY (p_namespaces))
+              AND (e.told_by IS NULL OR n.id IS NULL OR n.stopped_at IS NOT NULL
+                   OR NOT {s}.sio_alive(n.number, n.role) OR e.told_at < clock_timestamp() - interval '10 minutes')
+            LIMIT p_limit)
+        RETURNING s.id, s.namespace, s.sid, s.data;
     END $$
     """,
 )
@@ -533,9 +624,10 @@ FIRST_ROWS = (
 DROPPED_FUNCTIONS = (
     "sio_write", "sio_trim", "sio_expire", "sio_open", "sio_claim", "sio_settle", "sio_release", "sio_end",
     "sio_save", "sio_kick", "sio_move", "sio_close", "sio_put", "sio_due", "sio_lost", "sio_memberships",
+    "sio_expire_told", "sio_expired", "sio_look", "sio_runs_out", "sio_alive",
 )  # fmt: skip
 DROPPED_TABLES = (
-    "sio_rooms", "sio_sessions", "sio_nodes", "sio_attachments", "sio_packet_rooms", "sio_packets",
+    "sio_expiry_handlers", "sio_rooms", "sio_sessions", "sio_nodes", "sio_attachments", "sio_packet_rooms", "sio_packets",
     "sio_room_floors", "sio_marker", "sio_epochs", "sio_log", "sio_lock",
 )  # fmt: skip
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -64,5 +63,4 @@ async def _serve(dsn: str, port: int, client_js: Path | None) -> int:
             done = await walk(cluster)
             await cluster.ready()
             await serve(cluster, listening, client_js)
-    sys.stdout.flush()
     return 0 if done else 1

@@ -9,7 +9,7 @@ import socket
 import sys
 from collections import deque
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from sio_pg_adapter.errors import SioPgError
 from sio_pg_adapter.manager import AsyncPostgresManager
@@ -137,12 +137,13 @@ class Cluster:
 
         :raises NodeFailed: one does not, or the emitter's error where that has ended.
         """
-        waits = asyncio.gather(*(node.started() for node in self.nodes.values()))
-        done, _ = await asyncio.wait([waits, *self._tasks], return_when=asyncio.FIRST_COMPLETED)
-        if waits not in done:
-            waits.cancel()
+        serving = asyncio.gather(*(node.started() for node in self.nodes.values()))
+        watched: list[asyncio.Future[Any]] = [serving, *self._tasks]
+        done, _ = await asyncio.wait(watched, return_when=asyncio.FIRST_COMPLETED)
+        if not serving.done():
+            serving.cancel()
             with contextlib.suppress(asyncio.CancelledError):
-                await waits
+                await serving
         for ended in done:
             ended.result()
 

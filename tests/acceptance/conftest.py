@@ -74,16 +74,17 @@ class Cluster:
 
 
 @pytest.fixture(scope="module")
-def standing_cluster(module_dsn: str) -> Iterator[Cluster]:
+def standing_cluster(module_dsn: str, request: pytest.FixtureRequest) -> Iterator[Cluster]:
+    """Two nodes, with the options that the module names in CLUSTER."""
     cluster = Cluster(module_dsn)
     with contextlib.ExitStack() as stack:
         stack.callback(cluster.kill)
-        yield cluster.start()
+        yield cluster.start(**getattr(request.module, "CLUSTER", {}))
 
 
 @pytest.fixture
 async def cluster(standing_cluster: Cluster) -> AsyncIterator[Cluster]:
-    """Two nodes with default options, shared by the tests of a module: keep to `room` and `user`."""
+    """Two nodes, shared by the tests of a module: keep to `room` and `user`."""
     standing_cluster.errors_expected = False
     await standing_cluster.control_all("errors")
     yield standing_cluster

@@ -111,11 +111,15 @@ const connected = (socket, timeout) => new Promise((resolve) => {
   socket.on("connect", onConnect).on("connect_error", onError);
 });
 
+// Cuts the client again and again: some ms after it is back, with a `witness` every second time some ms after
+// it was abreast of `witness` again, so that cuts fall into replays, live delivery and the seam between them.
 async function churn(id, client, options) {
-  const { drops, delay_ms = [30], stay_ms = [0, 60], how = "drop", hop, again_ms, seed = 1,
+  const { drops, delay_ms = [30], stay_ms = [0, 60], how = "drop", hop, again_ms, witness, seed = 1,
     timeout_ms = 20000 } = options;
   const { socket } = client, { io } = socket, next = random(seed), outcomes = [];
+  let live = 0;
   for (let i = 0; i < drops; i++) {
+    if (witness && i % 2 === 0 && await client.tally.abreast(clients.get(witness).tally, timeout_ms)) live++;
     await sleep(stay_ms[0] + next() * (stay_ms[1] - stay_ms[0]));
     const back = await connected(socket, timeout_ms); // the server may have cut it meanwhile
     if (back !== "connected") { outcomes.push({ i, outcome: back }); break; }
@@ -142,7 +146,7 @@ async function churn(id, client, options) {
     if (outcome !== "connected") break;
   }
   const bad = outcomes.filter((o) => o.outcome !== "connected" || !o.recovered || !o.same_sid);
-  say({ type: "churned", id, recovered: outcomes.length - bad.length, bad,
+  say({ type: "churned", id, recovered: outcomes.length - bad.length, bad, live,
     interrupted: outcomes.filter((o) => o.interrupted).length, outcomes });
 }
 

@@ -12,6 +12,7 @@ export class Tally {
   offsets = []; // of the entries of `order`; null where an event bore none
   marks = []; // [name of another event, count so far]
   emitters = new Map();
+  onReceipt = null; // called with (emitter, seq)
 
   get count() {
     return this.order.length;
@@ -28,6 +29,20 @@ export class Tally {
     e.last = Math.max(e.last, seq);
     this.order.push(which * 2 ** 32 + seq);
     this.offsets.push(typeof offset === "string" ? offset : null);
+    this.onReceipt?.(name, seq);
+  }
+
+  last(name) {
+    return this.emitters.get(name)?.last ?? 0;
+  }
+
+  // Resolves when this client is at most a few events behind another one: it is live again.
+  abreast(other, timeout) {
+    return new Promise((resolve) => {
+      const done = (result) => { clearTimeout(timer); this.onReceipt = null; resolve(result); };
+      const timer = setTimeout(done, timeout, false);
+      this.onReceipt = (name, seq) => { if (seq >= other.last(name) - 3) done(true); };
+    });
   }
 
   mark(name) {
