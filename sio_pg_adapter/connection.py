@@ -27,7 +27,7 @@ from socketio import exceptions, packet
 
 from .clients import Client, Held, State, handling
 from .errors import SioPgError
-from .recovery import Claim, Claimed, Recovered, new_pid, read_auth, verdict
+from .recovery import FOREIGN, Claim, Claimed, Presented, Recovered, new_pid, read_auth, verdict
 
 if TYPE_CHECKING:
     from .manager import AsyncPostgresManager
@@ -79,7 +79,7 @@ class Connect:
             if client is not None:
                 await self._first(client, self._presented_auth, pid=None)
             return
-        presented = read_auth(self._presented_auth, self._namespace, manager.database.codec)
+        presented = await self._read_auth()
         if presented.rejected:
             logger.warning("not recovered: %s", presented.rejected)
         accepts = manager.recovery.accepts
@@ -96,6 +96,14 @@ class Connect:
             await self._recover(client, session, presented.claim, presented.auth)
         else:
             await self._first(client, presented.auth, pid=new_pid())
+
+    async def _read_auth(self) -> Presented:
+        database = self._manager.database
+        presented = read_auth(self._presented_auth, self._namespace, database.codec)
+        if presented.rejected == FOREIGN and database.epochs_may_be_stale():
+            await database.load_epochs()  # of an epoch that another node has begun, perhaps
+            presented = read_auth(self._presented_auth, self._namespace, database.codec)
+        return presented
 
     # -- a new session ---------------------------------------------------------------------------------
     async def _first(self, client: Client, auth: Any, *, pid: str | None) -> None:

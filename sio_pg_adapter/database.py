@@ -13,6 +13,7 @@ import contextlib
 import logging
 import os
 import re
+import time
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -30,6 +31,9 @@ CONNECT_TIMEOUT = 10.0
 
 QUERY_TIMEOUT = 10.0
 """Seconds that a statement may take before the database counts as unavailable."""
+
+EPOCHS_FRESH = 1.0
+"""Seconds for which the epochs, once read, are taken for all that there are."""
 
 LOST = (
     asyncpg.PostgresConnectionError,
@@ -124,6 +128,7 @@ class Database:
         self.schema = schema
         self.channel = ""
         self.codec = OffsetCodec(())
+        self._epochs_read_at = 0.0
         self.writer = Kept(self, "writer")
         self.reader = Kept(self, "reader")
 
@@ -150,8 +155,9 @@ class Database:
                 async with self.writer.use() as connection:
                     await self._check_version(connection)
                 async with self.reader.use() as connection:
-                    rows = await connection.fetch(self.queries["epochs"])
-                self.codec = OffsetCodec(Epoch(r["epoch"], r["key"], r["ended"]) for r in rows)
+                    if not await connection.fetchval(self.queries["in_history"]):
+                        await connection.execute(self.queries["check_epoch"])
+                await self.load_epochs()
             except BaseException:
                 await self.close()
                 raise
@@ -215,6 +221,17 @@ class Database:
                     await connection.execute("SELECT set_config($1, $2, false)", name, value)
             return connection, False
 
+    def epochs_may_be_stale(self) -> bool:
+        """Were they read so long ago that another node may have begun one? Whoever makes offsets up shall not
+        make this node read them each time."""
+        return time.monotonic() - self._epochs_read_at > EPOCHS_FRESH
+
+    async def load_epochs(self) -> None:
+        """Learn the histories of the log, with the keys of their offsets."""
+        self._epochs_read_at = time.monotonic()
+        rows = await self.fetch("epochs")
+        self.codec = OffsetCodec(Epoch(r["epoch"], r["key"], r["ended"]) for r in rows)
+
     # -- reads on the kept connection ----------------------------------------------------------------
     async def fetch(self, query: str, *args: object) -> list[asyncpg.Record]:
         """Run a named statement that changes nothing.
@@ -225,6 +242,10 @@ class Database:
             async with self.reader.use() as connection:
                 rows: list[asyncpg.Record] = await connection.fetch(self.queries[query], *args, timeout=QUERY_TIMEOUT)
                 return rows
+
+    async def fetch_value(self, query: str, *args: object) -> Any:
+        """The first value that a named statement gives; see :meth:`fetch`."""
+        return (await self.fetch(query, *args))[0][0]
 
 
 def plain_dsn(dsn: str | None) -> str | None:

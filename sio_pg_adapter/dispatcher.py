@@ -104,7 +104,7 @@ class Dispatcher:
         if last <= self.cursor:
             return
         # Not while a range read is under way: what it returns is applied from the cursor that it began at.
-        if records and not self._reading and prev <= self.cursor:
+        if records and not self._reading and prev <= self.cursor and self._reader.knows(last):
             for record in records:
                 if record.offset > self.cursor:
                     self._advance(record)
@@ -129,6 +129,12 @@ class Dispatcher:
         done, _ = await asyncio.wait((future,), timeout=timeout)
         future.cancel()
         return bool(done)
+
+    def jump(self, head: int) -> None:
+        """What was applied is not of this history: go on from its head."""
+        self.cursor = self.head = head
+        self.recent = Recent(head)
+        self._tell()
 
     # -- the walk --------------------------------------------------------------------------------------
     def _advance(self, record: Record) -> None:
@@ -170,6 +176,8 @@ class Dispatcher:
             self.cursor = floor
             self.recent = Recent(floor)
             self._on_hole(floor)
+        if records and not self._reader.knows(records[-1].offset):
+            await self._reader.learn()  # a new epoch has begun: its key is needed for the offsets on the wire
         for record in records:
             whole = record if record.attachment is None else await self._reader.whole(record)
             self._advance(whole)

@@ -361,13 +361,20 @@ class LogReader:
 
     async def head(self) -> int:
         """The offset of the last record, or the floor."""
-        rows = await self._database.fetch("head")
-        return int(rows[0][0])
+        return int(await self._database.fetch_value("head"))
 
     async def range(self, after: int, limit: int) -> tuple[int, list[Record]]:
         """The floor, and at most ``limit`` records above ``after`` (exclusive), in order."""
         rows = await self._database.fetch("range", after, limit)
         return rows[0]["floor"], [record_of(row) for row in rows if row["offset"] is not None]
+
+    def knows(self, offset: int) -> bool:
+        """Is the epoch of the offset known here?"""
+        return self._database.codec.known(offset)
+
+    async def learn(self) -> None:
+        """Read which epochs there are."""
+        await self._database.load_epochs()
 
     async def whole(self, record: Record) -> Record:
         """The record with its body, where that was written apart."""

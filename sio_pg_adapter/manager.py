@@ -271,12 +271,28 @@ class AsyncPostgresManager(AsyncManager):
     async def _on_listening(self, connection: Connection) -> None:
         assert self.presence is not None
         back = await self.presence.show(connection)
+        await self._check_history()
         self.dispatcher.ring()  # what was notified before this connection listened was not heard
         if back.died:  # taken for dead: sessions may have run out. Claims of others are in the log
             held = await self.presence.held()
             for client in [c for of in self.clients.by_sid.values() for c in of.values()]:
                 if client.held is not None and (client.held.id, client.held.generation) not in held:
                     self.on_taken(client)
+
+    async def _check_history(self) -> None:
+        """After a reconnect the log may be another one: restored, or of a standby that lost commits."""
+        former = self.database.codec
+        if not await self.database.fetch_value("in_history"):
+            await self.database.fetch("check_epoch")
+        await self.database.load_epochs()
+        if self.dispatcher.cursor and not former.same_history(self.dispatcher.cursor, self.database.codec):
+            self._get_logger().error("the log is of another history: this node's clients are closed, to come back")
+            self.dispatcher.jump(await self.log_reader.head())
+            self._close_all()
+
+    def _close_all(self) -> None:
+        for client in [c for of in self.clients.by_sid.values() for c in of.values()]:
+            self.on_taken(client)
 
     def _on_notify(self, channel: str, payload: str) -> None:
         if payload.startswith("{"):
@@ -299,8 +315,7 @@ class AsyncPostgresManager(AsyncManager):
 
     def _on_hole(self, floor: int) -> None:
         self._get_logger().error("retention deleted records that this node had not read, up to %s", floor)
-        for client in [c for of in self.clients.by_sid.values() for c in of.values()]:
-            self.on_taken(client)
+        self._close_all()
 
     def _on_message(self, message: Message, parts: tuple[bytes, ...]) -> None:
         if message["type"] == "answer":

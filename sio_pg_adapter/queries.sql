@@ -9,6 +9,14 @@ SELECT version, channel FROM sio.sio_log
 -- The histories of the log, to sign and to check offsets with.
 SELECT epoch, key, lead(began_after) OVER (ORDER BY epoch) AS ended FROM sio.sio_epochs ORDER BY epoch
 
+-- name: in_history
+-- Is the running epoch of this server, database and table? Writes nothing.
+SELECT EXISTS (SELECT FROM sio.sio_marker WHERE seen = sio.sio_seen())
+
+-- name: check_epoch
+-- Begin the next epoch, unless the running one is of this server, database and table.
+SELECT sio.sio_lock_and_check_epoch()
+
 -- name: head
 -- Where a starting node begins to read: never the sequence, which counts what was rolled back.
 SELECT greatest(coalesce(max("offset"), 0), (SELECT floor FROM sio.sio_log)) FROM sio.sio_packets

@@ -267,6 +267,17 @@ class OffsetCodec:
         check.update(raw)
         return base64.urlsafe_b64encode(raw + check.digest()).decode().rstrip("=")
 
+    def known(self, offset: int) -> bool:
+        """Is the offset's epoch one of these?"""
+        return offset >> EPOCH_BITS in self.epochs
+
+    def same_history(self, offset: int, other: OffsetCodec) -> bool:
+        """Does an offset that was good in this knowledge still belong to the history that the other knows?"""
+        mine, theirs = (codec.epochs.get(offset >> EPOCH_BITS) for codec in (self, other))
+        if theirs is None or mine is None or mine.key != theirs.key:
+            return False
+        return theirs.end is None or offset <= theirs.end
+
     def decode(self, text: str, namespace: str) -> int | None:
         """The number, or ``None`` if it was not issued here, for this namespace, in a history that counts."""
         if len(text) != 22 or not text.isascii():

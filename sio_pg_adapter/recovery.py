@@ -18,9 +18,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from .records import EVERYBODY, Kind, OffsetCodec, Record
+from .records import EPOCH_BITS, EVERYBODY, Kind, OffsetCodec, Record
 
 MAX_PID_LENGTH = 128
+
+FOREIGN = "malformed or foreign offset"
+"""Why no claim: the offset was not issued for this namespace, in a history that is known here."""
 
 
 def new_pid() -> str:
@@ -35,10 +38,15 @@ def pid_hash(pid: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """What a client presented. ``after``: the offset of the last event it got, exclusive; ``None``: none yet."""
+    """What a client presented.
+
+    :ivar after: the offset of the last event it got, exclusive; ``None``: none yet.
+    :ivar key: of the epoch that it was checked with, in hexadecimal: the store knows whether that still holds.
+    """
 
     pid: str = field(repr=False)
     after: int | None
+    key: str | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +79,8 @@ def read_auth(auth: object, namespace: str, codec: OffsetCodec) -> Presented:
         return Presented(rest, Claim(pid, None))
     after = codec.decode(offset, namespace) if isinstance(offset, str) else None
     if after is None:
-        return Presented(rest, rejected="malformed or foreign offset")
-    return Presented(rest, Claim(pid, after))
+        return Presented(rest, rejected=FOREIGN)
+    return Presented(rest, Claim(pid, after, codec.epochs[after >> EPOCH_BITS].key.hex()))
 
 
 # -- rooms over the log ------------------------------------------------------------------------------

@@ -62,7 +62,13 @@ class Sessions:
 
         :param cap: what is missed beyond that is not counted.
         """
-        args = {"pid_hash": pid_hash(claim.pid), "node": self._node, "after": claim.after, "missed": cap}
+        args = {
+            "pid_hash": pid_hash(claim.pid),
+            "node": self._node,
+            "after": claim.after,
+            "key": claim.key,
+            "missed": cap,
+        }
         written = await self._writer.append(Entry(Kind.CLAIM, namespace, args=args))
         return None if written.result is None else Claimed.from_json(written.result)
 

@@ -38,12 +38,12 @@ TABLES = (
         epoch integer PRIMARY KEY,
         key bytea NOT NULL,
         began_after bigint NOT NULL,
-        began_at timestamptz NOT NULL DEFAULT clock_timestamp(),
-        seen text
+        began_at timestamptz NOT NULL DEFAULT clock_timestamp()
     )
     """,
     """COMMENT ON TABLE {s}.sio_epochs IS 'The histories of the log. Epoch e owns the offsets from e * 2^40 on; key signs them on the wire; began_after: the highest offset before it.'""",
-    """CREATE UNLOGGED TABLE {s}.sio_marker (epoch integer PRIMARY KEY)""",
+    # Empty after a crash and after a promotion; in a copy or a restored dump `seen` differs.
+    """CREATE UNLOGGED TABLE {s}.sio_marker (seen text NOT NULL)""",
     """
     CREATE TABLE {s}.sio_packets (
         "offset" bigserial PRIMARY KEY,
@@ -153,6 +153,63 @@ TABLES = (
 )
 
 FUNCTIONS = (
+    # -- histories ----------------------------------------------------------------------------------
+    # What tells that this is the server, the database and the table that the running epoch began on. A
+    # backup restored from files, or another timeline, comes with another start of the server.
+    """
+    CREATE FUNCTION {s}.sio_seen() RETURNS text
+    LANGUAGE sql STABLE AS $$
+        SELECT extract(epoch FROM pg_catalog.pg_postmaster_start_time()) || ' '
+            || (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database()) || ' '
+            || '{l}.sio_packets'::regclass::oid
+    $$
+    """,
+    # Under the log's lock: is this still the history that the running epoch began in? If not, begin the next
+    # one, above all numbers of the old: an offset that a lost commit had is never given to another packet.
+    """
+    CREATE FUNCTION {s}.sio_check_epoch() RETURNS boolean
+    LANGUAGE plpgsql AS $$
+    DECLARE v_epoch integer;
+    BEGIN
+        IF EXISTS (SELECT FROM {s}.sio_marker WHERE seen = {s}.sio_seen()) THEN
+            RETURN false;
+        END IF;
+        INSERT INTO {s}.sio_epochs (epoch, key, began_after)
+        SELECT max(epoch) + 1, sha256(convert_to(gen_random_uuid()::text || gen_random_uuid()::text, 'UTF8')),
+               greatest((SELECT max("offset") FROM {s}.sio_packets), (SELECT floor FROM {s}.sio_log))
+        FROM {s}.sio_epochs
+        RETURNING epoch INTO v_epoch;
+        PERFORM setval('{l}.sio_packets_offset_seq', greatest(last_value, v_epoch * 1099511627776))
+        FROM {s}.sio_packets_offset_seq;
+        DELETE FROM {s}.sio_marker;
+        INSERT INTO {s}.sio_marker (seen) VALUES ({s}.sio_seen());
+        RETURN true;
+    END $$
+    """,
+    """
+    CREATE FUNCTION {s}.sio_lock_and_check_epoch() RETURNS boolean
+    LANGUAGE plpgsql AS $$
+    BEGIN
+        LOCK TABLE {s}.sio_lock IN EXCLUSIVE MODE;
+        RETURN {s}.sio_check_epoch();
+    END $$
+    """,
+    # Somebody emptied the log: what clients missed is gone, and for which rooms nobody knows any more.
+    """
+    CREATE FUNCTION {s}.sio_truncated() RETURNS trigger
+    LANGUAGE plpgsql AS $$
+    BEGIN
+        LOCK TABLE {s}.sio_lock IN EXCLUSIVE MODE;
+        DELETE FROM {s}.sio_sessions;
+        UPDATE {s}.sio_log SET floor = (SELECT last_value FROM {s}.sio_packets_offset_seq);
+        DELETE FROM {s}.sio_marker;
+        RETURN NULL;
+    END $$
+    """,
+    """
+    CREATE TRIGGER sio_truncated AFTER TRUNCATE ON {s}.sio_packets
+    FOR EACH STATEMENT EXECUTE FUNCTION {s}.sio_truncated()
+    """,
     # -- one record of a kind other than an event ------------------------------------------------------
     """
     CREATE FUNCTION {s}.sio_put(p_batch bigint, p_kind integer, p_namespace text, p_room text, p_sid text,
@@ -361,6 +418,13 @@ FUNCTIONS = (
         IF s.id IS NULL OR s.expires_at <= clock_timestamp() THEN
             RETURN NULL;
         END IF;
+        v_after := (p_args->>'after')::bigint;
+        IF v_after IS NOT NULL AND NOT EXISTS (
+            SELECT FROM {s}.sio_epochs e WHERE e.epoch = v_after >> 40 AND encode(e.key, 'hex') = p_args->>'key'
+              AND v_after <= coalesce((SELECT x.began_after FROM {s}.sio_epochs x WHERE x.epoch = e.epoch + 1),
+                                      9223372036854775807)) THEN
+            RETURN NULL;  -- of another history: a packet that this one has lost, or never had
+        END IF;
         IF s.node IS NOT NULL THEN
             SELECT * INTO n FROM {s}.sio_nodes WHERE id = s.node;
             IF {s}.sio_runs_out(n.died_at, n.recovery_seconds) <= clock_timestamp() THEN
@@ -371,7 +435,7 @@ FUNCTIONS = (
         UPDATE {s}.sio_sessions
         SET generation = s.generation + 1, node = v_node, expires_at = NULL, settled = s.node IS NULL
         WHERE id = s.id;
-        v_after := greatest((p_args->>'after')::bigint, s.start_offset);
+        v_after := greatest(v_after, s.start_offset);
         v_missed := v_at - v_after;  -- at the most: counted only where that may be over the cap
         IF v_missed > v_cap THEN
             SELECT count(*) INTO v_missed FROM {s}.sio_due(s.id, v_after, (v_cap + 1)::integer);
@@ -457,6 +521,7 @@ FUNCTIONS = (
     DECLARE v_last bigint; v_at bigint; v_result json; r record;
     BEGIN
         LOCK TABLE {s}.sio_lock IN EXCLUSIVE MODE;
+        PERFORM {s}.sio_check_epoch();
         SELECT CASE WHEN is_called THEN last_value ELSE last_value - 1 END INTO prev
         FROM {s}.sio_packets_offset_seq;
         IF 0 = ALL (p_kinds) THEN
@@ -624,7 +689,7 @@ FIRST_ROWS = (
 DROPPED_FUNCTIONS = (
     "sio_write", "sio_trim", "sio_expire", "sio_open", "sio_claim", "sio_settle", "sio_release", "sio_end",
     "sio_save", "sio_kick", "sio_move", "sio_close", "sio_put", "sio_due", "sio_lost", "sio_memberships",
-    "sio_expire_told", "sio_expired", "sio_look", "sio_runs_out", "sio_alive",
+    "sio_lock_and_check_epoch", "sio_check_epoch", "sio_seen", "sio_expire_told", "sio_expired", "sio_look", "sio_runs_out", "sio_alive",
 )  # fmt: skip
 DROPPED_TABLES = (
     "sio_expiry_handlers", "sio_rooms", "sio_sessions", "sio_nodes", "sio_attachments", "sio_packet_rooms", "sio_packets",
@@ -651,3 +716,4 @@ def downgrade() -> None:
         _execute(f"DROP FUNCTION {{s}}.{name}", schema)
     for name in DROPPED_TABLES:
         _execute(f"DROP TABLE {{s}}.{name}", schema)
+    _execute("DROP FUNCTION {s}.sio_truncated", schema)  # its trigger went with the table

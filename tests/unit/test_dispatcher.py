@@ -1,0 +1,235 @@
+"""The cursor: every ring, early, late, double or with a gap, ends in each record applied once and in order."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+
+import pytest
+
+from sio_pg_adapter.dispatcher import PAGE, RECENT_BYTES, RECENT_RECORDS, Dispatcher, Recent
+from sio_pg_adapter.errors import StoreUnavailable
+from sio_pg_adapter.log import read_notification
+from sio_pg_adapter.records import Kind, Record
+
+
+def record(offset, body='["e"]'):
+    return Record(offset, Kind.EVENT, "/", body=body)
+
+
+# -- the buffer of recent records ------------------------------------------------------------------------
+def test_recent_covers_from_its_base():
+    recent = Recent(10)
+    for offset in (11, 13, 17):
+        recent.add(record(offset))
+    assert not recent.cover(9)
+    assert recent.cover(10) and recent.cover(17) and recent.cover(99)
+    assert [r.offset for r in recent.after(10)] == [11, 13, 17]
+    assert [r.offset for r in recent.after(12)] == [13, 17]
+    assert list(recent.after(17)) == []
+
+
+def test_recent_is_bounded_in_records():
+    recent = Recent(0)
+    for offset in range(1, RECENT_RECORDS + 3):
+        recent.add(record(offset))
+    assert recent.base == 2
+    assert not recent.cover(1)
+    assert len(list(recent.after(2))) == RECENT_RECORDS
+
+
+def test_recent_is_bounded_in_bytes():
+    recent = Recent(0)
+    body = "x" * (RECENT_BYTES // 4)
+    for offset in range(1, 6):
+        recent.add(record(offset, body))
+    assert recent.base == 2
+    recent.add(record(6, "x" * RECENT_BYTES))  # larger than all of it: nothing is kept, nothing is claimed
+    assert recent.base == 6 and list(recent.after(6)) == []
+
+
+# -- the walk ------------------------------------------------------------------------------------------------
+class Log:
+    """A log in memory, with a gate at its door: stands for the table, not for a class of ours."""
+
+    def __init__(self, head=0):
+        self.records = []
+        self.floor = 0
+        self.reads = 0
+        self.fail = 0
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.entered = asyncio.Event()
+        self._head = head
+
+    def append(self, *offsets):
+        self.records += [record(offset) for offset in offsets]
+
+    async def head(self):
+        return self._head
+
+    async def range(self, after, limit):
+        self.reads += 1
+        page = self.floor, [r for r in self.records if r.offset > after][:limit]
+        self.entered.set()
+        await self.gate.wait()
+        if self.fail:
+            self.fail -= 1
+            raise StoreUnavailable("away")
+        return page
+
+    async def whole(self, record):
+        return record
+
+
+@pytest.fixture
+async def walk():
+    log, applied, holes = Log(head=100), [], []
+    dispatcher = Dispatcher(log, lambda r: applied.append(r.offset), holes.append)
+    dispatcher.log, dispatcher.applied, dispatcher.holes = log, applied, holes
+    await dispatcher.start()
+    yield dispatcher
+    await dispatcher.close()
+    await dispatcher.close()  # twice is as once
+
+
+async def test_a_ring_that_carries_what_follows_is_applied_at_once(walk):
+    walk.offer(100, 102, [record(101), record(102)])
+    assert walk.applied == [101, 102] and walk.cursor == 102 and walk.log.reads == 0
+
+
+async def test_a_double_and_a_late_ring_change_nothing(walk):
+    walk.offer(100, 101, [record(101)])
+    walk.offer(100, 101, [record(101)])
+    walk.offer(100, 101, None)
+    walk.offer(50, 60, [record(60)])
+    assert walk.applied == [101]
+
+
+async def test_rings_that_overlap_apply_each_record_once(walk):
+    walk.offer(100, 102, [record(101), record(102)])
+    walk.offer(101, 103, [record(102), record(103)])
+    assert walk.applied == [101, 102, 103]
+
+
+async def test_a_ring_with_a_gap_reads_the_range(walk):
+    walk.log.append(101, 102, 103)
+    walk.offer(102, 103, [record(103)])
+    assert walk.applied == []  # 101 and 102 come first
+    assert await walk.passed(103, 5)
+    assert walk.applied == [101, 102, 103]
+
+
+async def test_rings_out_of_order_and_double_end_in_order(walk):
+    offsets = list(range(101, 141))
+    walk.log.append(*offsets)
+    rings = [(o - 1, o, [record(o)] if o % 3 else None) for o in offsets] * 2
+    random.Random(7).shuffle(rings)
+    for ring in rings:
+        walk.offer(*ring)
+    assert await walk.passed(140, 5)
+    assert walk.applied == offsets
+
+
+async def test_a_gap_of_a_rolled_back_append_is_no_hole(walk):
+    walk.log.append(101, 105)
+    walk.offer(104, 105, [record(105)])
+    assert await walk.passed(105, 5)
+    assert walk.applied == [101, 105] and walk.holes == []
+
+
+async def test_nothing_is_applied_while_a_range_read_is_under_way(walk):
+    walk.log.append(101)
+    walk.log.gate.clear()
+    walk.ring()
+    await walk.log.entered.wait()
+    walk.log.append(102)
+    walk.offer(100, 101, [record(101)])
+    walk.offer(101, 102, [record(102)])
+    assert walk.applied == []
+    walk.log.gate.set()
+    assert await walk.passed(102, 5)
+    assert walk.applied == [101, 102]
+
+
+async def test_pages_follow_each_other_to_the_end(walk):
+    walk.log.append(*range(101, 101 + 2 * PAGE))
+    walk.ring()
+    assert await walk.passed(100 + 2 * PAGE, 5)
+    assert walk.applied == list(range(101, 101 + 2 * PAGE))
+
+
+async def test_a_read_that_fails_is_tried_again(walk, monkeypatch):
+    monkeypatch.setattr("sio_pg_adapter.dispatcher.RETRY", 0.0)
+    walk.log.append(101)
+    walk.log.fail = 3
+    walk.ring()
+    assert await walk.passed(101, 5)
+    assert walk.log.reads == 4 and walk.applied == [101]
+
+
+async def test_retention_above_the_cursor_is_told_as_a_hole(walk):
+    walk.log.floor = 150
+    walk.log.append(151)
+    walk.ring()
+    assert await walk.passed(151, 5)
+    assert walk.holes == [150] and walk.applied == [151]
+    assert walk.recent.base == 150
+
+
+async def test_retention_up_to_the_cursor_is_none(walk):
+    walk.log.floor = 100
+    walk.log.append(101)
+    walk.ring()
+    assert await walk.passed(101, 5)
+    assert walk.holes == []
+
+
+async def test_who_waits_for_an_offset_is_called_in_order_and_once(walk):
+    told = []
+    for offset in (103, 101, 102, 101):
+        walk.when(offset, lambda o=offset: told.append((o, walk.cursor)))
+    walk.when(100, lambda: told.append((100, walk.cursor)))
+    walk.offer(100, 102, [record(101), record(102)])
+    walk.offer(102, 103, [record(103)])
+    assert told == [(100, 100), (101, 102), (101, 102), (102, 102), (103, 103)]
+
+
+async def test_an_offset_that_does_not_come_is_waited_for_no_longer_than_said(walk):
+    assert await walk.passed(500, 0.0) is False
+
+
+async def test_a_record_that_cannot_be_applied_stops_nothing(caplog):
+    log, applied = Log(), []
+
+    def apply(one):
+        if one.offset == 1:
+            raise ValueError("broken")
+        applied.append(one.offset)
+
+    dispatcher = Dispatcher(log, apply, lambda floor: None)
+    await dispatcher.start()
+    dispatcher.offer(0, 2, [record(1), record(2)])
+    await dispatcher.close()
+    assert applied == [2] and "record 1 of the log could not be applied" in caplog.text
+
+
+# -- what a notification says --------------------------------------------------------------------------------
+def test_a_notification_without_and_with_records():
+    assert read_notification("4 7") == (4, 7, None)
+    prev, last, records = read_notification('4 6 [["/",[""],[],"[\\"a b\\"]"],["/n",["x","y"],["s"],"[1]"]]')
+    assert (prev, last) == (4, 6)
+    assert records == [
+        Record(5, Kind.EVENT, "/", body='["a b"]'),
+        Record(6, Kind.EVENT, "/n", ("x", "y"), ("s",), body="[1]"),
+    ]
+
+
+def test_a_notification_whose_offsets_contradict_its_records_only_rings():
+    assert read_notification('4 9 [["/",[""],[],"[1]"]]') == (4, 9, None)
+
+
+@pytest.mark.parametrize("payload", ["", "x", "1", "1 x", "1 2 [", "1 2 [1]"])
+def test_what_is_no_notification_of_ours_is_refused(payload):
+    with pytest.raises((ValueError, TypeError)):
+        read_notification(payload)

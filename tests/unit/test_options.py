@@ -1,0 +1,123 @@
+"""Options are checked where they are given, and the message names the key."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import socketio
+
+from sio_pg_adapter import (
+    AsyncPostgresManager,
+    AsyncServer,
+    ConfigurationError,
+    ConnectionStateRecovery,
+    SioPgError,
+    StoreUnavailable,
+)
+from sio_pg_adapter.options import recovery_options
+
+
+def test_the_defaults():
+    options = ConnectionStateRecovery()
+    assert options.max_disconnection_duration == 120.0
+    assert options.skip_middlewares is False
+    assert options.max_missed_packets == 10_000
+    assert options.accepts is None
+
+
+@pytest.mark.parametrize("off", [None, False])
+def test_off(off):
+    assert recovery_options(off) is None
+
+
+@pytest.mark.parametrize("on", [True, {}, ConnectionStateRecovery()])
+def test_on_with_the_defaults(on):
+    assert recovery_options(on) == ConnectionStateRecovery()
+
+
+def test_a_dict_of_the_same_keys():
+    options = recovery_options({"max_disconnection_duration": 5, "skip_middlewares": True})
+    assert options == ConnectionStateRecovery(max_disconnection_duration=5, skip_middlewares=True)
+
+
+@pytest.mark.parametrize(("seconds", "window"), [(1, 1.0), (0.5, 0.5), (math.inf, None)])
+def test_the_window_as_the_database_takes_it(seconds, window):
+    assert ConnectionStateRecovery(max_disconnection_duration=seconds).window == window
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *(("max_disconnection_duration", v) for v in (0, -1, math.nan, "120", None, True)),
+        *(("max_missed_packets", v) for v in (-1, 1.5, "10", None, True)),
+        *(("skip_middlewares", v) for v in (None, 0, "yes")),
+        *(("accepts", v) for v in (True, "all", 0)),
+    ],
+)
+def test_a_wrong_value_is_refused_by_its_key(key, value):
+    with pytest.raises(ConfigurationError, match=key):
+        recovery_options({key: value})
+
+
+def test_an_unknown_key_is_refused_with_those_that_there_are():
+    with pytest.raises(ConfigurationError, match="no key 'max_duration'; it takes max_disconnection_duration,"):
+        recovery_options({"max_duration": 5})
+
+
+@pytest.mark.parametrize("value", [1, "on", [], object()])
+def test_another_type_is_refused(value):
+    with pytest.raises(ConfigurationError, match="connection_state_recovery takes"):
+        recovery_options(value)
+
+
+def test_recovery_needs_our_manager():
+    with pytest.raises(ConfigurationError, match="AsyncPostgresManager"):
+        AsyncServer(connection_state_recovery=True)
+    with pytest.raises(ConfigurationError, match="AsyncPostgresManager"):
+        AsyncServer(client_manager=socketio.AsyncManager(), connection_state_recovery=True)
+
+
+@pytest.mark.parametrize("dsn", ["", "mysql://x", "host=x", 7, b"postgresql://x"])
+def test_a_dsn_that_is_none_is_refused_without_being_shown(dsn, monkeypatch):
+    monkeypatch.delenv("SIO_PG_DSN", raising=False)
+    if dsn == "":  # as None: the environment's
+        AsyncPostgresManager(dsn)
+        return
+    with pytest.raises(ConfigurationError, match="dsn takes"):
+        AsyncPostgresManager(dsn)
+
+
+@pytest.mark.parametrize("schema", ["", "x" * 64, "ü" * 32, "a\0b", None, 7])
+def test_a_schema_that_is_no_name_is_refused(schema):
+    with pytest.raises(ConfigurationError, match="schema takes a name"):
+        AsyncPostgresManager("postgresql://db", schema=schema)
+
+
+def test_a_pool_that_is_none_is_refused():
+    with pytest.raises(ConfigurationError, match="pool takes"):
+        AsyncPostgresManager(pool="postgresql://db")
+
+
+def test_a_write_only_manager_serves_no_server():
+    with pytest.raises(ConfigurationError, match="write_only"):
+        AsyncServer(client_manager=AsyncPostgresManager("postgresql://db", write_only=True))
+
+
+@pytest.mark.parametrize("middleware", [lambda sid, environ, auth: None, 7])
+def test_a_middleware_is_an_async_function(middleware):
+    sio = AsyncServer(client_manager=AsyncPostgresManager("postgresql://db"))
+    with pytest.raises(ConfigurationError, match="async function"):
+        sio.use(middleware)
+
+
+async def test_volatile_and_connection_need_our_manager():
+    with pytest.raises(ConfigurationError, match="volatile"):
+        await AsyncServer().emit("e", volatile=True)
+
+
+def test_one_tree_of_errors_says_what_is_stored():
+    assert issubclass(ConfigurationError, SioPgError) and issubclass(ConfigurationError, ValueError)
+    assert "nothing was stored" in str(StoreUnavailable("x"))
+    unsure = StoreUnavailable("x", may_be_stored=True)
+    assert unsure.may_be_stored and "may be stored" in str(unsure)

@@ -1,0 +1,232 @@
+"""Names, events and byte strings: what is stored of what the application gave, and what is refused before that."""
+
+from __future__ import annotations
+
+import datetime
+import decimal
+import functools
+import json
+import math
+import types
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sio_pg_adapter.errors import NotSerializable, PayloadTooLarge
+from sio_pg_adapter.records import (
+    MAX_NAME_BYTES,
+    encode_event,
+    encode_json,
+    pack,
+    text_name,
+    text_names,
+    unpack,
+    with_binary,
+)
+
+
+class Text(str):
+    __slots__ = ()
+
+
+# -- names ---------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("name", ["", "42", "ünï", "🙂", "a b", '"; DROP TABLE x; --', "x" * 512, "é" * 256])
+def test_case_98_names_that_are_text_stay_as_they_are(name):
+    assert text_name(name, "room") == name
+
+
+def test_a_subclass_of_str_becomes_plain_text():
+    assert type(text_name(Text("a"), "room")) is str
+
+
+@pytest.mark.parametrize("name", [42, 0, None, True, 1.5, b"room", ("a", 1), ["a"], frozenset("a")])
+def test_case_32_names_of_another_type_are_refused_by_type(name):
+    with pytest.raises(NotSerializable, match=f"room takes text.*{type(name).__name__}"):
+        text_name(name, "room")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"), [("a\0b", "NUL"), ("\ud83d", "surrogate"), ("a\udc00", "surrogate")]
+)
+def test_text_that_postgresql_does_not_hold_is_refused(name, message):
+    with pytest.raises(NotSerializable, match=f"skip_sid.*{message}"):
+        text_name(name, "skip_sid")
+
+
+@pytest.mark.parametrize("name", ["x" * 513, "é" * 257, "🙂" * 129])
+def test_case_98_names_over_512_bytes_are_refused_by_their_size(name):
+    with pytest.raises(PayloadTooLarge, match=f"namespace has {len(name.encode())} bytes.*{MAX_NAME_BYTES}"):
+        text_name(name, "namespace")
+
+
+@pytest.mark.parametrize(
+    ("value", "names"),
+    [
+        (None, ()),
+        ("", ()),
+        ([], ()),
+        ("a", ("a",)),
+        (["a", "b", "a"], ("a", "b")),
+        (("b", None, "a"), ("b", "a")),
+        (frozenset({"a"}), ("a",)),
+    ],
+)
+def test_one_name_or_several(value, names):
+    assert text_names(value, "room") == names
+
+
+@pytest.mark.parametrize("value", [42, ["a", 42], {"a": 1}, b"a", [("a", 1)]])
+def test_case_32_several_names_of_another_type_are_refused(value):
+    with pytest.raises(NotSerializable, match="room takes text"):
+        text_names(value, "room")
+
+
+# -- events --------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("data", "body"),
+    [
+        (None, '["e"]'),
+        ("", '["e",""]'),
+        (0, '["e",0]'),
+        (7, '["e",7]'),
+        ([1, 2], '["e",[1,2]]'),
+        ((1, {}), '["e",1,{}]'),
+        ((), '["e"]'),
+        ((None,), '["e",null]'),
+        (((1, 2),), '["e",[1,2]]'),
+        ({"a": {"b": [None, True, 1.5]}}, '["e",{"a":{"b":[null,true,1.5]}}]'),
+    ],
+)
+def test_case_3_none_one_value_a_list_and_a_tuple(data, body):
+    assert encode_event("e", data) == (body, ())
+
+
+@pytest.mark.parametrize("binary", [b"ab", bytearray(b"ab"), memoryview(b"ab")])
+def test_case_37_binary_of_every_kind_becomes_bytes(binary):
+    body, parts = encode_event("e", binary)
+    assert body == '["e",{"_placeholder":true,"num":0}]'
+    assert parts == (b"ab",)
+    assert type(parts[0]) is bytes  # python-engineio closes the connection on a bytearray
+
+
+def test_case_5_nested_binary_keeps_its_place():
+    value = {"a": [b"1", {"b": b"2"}], "c": (b"", [b"1"])}
+    body, parts = encode_event("e", (value, b"3"))
+    assert parts == (b"1", b"2", b"", b"1", b"3")
+    name, *arguments = with_binary(json.loads(body), parts)
+    assert name == "e"
+    assert arguments == [{"a": [b"1", {"b": b"2"}], "c": [b"", [b"1"]]}, b"3"]
+
+
+def test_the_values_of_the_application_are_not_changed():
+    value = {"a": [b"1"], "b": 2}
+    encode_event("e", value)
+    assert value == {"a": [b"1"], "b": 2}
+
+
+@pytest.mark.parametrize(
+    "value", ["", "\0", "a\0b", "\ud83d", "🙂", "\u2028", '"\\/', 2**53 + 1, -(2**63), 10**40, 0.1, 1e-320]
+)
+def test_case_45_odd_values_come_back_the_same(value):
+    body, _ = encode_event("e", {"v": value, value if isinstance(value, str) else "k": 1})
+    assert body.encode()  # no half of a surrogate pair, raw: PostgreSQL takes UTF-8
+    assert "\0" not in body
+    read = json.loads(body)[1]["v"]
+    assert (type(read), read) == (type(value), value)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (math.nan, r"event 'e': nan at \[1\]"),
+        ({"a": [1, {"b": math.inf}]}, r"inf at \[1\]\['a'\]\[1\]\['b'\]"),
+        (("x", -math.inf), r"-inf at \[2\]"),
+        ({"when": datetime.datetime.now(datetime.UTC)}, r"a datetime at \[1\]\['when'\]"),
+        ([{1, 2}], r"a set at \[1\]\[0\]"),
+        (decimal.Decimal(1), r"a Decimal at \[1\]"),
+        (object(), r"a object at \[1\]"),
+        ({("a", 1): 2}, r"the key \('a', 1\) at \[1\] is a tuple"),
+        ({"x": {b"k": 1}}, r"the key b'k' at \[1\]\['x'\] is a bytes"),
+    ],
+)
+def test_case_45_values_without_a_json_form_are_named_by_their_place(data, message):
+    with pytest.raises(NotSerializable, match=message):
+        encode_event("e", data)
+
+
+def test_the_word_nan_in_text_is_just_text():
+    assert encode_event("e", ["NaN", "Infinity", {"NaN": 1}])[0] == '["e",["NaN","Infinity",{"NaN":1}]]'
+
+
+def test_a_json_module_of_the_applications_decides_what_has_a_json_form():
+    module = types.SimpleNamespace(dumps=functools.partial(json.dumps, default=str))
+    when = datetime.date(2026, 1, 2)
+    assert encode_event("e", {"when": when, "bread": "NaN"}, module)[0] == '["e",{"when":"2026-01-02","bread":"NaN"}]'
+
+
+def test_nan_of_a_json_module_of_the_applications_is_refused():
+    module = types.SimpleNamespace(dumps=functools.partial(json.dumps, default=str))
+    with pytest.raises(NotSerializable, match="nan at"):
+        encode_event("e", [math.nan], module)
+
+
+def test_a_json_module_may_leave_characters_unescaped_and_return_bytes():
+    module = types.SimpleNamespace(dumps=lambda v, **kw: json.dumps(v, ensure_ascii=False, **kw).encode())
+    assert encode_event("e", "ü🙂", module)[0] == '["e","ü🙂"]'
+    unescaped = types.SimpleNamespace(dumps=functools.partial(json.dumps, ensure_ascii=False))
+    assert encode_event("e", "\ud83d", unescaped)[0] == '["e","\\ud83d"]'
+
+
+def test_a_value_that_holds_itself_is_refused():
+    value: list[object] = []
+    value.append(value)
+    with pytest.raises(NotSerializable, match="event 'e'"):
+        encode_event("e", value)
+
+
+@pytest.mark.parametrize("name", [1, None, "a\0", "x" * 513])
+def test_the_name_of_an_event_is_a_name(name):
+    with pytest.raises((NotSerializable, PayloadTooLarge), match="event"):
+        encode_event(name, None)
+
+
+def test_an_event_over_256_mib_is_refused():
+    with pytest.raises(PayloadTooLarge, match="event 'e' is larger"):
+        encode_event("e", bytes(256 * 1024 * 1024))
+
+
+def test_session_data_names_the_key_that_is_at_fault():
+    with pytest.raises(NotSerializable, match=r"session: a object at \['user'\]"):
+        encode_json({"id": 1, "user": object()}, "session")
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+    max_leaves=20,
+)
+
+
+@given(st.lists(json_values, max_size=4))
+def test_whatever_has_a_json_form_comes_back_the_same(arguments):
+    body, parts = encode_event("e", tuple(arguments))
+    assert json.loads(body) == ["e", *arguments]
+    assert parts == ()
+
+
+@given(
+    st.recursive(
+        st.binary() | st.integers() | st.text(max_size=3),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+        max_leaves=12,
+    )
+)
+def test_binary_comes_back_in_its_place(value):
+    body, parts = encode_event("e", (value,))
+    assert with_binary(json.loads(body), parts) == ["e", value]
+
+
+@given(st.lists(st.binary()))
+def test_byte_strings_in_one_value(parts):
+    assert list(unpack(pack(parts))) == parts
