@@ -36,6 +36,14 @@ class Held:
         return {"id": self.id, "generation": self.generation}
 
 
+@dataclass(frozen=True, slots=True)
+class QueueLimit:
+    """What may wait for a client that takes little: more, and it is cut, to recover from the log."""
+
+    packets: int
+    bytes: int
+
+
 @dataclass(eq=False, slots=True)
 class Client:
     """One client in one namespace.
@@ -51,7 +59,8 @@ class Client:
     :ivar waiting: what must not overtake its replay.
     :ivar ended: its session has ended for good: kicked, or by its own DISCONNECT packet.
     :ivar closed: why its connection was closed while its connect was still being decided.
-    :ivar gone: done when all that its end takes has been done.
+    :ivar gone: set when all that its end takes has been done.
+    :ivar queued: bytes put on its socket's queue since they were last counted.
     """
 
     namespace: str
@@ -73,6 +82,7 @@ class Client:
     closed: str | None = None
     accepted: bool = False
     gone: asyncio.Event = field(default_factory=asyncio.Event)
+    queued: int = 0
 
     @property
     def connected(self) -> bool:
@@ -87,6 +97,16 @@ class Client:
         if not (self.socket.closed or self.socket.closing):
             for frame in frames:
                 self.socket.queue.put_nowait(frame)
+                self.queued += len(frame.data)
+
+    def over(self, limit: QueueLimit) -> bool:
+        """Does it take so little that its queue is over the limit?"""
+        queue = self.socket.queue
+        if queue.qsize() > limit.packets:
+            return True
+        if self.queued > limit.bytes:  # since the last count: what was sent meanwhile is not known, so count
+            self.queued = sum(len(frame.data) for frame in list(queue._queue) if frame is not None)  # noqa: SLF001
+        return self.queued > limit.bytes
 
     def put_behind_replay(self, frames: list[Frame]) -> None:
         """Queue frames now if the client is live, else when it is."""

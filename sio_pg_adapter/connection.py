@@ -26,8 +26,8 @@ from engineio.packet import Packet as Frame
 from socketio import exceptions, packet
 
 from .clients import Client, Held, State, handling
-from .errors import SioPgError
-from .recovery import FOREIGN, Claim, Claimed, Presented, Recovered, new_pid, read_auth, verdict
+from .errors import SioPgError, StoreUnavailable
+from .recovery import FOREIGN, Claim, Claimed, Fresh, Presented, Recovered, new_pid, read_auth, verdict
 
 if TYPE_CHECKING:
     from .manager import AsyncPostgresManager
@@ -36,7 +36,10 @@ if TYPE_CHECKING:
 TAKEOVER_WAIT = 2.0
 """Seconds that a claim waits for the former connection's disconnect handler to end."""
 
-CURSOR_WAIT = 10.0
+CLAIM_TIMEOUT = 8.0
+"""Seconds that a claim may take, while the database is slow or away; then the client shall try again."""
+
+CURSOR_WAIT = 5.0
 """Seconds that a claim waits for this node's cursor to meet it."""
 
 PAGE = 500
@@ -89,8 +92,8 @@ class Connect:
         client.recoverable = True
         try:
             session = await self._claim(client, presented.claim) if presented.claim else None
-        except SioPgError:
-            manager.depart(client)
+        except (SioPgError, asyncio.CancelledError):
+            manager.spawn(self._leave(client), "sio_pg leave")
             raise
         if session is not None and presented.claim is not None:
             await self._recover(client, session, presented.claim, presented.auth)
@@ -130,8 +133,8 @@ class Connect:
             await self._replay(client)
         except Lost:
             await self._leave(client)
-        except SioPgError:
-            await self._leave(client)
+        except (SioPgError, asyncio.CancelledError):
+            self._manager.spawn(self._leave(client), "sio_pg leave")
             raise
 
     async def _open(self, client: Client, pid: str) -> None:
@@ -159,12 +162,22 @@ class Connect:
         """The session, claimed, and met by this node's cursor; ``None``: it cannot come back."""
         manager = self._manager
         assert manager.recovery is not None
-        session = await manager.sessions.claim(client.namespace, claim, manager.recovery.max_missed_packets)
-        decision = verdict(claim, session, manager.recovery.max_missed_packets)
+        cap = manager.recovery.max_missed_packets
+        await self._server.pace.wait(claim.pid)
+        claiming = manager.spawn(manager.sessions.claim(client.namespace, claim, cap), "sio_pg claim")
+        try:
+            async with asyncio.timeout(CLAIM_TIMEOUT):
+                session = await asyncio.shield(claiming)
+        except (TimeoutError, asyncio.CancelledError) as e:
+            claiming.add_done_callback(self._claimed_too_late)
+            if isinstance(e, TimeoutError):
+                raise StoreUnavailable("claiming a session", may_be_stored=True) from e
+            raise
+        decision = verdict(claim, session, cap)
         if session is None or not isinstance(decision, Recovered):
-            reason = "" if isinstance(decision, Recovered) else decision.reason
-            logger.info("a fresh session: %s", reason)
-            if session is not None:  # it cannot be had whole, so it is over: what it was is told to nobody else
+            if isinstance(decision, Fresh):
+                logger.info("a fresh session: %s", decision.reason)
+            if session is not None:  # it cannot be had whole, so its time is up
                 await manager.sessions.release(Held(session.id, session.generation), seconds=0.0)
             return None
         manager.clients.remove(client)  # it was taken in under a sid of its own
@@ -174,9 +187,16 @@ class Connect:
         client.recovered = True
         client.data = json.loads(session.data)
         if not await manager.dispatcher.passed(session.offset, CURSOR_WAIT):
-            await self._give_back(client)
-            raise SioPgError("this node is too far behind the log to recover a session")
+            raise StoreUnavailable("this node is too far behind the log to recover a session")
         return session
+
+    def _claimed_too_late(self, claiming: asyncio.Task[Claimed | None]) -> None:
+        """A claim that nobody waited for any more: its session can be claimed again."""
+        session = None if claiming.cancelled() or claiming.exception() else claiming.result()
+        recovery = self._manager.recovery
+        if session is not None and recovery is not None:
+            held = Held(session.id, session.generation)
+            self._manager.spawn(self._manager.sessions.release(held, seconds=recovery.window), "sio_pg give back")
 
     async def _recover(self, client: Client, session: Claimed, claim: Claim, auth: Any) -> None:
         server = self._server
@@ -197,8 +217,8 @@ class Connect:
             await self._replay(client)
         except Lost:
             await self._leave(client)
-        except SioPgError:
-            await self._leave(client)
+        except (SioPgError, asyncio.CancelledError):
+            self._manager.spawn(self._leave(client), "sio_pg leave")
             raise
 
     async def _join_log(self, client: Client, session: Claimed) -> None:
@@ -268,8 +288,6 @@ class Connect:
         except Exception:
             # Neither accepted nor refused: the client shall try again, and no ghost be left.
             logger.exception("the connect handler failed")
-            await self._leave(client)
-            await hang_up(server, self._eio_sid)
             raise Lost from None
         finally:
             handling.reset(token)
@@ -317,10 +335,6 @@ class Connect:
         await self._server.leave(client, reason)
         if not client.ended:
             await hang_up(self._server, self._eio_sid)
-
-    async def _give_back(self, client: Client) -> None:
-        assert self._manager.recovery is not None
-        await self._manager.sessions.release(self._held(client), seconds=self._manager.recovery.window)
 
     # -- out -------------------------------------------------------------------------------------------------
     def _held(self, client: Client) -> Held:
@@ -399,11 +413,17 @@ class Connect:
         gone.cancel()
 
 
-async def hang_up(server: AsyncServer, eio_sid: str) -> None:
-    """Close an Engine.IO connection in the way after which clients come back by themselves."""
+async def hang_up(server: AsyncServer, eio_sid: str, *, drop_queue: bool = False) -> None:
+    """Close an Engine.IO connection in the way after which clients come back by themselves.
+
+    :param drop_queue: do not send what is queued, which may be more than the client ever takes.
+    """
     socket = server.eio.sockets.get(eio_sid)
     if socket is None or socket.closed or socket.closing:
         return
+    while drop_queue and not socket.queue.empty():
+        socket.queue.get_nowait()
+        socket.queue.task_done()
     socket.queue.put_nowait(Frame(CLOSE))  # ends a poll
     socket.queue.put_nowait(None)  # ends the websocket's writer, which closes it
     await socket.close(wait=False, abort=True, reason=server.reason.TRANSPORT_CLOSE)

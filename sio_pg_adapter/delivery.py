@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from socketio.packet import Packet
 
-from .clients import Client, Clients, State
+from .clients import Client, Clients, QueueLimit, State
 from .frames import Frames, event_frames, stored_frames, unstored_tail
 from .records import EVERYBODY, Kind, OffsetCodec, Record
 
@@ -25,6 +25,7 @@ class Delivery:
     :param codec: tells how offsets look on the wire.
     :param on_taken: called with a client whose session was claimed by another connection.
     :param on_kicked: called with a client that was disconnected by the server, and its last session data.
+    :param on_slow: called with a live client whose queue is over the limit.
     """
 
     def __init__(
@@ -33,12 +34,16 @@ class Delivery:
         codec: Callable[[], OffsetCodec],
         on_taken: Callable[[Client], None],
         on_kicked: Callable[[Client, str | None], None],
+        on_slow: Callable[[Client], None],
+        limit: QueueLimit,
     ) -> None:
         self._manager = manager
         self._clients: Clients = manager.clients
         self._codec = codec
         self._on_taken = on_taken
         self._on_kicked = on_kicked
+        self._on_slow = on_slow
+        self._limit = limit
 
     @property
     def _packet_class(self) -> type[Packet]:
@@ -62,6 +67,7 @@ class Delivery:
         if not clients:
             return
         offset: str | None = None
+        slow: list[Client] = []
         for sid in self._members(record.namespace, record.rooms):
             client = clients.get(sid)
             if client is None or record.offset <= client.sent or sid in record.skip_sids:
@@ -70,6 +76,10 @@ class Delivery:
             if client.recoverable and offset is None:
                 offset = self._codec().encode(record.offset, record.namespace)
             client.put(stored_frames(record, self._packet_class, offset if client.recoverable else None))
+            if client.over(self._limit):
+                slow.append(client)
+        for client in slow:
+            self._on_slow(client)
 
     def replay(self, client: Client, record: Record) -> None:
         """Send a client a record that it is due."""

@@ -18,7 +18,7 @@ from typing import Any, Self
 
 from socketio import AsyncManager
 
-from .clients import Client, Clients, State, handling
+from .clients import Client, Clients, QueueLimit, State, handling
 from .database import Connection, Database, Pool
 from .delivery import Delivery
 from .dispatcher import Dispatcher
@@ -75,6 +75,9 @@ class AsyncPostgresManager(AsyncManager):
     :param write_only: ``True`` in a process that only emits.
     :param logger: a logger instead of the server's.
     :param json: a module with ``dumps`` and ``loads``, if ``write_only``; else the server's is used.
+    :param max_queued_packets: what may wait for a client that takes little. One over it is cut, and recovers
+                               what it missed from the log; what a replay sends does not count.
+    :param max_queued_bytes: the same, in bytes.
     """
 
     name = "asyncpostgres"
@@ -89,6 +92,8 @@ class AsyncPostgresManager(AsyncManager):
         write_only: bool = False,
         logger: logging.Logger | None = None,
         json: Any = None,
+        max_queued_packets: int = 10_000,
+        max_queued_bytes: int = 32 * 1024 * 1024,
     ) -> None:
         super().__init__()
         self.logger = logger
@@ -98,10 +103,15 @@ class AsyncPostgresManager(AsyncManager):
         self.host_id = uuid.uuid4().hex
         self.database = Database(dsn, pool=pool, listen_dsn=listen_dsn, schema=schema)
         self.clients = Clients()
+        for name, value in (("max_queued_packets", max_queued_packets), ("max_queued_bytes", max_queued_bytes)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ConfigurationError(f"{name} takes a whole number from 1 on: not {value!r}")
+        self.queue_limit = QueueLimit(max_queued_packets, max_queued_bytes)
         self.recovery: ConnectionStateRecovery | None = None
         self.unstored: set[str] = set()
         self.on_taken: Callable[[Client], None] = self._let_go
         self.on_kicked: Callable[[Client, str | None], None] = self._kicked
+        self.on_slow: Callable[[Client], None] = self._let_go
         self.expiry_namespaces: list[str] = []
         self.on_expired: Callable[[str, str, Any], Awaitable[None]] | None = None
         self.on_closing: Callable[[], Awaitable[None]] | None = None
@@ -162,7 +172,14 @@ class AsyncPostgresManager(AsyncManager):
         self.log = LogWriter(self.database, self._on_appended, self.node)
         self.sessions = Sessions(self.database, self.log, self.node)
         self.log_reader = LogReader(self.database)
-        self.delivery = Delivery(self, lambda: self.database.codec, self.on_taken, self.on_kicked)
+        self.delivery = Delivery(
+            self,
+            lambda: self.database.codec,
+            self.on_taken,
+            self.on_kicked,
+            self.on_slow,
+            self.queue_limit,
+        )
         self.ephemeral = Ephemeral(
             self.database, self.node, lambda: self.dispatcher.cursor, self.dispatcher.when, self._on_message
         )

@@ -116,8 +116,9 @@ WHERE n.id = o.id AND n.missed_at IS NOT NULL RETURNING o.died_at
 SELECT id, generation FROM sio.sio_sessions WHERE node = $1::uuid
 
 -- name: node_stop
--- A node leaves in order: it holds no session any more, its options still say how long records are kept.
-UPDATE sio.sio_nodes SET stopped_at = clock_timestamp() WHERE id = $1::uuid
+-- A node leaves in order. What it could not let go runs out from now; its options still say how long records
+-- are kept.
+UPDATE sio.sio_nodes SET stopped_at = clock_timestamp(), died_at = clock_timestamp() WHERE id = $1::uuid
 
 -- name: look
 -- Who is there? How many nodes are missing and not found dead yet.
@@ -139,7 +140,8 @@ SELECT k.keep, k.missing,
                                                            ELSE interval '1 hour' END) AS attachments
 FROM (SELECT coalesce(bool_or(o.missing), false) AS missing,
              CASE WHEN bool_or(o.recovery_seconds IS NULL OR o.missing
-                               OR sio.sio_runs_out(o.died_at, o.recovery_seconds) > clock_timestamp()) THEN NULL
+                               OR sio.sio_runs_out(o.died_at, o.recovery_seconds) > clock_timestamp()
+                                  AND EXISTS (SELECT FROM sio.sio_sessions s WHERE s.node = o.id)) THEN NULL
                   ELSE coalesce(max(o.recovery_seconds), 120) + coalesce(max(o.margin_seconds), 205) END AS keep
       FROM (SELECT *, stopped_at IS NULL AND died_at IS NULL AND NOT sio.sio_alive(number, role) AS missing
             FROM sio.sio_nodes) o) k

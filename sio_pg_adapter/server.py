@@ -18,6 +18,7 @@ from .connection import Connect, away_since, hang_up
 from .errors import ConfigurationError, SioPgError
 from .manager import AsyncPostgresManager
 from .options import ConnectionStateRecovery, recovery_options
+from .pace import Pace
 
 Middleware = Callable[[str, dict[str, Any], Any], Awaitable[None]]
 
@@ -25,6 +26,9 @@ ExpiryHandler = Callable[[str, str, Any], Any]
 
 GOODBYE_WAIT = 10.0
 """Seconds that a stop waits for disconnect handlers."""
+
+LET_GO_RETRY = 1.0
+"""Seconds between tries to store the end of a connection while the database is away."""
 
 logger = logging.getLogger("sio_pg_adapter")
 
@@ -55,12 +59,14 @@ class AsyncServer(socketio.AsyncServer):
             )
         self.middlewares: dict[str, list[Middleware]] = {}
         self.leaving: dict[tuple[str, str], Client] = {}
+        self.pace = Pace()
         self._expiry_handlers: dict[str, ExpiryHandler] = {}
         super().__init__(client_manager, *args, **kwargs)
         if self._ours:
             self.manager.recovery = recovery
             self.manager.on_taken = self._taken
             self.manager.on_kicked = self._kicked
+            self.manager.on_slow = self._slow
             self.manager.on_expired = self._expired
             self.manager.on_closing = self._say_goodbye
         if recovery is not None and hasattr(self.eio.logger, "addFilter"):
@@ -350,7 +356,8 @@ class AsyncServer(socketio.AsyncServer):
             client.closed = reason
         for client in clients:
             if client.connected:
-                await self.leave(client, reason)
+                # On its own: the web server may cancel what handles the request.
+                await asyncio.shield(self.manager.spawn(self.leave(client, reason), "sio_pg leave"))
         self.environ.pop(eio_sid, None)
 
     async def _send_packet(self, eio_sid: str, pkt: packet.Packet) -> None:
@@ -392,6 +399,13 @@ class AsyncServer(socketio.AsyncServer):
             self.leaving[client.namespace, client.sid] = client
         self.manager.spawn(end(), "sio_pg takeover")
 
+    def _slow(self, client: Client) -> None:
+        """A client takes less than it is sent: cut, it comes back to the log, which keeps it for nothing."""
+        if client.socket.closing or client.socket.closed:
+            return
+        logger.warning("a client was cut: more waited for it than max_queued_packets or max_queued_bytes")
+        self.manager.spawn(hang_up(self, client.eio_sid, drop_queue=True), "sio_pg cut")
+
     async def leave(self, client: Client, reason: str) -> None:
         """All that the end of a client's connection takes.
 
@@ -417,11 +431,26 @@ class AsyncServer(socketio.AsyncServer):
                 if window is not None:
                     self.manager.pruner.look_in(window)
         except SioPgError as e:
-            logger.warning("the end of a connection could not be stored: %s", e)
+            logger.warning("the end of a connection could not be stored, trying again: %s", e)
+            self.manager.spawn(self._let_go_later(client, at), "sio_pg let go later")
         finally:
             client.gone.set()
             if self.leaving.get(key) is client:
                 del self.leaving[key]
+
+    async def _let_go_later(self, client: Client, at: float) -> None:
+        """The database was away when a connection ended: until that is stored its session would never run out."""
+        while client.held is not None and self.manager.recovery is not None:
+            await asyncio.sleep(LET_GO_RETRY)
+            try:
+                if client.ended:
+                    await self.manager.sessions.end(client.held)
+                else:
+                    window = self.manager.recovery.window
+                    await self.manager.sessions.release(client.held, seconds=window, since=away_since(at))
+                return
+            except SioPgError as e:
+                logger.debug("the end of a connection could not be stored yet: %s", e)
 
     async def _run_disconnect_handler(self, client: Client, reason: str) -> None:
         token = handling.set(client)

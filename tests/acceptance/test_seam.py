@@ -13,8 +13,11 @@ from .driver import JSDriver
 
 CLUSTER = {"max_missed_packets": 1_000_000}  # cut during replays, a client may fall far behind
 soak = pytest.mark.soak
-DELAYS = pytest.mark.parametrize("delay_ms", [30, 150])
-MOVES = pytest.mark.parametrize("hops", [False, True], ids=["stays", "hops"])
+HOPS = pytest.mark.parametrize("hops", [False, True], ids=["stays", "hops"])
+# the whole matrix is a soak test
+DELAYS = pytest.mark.parametrize(
+    ("delay_ms", "hops"), [(30, False), (30, True), (150, True)], ids=["30-stays", "30-hops", "150-hops"]
+)
 
 
 async def seam(
@@ -63,18 +66,16 @@ async def seam(
 
 
 @DELAYS
-@MOVES
 async def test_case_60_seam(cluster, js, room, delay_ms, hops):
     await seam(js, cluster, room, drops=40, delay_ms=delay_ms, hops=hops)
 
 
 @DELAYS
-@MOVES
 async def test_case_61_seam_with_a_handler_of_20_ms(cluster, js, room, delay_ms, hops):
     await seam(js, cluster, room, drops=40, delay_ms=delay_ms, hops=hops, handler=0.02)
 
 
-@MOVES
+@HOPS
 async def test_case_61_seam_with_a_handler_of_500_ms(cluster, js, room, hops):
     await seam(js, cluster, room, drops=8, delay_ms=30, hops=hops, handler=0.5)
 
@@ -113,8 +114,8 @@ async def test_case_60_seam_with_packets_beyond_a_notification(cluster, js, room
 
 @soak
 @pytest.mark.timeout(900)
-@DELAYS
-@MOVES
+@HOPS
+@pytest.mark.parametrize("delay_ms", [30, 150])
 @pytest.mark.parametrize("handler", [0, 0.02, 0.5])
 @pytest.mark.parametrize("drops", [40, 200])
 async def test_case_61_soak_whole_matrix(cluster, js, room, drops, handler, delay_ms, hops):

@@ -66,11 +66,19 @@ def test_cases_16_55_97_an_offset_that_was_not_issued_is_no_claim(offset):
     assert presented == Presented(None, rejected="malformed or foreign offset")
 
 
-def test_a_claim_with_and_without_an_offset():
-    assert read_auth({"pid": "p"}, "/", CODEC) == Presented(None, Claim("p", None))
-    assert read_auth({"pid": "p", "offset": None}, "/", CODEC) == Presented(None, Claim("p", None))
-    presented = read_auth({"pid": "p", "offset": GOOD, "token": "t"}, "/", CODEC)
-    assert presented == Presented({"token": "t"}, Claim("p", 1234))
+@pytest.mark.parametrize(
+    ("auth", "after", "seen"),
+    [
+        ({"pid": "p"}, None, None),
+        ({"pid": "p", "offset": None}, None, None),
+        ({"pid": "p", "offset": GOOD}, 1234, None),
+        ({"pid": "p", "offset": GOOD, "token": "t"}, 1234, {"token": "t"}),
+    ],
+)
+def test_case_14_a_claim_is_taken_out_of_what_handlers_see(auth, after, seen):
+    presented = read_auth(auth, "/", CODEC)
+    assert presented.claim is not None and presented.rejected is None
+    assert (presented.claim.pid, presented.claim.after, presented.auth) == ("p", after, seen)
 
 
 def test_case_52_an_offset_of_another_namespace_is_no_claim():

@@ -3,7 +3,7 @@
 // of `commands` below, each answered by a line {type: "reply", rid, value | error}.
 import { createRequire } from "node:module";
 import { createInterface } from "node:readline";
-import { setTimeout as sleep } from "node:timers/promises"; // the global setTimeout takes a callback
+import { setTimeout as sleep } from "node:timers/promises";
 import { Tally, compare } from "./tally.mjs";
 
 const require = createRequire(import.meta.url);

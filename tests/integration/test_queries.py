@@ -1,0 +1,29 @@
+"""Every named query is one that the migrated tables take."""
+
+from __future__ import annotations
+
+import asyncio
+
+import asyncpg
+import pytest
+
+from sio_pg_adapter import migrate
+from sio_pg_adapter.queries import Queries
+
+NOT_PREPARED = {"lock"}  # PostgreSQL prepares no LOCK TABLE: it is run
+
+
+@pytest.mark.parametrize("schema", ["public", 'we"ird; drop'])
+async def test_every_named_query_prepares(pg_dsn, schema):
+    if schema != "public":
+        await asyncio.to_thread(migrate.upgrade, pg_dsn, schema=schema)
+    connection = await asyncpg.connect(pg_dsn)
+    try:
+        queries = Queries(schema)
+        for name in queries:
+            if name not in NOT_PREPARED:
+                await connection.prepare(queries[name])
+        async with connection.transaction():
+            await connection.execute(queries["lock"])
+    finally:
+        await connection.close()
