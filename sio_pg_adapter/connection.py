@@ -27,6 +27,7 @@ from socketio import exceptions, packet
 
 from .clients import Client, Held, State, handling
 from .errors import SioPgError, StoreUnavailable
+from .options import ConnectionStateRecovery
 from .recovery import FOREIGN, Claim, Claimed, Fresh, Presented, Recovered, new_pid, read_auth, verdict
 
 if TYPE_CHECKING:
@@ -63,42 +64,57 @@ class Connect:
         self._presented_auth = auth
 
     async def run(self) -> None:
-        """Do all of it. Trouble with the database closes the Engine.IO connection: the client then comes back
-        by itself, while a CONNECT_ERROR would be final for it."""
+        """Do all of it. Where it breaks, the Engine.IO connection is closed: the client then comes back by itself,
+        while a CONNECT_ERROR would be final for it."""
+        client = None
         try:
             await self._manager.ready()
-            await self._decide()
+            client = self._manager.admit(self._eio_sid, self._namespace)
+            if client is None:  # as upstream: one CONNECT in a namespace
+                await self._refuse_packet("Unable to connect")
+                return
+            await self._decide(client)
+        except Lost:
+            await self._end(client)
+        except asyncio.CancelledError:
+            self._manager.spawn(self._end(client), "sio_pg leave")
+            raise
         except SioPgError as e:
             logger.warning("a connection is closed, so that the client tries again: %s", e)
-            await hang_up(self._server, self._eio_sid)
+            self._manager.spawn(self._end(client), "sio_pg leave")
+        except Exception:  # of the application's: neither accepted nor refused
+            logger.exception("a connection is closed, so that the client tries again")
+            await self._end(client)
 
-    async def _decide(self) -> None:
-        manager, server = self._manager, self._server
-        if manager.clients.of_socket(self._eio_sid, self._namespace) is not None:
-            await self._refuse_packet("Unable to connect")  # as upstream: one CONNECT in a namespace
-            return
-        client = manager.admit(self._eio_sid, self._namespace)
-        if client is None or manager.recovery is None or self._namespace in manager.unstored:
-            if client is not None:
-                await self._first(client, self._presented_auth, pid=None)
+    async def _end(self, client: Client | None) -> None:
+        if client is None:
+            await hang_up(self._server, self._eio_sid)
+        else:
+            await self._leave(client)
+
+    async def _decide(self, client: Client) -> None:
+        recovery = self._manager.recovery
+        if recovery is None or self._namespace in self._manager.unstored:
+            await self._first(client, self._presented_auth, pid=None)
             return
         presented = await self._read_auth()
         if presented.rejected:
             logger.warning("not recovered: %s", presented.rejected)
-        accepts = manager.recovery.accepts
-        if accepts is not None and not accepts(server.environ[self._eio_sid], presented.auth):
+        if recovery.accepts is not None and not recovery.accepts(self._environ(), presented.auth):
             await self._first(client, presented.auth, pid=None)
             return
         client.recoverable = True
-        try:
-            session = await self._claim(client, presented.claim) if presented.claim else None
-        except (SioPgError, asyncio.CancelledError):
-            manager.spawn(self._leave(client), "sio_pg leave")
-            raise
+        session = await self._claim(client, presented.claim, recovery) if presented.claim else None
         if session is not None and presented.claim is not None:
             await self._recover(client, session, presented.claim, presented.auth)
         else:
             await self._first(client, presented.auth, pid=new_pid())
+
+    def _environ(self) -> dict[str, Any]:
+        environ: dict[str, Any] | None = self._server.environ.get(self._eio_sid)
+        if environ is None:
+            raise Lost  # closed meanwhile
+        return environ
 
     async def _read_auth(self) -> Presented:
         database = self._manager.database
@@ -117,25 +133,19 @@ class Connect:
             self._connect_out(client, pid)
             client.state = State.REPLAYING
             client.accepted = True
-        try:
-            refusal = await self._ask_application(client, auth)
-            if refusal is not None:
-                await self._refuse(client, refusal)
-                return
-            client.accepted = True
-            self._check(client)
-            if not server.always_connect:
-                if pid is not None:
-                    await self._open(client, pid)
-                    self._check(client)
-                self._connect_out(client, pid)
-                client.state = State.REPLAYING
-            await self._replay(client)
-        except Lost:
-            await self._leave(client)
-        except (SioPgError, asyncio.CancelledError):
-            self._manager.spawn(self._leave(client), "sio_pg leave")
-            raise
+        refusal = await self._ask_application(client, auth)
+        if refusal is not None:
+            await self._refuse(client, refusal)
+            return
+        client.accepted = True
+        self._check(client)
+        if not server.always_connect:
+            if pid is not None:
+                await self._open(client, pid)
+                self._check(client)
+            self._connect_out(client, pid)
+            client.state = State.REPLAYING
+        await self._replay(client)
 
     async def _open(self, client: Client, pid: str) -> None:
         """Store the session, with what its handler saved and entered: before the client knows its pid."""
@@ -158,11 +168,9 @@ class Connect:
             raise Lost
 
     # -- an old one --------------------------------------------------------------------------------------
-    async def _claim(self, client: Client, claim: Claim) -> Claimed | None:
+    async def _claim(self, client: Client, claim: Claim, recovery: ConnectionStateRecovery) -> Claimed | None:
         """The session, claimed, and met by this node's cursor; ``None``: it cannot come back."""
-        manager = self._manager
-        assert manager.recovery is not None
-        cap = manager.recovery.max_missed_packets
+        manager, cap = self._manager, recovery.max_missed_packets
         await self._server.pace.wait(claim.pid)
         claiming = manager.spawn(manager.sessions.claim(client.namespace, claim, cap), "sio_pg claim")
         try:
@@ -199,27 +207,21 @@ class Connect:
             self._manager.spawn(self._manager.sessions.release(held, seconds=recovery.window), "sio_pg give back")
 
     async def _recover(self, client: Client, session: Claimed, claim: Claim, auth: Any) -> None:
-        server = self._server
-        try:
-            await self._join_log(client, session)
-            await self._take_over(client, session)
-            if server.always_connect:
-                self._connect_out(client, claim.pid)
-                client.accepted = True
-            refusal = await self._ask_application(client, auth)
-            if refusal is not None:
-                await self._refuse(client, refusal)
-                return
+        always_connect = self._server.always_connect
+        await self._join_log(client, session)
+        await self._take_over(client, session)
+        if always_connect:
+            self._connect_out(client, claim.pid)
             client.accepted = True
-            self._check(client)
-            # Read before CONNECT: by then it is sure that the session is still this connection's.
-            await self._next_page(client, then=None if server.always_connect else claim.pid)
-            await self._replay(client)
-        except Lost:
-            await self._leave(client)
-        except (SioPgError, asyncio.CancelledError):
-            self._manager.spawn(self._leave(client), "sio_pg leave")
-            raise
+        refusal = await self._ask_application(client, auth)
+        if refusal is not None:
+            await self._refuse(client, refusal)
+            return
+        client.accepted = True
+        self._check(client)
+        # Read before CONNECT: by then it is sure that the session is still this connection's.
+        await self._next_page(client, then=None if always_connect else claim.pid)
+        await self._replay(client)
 
     async def _join_log(self, client: Client, session: Claimed) -> None:
         """What was loaded holds as of the claim's offset. Follow the log from there, without a gap."""
@@ -271,9 +273,7 @@ class Connect:
     async def _ask_application(self, client: Client, auth: Any) -> dict[str, Any] | None:
         """Run middlewares and the connect handler; what to refuse with, or ``None``: accepted."""
         server, recovery = self._server, self._manager.recovery
-        environ = server.environ.get(self._eio_sid)
-        if environ is None:
-            raise Lost
+        environ = self._environ()
         token = handling.set(client)
         try:
             if not (client.recovered and recovery is not None and recovery.skip_middlewares):
@@ -285,10 +285,6 @@ class Connect:
             return dict(e.error_args)
         except ConnectionRefusedError:
             return {"message": "Connection refused by server"}
-        except Exception:
-            # Neither accepted nor refused: the client shall try again, and no ghost be left.
-            logger.exception("the connect handler failed")
-            raise Lost from None
         finally:
             handling.reset(token)
         return dict(exceptions.ConnectionRefusedError().error_args) if accepted is False else None

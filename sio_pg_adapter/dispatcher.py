@@ -180,6 +180,7 @@ class Dispatcher:
             await self._reader.learn()  # a new epoch has begun: its key is needed for the offsets on the wire
         for record in records:
             whole = record if record.attachment is None else await self._reader.whole(record)
-            self._advance(whole)
+            if whole.offset > self.cursor:  # unless the cursor jumped meanwhile
+                self._advance(whole)
             self._tell()
         return len(records) == PAGE

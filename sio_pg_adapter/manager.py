@@ -533,12 +533,15 @@ class AsyncPostgresManager(AsyncManager):
         return None if client is None else client.sid
 
     def admit(self, eio_sid: str, namespace: str) -> Client | None:
-        """A new client whose connect is being decided; ``None`` if its connection has one in the namespace."""
+        """A new client whose connect is being decided; ``None`` if its connection has one in the namespace, or is
+        closed."""
         if self.clients.of_socket(eio_sid, namespace) is not None:
             return None
         sid = self.server.eio.generate_id()
         start = self.dispatcher.cursor
-        socket = self.server.eio.sockets[eio_sid]
+        socket = self.server.eio.sockets.get(eio_sid)
+        if socket is None:
+            return None  # closed while the manager started
         client = Client(namespace, sid, eio_sid, socket, Memberships(sid, start), sent=start)
         self.clients.add(client)
         return client

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
 
-from .errors import NotSerializable, PayloadTooLarge
+from .errors import ConfigurationError, NotSerializable, PayloadTooLarge
 
 MAX_NAME_BYTES = 512
 """Of a namespace, room, sid or event name: an entry of a b-tree index holds 2.7 kB (PostgreSQL manual, 11)."""
@@ -113,7 +113,10 @@ def text_names(value: object, what: str) -> tuple[str, ...]:
     if value is None or value == "":
         return ()
     if isinstance(value, list | tuple | set | frozenset):
-        return tuple(dict.fromkeys(text_name(v, what) for v in value if v is not None))
+        names = tuple(dict.fromkeys(text_name(v, what) for v in value if v is not None and v != ""))
+        if value and not names and what == "room":
+            raise ConfigurationError("room takes one name or several: a list that names none would reach everybody")
+        return names
     return (text_name(value, what),)
 
 

@@ -390,14 +390,10 @@ class AsyncServer(socketio.AsyncServer):
         client.closed = client.closed or self.reason.TRANSPORT_CLOSE
         self.manager.depart(client)
 
-        async def end() -> None:
-            if connected:
-                await self.leave(client, self.reason.TRANSPORT_CLOSE)
-            await hang_up(self, client.eio_sid)
-
+        self.manager.spawn(hang_up(self, client.eio_sid), "sio_pg takeover")
         if connected:
             self.leaving[client.namespace, client.sid] = client
-        self.manager.spawn(end(), "sio_pg takeover")
+            self.manager.spawn(self.leave(client, self.reason.TRANSPORT_CLOSE), "sio_pg leave")
 
     def _slow(self, client: Client) -> None:
         """A client takes less than it is sent: cut, it comes back to the log, which keeps it for nothing."""

@@ -300,7 +300,7 @@ FUNCTIONS = (
             RETURN v_at;
         END IF;
         IF v_session IS NOT NULL AND v_at IS NULL AND v_as_of IS NULL THEN
-            RETURN 0;
+            RETURN coalesce((SELECT -max(left_at) FROM {s}.sio_rooms WHERE session = v_session AND room = p_room), 0);
         END IF;
         v_at := {s}.sio_put(p_batch, 2, p_namespace, p_room, p_sid, v_as_of, NULL, NULL);
         UPDATE {s}.sio_rooms SET left_at = coalesce(v_as_of, v_at)

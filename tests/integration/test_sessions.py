@@ -1,0 +1,273 @@
+"""Sessions in the store: opened, claimed, settled, released, saved and ended; the newest generation alone writes."""
+
+from __future__ import annotations
+
+import pytest
+
+from sio_pg_adapter.clients import Held
+from sio_pg_adapter.records import Kind
+
+ENTER, LEAVE = Kind.ENTER, Kind.LEAVE
+
+
+async def test_a_session_opens_is_claimed_and_knows_its_rooms(store):
+    await store.emit()
+    held = await store.open(rooms={"x": [(1, None)]}, start=1, data='{"a":1}')
+    await store.emit("x")
+    joined = await store.move(ENTER, "s", "y")
+    claimed = await store.claim()
+    assert (claimed.id, claimed.generation, claimed.sid, claimed.data) == (held.id, 2, "s", '{"a":1}')
+    assert claimed.holder.replace("-", "") == store.node
+    assert claimed.memberships.rooms == {"x": [(1, None)], "y": [(joined, None)]}
+    assert not claimed.lost and claimed.memberships.start == 1
+
+
+@pytest.mark.parametrize("case", ["other pid", "other namespace", "ended", "kicked", "expired"])
+async def test_case_48_what_cannot_be_claimed(store, db, case):
+    held = await store.open()
+    if case == "ended":
+        assert await store.sessions.end(held) == "{}"
+    elif case == "kicked":
+        await store.kick("s")
+    elif case == "expired":
+        await store.sessions.release(held, seconds=0.0)
+    pid = "q" if case == "other pid" else "p"
+    assert await store.claim(pid, namespace="/admin" if case == "other namespace" else "/") is None
+    assert await db.fetchval("SELECT generation FROM sio_sessions") in (1, None)
+
+
+async def test_the_clock_of_the_database_decides_when_time_is_up(store, db):
+    """Case 54."""
+    held = await store.open()
+    await store.sessions.release(held, seconds=100.0, since=40.0)
+    left = await db.fetchval("SELECT extract(epoch FROM expires_at - clock_timestamp()) FROM sio_sessions")
+    assert 30 < left <= 60
+    await db.execute("UPDATE sio_sessions SET expires_at = clock_timestamp() - interval '1 second'")
+    assert await store.claim() is None
+
+
+async def test_a_session_may_last_for_ever(store, db):
+    held = await store.open()
+    await store.sessions.release(held, seconds=None)
+    assert await db.fetchval("SELECT expires_at = 'infinity' FROM sio_sessions")
+    assert (await store.claim()).holder is None
+
+
+# -- generations -------------------------------------------------------------------------------------------
+async def test_what_an_old_generation_writes_does_nothing(store, db):
+    old = await store.open(rooms={"x": [(0, None)]}, cursor=0, data='{"v":1}')
+    new = await store.claim()
+    assert await store.sessions.settle(Held(new.id, 2)) == '{"v":1}'
+    before = await db.fetchrow("SELECT * FROM sio_sessions")
+
+    assert await store.sessions.save("/", "s", '{"v":2}', old) is False
+    assert await store.sessions.end(old) is None
+    assert await store.sessions.settle(old) is None
+    await store.sessions.release(old, seconds=0.0)
+    assert await store.move(ENTER, "s", "y", generation=1) == 0
+    assert await store.move(LEAVE, "s", "x", generation=1) == 0
+    assert await store.sessions.page(old, 0, 10) is None
+    assert await store.sessions.memberships(old, "s", 0) is None
+
+    assert await db.fetchrow("SELECT * FROM sio_sessions") == before
+    assert await store.sessions.rooms("/", "s") == ["x"]
+
+
+async def test_the_newest_claim_wins(store):
+    await store.open()
+    first, second = await store.claim(), await store.claim()
+    assert (first.generation, second.generation) == (2, 3)
+    assert await store.sessions.settle(Held(first.id, 2)) is None
+    assert await store.sessions.settle(Held(second.id, 3)) == "{}"
+
+
+async def test_the_former_holder_may_save_until_the_claim_is_settled(store):
+    old = await store.open(data='{"v":1}')
+    new = await store.claim()
+    assert new.holder is not None
+    assert await store.sessions.save("/", "s", '{"v":2}', old) is True
+    assert await store.sessions.settle(Held(new.id, 2)) == '{"v":2}'
+    assert await store.sessions.save("/", "s", '{"v":3}', old) is False
+
+
+async def test_a_session_that_was_away_is_settled_by_its_claim(store):
+    old = await store.open()
+    await store.sessions.release(old, seconds=60.0)
+    assert (await store.claim()).holder is None
+    assert await store.sessions.save("/", "s", "{}", old) is False
+
+
+async def test_save_and_rooms_of_a_sid_wherever_it_is(store):
+    """Case 30."""
+    held = await store.open()
+    await store.sessions.release(held, seconds=60.0)
+    assert await store.sessions.save("/", "s", '{"v":2}', None) is True
+    assert await store.sessions.data("/", "s") == {"v": 2}
+    await store.move(ENTER, "s", "x")
+    await store.move(ENTER, "s", "y")
+    await store.move(LEAVE, "s", "x")
+    assert await store.sessions.rooms("/", "s") == ["y"]
+    for sid, namespace in (("t", "/"), ("s", "/admin")):
+        assert await store.sessions.save(namespace, sid, "{}", None) is False
+        assert await store.sessions.rooms(namespace, sid) is None
+        assert await store.sessions.data(namespace, sid) is None
+
+
+# -- what it is due ----------------------------------------------------------------------------------------
+async def test_cases_35_36_40_what_a_session_is_due(store):
+    start = await store.emit()
+    held = await store.open(rooms={"x": [(start, None)]}, start=start)
+    due = [await store.emit(), await store.emit("x"), await store.emit("s"), await store.emit("x", "y")]
+    for rooms, more in [(("y",), {}), (("t",), {}), (("",), {"namespace": "/n"}), (("x",), {"skip": ("t", "s")})]:
+        await store.emit(*rooms, **more)
+    before_joining = await store.emit("y")
+    await store.move(ENTER, "s", "y")
+    due += [await store.emit("y"), await store.emit("y", "x", "s")]
+    await store.move(LEAVE, "s", "y")
+    await store.emit("y")
+    due.append(await store.emit("x"))
+    await store.close_room("x")
+    await store.emit("x")
+    assert before_joining not in due
+    assert await store.due(held, start) == due
+    assert await store.due(held, due[2]) == due[3:]
+    assert (await store.sessions.page(held, start, 3)).records[-1].offset == due[2]
+
+
+async def test_case_103_entering_again_changes_nothing(store):
+    held = await store.open()
+    joined = await store.move(ENTER, "s", "x")
+    sent = await store.emit("x")
+    assert await store.move(ENTER, "s", "x") == joined
+    assert await store.due(held, 0) == [sent]
+
+
+async def test_case_104_a_room_left_as_of_the_offset_presented(store):
+    held = await store.open()
+    await store.move(ENTER, "s", "x")
+    seen = await store.emit("x")
+    await store.emit("x")
+    await store.move(LEAVE, "s", "x")
+    again = await store.move(ENTER, "s", "x")
+    await store.emit("x")
+    assert again
+    await store.move(LEAVE, "s", "x", generation=1, as_of=seen)
+    assert await store.due(held, seen) == []
+    assert await store.sessions.rooms("/", "s") == []
+    after = await store.move(ENTER, "s", "x")
+    assert await store.due(held, seen) == [await store.emit("x")] and after
+
+
+async def test_case_44_what_is_missed_is_counted_to_the_cap(store):
+    held = await store.open()
+    for _ in range(5):
+        await store.emit()
+        await store.emit("elsewhere")
+    assert (await store.claim(cap=5)).missed == 5
+    assert (await store.claim(cap=4)).missed == 5  # more than the cap is all that the verdict asks
+    await store.emit()
+    assert (await store.claim(cap=4)).missed == 5
+    assert held.generation == 1
+
+
+# -- opened while the log moves on ---------------------------------------------------------------------------
+async def test_a_room_that_was_closed_above_the_cursor_is_closed(store):
+    head = await store.emit()
+    closed = await store.close_room("x")
+    await store.close_room("x")
+    await store.emit("x")
+    held = await store.open(rooms={"x": [(head, None)], "y": [(head, None)]}, cursor=head)
+    _, memberships = await store.sessions.memberships(held, "s", head)
+    assert memberships.rooms == {"x": [(head, closed)], "y": [(head, None)]}
+
+
+async def test_moves_by_another_node_above_the_cursor_are_folded_in(store):
+    head = await store.emit()
+    entered = await store.move(ENTER, "s", "a")
+    left = await store.move(LEAVE, "s", "b")
+    await store.move(ENTER, "t", "c")
+    held = await store.open(rooms={"b": [(head, None)]}, cursor=head)
+    _, memberships = await store.sessions.memberships(held, "s", head)
+    assert memberships.rooms == {"a": [(entered, None)], "b": [(head, left)]}
+
+
+async def test_a_room_entered_and_then_closed_above_the_cursor_is_closed(store):
+    head = await store.emit()
+    entered = await store.move(ENTER, "s", "x")
+    closed = await store.close_room("x")
+    held = await store.open(cursor=head)
+    await store.emit("x")
+    _, memberships = await store.sessions.memberships(held, "s", head)
+    assert memberships.rooms == {"x": [(entered, closed)]}
+    assert await store.due(held, head) == []
+
+
+async def test_a_room_left_and_then_closed_above_the_cursor_was_left_first(store):
+    head = await store.emit()
+    left = await store.move(LEAVE, "s", "x")
+    await store.emit("x")
+    await store.close_room("x")
+    held = await store.open(rooms={"x": [(head, None)]}, cursor=head)
+    _, memberships = await store.sessions.memberships(held, "s", head)
+    assert memberships.rooms == {"x": [(head, left)]}
+    assert await store.due(held, head) == []
+
+
+async def test_a_room_closed_and_then_entered_above_the_cursor_is_entered(store):
+    head = await store.emit()
+    closed = await store.close_room("x")
+    entered = await store.move(ENTER, "s", "x")
+    held = await store.open(rooms={"x": [(head, None)]}, cursor=head)
+    _, memberships = await store.sessions.memberships(held, "s", head)
+    assert memberships.rooms == {"x": [(head, closed), (entered, None)]}
+
+
+async def test_the_store_and_the_node_fold_the_same(store):
+    """What a node applies to a client's memberships, and what opening a session adds, are one rule."""
+    head = await store.emit()
+    moves = [(ENTER, "x"), (None, "x"), (ENTER, "y"), (LEAVE, "y"), (ENTER, "x"), (None, "z"), (LEAVE, "z")]
+    for kind, room in moves:
+        await (store.close_room(room) if kind is None else store.move(kind, "s", room))
+    held = await store.open(rooms={"z": [(head, None)]}, cursor=head)
+    _, stored = await store.sessions.memberships(held, "s", head)
+    from sio_pg_adapter.recovery import Memberships
+
+    live = Memberships("s", head, {"z": [(head, None)]})
+    for record in (await store.reader.range(head, 100))[1]:
+        live.apply(record)
+    assert stored.rooms == live.rooms
+
+
+async def test_a_kick_while_the_session_was_being_opened_ends_it(store, db):
+    head = await store.emit()
+    await store.kick("s")
+    assert await store.open(cursor=head) is None
+    assert await db.fetchval("SELECT count(*) FROM sio_sessions") == 0
+
+
+async def test_a_session_opened_twice_by_a_call_sent_again_is_one(store, db):
+    head = await store.emit()
+    first = await store.open(rooms={"x": [(head, None)]}, cursor=head)
+    await store.move(ENTER, "s", "y")
+    await store.move(LEAVE, "s", "y")
+    assert await store.open(rooms={"x": [(head, None)]}, cursor=head) == first
+    assert await store.sessions.rooms("/", "s") == ["x"]
+
+
+async def test_close_room_ends_the_memberships_of_all(store):
+    for sid in "st":
+        await store.open(sid, sid)
+        await store.move(ENTER, sid, "x")
+        await store.move(ENTER, sid, "y")
+    await store.close_room("x")
+    assert await store.sessions.rooms("/", "s") == await store.sessions.rooms("/", "t") == ["y"]
+
+
+async def test_a_kick_ends_the_session_and_its_record_holds_the_data(store):
+    """Case 29."""
+    held = await store.open(data='{"v":1}')
+    await store.sessions.release(held, seconds=60.0)
+    kicked = await store.kick("s")
+    (record,) = (await store.reader.range(kicked - 1, 1))[1]
+    assert (record.kind, record.sid, record.body) == (Kind.KICK, "s", '{"v":1}')
+    assert await store.claim() is None
