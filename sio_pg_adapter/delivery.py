@@ -75,9 +75,9 @@ class Delivery:
             client.sent = record.offset
             if client.recoverable and offset is None:
                 offset = self._codec().encode(record.offset, record.namespace)
-            client.put(stored_frames(record, self._packet_class, offset if client.recoverable else None))
-            if client.over(self._limit):
+            if client.over(self._limit):  # what waited already: one large packet on its own is no fault
                 slow.append(client)
+            client.put(stored_frames(record, self._packet_class, offset if client.recoverable else None))
         for client in slow:
             self._on_slow(client)
 
