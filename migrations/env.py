@@ -10,9 +10,20 @@ from sqlalchemy import func, select
 from sqlalchemy.schema import CreateSchema
 
 from sio_pg_adapter.migrate import SCHEMA_ATTRIBUTE, VERSION_TABLE, lock_key
+from sio_pg_adapter.schema import metadata_in
 
 connection = context.config.attributes.get("connection")
 schema = context.config.attributes[SCHEMA_ATTRIBUTE]
+# As SQLAlchemy reflects it: the connection's default schema has no name.
+reflected = None if connection is not None and connection.dialect.default_schema_name == schema else schema
+
+
+def include_name(name: str | None, kind: str, _parents: object) -> bool:
+    """What `alembic check` looks at: this package's tables, and any that a migration made and nobody declared."""
+    if kind == "schema":
+        return name == reflected
+    return kind != "table" or (str(name).startswith("sio_") and name != VERSION_TABLE)
+
 
 context.configure(
     connection=connection,
@@ -21,6 +32,9 @@ context.configure(
     literal_binds=connection is None,
     version_table=VERSION_TABLE,
     version_table_schema=schema,
+    target_metadata=metadata_in(reflected),
+    include_schemas=True,
+    include_name=include_name,
 )
 
 with context.begin_transaction():

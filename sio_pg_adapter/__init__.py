@@ -1,6 +1,7 @@
 """Socket.IO connection state recovery for python-socketio, on nothing but PostgreSQL."""
 
 from .client import AsyncClient
+from .emitter import emit, emit_async
 from .errors import (
     ConfigurationError,
     NotSerializable,
@@ -27,5 +28,7 @@ __all__ = [
     "SchemaMismatch",
     "SioPgError",
     "StoreUnavailable",
+    "emit",
+    "emit_async",
     "lifespan",
 ]

@@ -61,4 +61,4 @@ def stored_frames(record: Record, packet_class: type[Packet], offset: str | None
 def unstored_tail(body: str) -> str | None:
     """The tail for an unstored event to clients that keep offsets."""
     text = body.rstrip()[:-1].rstrip()
-    return UNSTORED_TAIL if text.endswith(('"', ",null")) else None
+    return UNSTORED_TAIL if text.endswith(('"', "null")) else None

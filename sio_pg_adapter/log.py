@@ -20,7 +20,7 @@ from typing import Any
 
 import asyncpg
 
-from .database import LOST, QUERY_TIMEOUT, Connection, Database, translated
+from .database import LOST, QUERY_TIMEOUT, Connection, Database, refusal, translated
 from .errors import PayloadTooLarge, SioPgError, StoreUnavailable
 from .records import Kind, Record, pack, unpack
 
@@ -36,6 +36,9 @@ INLINE_BYTES = 64 * 1024
 
 GIVE_UP_AFTER = 5.0
 """Seconds that an append is tried again after its connection was lost before anything was stored."""
+
+ONE_AT_FAULT = (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError, asyncpg.ProgramLimitExceededError)
+"""What PostgreSQL says of a value, not of itself."""
 
 logger = logging.getLogger("sio_pg_adapter")
 
@@ -62,7 +65,8 @@ class Entry:
 class Written:
     """What became of an entry.
 
-    :ivar offset: of its record; of the record that had already done it; or 0 if there is none.
+    :ivar offset: of its record; of the record that had already done it; 0 if there is none; -1: refused, since
+                  the room is a client's own.
     :ivar result: what a session function answered.
     """
 
@@ -135,22 +139,21 @@ class LogWriter:
             await self._write(batch)
 
     async def _write(self, batch: list[tuple[Entry, asyncio.Future[Written]]]) -> None:
-        entries = [entry for entry, _ in batch]
         try:
-            written = await self._commit(entries)
-        except (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError, asyncpg.ProgramLimitExceededError) as e:
-            if len(batch) > 1:  # one of them is at fault: the others shall not suffer
-                for one in batch:
-                    await self._write([one])
-                return
-            _fail(batch, PayloadTooLarge(f"PostgreSQL refuses it: {e}"))
-        except SioPgError as e:
-            _fail(batch, e)
+            written = await self._commit([entry for entry, _ in batch])
+        except ONE_AT_FAULT as e:
+            if len(batch) == 1:
+                _fail(batch, PayloadTooLarge(f"PostgreSQL refuses it: {e}"))
+            for one in batch if len(batch) > 1 else ():  # the others shall not suffer
+                await self._write([one])
+        except Exception as e:
+            if not isinstance(e, SioPgError | asyncpg.PostgresError):
+                logger.exception("appending to the log failed")
+            error = refusal("appending to the log", e) if isinstance(e, asyncpg.PostgresError) else e
+            _fail(batch, error)
         except BaseException as e:
             _fail(batch, e)
-            if not isinstance(e, Exception):
-                raise
-            logger.exception("appending to the log failed")
+            raise
         else:
             for (_, future), result in zip(batch, written, strict=True):
                 if not future.done():
@@ -174,10 +177,11 @@ class LogWriter:
                 return await self._after_loss(entries, found)
             except Unsure as e:
                 unsure, lost = True, self._backend
-                if time.monotonic() > end:
-                    raise StoreUnavailable(f"appending to the log: {e}", may_be_stored=True) from e.__cause__
                 await self._database.writer.drop()
-            except (*LOST, StoreUnavailable) as e:
+                # Behind a pooler the backend cannot be named, and so not be ended: it may commit at any time.
+                if self._database.pooled or time.monotonic() > end:
+                    raise StoreUnavailable(f"appending to the log: {e}", may_be_stored=True) from e.__cause__
+            except (*LOST, asyncpg.TransactionRollbackError, StoreUnavailable) as e:
                 if time.monotonic() > end:
                     message = f"appending to the log: {e}"
                     raise StoreUnavailable(message, may_be_stored=unsure) from e
@@ -212,14 +216,14 @@ class LogWriter:
             if isinstance(e, asyncpg.PostgresConnectionError | asyncpg.OperatorInterventionError):
                 raise Unsure(f"{type(e).__name__}: {e}") from e
             raise  # an answer of the server's: rolled back
-        except (asyncpg.InterfaceError, OSError, TimeoutError) as e:
+        except (asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, TimeoutError) as e:
             raise Unsure(f"{type(e).__name__}: {e}") from e
         return self._committed(entries, row)
 
     def _committed(self, entries: list[Entry], row: asyncpg.Record) -> list[Written]:
         results = row["results"] or [None] * len(entries)
         written = [
-            Written(abs(offset), None if result is None else json.loads(result))
+            Written(-1 if offset is None else abs(offset), None if result is None else json.loads(result))
             for offset, result in zip(row["offsets"], results, strict=True)
         ]
         records: list[Record] | None = None
@@ -227,9 +231,9 @@ class LogWriter:
             records = [
                 self._record(entry, offset, one.result)
                 for entry, offset, one in zip(entries, row["offsets"], written, strict=True)
-                if offset > 0
+                if offset is not None and offset > 0
             ]
-        last = max(row["offsets"], default=0)
+        last = max((offset for offset in row["offsets"] if offset is not None), default=0)
         if last > row["prev"]:
             self._last = last
             self._on_appended(row["prev"], last, records)

@@ -22,6 +22,7 @@ from .clients import Client, Clients, QueueLimit, State, handling
 from .database import Connection, Database, Pool
 from .delivery import Delivery
 from .dispatcher import Dispatcher
+from .emitter import emit_async
 from .ephemeral import Ephemeral, Message
 from .errors import ConfigurationError, SioPgError, StoreUnavailable
 from .listener import Listener
@@ -29,7 +30,7 @@ from .log import Entry, LogReader, LogWriter, read_notification
 from .nodes import Presence
 from .options import ConnectionStateRecovery
 from .pruner import ExpiryHandlers, Pruner
-from .records import EVERYBODY, Kind, encode_event, encode_json, text_name, text_names, with_binary
+from .records import EVERYBODY, Kind, encode_event, encode_json, first_named, text_name, text_names, with_binary
 from .recovery import Memberships
 from .sessions import Sessions
 
@@ -368,16 +369,22 @@ class AsyncPostgresManager(AsyncManager):
 
         :param volatile: not stored and never replayed.
         :param ignore_queue: to this node's clients only, not stored.
+        :param connection: whose transaction the event is a part of: sent when that commits, see
+                           :func:`sio_pg_adapter.emit_async`. Returns at once.
         :raises NotSerializable: before anything is stored; names the key or the argument.
         :raises PayloadTooLarge: before anything is stored.
         :raises StoreUnavailable: says whether the event may be stored.
         """
+        if connection is not None:
+            if callback is not None or volatile or ignore_queue:
+                raise ConfigurationError("connection= stores the event: callback, volatile and ignore_queue do not")
+            more = {"skip_sid": skip_sid, "namespace": namespace, "schema": self.database.schema, "json": self.json}
+            await emit_async(connection, event, data, room=first_named(to, room), **more)
+            return
         namespace = text_name(namespace or "/", "namespace")
-        rooms = text_names(to or room, "room") or (EVERYBODY,)
+        rooms = text_names(first_named(to, room), "room") or (EVERYBODY,)
         skip_sids = text_names(skip_sid, "skip_sid")
         body, parts = encode_event(event, data, self.json)
-        if connection is not None:
-            raise ConfigurationError("connection= is not supported by this version: emit after the commit")
         if callback is not None:
             if self.server is None:
                 raise RuntimeError("Callbacks can only be issued from the context of a server.")
@@ -400,6 +407,8 @@ class AsyncPostgresManager(AsyncManager):
         """Append, and wait until it has taken effect here."""
         await self.ready()
         written = await self.log.append(entry)
+        if written.offset < 0:
+            raise ValueError(f"cannot {'close' if entry.kind is Kind.CLOSE else 'enter'} a sid room")
         if not self.write_only and not await self.dispatcher.passed(written.offset, EMIT_WAIT):
             self._get_logger().warning("this node is behind the log: at %s", self.dispatcher.cursor)
 
@@ -482,7 +491,7 @@ class AsyncPostgresManager(AsyncManager):
         await self._move(Kind.LEAVE, text_name(sid, "sid"), namespace, text_name(room, "room"))
 
     async def _move(self, kind: Kind, sid: str, namespace: str, room: str) -> None:
-        namespace = namespace or "/"
+        namespace = text_name(namespace or "/", "namespace")
         if room == sid:
             return  # its own room: it is in there as long as it lives
         await self.ready()
@@ -515,7 +524,7 @@ class AsyncPostgresManager(AsyncManager):
 
     async def close_room(self, room: str, namespace: str | None = None) -> None:
         """Remove everybody from a room, on all nodes, and sessions that are away. In effect on return."""
-        room, namespace = text_name(room, "room"), namespace or "/"
+        room, namespace = text_name(room, "room"), text_name(namespace or "/", "namespace")
         if self.is_sid_room(namespace, room):
             raise ValueError("cannot close a sid room")
         await self._append(Entry(Kind.CLOSE, namespace, (room,)))
@@ -596,6 +605,7 @@ class AsyncPostgresManager(AsyncManager):
 
     async def kick(self, sid: str, namespace: str) -> None:
         """End the session of a sid for good, and its connection, wherever it is."""
+        namespace = text_name(namespace, "namespace")
         await self._append(Entry(Kind.KICK, namespace, sid=text_name(sid, "sid")))
 
     async def disconnect(self, sid: str, namespace: str, **kwargs: Any) -> None:

@@ -7,11 +7,14 @@ any number of processes may start one at the same time.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import io
+import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +37,8 @@ SCHEMA_ATTRIBUTE = "sio_pg_schema"
 # alembic hands its context to version scripts in module globals: one migration per process at a time
 _alembic = threading.Lock()
 
+_writing_to: ContextVar[str | None] = ContextVar("_writing_to", default=None)
+
 
 def upgrade(dsn: str | URL | None, *, schema: str = "public", revision: str = "head") -> None:
     """Bring the tables in ``schema`` to ``revision``; make the schema where it is missing.
@@ -45,7 +50,7 @@ def upgrade(dsn: str | URL | None, *, schema: str = "public", revision: str = "h
     :raises SchemaMismatch: the tables are of a version that this one does not know.
     :raises ConfigurationError: the DSN or the schema's name is wrong, or the role may not create there.
     """
-    config = _config(schema)
+    config = config_for(schema)
     _run(dsn, config, lambda _: command.upgrade(config, revision))
 
 
@@ -54,7 +59,7 @@ def downgrade(dsn: str | URL | None, *, schema: str = "public", revision: str = 
 
     Parameters and errors as for :func:`upgrade`.
     """
-    config = _config(schema)
+    config = config_for(schema)
 
     def work(connection: Connection) -> None:
         if not inspect(connection).has_schema(schema):
@@ -69,7 +74,7 @@ def downgrade(dsn: str | URL | None, *, schema: str = "public", revision: str = 
 
 def sql(schema: str = "public") -> str:
     """Give the whole upgrade of an empty ``schema`` as a script for psql, without a database."""
-    config = _config(schema)
+    config = config_for(schema)
     config.output_buffer = io.StringIO()
     with _alembic:
         command.upgrade(config, "head", sql=True)
@@ -87,8 +92,20 @@ def target_schema(op: Operations | Any) -> str:
 
     :param op: ``alembic.op``.
     """
+    if named := _writing_to.get():
+        return named
     config = op.get_context().config
     return checked_schema(config.attributes.get(SCHEMA_ATTRIBUTE, "public") if config else "public")
+
+
+@contextlib.contextmanager
+def writing_to(schema: str) -> Iterator[None]:
+    """Have :func:`target_schema` tell this schema, whatever the configuration says."""
+    token = _writing_to.set(checked_schema(schema))
+    try:
+        yield
+    finally:
+        _writing_to.reset(token)
 
 
 def quoted(name: str) -> str:
@@ -102,6 +119,17 @@ def statement(ddl: str) -> TextClause:
     Alembic's own reading of a string takes ``:word`` for a parameter, and a schema's name may hold one.
     """
     return text(ddl.replace(":", "\\:"))
+
+
+def filled_in(ddl: str, schema: str) -> str:
+    """Give a statement of a version script for one schema.
+
+    ``{s}`` stands for the quoted schema, ``{l}`` for the same within a literal. All is filled in at once: the
+    name is data, and may itself look like a placeholder, or end a function's body.
+    """
+    tag = f"$sio{hashlib.sha256(schema.encode()).hexdigest()[:8]}$"
+    fill = {"{s}": quoted(schema), "{l}": quoted(schema).replace("'", "''"), "{{}}": "{}", "$$": tag}
+    return re.sub(r"\{[sl]\}|\{\{\}\}|\$\$", lambda m: fill[m[0]], ddl)
 
 
 def checked_schema(schema: str) -> str:
@@ -129,10 +157,11 @@ def lock_key(schema: str) -> int:
 # -- how --------------------------------------------------------------------------------------------------
 
 
-def _config(schema: str) -> Config:
+def config_for(schema: str) -> Config:
+    """Tell alembic where this package's migrations are, and them the schema."""
     here = Path(__file__).resolve().parent
-    inside = here / "migrations"  # in an installed wheel; in a checkout they are beside the package
-    location = inside if inside.is_dir() else here.parent / "migrations"
+    inside = here / "migrations"
+    location = inside if inside.is_dir() else here.parent / "migrations"  # where a checkout has no symbolic links
     config = Config()
     config.set_main_option("script_location", str(location).replace("%", "%%"))
     config.attributes[SCHEMA_ATTRIBUTE] = checked_schema(schema)
@@ -181,7 +210,7 @@ async def _connect(dsn: str | URL | None) -> AsyncConnection:
 
     async def connect() -> asyncpg.Connection:
         try:
-            return await asyncpg.connect(dsn)
+            return await asyncpg.connect(dsn, statement_cache_size=0)
         except (ValueError, asyncpg.InterfaceError) as e:  # said before anything was sent
             raise ConfigurationError(f"the DSN is wrong: {e}") from e
         except (OSError, asyncpg.PostgresError) as e:
@@ -189,7 +218,12 @@ async def _connect(dsn: str | URL | None) -> AsyncConnection:
 
     engine = create_async_engine(
         "postgresql+asyncpg://",
-        async_creator=connect,
+        connect_args={
+            "async_creator_fn": connect,
+            # Unnamed statements: behind a pooler the names of former connections are still taken.
+            "prepared_statement_name_func": str,
+            "prepared_statement_cache_size": 0,
+        },
         poolclass=NullPool,
         # Under a stricter default the version would be read as of before the lock was ours.
         isolation_level="READ COMMITTED",

@@ -9,6 +9,8 @@ from typing import Any
 
 from .errors import ConfigurationError
 
+CENTURY = 100 * 365.25 * 86_400
+
 Accepts = Callable[[dict[str, Any], Any], bool]
 
 
@@ -37,6 +39,8 @@ class ConnectionStateRecovery:
             raise ConfigurationError(
                 f"max_disconnection_duration takes seconds, more than 0, or math.inf: not {duration!r}"
             )
+        if CENTURY < duration < math.inf:
+            raise ConfigurationError("max_disconnection_duration is over a century: math.inf means for ever")
         missed = self.max_missed_packets
         if isinstance(missed, bool) or not isinstance(missed, int) or missed < 0:
             raise ConfigurationError(f"max_missed_packets takes a whole number from 0 on: not {missed!r}")

@@ -2,8 +2,8 @@
 -- All changes of the log and of sessions go through one function of the migrations, sio_write.
 
 -- name: version
--- Which version of the tables is there, and where appends are announced.
-SELECT version, channel FROM sio.sio_log
+-- Which version of the tables is there, which is the oldest that they still serve, and where appends are announced.
+SELECT version, compatible, channel FROM sio.sio_log
 
 -- name: epochs
 -- The histories of the log, to sign and to check offsets with.
@@ -26,6 +26,11 @@ SELECT greatest(coalesce(max("offset"), 0), (SELECT floor FROM sio.sio_log)) FRO
 SELECT prev, offsets, results
 FROM sio.sio_write($1::bigint, $2::smallint[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::text[],
                    $9::bytea[], $10::uuid[], $11::text[], $12::text)
+
+-- name: emit
+-- An event as part of the caller's transaction: in the log when that commits.
+SELECT sio.sio_emit_encoded(CAST($1 AS text), CAST($2 AS text), CAST($3 AS text), CAST($4 AS text), CAST($5 AS text),
+                            CAST($6 AS bytea))
 
 -- name: attach
 -- Large bodies, before the log's lock is taken for the records that refer to them.

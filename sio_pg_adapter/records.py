@@ -120,6 +120,12 @@ def text_names(value: object, what: str) -> tuple[str, ...]:
     return (text_name(value, what),)
 
 
+def first_named(to: object, room: object) -> object:
+    """Which of ``to`` and ``room`` is meant, as upstream's ``to or room``; but 0 is a wrong name, not everybody."""
+    empty = to is None or (hasattr(to, "__len__") and len(to) == 0)
+    return room if empty else to
+
+
 # -- events ------------------------------------------------------------------------------------------
 def event_arguments(data: object) -> list[Any]:
     """What ``emit`` was given as a list of arguments: a tuple is several, ``None`` is none (as upstream)."""
@@ -139,7 +145,11 @@ def encode_event(event: object, data: object, json: ModuleType | Any = stdlib_js
     :raises PayloadTooLarge: over 256 MiB.
     """
     parts: list[bytes] = []
-    values = _without_binary([text_name(event, "event"), *event_arguments(data)], parts)
+    name = text_name(event, "event")
+    try:
+        values = _without_binary([name, *event_arguments(data)], parts)
+    except RecursionError as e:
+        raise NotSerializable(f"event {event!r}: {_culprit(data) or e}") from e
     body = encode_json(values, f"event {event!r}", json)
     if len(body) + sum(map(len, parts)) > MAX_BODY_BYTES:
         raise PayloadTooLarge(f"event {event!r} is larger than {MAX_BODY_BYTES} bytes")
@@ -157,7 +167,7 @@ def encode_json(value: object, what: str, json: ModuleType | Any = stdlib_json) 
         raise NotSerializable(f"{what}: {_culprit(value) or e}") from e
     if isinstance(text, bytes):
         text = text.decode()
-    if ("NaN" in text or "Infinity" in text) and (place := _culprit(value)):
+    if ("NaN" in text or "Infinity" in text) and (place := _culprit(value, only_floats=True)):
         raise NotSerializable(f"{what}: {place}")  # json.dumps writes them; no JSON parser reads them
     if not text.isascii():
         try:
@@ -191,7 +201,7 @@ def with_binary(value: Any, parts: Sequence[bytes]) -> Any:
     return value
 
 
-def _culprit(value: object, path: str = "") -> str | None:
+def _culprit(value: object, path: str = "", *, only_floats: bool = False) -> str | None:
     """Where in a value stands what JSON cannot hold, in words; ``None`` if nowhere."""
     if isinstance(value, float):
         return None if math.isfinite(value) else f"{value!r} at {path or 'the top'} has no JSON form"
@@ -200,16 +210,19 @@ def _culprit(value: object, path: str = "") -> str | None:
     children: Iterable[tuple[Any, Any]]
     if isinstance(value, dict):
         for key in value:
-            if not (key is None or isinstance(key, str | int | float)):
+            if not (only_floats or key is None or isinstance(key, str | int | float)):
                 return f"the key {key!r} at {path or 'the top'} is a {type(key).__name__}, not text"
         children = value.items()
     elif isinstance(value, list | tuple):
         children = enumerate(value)
+    elif only_floats:
+        return None
     else:
         return f"a {type(value).__name__} at {path or 'the top'} has no JSON form"
-    if len(path) > 200:
+    if len(path) > 200:  # deep enough to be found; a value may hold itself
         return f"it is nested too deeply at {path[:80]}..."
-    return next((found for k, v in children if (found := _culprit(v, f"{path}[{k!r}]"))), None)
+    found = (_culprit(v, f"{path}[{k!r}]", only_floats=only_floats) for k, v in children)
+    return next((place for place in found if place), None)
 
 
 # -- bytes in one value ------------------------------------------------------------------------------

@@ -106,9 +106,8 @@ class Memberships:
 
     def leave(self, room: str, at: int) -> None:
         """It is in the room no more from ``at`` on, whatever came later."""
-        spans: list[tuple[int, int | None]] = [
-            (a, at if b is None or b > at else b) for a, b in self.rooms.get(room, []) if a < at
-        ]
+        cut = [(a, at if b is None or b > at else b) for a, b in self.rooms.get(room, ())]
+        spans: list[tuple[int, int | None]] = [(a, b) for a, b in cut if b > a + 1]  # those that hold an offset
         if spans:
             self.rooms[room] = spans
         else:

@@ -19,6 +19,7 @@ from .errors import ConfigurationError, SioPgError
 from .manager import AsyncPostgresManager
 from .options import ConnectionStateRecovery, recovery_options
 from .pace import Pace
+from .records import first_named, text_name
 
 Middleware = Callable[[str, dict[str, Any], Any], Awaitable[None]]
 
@@ -152,6 +153,9 @@ class AsyncServer(socketio.AsyncServer):
     ) -> None:
         """Send an event: upstream's, and
 
+        :param connection: an asyncpg connection, an SQLAlchemy ``AsyncConnection`` or ``AsyncSession``, or a psycopg
+                           ``AsyncConnection``: the event is sent if and when its transaction commits. What it
+                           raises passes through.
         :param volatile: ``True``: not stored, and so never replayed.
         :raises NotSerializable: before anything is stored or sent; names the key or the argument.
         :raises StoreUnavailable: the database is away; says whether the event may be stored.
@@ -162,7 +166,7 @@ class AsyncServer(socketio.AsyncServer):
             await super().emit(event, data, to, room, skip_sid, namespace, callback, ignore_queue)
             return
         namespace = namespace or "/"
-        self.logger.info('emitting event "%s" to %s [%s]', event, to or room or "all", namespace)
+        self.logger.info('emitting event "%s" to %s [%s]', event, first_named(to, room) or "all", namespace)
         more = {"connection": connection} if connection is not None else {}
         if volatile:
             more["volatile"] = True
@@ -170,7 +174,7 @@ class AsyncServer(socketio.AsyncServer):
             event,
             data,
             namespace,
-            room=to or room,
+            room=first_named(to, room),
             skip_sid=skip_sid,
             callback=callback,
             ignore_queue=ignore_queue,
@@ -265,6 +269,7 @@ class AsyncServer(socketio.AsyncServer):
             client.data = session
             return
         data = self.manager.encode_session(session)
+        namespace, sid = text_name(namespace, "namespace"), text_name(sid, "sid")
         if client is not None and (client.held is None or client.ended):
             client.data = session
             return
@@ -324,10 +329,16 @@ class AsyncServer(socketio.AsyncServer):
         if not self._ours:
             await super()._handle_connect(eio_sid, namespace, data)
             return
-        namespace = namespace or "/"
+        asked = namespace = namespace or "/"
+        try:
+            text_name(namespace, "namespace")
+        except SioPgError as e:
+            logger.warning("refused: %s", e)
+            namespace = ""  # of nobody's
         known = (*self.handlers, *self.namespace_handlers)
-        if not (namespace in known or self.namespaces == "*" or namespace in self.namespaces):
-            refusal = self.packet_class(packet.CONNECT_ERROR, data="Unable to connect", namespace=namespace)
+        served = namespace in known or self.namespaces == "*" or namespace in self.namespaces
+        if not namespace or not served:
+            refusal = self.packet_class(packet.CONNECT_ERROR, data="Unable to connect", namespace=asked)
             await self._send_packet(eio_sid, refusal)
             return
         await Connect(self, eio_sid, namespace, data).run()

@@ -22,6 +22,11 @@ from sio_pg_adapter.migrate import upgrade
 CreateDatabase = Callable[[str], AbstractContextManager[str]]
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--chaos-seconds", type=float, default=15.0, help="how long the chaos test goes on (default: 15)")
+    parser.addoption("--chaos-seed", type=int, default=None, help="of its random choices (default: another each time)")
+
+
 class Server(NoopExecutor):
     template_dbname = None  # the base of pg_template: nothing to clone from yet
 

@@ -46,6 +46,7 @@ class Config:
     two_argument_connect: bool = False
     serializer: str = "default"
     namespaces: list[str] = field(default_factory=lambda: ["/", "/ns", "/admin"])
+    log_level: str = ""  # of the package, on stderr; empty: warnings and worse
 
     @classmethod
     def read(cls, text: str) -> Config:
@@ -115,6 +116,9 @@ class LogErrors(logging.Handler):
 
 
 async def serve(config: Config) -> None:
+    if config.log_level:
+        logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+        logging.getLogger("sio_pg_adapter").setLevel(config.log_level)
     sio = build_server(config)
     node = Node(sio, config)
     asyncio.get_running_loop().set_exception_handler(

@@ -12,14 +12,12 @@ from typing import Any
 import asyncpg
 import pytest
 
+from integration.wire import Wire
 from sio_pg_adapter import AsyncPostgresManager, AsyncServer
-
 from sio_pg_adapter.clients import Held
 from sio_pg_adapter.log import Entry
-from sio_pg_adapter.records import Kind
+from sio_pg_adapter.records import EPOCH_BITS, Kind
 from sio_pg_adapter.recovery import Claim, Memberships
-
-from integration.wire import Wire
 
 
 @dataclass
@@ -125,7 +123,9 @@ class Store:
         )
 
     async def claim(self, pid: str = "p", after: int | None = None, *, cap: int = 10_000, namespace: str = "/") -> Any:
-        return await self.sessions.claim(namespace, Claim(pid, after), cap)
+        await self.reader.learn()
+        key = None if after is None else self.manager.database.codec.epochs[after >> EPOCH_BITS].key.hex()
+        return await self.sessions.claim(namespace, Claim(pid, after, key), cap)
 
     async def due(self, held: Held, after: int) -> list[int]:
         page = await self.sessions.page(held, after, 1_000)
@@ -150,3 +150,9 @@ async def start_store(pg_dsn: str) -> AsyncIterator[Callable[..., Awaitable[Stor
 @pytest.fixture
 async def store(start_store: Callable[..., Awaitable[Store]]) -> Store:
     return await start_store()
+
+
+@pytest.fixture
+async def living(start_node: StartNode) -> Store:
+    """As `store`, of a node that is seen to live: its sessions have a holder."""
+    return Store((await start_node()).manager)

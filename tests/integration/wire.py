@@ -20,7 +20,7 @@ import socketio
 TIMEOUT = 20.0  # seconds until a test that waits in vain fails; none measures by it
 
 
-class Closed(Exception):
+class Closed(Exception):  # noqa: N818 - an end, not an error
     """The server has closed the connection."""
 
 

@@ -210,7 +210,7 @@ async def test_a_record_that_cannot_be_applied_stops_nothing(caplog):
             raise ValueError("broken")
         applied.append(one.offset)
 
-    dispatcher = Dispatcher(log, apply, lambda floor: None)
+    dispatcher = Dispatcher(log, apply, lambda _: None)
     await dispatcher.start()
     dispatcher.offer(0, 2, [record(1), record(2)])
     await dispatcher.close()

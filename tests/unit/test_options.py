@@ -104,7 +104,7 @@ def test_a_write_only_manager_serves_no_server():
         AsyncServer(client_manager=AsyncPostgresManager("postgresql://db", write_only=True))
 
 
-@pytest.mark.parametrize("middleware", [lambda sid, environ, auth: None, 7])
+@pytest.mark.parametrize("middleware", [lambda *_: None, 7])
 def test_a_middleware_is_an_async_function(middleware):
     sio = AsyncServer(client_manager=AsyncPostgresManager("postgresql://db"))
     with pytest.raises(ConfigurationError, match="async function"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import decimal
 import functools
 import json
@@ -46,9 +46,7 @@ def test_case_32_names_of_another_type_are_refused_by_type(name):
         text_name(name, "room")
 
 
-@pytest.mark.parametrize(
-    ("name", "message"), [("a\0b", "NUL"), ("\ud83d", "surrogate"), ("a\udc00", "surrogate")]
-)
+@pytest.mark.parametrize(("name", "message"), [("a\0b", "NUL"), ("\ud83d", "surrogate"), ("a\udc00", "surrogate")])
 def test_text_that_postgresql_does_not_hold_is_refused(name, message):
     with pytest.raises(NotSerializable, match=f"skip_sid.*{message}"):
         text_name(name, "skip_sid")
@@ -142,7 +140,7 @@ def test_case_45_odd_values_come_back_the_same(value):
         (math.nan, r"event 'e': nan at \[1\]"),
         ({"a": [1, {"b": math.inf}]}, r"inf at \[1\]\['a'\]\[1\]\['b'\]"),
         (("x", -math.inf), r"-inf at \[2\]"),
-        ({"when": datetime.datetime.now(datetime.UTC)}, r"a datetime at \[1\]\['when'\]"),
+        ({"when": dt.datetime.now(dt.UTC)}, r"a datetime at \[1\]\['when'\]"),
         ([{1, 2}], r"a set at \[1\]\[0\]"),
         (decimal.Decimal(1), r"a Decimal at \[1\]"),
         (object(), r"a object at \[1\]"),
@@ -161,7 +159,7 @@ def test_the_word_nan_in_text_is_just_text():
 
 def test_a_json_module_of_the_applications_decides_what_has_a_json_form():
     module = types.SimpleNamespace(dumps=functools.partial(json.dumps, default=str))
-    when = datetime.date(2026, 1, 2)
+    when = dt.date(2026, 1, 2)
     assert encode_event("e", {"when": when, "bread": "NaN"}, module)[0] == '["e",{"when":"2026-01-02","bread":"NaN"}]'
 
 

@@ -1,0 +1,233 @@
+"""The measurements: each takes a peer, runs servers and load afresh, and returns figures by name."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import statistics
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import asyncpg
+import install
+import postgres
+from children import Child
+from peers import Backends, Cluster, Peer
+
+BENCH = {"room": "bench"}
+NO_RETURN = {"reconnection": False}
+
+Figures = dict[str, float | None]
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much of it; see run.py for --quick and --tiny."""
+
+    latencies: int = 1_000
+    sequential: int = 3_000
+    inflight: int = 5_000
+    at_once: int = 50_000
+    clients: int = 1_000
+    fanout_events: int = 100
+    paced_rate: float = 8.0  # events a second: a load that all peers can bear
+    others: tuple[int, ...] = (1_000, 10_000, 100_000)
+    missed: int = 20
+    recoveries: int = 5  # clients of one fill that come back one after the other
+    storm: int = 500
+    idle_seconds: float = 60.0
+    idle_clients: int = 100
+    postgres_rows: int = 50_000
+
+
+@dataclass
+class Bench:
+    backends: Backends
+    sizes: Sizes
+    config: dict[str, Any] = field(default_factory=dict)  # for our servers, as they take it
+
+    @contextlib.asynccontextmanager
+    async def running(self, peer: Peer, nodes: int) -> AsyncIterator[tuple[Cluster, Child]]:
+        async with (
+            peer.running(self.backends, nodes, **self.config) as cluster,
+            Child(install.node(), "--expose-gc", "js/load.mjs") as load,
+        ):
+            yield cluster, load
+
+
+def percentile(values: list[float], share: float) -> float:
+    return sorted(values)[min(len(values) - 1, int(len(values) * share))]
+
+
+# -- emits -----------------------------------------------------------------------------------------------
+async def latency(bench: Bench, peer: Peer) -> Figures:
+    """From an event sent to node A until what that broadcasts has come to a client of node B."""
+    count, warmup = bench.sizes.latencies, bench.sizes.latencies // 5
+    if peer.name == "postgres":
+        found = (await postgres.round_trips(bench.backends.postgres(), count + warmup))[warmup:]
+    else:
+        async with bench.running(peer, 2) as (cluster, load):
+            await load.ask("connect", group="a", urls=[cluster.urls[cluster.first]], count=1)
+            await load.ask("connect", group="b", urls=[cluster.urls[cluster.other]], count=1, auth=BENCH)
+            found = await load.ask("latency", **{"from": "a", "to": "b", "count": count, "warmup": warmup})
+    return {"p50 ms": statistics.median(found), "p99 ms": percentile(found, 0.99)}
+
+
+async def sequential(bench: Bench, peer: Peer) -> Figures:
+    """Awaited emits, one after the other."""
+    if peer.name == "postgres":
+        return {"ev/s": await postgres.one_after_the_other(bench.backends.postgres(), bench.sizes.sequential)}
+    return await _emits(bench, peer, bench.sizes.sequential, 1)
+
+
+async def inflight(bench: Bench, peer: Peer) -> Figures:
+    """100 that emit, each awaiting its own."""
+    if peer.name == "postgres":
+        return {"ev/s": await postgres.in_batches(bench.backends.postgres(), bench.sizes.postgres_rows)}
+    return await _emits(bench, peer, bench.sizes.inflight, 100)
+
+
+async def inflight50k(bench: Bench, peer: Peer) -> Figures:
+    """All at once."""
+    if peer.name == "postgres":
+        return {"ev/s": await postgres.in_batches(bench.backends.postgres(), bench.sizes.postgres_rows)}
+    return await _emits(bench, peer, bench.sizes.at_once, 0)
+
+
+async def _emits(bench: Bench, peer: Peer, count: int, at_once: int) -> Figures:
+    async with bench.running(peer, 2) as (cluster, load):
+        emitter = cluster.nodes[cluster.first]
+        await load.ask("connect", group="b", urls=[cluster.urls[cluster.other]], count=1, auth=BENCH)
+        warmup = min(count // 5, 500)
+        await load.ask("watch", group="b")
+        await emitter.ask("emit", count=warmup, inflight=at_once)
+        await load.ask("arrived", group="b", count=warmup)
+        await load.ask("watch", group="b", times=count)
+        before = cluster.cpu()
+        emitted = await emitter.ask("emit", count=count, inflight=at_once)
+        arrived = await load.ask("arrived", group="b", count=count, timeout_ms=60_000, after=emitted["ended"] + 1e9)
+        after = cluster.cpu()
+    return {
+        "ev/s": count / (emitted["ended"] - emitted["begun"]) * 1e9,
+        "arrived ev/s": arrived["count"] / (arrived["last"] - emitted["begun"]) * 1e9,
+        "late": arrived["late"],
+        "missing": count - arrived["count"],
+        "drops": arrived["drops"],
+        "CPU us/event": sum(b - a for a, b in zip(before, after, strict=True)) / count * 1e6,
+    }
+
+
+# -- many clients ------------------------------------------------------------------------------------------
+async def fanout(bench: Bench, peer: Peer) -> Figures:
+    """To a room of many clients of one node: as fast as it goes, then at a pace that leaves the server idle."""
+    sizes = bench.sizes
+    async with bench.running(peer, 1) as (cluster, load):
+        await load.ask("connect", group="all", urls=cluster.urls, count=sizes.clients, auth=BENCH)
+        await _fan(cluster, load, sizes.clients, 5, 0)
+        fast = await _fan(cluster, load, sizes.clients, sizes.fanout_events, 0)
+        paced = await _fan(cluster, load, sizes.clients, max(5, sizes.fanout_events // 3), sizes.paced_rate)
+        memory = cluster.memory()[0]
+    return {
+        "deliveries/s": fast[0],
+        "CPU s/100k": fast[1],
+        "paced CPU s/100k": paced[1],
+        "missing": fast[2] + paced[2],
+        "MB": memory,
+    }
+
+
+async def _fan(cluster: Cluster, load: Child, clients: int, events: int, rate: float) -> tuple[float, float, int]:
+    """Deliveries a second, CPU seconds of the server for 100,000 of them, and how many are missing."""
+    expected = clients * events
+    await load.ask("watch", group="all")
+    before = cluster.cpu()[0]
+    emitted = await cluster.nodes[0].ask("emit", count=events, inflight=1, rate=rate)
+    arrived = await load.ask("arrived", group="all", count=expected)
+    cpu = cluster.cpu()[0] - before
+    seconds = (arrived["last"] - emitted["begun"]) / 1e9
+    return arrived["count"] / seconds, cpu / expected * 100_000, expected - arrived["count"]
+
+
+async def recovery(bench: Bench, peer: Peer) -> Figures:
+    """From a CONNECT packet to the last of 20 missed events, with many of other rooms among them."""
+    sizes, figures = bench.sizes, Figures()
+    async with bench.running(peer, 2) as (cluster, load):
+        node, urls = cluster.nodes[0], cluster.urls[:1]
+        for others in sizes.others:
+            group = f"of {others}"
+            options = {"group": group, "urls": urls, "count": sizes.recoveries, "auth": BENCH}
+            await load.ask("connect", **options)
+            await load.ask("watch", group=group)
+            await node.ask("emit", count=1, inflight=1)  # so that they have an offset
+            await load.ask("arrived", group=group, count=sizes.recoveries)
+            await load.ask("cut", group=group)
+            await asyncio.sleep(0.3)  # until the server has noticed
+            await node.ask("emit", count=others + sizes.missed, inflight=100, due=sizes.missed)
+            await asyncio.sleep(0.5)
+            back = [
+                await load.ask("recover", group=group, index=i, missed=sizes.missed) for i in range(sizes.recoveries)
+            ]
+            whole = [one["ms"] for one in back if one["recovered"] and one["got"] == sizes.missed]
+            figures[f"{others} ms"] = statistics.median(whole) if whole else None
+            figures[f"{others} failed"] = len(back) - len(whole)
+            await load.ask("cut", group=group)
+    return figures
+
+
+async def storm(bench: Bench, peer: Peer) -> Figures:
+    """All clients of a node cut at once, until the last is back; recovered, where the peer can."""
+    count = bench.sizes.storm
+    async with bench.running(peer, 1) as (cluster, load):
+        await load.ask("connect", group="all", urls=cluster.urls, count=count, auth=BENCH)
+        await load.ask("watch", group="all")
+        await cluster.nodes[0].ask("emit", count=1, inflight=1)
+        await load.ask("arrived", group="all", count=count)
+        before = cluster.cpu()[0]
+        found = await load.ask("storm", group="all")
+        cpu = cluster.cpu()[0] - before
+    recovered = found["recovered"] if peer.recovers else None
+    return {"ms": found["ms"], "median ms": found["median_ms"], "back": found["back"], "recovered": recovered, "CPU s": cpu}
+
+
+# -- nothing -------------------------------------------------------------------------------------------------
+async def idle(bench: Bench, peer: Peer) -> Figures:
+    """What two nodes with idle clients write, and how many transactions they are, beyond the database's own."""
+    sizes = bench.sizes
+    connection = await asyncpg.connect(bench.backends.postgres())
+
+    async def quiet() -> postgres.Counters:
+        await connection.execute("CHECKPOINT")
+        await asyncio.sleep(12)  # idle backends report what they did within ten seconds
+        before = await postgres.counters(connection)
+        await asyncio.sleep(sizes.idle_seconds)
+        return await postgres.counters(connection) - before
+
+    try:
+        own = await quiet()
+        async with bench.running(peer, 2) as (cluster, load):
+            await load.ask("connect", group="all", urls=cluster.urls, count=sizes.idle_clients, auth=BENCH)
+            used = await quiet() - own
+            cpu = cluster.cpu()
+            await asyncio.sleep(sizes.idle_seconds / 4)
+            spent = sum(b - a for a, b in zip(cpu, cluster.cpu(), strict=True)) / (sizes.idle_seconds / 4) * 1000
+    finally:
+        await connection.close()
+    return {"WAL bytes": used.wal, "transactions": used.transactions, "own WAL bytes": own.wal, "CPU ms/s": spent}
+
+
+Measurement = Callable[[Bench, Peer], Awaitable[Figures]]
+
+ITEMS: dict[str, Measurement] = {
+    item.__name__: item for item in (latency, sequential, inflight, inflight50k, fanout, recovery, storm, idle)
+}
+ONLY_OURS = {"idle"}
+WITH_POSTGRES = {"latency", "sequential", "inflight", "inflight50k"}
+
+
+def applies(item: str, peer: Peer) -> bool:
+    if peer.name == "postgres":
+        return item in WITH_POSTGRES
+    if item in ONLY_OURS:
+        return peer.name == "ours"
+    return peer.recovers or item != "recovery"

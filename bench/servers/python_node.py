@@ -1,0 +1,141 @@
+"""One python-socketio server: `python servers/python_node.py '{"kind": "ours", "dsn": ..., "schema": ...}'`.
+
+``kind`` is "ours", "socketio" (no bus) or "socketio-redis". Commands come as JSON lines on the standard input; the
+only one is "emit", see :func:`emit`. js/server.mjs is the same for Node.js.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import resource
+import socket
+import sys
+import time
+from typing import Any
+
+import socketio
+import uvicorn
+
+Config = dict[str, Any]
+
+
+def build(config: Config) -> socketio.AsyncServer:
+    kind = config["kind"]
+    if kind == "ours":
+        from sio_pg_adapter import AsyncPostgresManager, AsyncServer  # noqa: PLC0415 - peers must not need it
+
+        manager = AsyncPostgresManager(config["dsn"], schema=config["schema"])
+        return AsyncServer(async_mode="asgi", client_manager=manager, connection_state_recovery=True)
+    manager = socketio.AsyncRedisManager(config["redis"]) if kind == "socketio-redis" else None
+    return socketio.AsyncServer(async_mode="asgi", client_manager=manager)
+
+
+def handlers(sio: socketio.AsyncServer) -> None:
+    @sio.event
+    async def connect(sid: str, environ: dict[str, Any], auth: Any) -> None:  # noqa: ARG001
+        if auth and "room" in auth:
+            await sio.enter_room(sid, auth["room"])
+
+    @sio.event
+    async def relay(sid: str, data: Any, *_: Any) -> None:  # noqa: ARG001
+        await sio.emit("n", data, room="bench")
+
+
+def payload(size: int, number: int) -> dict[str, Any]:
+    """Data with which the event's JSON array has so many bytes."""
+    data = {"i": number, "pad": ""}
+    data["pad"] = "x" * (size - len(json.dumps(["n", data], separators=(",", ":"))))
+    return data
+
+
+async def emit(
+    sio: socketio.AsyncServer, count: int, inflight: int, size: int = 200, due: int | None = None, rate: float = 0
+) -> dict[str, Any]:
+    """Emit to the room "bench".
+
+    :param inflight: how many emits are awaited side by side; 0: all of them.
+    :param due: only so many of them go there, evenly spread; the others to the room "other".
+    :param rate: events per second; 0: as fast as it goes.
+    """
+    events = [(payload(size, i), room(i, count, due)) for i in range(count)]
+    numbers = iter(range(count))
+    begun = time.monotonic_ns()
+
+    async def work() -> None:
+        for i in numbers:
+            if rate:
+                await asyncio.sleep(max(0.0, begun / 1e9 + i / rate - time.monotonic()))
+            data, to = events[i]
+            await sio.emit("n", data, room=to)
+
+    if inflight:
+        await asyncio.gather(*(work() for _ in range(inflight)))
+    else:
+        await asyncio.gather(*(sio.emit("n", data, room=to) for data, to in events))
+    return {"begun": begun, "ended": time.monotonic_ns()}
+
+
+def room(number: int, count: int, due: int | None) -> str:
+    due = count if due is None else due
+    return "bench" if (number + 1) * due // count > number * due // count else "other"
+
+
+async def obey(sio: socketio.AsyncServer, server: uvicorn.Server) -> None:
+    reader = asyncio.StreamReader()
+    await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
+    while line := await reader.readline():
+        command = json.loads(line)
+        op = command.pop("op")
+        try:
+            answer: dict[str, Any] = {"value": await {"emit": emit}[op](sio, **command)}
+        except Exception as e:  # noqa: BLE001 - told to who asked
+            answer = {"error": repr(e)}
+        print(json.dumps(answer), flush=True)
+    server.should_exit = True
+
+
+async def serve(config: Config) -> None:
+    sio = build(config)
+    handlers(sio)
+    ours = config["kind"] == "ours"
+    app = socketio.ASGIApp(sio, on_startup=sio.manager.start if ours else None, on_shutdown=sio.shutdown)
+    listening = socket.create_server(("127.0.0.1", 0), backlog=4096)
+    server = uvicorn.Server(
+        uvicorn.Config(
+            app,
+            log_level="warning",
+            lifespan="on",
+            backlog=4096,
+            timeout_graceful_shutdown=3,
+            **config.get("uvicorn", {}),
+        )
+    )
+    serving = asyncio.create_task(server.serve(sockets=[listening]))
+    while not server.started and not serving.done():
+        await asyncio.sleep(0.01)
+    print(json.dumps({"port": listening.getsockname()[1]}), flush=True)
+    obeying = asyncio.create_task(obey(sio, server))
+    await serving
+    obeying.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await obeying
+
+
+if __name__ == "__main__":
+    resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
+    given = json.loads(sys.argv[1])
+    loop_factory = uvicorn.Config(None, **given.get("uvicorn", {})).get_loop_factory()
+    profile = os.environ.get("BENCH_PROFILE")
+    if profile:
+        import cProfile
+
+        profiler = cProfile.Profile()
+        profiler.enable()
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        runner.run(serve(given))
+    if profile:
+        profiler.disable()
+        profiler.dump_stats(profile)

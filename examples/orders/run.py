@@ -1,0 +1,18 @@
+"""The shop on a PostgreSQL of its own that is gone afterwards: `python run.py`, where none is installed."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import uvicorn
+from alembic import command
+from alembic.config import Config
+
+from sio_pg_adapter.embedded import EmbeddedPostgres
+
+if __name__ == "__main__":
+    with EmbeddedPostgres() as pg:
+        os.environ["DATABASE_URL"] = f"postgresql+asyncpg://postgres@/postgres?host={pg.host}&port={pg.port}"
+        command.upgrade(Config(Path(__file__).with_name("alembic.ini")), "heads")
+        uvicorn.run("app:asgi", timeout_graceful_shutdown=5)

@@ -1,0 +1,114 @@
+"""The shop, served on a port, with customers that have a real connection."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from pathlib import Path
+
+import httpx
+import pytest
+import uvicorn
+from alembic import command
+from alembic.config import Config
+
+from sio_pg_adapter import AsyncClient
+from sio_pg_adapter.embedded import EmbeddedPostgres
+
+ALEMBIC = Config(Path(__file__).with_name("alembic.ini"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def database():
+    """The one that DATABASE_URL names, else one that is gone after the tests."""
+    with contextlib.ExitStack() as stack:
+        if "DATABASE_URL" not in os.environ:
+            pg = stack.enter_context(EmbeddedPostgres())
+            os.environ["DATABASE_URL"] = f"postgresql+asyncpg://postgres@/postgres?host={pg.host}&port={pg.port}"
+        command.upgrade(ALEMBIC, "heads")
+        yield
+
+
+@pytest.fixture(scope="session")
+async def url():
+    from app import asgi
+
+    server = uvicorn.Server(uvicorn.Config(asgi, port=0, log_level="warning", timeout_graceful_shutdown=1))
+    serving = asyncio.create_task(server.serve())
+    while not server.started:
+        assert not serving.done()
+        await asyncio.sleep(0.01)
+    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    server.should_exit = True
+    await serving
+
+
+@pytest.fixture
+async def shop(url):
+    async with httpx.AsyncClient(base_url=url) as client:
+        yield client
+
+
+class Customer:
+    def __init__(self, name: str) -> None:
+        self.client = AsyncClient(reconnection_delay=0.1)
+        self.told: asyncio.Queue[tuple[str, int]] = asyncio.Queue()
+        self.back = asyncio.Event()
+        self.gone = asyncio.Event()
+        self.client.on("*", lambda event, data: self.told.put_nowait((event, data["id"])))
+        self.client.on("connect", self.back.set)
+        self.client.on("disconnect", lambda _reason: self.gone.set())
+        self.name = name
+
+    async def hears(self) -> tuple[str, int]:
+        return await asyncio.wait_for(self.told.get(), 20)
+
+
+@pytest.fixture
+async def ada(url):
+    customer = Customer("ada")
+    await customer.client.connect(url, auth={"customer": "ada"})
+    yield customer
+    await customer.client.disconnect()
+
+
+async def order(shop, customer: str, price: int) -> int:
+    return (await shop.post("/orders", params={"customer": customer, "price": price})).json()["id"]
+
+
+async def test_who_paid_is_told(shop, ada):
+    number = await order(shop, "ada", 10)
+    assert await ada.hears() == ("ordered", number)
+    assert (await shop.post(f"/orders/{number}/pay")).status_code == 204
+    assert await ada.hears() == ("paid", number)
+    assert (await shop.post(f"/orders/{number}/pay")).status_code == 409
+
+
+async def test_a_payment_that_fails_tells_nobody(shop, ada):
+    dear = await order(shop, "ada", 1_000)
+    cheap = await order(shop, "ada", 1)
+    assert (await shop.post(f"/orders/{dear}/pay")).status_code == 402
+    assert (await shop.post(f"/orders/{cheap}/pay")).status_code == 204
+    heard = [await ada.hears() for _ in range(3)]
+    assert heard == [("ordered", dear), ("ordered", cheap), ("paid", cheap)]
+
+
+async def test_what_happens_to_others_is_not_told(shop, ada):
+    await order(shop, "bob", 5)
+    number = await order(shop, "ada", 5)
+    assert await ada.hears() == ("ordered", number)
+
+
+async def test_who_was_away_is_told_on_the_return(shop, ada):
+    ada.back.clear()
+    await ada.client.eio.ws.close()  # the connection drops
+    await ada.gone.wait()
+    number = await order(shop, "ada", 7)
+    await asyncio.wait_for(ada.back.wait(), 20)
+    assert ada.client.recovered()
+    assert await ada.hears() == ("ordered", number)
+
+
+def test_autogenerate_finds_nothing():
+    command.check(ALEMBIC)

@@ -1,0 +1,250 @@
+"""The outbox: events that are part of an application's own transaction.
+
+Revision ID: sio0002
+Revises: sio0001
+
+An offset that was taken in the middle of a transaction becomes visible out of order. So an event waits in
+``sio_outbox`` and gets its offset at the commit, under the log's lock, by deferred constraint triggers in two
+stages. PostgreSQL runs deferred triggers in rounds: what one round queues runs in the next. The first stage only
+deletes the row, which queues the second; the second takes the lock, after every constraint that was queued before
+the commit. (With one stage a deferred foreign key check that waited for a row lock held the log's lock: an
+unrelated append waited 3.0 s; with two, 3 ms.)
+
+No row of the outbox outlives its transaction. It is found by its place and by no index: an index page that two
+serializable transactions read and write makes each of them depend on the other, and one of them would fail.
+"""
+
+from __future__ import annotations
+
+from alembic import op
+
+from sio_pg_adapter.migrate import filled_in, statement, target_schema
+
+revision = "sio0002"
+down_revision = "sio0001"
+branch_labels = None
+depends_on = None
+
+OUTBOX = (
+    # Unlogged: its rows live and die in one transaction. Never cut shorter: that takes a lock that emits wait for.
+    """
+    CREATE UNLOGGED TABLE {s}.sio_outbox (
+        namespace text NOT NULL,
+        room text NOT NULL,
+        rooms text[],
+        skip_sids text[],
+        body text,
+        parts bytea,
+        attachment uuid,
+        carried text,
+        put_off boolean NOT NULL
+    ) WITH (vacuum_truncate = off)
+    """,
+    """COMMENT ON TABLE {s}.sio_outbox IS 'Events of transactions that are under way, as in sio_packets; always empty to others. carried: what the notification brings along. put_off: the application has its constraints IMMEDIATE.'""",
+    # -- stage one: takes the event out, which queues stage two -----------------------------------------
+    # random_page_cost: after a VACUUM the table may look so small that it would be read as a whole, once and
+    # for all in a plan that is kept; and a serializable transaction would depend on all others.
+    """
+    CREATE FUNCTION {s}.sio_outbox_take() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET random_page_cost = 0 AS $$
+    BEGIN
+        DELETE FROM {s}.sio_outbox WHERE ctid = NEW.ctid;
+        RETURN NULL;
+    END $$
+    """,
+    # -- stage two: the event enters the log ------------------------------------------------------------
+    # Reads nothing but the sequence, and what changes only when an epoch begins: the snapshot of a
+    # repeatable read or serializable transaction may be older than the last append.
+    """
+    CREATE FUNCTION {s}.sio_outbox_append() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+    DECLARE v_seen boolean; v_channel text; v_prev bigint; v_at bigint;
+    BEGIN
+        IF pg_trigger_depth() > 1 THEN
+            -- Not at the commit, but in stage one's DELETE: the application has its constraints IMMEDIATE.
+            -- This one is not checked any earlier for that.
+            SET CONSTRAINTS {s}.sio_outbox_append DEFERRED;
+            INSERT INTO {s}.sio_outbox
+            VALUES (OLD.namespace, OLD.room, OLD.rooms, OLD.skip_sids, OLD.body, OLD.parts, OLD.attachment,
+                    OLD.carried, true);
+            RETURN NULL;
+        END IF;
+        LOCK TABLE {s}.sio_lock IN EXCLUSIVE MODE;  -- before nextval: offsets become visible in their order
+        -- From here on all that append wait for this transaction. Constraints that it queued in its commit
+        -- itself may still come; and the rest of it, if constraints were set IMMEDIATE for a second time, which
+        -- PostgreSQL does not tell from the commit.
+        IF current_setting('lock_timeout')::interval NOT BETWEEN '1 ms' AND '2 s' THEN
+            PERFORM set_config('lock_timeout', '2s', true);
+        END IF;
+        IF OLD.put_off THEN
+            PERFORM set_config(b.name, b.most, true) FROM (VALUES
+                ('statement_timeout', '10s'), ('idle_in_transaction_session_timeout', '10s'),
+                ('transaction_timeout', '20s')) AS b (name, most)  -- the last from PostgreSQL 17 on
+            WHERE current_setting(b.name, true)::interval NOT BETWEEN '1 ms' AND b.most::interval;
+        END IF;
+        IF current_setting('synchronous_commit') = 'off' THEN
+            PERFORM set_config('synchronous_commit', 'on', true);  -- clients will have seen it
+        END IF;
+        LOOP
+            SELECT EXISTS (SELECT FROM {s}.sio_marker WHERE seen = {s}.sio_seen()), l.channel,
+                   CASE WHEN q.is_called THEN q.last_value ELSE q.last_value - 1 END
+            INTO v_seen, v_channel, v_prev
+            FROM {s}.sio_log l, {s}.sio_packets_offset_seq q;
+            EXIT WHEN v_seen;
+            BEGIN
+                PERFORM {s}.sio_check_epoch();
+            EXCEPTION WHEN unique_violation THEN
+                RAISE serialization_failure USING MESSAGE =
+                    'could not serialize access: the log began a new epoch after this transaction''s snapshot';
+            END;
+        END LOOP;
+        INSERT INTO {s}.sio_packets (kind, namespace, room, rooms, skip_sids, body, parts, attachment)
+        VALUES (0, OLD.namespace, OLD.room, OLD.rooms, OLD.skip_sids, OLD.body, OLD.parts, OLD.attachment)
+        RETURNING "offset" INTO v_at;
+        IF OLD.rooms IS NOT NULL THEN
+            INSERT INTO {s}.sio_packet_rooms (namespace, room, "offset")
+            SELECT DISTINCT OLD.namespace, r.room, v_at FROM unnest(OLD.rooms[2:]) AS r (room);
+        END IF;
+        -- Not FROM a table: its size unknown, PostgreSQL made a new plan each time, and that took as long as all else.
+        PERFORM pg_notify(v_channel, v_prev || ' ' || v_at || coalesce(' ' || OLD.carried, ''));
+        RETURN NULL;
+    END $$
+    """,
+    """
+    CREATE CONSTRAINT TRIGGER sio_outbox_take AFTER INSERT ON {s}.sio_outbox
+    DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION {s}.sio_outbox_take()
+    """,
+    """
+    CREATE CONSTRAINT TRIGGER sio_outbox_append AFTER DELETE ON {s}.sio_outbox
+    DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION {s}.sio_outbox_append()
+    """,
+    # -- the ways in: with the rights of the owner, so that an application needs none on the tables ---------
+    # For emitter.py, and clients in other languages that encode themselves. p_body: the JSON array of the
+    # event's name and arguments. p_parts: its binary parts, each behind its length in four bytes. p_more:
+    # a JSON array of all rooms, where there are several, of which p_room is the first. p_skips: likewise.
+    # All text, so that no driver needs to know a type.
+    """
+    CREATE FUNCTION {s}.sio_emit_encoded(p_namespace text, p_room text, p_more text, p_skips text, p_body text,
+                                         p_parts bytea) RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+    DECLARE
+        v_rooms text[]; v_skips text[]; v_attachment uuid; v_carried text; v_at integer := 0;
+        v_size bigint := octet_length(p_body) + coalesce(octet_length(p_parts), 0);
+    BEGIN
+        IF p_namespace IS NULL OR p_room IS NULL OR p_body IS NULL THEN
+            RAISE null_value_not_allowed USING MESSAGE = 'namespace, room and body of an event are not null';
+        END IF;
+        IF left(p_body, 2) <> '["' OR right(p_body, 1) <> ']' OR p_body::json IS NULL THEN
+            RAISE invalid_parameter_value USING MESSAGE =
+                'the body of an event is a JSON array that begins with its name, without space around it';
+        END IF;
+        IF v_size > 268435456 THEN
+            RAISE program_limit_exceeded USING MESSAGE = 'an event is larger than 256 MiB';
+        END IF;
+        IF p_more IS NOT NULL THEN
+            v_rooms := ARRAY(SELECT json_array_elements_text(p_more::json));
+            IF array_position(v_rooms, NULL) IS NOT NULL OR v_rooms[1] IS DISTINCT FROM p_room THEN
+                RAISE invalid_parameter_value USING MESSAGE = 'rooms are text, the first as given alone';
+            END IF;
+        END IF;
+        IF p_skips IS NOT NULL THEN
+            v_skips := array_remove(ARRAY(SELECT json_array_elements_text(p_skips::json)), NULL);
+        END IF;
+        -- JSON text is never shorter than what it stands for
+        IF greatest(octet_length(p_namespace), octet_length(p_room), octet_length(p_more), octet_length(p_skips)) > 512
+           AND (SELECT max(octet_length(n)) FROM unnest(v_rooms || v_skips || ARRAY[p_namespace, p_room]) n) > 512
+        THEN
+            RAISE program_limit_exceeded USING MESSAGE = 'a namespace, room or sid is longer than 512 bytes';
+        END IF;
+        WHILE v_at < octet_length(p_parts) LOOP  -- a node that cannot take them apart would stand still
+            IF v_at + 4 > octet_length(p_parts) OR get_byte(p_parts, v_at) > 127 THEN
+                EXIT;
+            END IF;
+            v_at := least(2147483647, v_at + 4 + (get_byte(p_parts, v_at)::bigint << 24)
+                + (get_byte(p_parts, v_at + 1) << 16) + (get_byte(p_parts, v_at + 2) << 8)
+                + get_byte(p_parts, v_at + 3));
+        END LOOP;
+        IF v_at <> coalesce(octet_length(p_parts), 0) THEN
+            RAISE invalid_parameter_value USING MESSAGE = 'binary parts each stand behind their length';
+        END IF;
+        -- What the notification carries beside its offsets: PostgreSQL takes 7,999 bytes. It holds every message
+        -- until the slowest listener has read it, in a queue that must not fill.
+        IF v_size < 7600 AND p_parts IS NULL AND pg_notification_queue_usage() < 0.1 THEN
+            v_carried := json_build_array(json_build_array(
+                p_namespace, coalesce(v_rooms, ARRAY[p_room]), coalesce(v_skips, ARRAY[]::text[]), p_body))::text;
+        ELSIF v_size > 65536 THEN  -- now, not under the log's lock: 50 MB there held others up for 1.7 s
+            v_attachment := gen_random_uuid();
+            INSERT INTO {s}.sio_attachments (id, data, ephemeral)
+            VALUES (v_attachment, int4send(octet_length(convert_to(p_body, 'UTF8')))
+                || convert_to(p_body, 'UTF8') || coalesce(p_parts, ''), false);
+        END IF;
+        INSERT INTO {s}.sio_outbox
+        VALUES (p_namespace, p_room, v_rooms, v_skips, CASE WHEN v_attachment IS NULL THEN p_body END,
+                CASE WHEN v_attachment IS NULL THEN p_parts END, v_attachment,
+                CASE WHEN octet_length(v_carried) <= 7600 THEN v_carried END, false);
+    END $$
+    """,
+    # For SQL. A null room is refused: 'user:' || id, where id is null, must not tell everybody. And no room
+    # in `rooms` is nobody.
+    """
+    CREATE FUNCTION {s}.sio_emit(event text, data json DEFAULT NULL, room text DEFAULT '',
+                                 rooms text[] DEFAULT '{""}', namespace text DEFAULT '/',
+                                 skip_sids text[] DEFAULT '{{}}') RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+    DECLARE v_rooms text[] := rooms;
+    BEGIN
+        IF event IS NULL OR room IS NULL OR rooms IS NULL OR array_position(rooms, NULL) IS NOT NULL
+           OR namespace IS NULL THEN
+            RAISE null_value_not_allowed USING MESSAGE =
+                'sio_emit: event, room, rooms and namespace are not null; leave room out to tell everybody';
+        END IF;
+        IF octet_length(event) > 512 THEN
+            RAISE program_limit_exceeded USING MESSAGE = 'sio_emit: the name of an event is longer than 512 bytes';
+        END IF;
+        IF room <> '' THEN
+            v_rooms := CASE WHEN rooms = ARRAY[''] THEN ARRAY[room] ELSE room || rooms END;
+        END IF;
+        IF cardinality(v_rooms) = 0 THEN
+            RETURN;
+        END IF;
+        v_rooms := ARRAY(SELECT r FROM unnest(v_rooms) WITH ORDINALITY AS x (r, i) GROUP BY r ORDER BY min(i));
+        PERFORM {s}.sio_emit_encoded(
+            namespace, v_rooms[1], CASE WHEN cardinality(v_rooms) > 1 THEN array_to_json(v_rooms)::text END,
+            CASE WHEN cardinality(skip_sids) > 0 THEN array_to_json(skip_sids)::text END,
+            '[' || to_json(event)::text || coalesce(',' || data::text, '') || ']', NULL);
+    END $$
+    """,
+    """COMMENT ON FUNCTION {s}.sio_emit IS 'Sends a Socket.IO event if and when this transaction commits. data: one argument, as JSON; left out: none. room, rooms: to whom; left out: everybody in the namespace.'""",
+    # Whoever may call these may tell every client anything: see docs/transactions.md for whom to grant it.
+    """
+    REVOKE ALL ON FUNCTION {s}.sio_emit, {s}.sio_emit_encoded, {s}.sio_outbox_take, {s}.sio_outbox_append
+    FROM PUBLIC
+    """,
+    # Servers of version 1 go on working: `compatible` stays.
+    """UPDATE {s}.sio_log SET version = 2""",
+)
+
+DROPPED = (
+    """UPDATE {s}.sio_log SET version = 1""",
+    """DROP FUNCTION {s}.sio_emit""",
+    """DROP FUNCTION {s}.sio_emit_encoded""",
+    """DROP TABLE {s}.sio_outbox""",
+    """DROP FUNCTION {s}.sio_outbox_take""",
+    """DROP FUNCTION {s}.sio_outbox_append""",
+)
+
+
+def _execute(ddl: str, schema: str) -> None:
+    op.execute(statement(filled_in(ddl, schema)))
+
+
+def upgrade() -> None:
+    schema = target_schema(op)
+    for ddl in OUTBOX:
+        _execute(ddl, schema)
+
+
+def downgrade() -> None:
+    schema = target_schema(op)
+    for ddl in DROPPED:
+        _execute(ddl, schema)

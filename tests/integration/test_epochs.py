@@ -1,0 +1,384 @@
+"""Histories of the log, each change of them for real: crash, dump and restore, promotion, truncate.
+
+Case 112: no client is given another packet under an offset that it has seen; it recovers, or is fresh.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import subprocess
+from collections.abc import AsyncIterator, Iterator
+from urllib.parse import quote
+
+import asyncpg
+import pytest
+
+from integration.conftest import until
+from sio_pg_adapter.embedded import EmbeddedPostgres
+from sio_pg_adapter.migrate import upgrade
+from sio_pg_adapter.records import EPOCH_BITS
+from sio_pg_adapter.sessions import Held
+
+DATABASE = "history"
+LAZY = {"synchronous_commit": "off", "wal_writer_delay": "10s", "bgwriter_lru_maxpages": "0", "autovacuum": "off"}
+
+
+@pytest.fixture
+def expected_errors() -> list[str]:
+    return ["the log is of another history"]
+
+
+async def make_database(server: EmbeddedPostgres) -> str:
+    connection = await asyncpg.connect(server.dsn())
+    await connection.execute(f'CREATE DATABASE "{DATABASE}"')
+    await connection.close()
+    await asyncio.to_thread(upgrade, server.dsn(DATABASE))
+    return server.dsn(DATABASE)
+
+
+@pytest.fixture
+def lazy_server() -> Iterator[EmbeddedPostgres]:
+    """Commits are on disk some seconds later: a crash takes them back."""
+    with EmbeddedPostgres(settings=LAZY) as server:
+        yield server
+
+
+async def query(dsn: str, sql: str, *args) -> list:
+    connection = await asyncpg.connect(dsn)
+    try:
+        return await connection.fetch(sql, *args)
+    finally:
+        await connection.close()
+
+
+async def listening_again(node, reconnects: int) -> None:
+    async with asyncio.timeout(20):
+        while node.manager.listener.reconnects == reconnects or not node.manager.listener.connected:
+            await asyncio.sleep(0.01)
+
+
+async def hold_commits(dsn: str) -> int:
+    """From here on no commit reaches the disk; the process that would write them."""
+    await query(dsn, "CHECKPOINT")
+    pid = (await query(dsn, "SELECT pid FROM pg_stat_activity WHERE backend_type = 'walwriter'"))[0][0]
+    os.kill(pid, signal.SIGSTOP)
+    return pid
+
+
+def crash(writer: int) -> None:
+    """PostgreSQL loses a process: all of it starts anew, from what is on disk."""
+    os.kill(writer, signal.SIGKILL)
+
+
+async def is_cut(node, wire) -> None:
+    """The connection is closed by the server, in the way after which a client comes back."""
+    assert await wire.rest() == []
+    await until(lambda: node.manager.clients.get(wire.sid, "/") is None)
+
+
+async def has_left(node, wire) -> None:
+    """It was cut, whatever it was sent before."""
+    async with asyncio.timeout(5):
+        while node.manager.clients.get(wire.sid, "/") is not None:
+            await asyncio.sleep(0.01)
+
+
+async def packets(dsn: str) -> dict[int, str]:
+    rows = await query(dsn, 'SELECT "offset", body FROM sio_packets WHERE kind = 0')
+    return {row["offset"]: row["body"] for row in rows}
+
+
+# -- a crash ------------------------------------------------------------------------------------------------
+async def test_case_112_a_crash_that_loses_commits_issues_no_offset_twice(lazy_server, start_node):
+    dsn = await make_database(lazy_server)
+    node = await start_node(dsn=dsn)
+    async with node.client() as wire, node.client() as away:
+        await node.sio.emit("kept")
+        assert await wire.event() == await away.event() == ["kept"]
+        await away.drop()
+        writer = await hold_commits(dsn)
+        for i in range(5):
+            await node.sio.emit("lost", i)
+        assert [await wire.event() for _ in range(5)] == [["lost", i] for i in range(5)]
+        before = await packets(dsn)
+        reconnects = node.manager.listener.reconnects
+        crash(writer)
+        await listening_again(node, reconnects)
+        after = await packets(dsn)
+        assert len(after) < len(before), "nothing was lost: this test shows nothing"
+        await is_cut(node, wire)
+        await node.sio.emit("new")
+        new = (await packets(dsn)).items() - after.items()
+        assert min(offset for offset, _ in new) > max(before)
+        async with node.client(pid=wire.pid, offset=wire.offset) as again:
+            assert again.sid != wire.sid
+        async with node.client(pid=away.pid, offset=away.offset) as again:
+            assert again.sid == away.sid
+            assert await again.event() == ["new"]
+
+
+async def test_case_112_the_writer_is_back_before_the_listener(lazy_server, start_node, monkeypatch):
+    """An append begins the epoch, and the cursor moves into it, before the LISTEN connection is back."""
+    dsn = await make_database(lazy_server)
+    node = await start_node(dsn=dsn)
+    async with node.client() as wire:
+        await node.sio.emit("kept")
+        await wire.event()
+        writer = await hold_commits(dsn)
+        await node.sio.enter_room(wire.sid, "lost")
+        await node.sio.emit("lost")
+        await wire.event()
+        monkeypatch.setattr("sio_pg_adapter.listener.BACKOFF", (3.0,))
+        reconnects = node.manager.listener.reconnects
+        epoch = node.manager.dispatcher.cursor >> EPOCH_BITS
+        crash(writer)
+        await node.sio.emit("new", room="lost")
+        assert node.manager.dispatcher.cursor >> EPOCH_BITS > epoch
+        assert node.manager.listener.reconnects == reconnects
+        await listening_again(node, reconnects)
+        assert not await query(dsn, "SELECT FROM sio_rooms"), "nothing was lost: this test shows nothing"
+        # whatever it was sent meanwhile: it may not go on as if it were in a room that nobody knows of
+        await has_left(node, wire)
+        async with node.client(pid=wire.pid, offset=wire.offset) as again:
+            assert again.sid != wire.sid
+
+
+async def test_case_112_a_session_whose_opening_was_lost_is_cut(lazy_server, start_node):
+    """Its opening left no record: the cursor alone does not tell."""
+    dsn = await make_database(lazy_server)
+    node = await start_node(dsn=dsn)
+    await node.sio.emit("kept")
+    writer = await hold_commits(dsn)
+    async with node.client() as wire:
+        reconnects = node.manager.listener.reconnects
+        crash(writer)
+        await listening_again(node, reconnects)
+        assert not await query(dsn, "SELECT FROM sio_sessions"), "nothing was lost: this test shows nothing"
+        await node.sio.enter_room(wire.sid, "x")
+        await node.sio.emit("e", room="x")
+        await has_left(node, wire)
+
+
+async def test_case_112_a_client_whose_room_was_lost_is_fresh(lazy_server, start_node):
+    """The last event it got is in the history that was kept; the room it entered after that is not."""
+    dsn = await make_database(lazy_server)
+    node = await start_node(dsn=dsn)
+    async with node.client() as wire:
+        await node.sio.emit("kept")
+        await wire.event()
+        writer = await hold_commits(dsn)
+        await node.sio.enter_room(wire.sid, "x")
+        reconnects = node.manager.listener.reconnects
+        crash(writer)
+        await listening_again(node, reconnects)
+        assert not await query(dsn, "SELECT FROM sio_rooms"), "nothing was lost: this test shows nothing"
+        await is_cut(node, wire)
+        async with node.client(pid=wire.pid, offset=wire.offset) as again:
+            assert again.sid != wire.sid or node.sio.rooms(again.sid) == [wire.sid, "x"]
+
+
+async def test_what_a_node_holds_of_a_lost_history_touches_no_session_of_the_new(store, db):
+    """Ids of sessions are issued again after a failover, as offsets are not."""
+    lost = await store.open("s", "p")
+    await db.execute("DELETE FROM sio_sessions")
+    await db.execute(f"SELECT setval(pg_get_serial_sequence('sio_sessions', 'id'), {lost.id}, false)")
+    other = await store.open("t", "q", data='{"v":1}')
+    assert isinstance(lost, Held)
+    before = await db.fetch("SELECT * FROM sio_sessions")
+    await store.sessions.release(lost, seconds=0.0)
+    assert await db.fetch("SELECT * FROM sio_sessions") == before
+    assert await store.sessions.page(lost, 0, 10) is None
+    assert await store.sessions.settle(lost) is None
+    assert await store.sessions.end(lost) is None
+    assert await store.sessions.end(other) is not None
+
+
+@pytest.mark.parametrize("mode", ["fast", "immediate"])
+async def test_case_84_a_restart_that_loses_nothing_cuts_nobody(start_node, mode):
+    with EmbeddedPostgres(settings={"synchronous_commit": "on"}) as server:
+        dsn = await make_database(server)
+        node = await start_node(dsn=dsn)
+        try:
+            async with node.client() as wire:
+                await node.sio.enter_room(wire.sid, "x")
+                await node.sio.emit("before")
+                reconnects = node.manager.listener.reconnects
+                await asyncio.to_thread(server.restart, mode)
+                await node.sio.emit("after", room="x")
+                await listening_again(node, reconnects)
+                assert [await wire.event(), await wire.event()] == [["before"], ["after"]]
+                await wire.drop()
+                await node.sio.emit("missed", room="x")
+                async with node.client(pid=wire.pid, offset=wire.offset) as again:
+                    assert again.sid == wire.sid
+                    assert await again.event() == ["missed"]
+            epochs = await query(dsn, "SELECT began_after FROM sio_epochs ORDER BY epoch")
+            assert len(epochs) == 3  # before the first start, this server's, and since the restart
+        finally:
+            await node.sio.shutdown()
+
+
+# -- a backup -------------------------------------------------------------------------------------------------
+def run(server: EmbeddedPostgres, program: str, *args: str) -> bytes:
+    done = subprocess.run([server._bin / program, *args], check=False, capture_output=True, cwd="/")
+    assert done.returncode == 0, done.stderr.decode()
+    return done.stdout
+
+
+@pytest.fixture
+def server() -> Iterator[EmbeddedPostgres]:
+    with EmbeddedPostgres() as server:
+        yield server
+
+
+async def restore(server: EmbeddedPostgres, dump: str) -> None:
+    """Into a new database of the same name, as after an accident."""
+    await query(server.dsn(), f'DROP DATABASE "{DATABASE}" WITH (FORCE)')
+    await query(server.dsn(), f'CREATE DATABASE "{DATABASE}"')
+    await asyncio.to_thread(run, server, "pg_restore", "--exit-on-error", "-d", server.dsn(DATABASE), dump)
+
+
+async def test_case_112_a_restored_dump_is_another_history(server, start_node, tmp_path):
+    dsn = await make_database(server)
+    dump = str(tmp_path / "dump")
+    node = await start_node(dsn=dsn)
+    async with node.client() as wire, node.client() as away:
+        await node.sio.emit("in the backup")
+        assert await wire.event() == await away.event() == ["in the backup"]
+        await away.drop()
+        await asyncio.to_thread(run, server, "pg_dump", "-Fc", "-f", dump, dsn)
+        await node.sio.emit("lost")
+        await wire.event()
+        before = await packets(dsn)
+        reconnects = node.manager.listener.reconnects
+        await restore(server, dump)
+        await listening_again(node, reconnects)
+        await is_cut(node, wire)
+        await node.sio.emit("new")
+        assert max(await packets(dsn)) > max(before)
+        async with node.client(pid=wire.pid, offset=wire.offset) as again:
+            assert again.sid != wire.sid
+        async with node.client(pid=away.pid, offset=away.offset) as again:
+            assert again.sid == away.sid
+            assert await again.event() == ["new"]
+    await node.sio.shutdown()
+
+
+async def test_case_112_a_dump_restored_twice_counts_the_same_epochs_under_other_keys(server, start_node, tmp_path):
+    """Offsets of the first restoration are foreign to the second, though their numbers are not."""
+    dsn = await make_database(server)
+    dump = str(tmp_path / "dump")
+    first = await start_node(dsn=dsn)
+    async with first.client() as wire:
+        await wire.drop()
+        await asyncio.to_thread(run, server, "pg_dump", "-Fc", "-f", dump, dsn)
+        await first.sio.shutdown()
+        numbers = []
+        for _ in range(2):
+            await restore(server, dump)
+            node = await start_node(dsn=dsn)
+            await node.sio.emit("e", 1)
+            await node.sio.emit("e", 2)
+            numbers.append(max(await packets(dsn)))
+            async with node.client(pid=wire.pid, **({"offset": wire.offset} if wire.offset else {})) as again:
+                if len(numbers) == 1:
+                    assert again.sid == wire.sid
+                    assert [await again.event(), await again.event()] == [["e", 1], ["e", 2]]
+                    wire.offset = again.offset
+                else:
+                    assert again.sid != wire.sid
+            await node.sio.shutdown()
+        assert numbers[0] == numbers[1]
+
+
+# -- a failover ----------------------------------------------------------------------------------------------
+@contextlib.asynccontextmanager
+async def standby_of(primary: EmbeddedPostgres, settings: dict[str, str]) -> AsyncIterator[EmbeddedPostgres]:
+    standby = EmbeddedPostgres(settings=settings)
+    standby._prepare()
+    try:
+        base = [standby._bin / "pg_basebackup", "-D", standby._data, "-R", "-X", "stream", "-c", "fast", "--no-sync"]
+        at = ["-h", primary.host, "-p", str(primary.port), "-U", "postgres"]
+        done = await asyncio.to_thread(
+            subprocess.run, [*base, *at], check=False, capture_output=True, cwd="/", **standby._account
+        )
+        assert done.returncode == 0, done.stderr.decode()
+        await asyncio.to_thread(standby.start)
+        yield standby
+    finally:
+        standby.stop()
+
+
+async def test_case_112_a_standby_promoted_without_the_last_commits(start_node, monkeypatch):
+    settings = {"wal_level": "replica", "max_wal_senders": "4", "hot_standby": "on", "synchronous_commit": "local"}
+    with EmbeddedPostgres(settings=settings) as primary:
+        await make_database(primary)
+        async with standby_of(primary, settings) as standby:
+            hosts = quote(f"{primary.host},{standby.host}", safe="")
+            dsn = f"postgresql://postgres@/{DATABASE}?host={hosts}&port=5432,5432&target_session_attrs=primary"
+            node = await start_node(dsn=dsn)
+            async with node.client() as wire, node.client() as away, node.client() as roomer:
+                await node.sio.emit("replicated")
+                for one in (wire, away, roomer):
+                    assert await one.event() == ["replicated"]
+                await away.drop()
+                lsn = (await query(primary.dsn(), "SELECT pg_current_wal_lsn()::text"))[0][0]
+                async with asyncio.timeout(30):
+                    while not (await query(standby.dsn(), "SELECT pg_last_wal_replay_lsn() >= $1::text::pg_lsn", lsn))[0][0]:
+                        await asyncio.sleep(0.02)
+                await query(standby.dsn(), "ALTER SYSTEM SET primary_conninfo = ''")
+                await query(standby.dsn(), "SELECT pg_reload_conf()")
+                async with asyncio.timeout(30):
+                    while await query(primary.dsn(), "SELECT FROM pg_stat_replication"):
+                        await asyncio.sleep(0.02)
+                for i in range(3):
+                    await node.sio.emit("lost", i, skip_sid=roomer.sid)
+                assert [await wire.event() for _ in range(3)] == [["lost", i] for i in range(3)]
+                await node.sio.enter_room(roomer.sid, "lost room")
+                before = await packets(primary.dsn(DATABASE))
+                reconnects = node.manager.listener.reconnects
+                primary.kill()
+                await query(standby.dsn(), "SELECT pg_promote()")
+                await listening_again(node, reconnects)
+                await is_cut(node, wire)
+                assert len(await packets(standby.dsn(DATABASE))) == len(before) - 3
+                await node.sio.emit("new")
+                assert max(await packets(standby.dsn(DATABASE))) > max(before)
+                async with node.client(pid=wire.pid, offset=wire.offset) as again:
+                    assert again.sid != wire.sid
+                async with node.client(pid=away.pid, offset=away.offset) as again:
+                    assert again.sid == away.sid
+                    assert await again.event() == ["new"]
+                async with node.client(pid=roomer.pid, offset=roomer.offset) as again:
+                    assert again.sid != roomer.sid
+            await node.sio.shutdown()
+
+
+# -- a truncated log --------------------------------------------------------------------------------------------
+async def test_case_112_after_a_truncate_everybody_who_was_away_is_fresh(start_node, db):
+    node = await start_node()
+    async with node.client() as wire:
+        await node.sio.emit("e")
+        assert await wire.event() == ["e"]
+        before = max(row[0] for row in await db.fetch('SELECT "offset" FROM sio_packets'))
+        await wire.drop()
+        await db.execute("TRUNCATE sio_packets")
+        await node.sio.emit("e")
+        assert await db.fetchval('SELECT min("offset") FROM sio_packets') > before
+        async with node.client(pid=wire.pid, offset=wire.offset) as again:
+            assert again.sid != wire.sid
+
+
+@pytest.mark.parametrize("own", [True, False], ids=["appends itself", "hears of it"])
+async def test_case_112_after_a_truncate_nobody_stays_without_a_session(start_node, db, own):
+    """The sessions are gone: a client that stayed would enter no room any more, and could not come back."""
+    node, other = await start_node(), await start_node()
+    async with node.client() as wire:
+        await node.sio.emit("e")
+        assert await wire.event() == ["e"]
+        await db.execute("TRUNCATE sio_packets")
+        await (node if own else other).sio.emit("new")
+        await has_left(node, wire)

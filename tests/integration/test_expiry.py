@@ -1,0 +1,224 @@
+"""Case 33: `on_session_expired`, in one process of the cluster, at least once and normally once."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from integration.conftest import Node
+from sio_pg_adapter import AsyncPostgresManager, AsyncServer
+from sio_pg_adapter.pruner import Pruned, prune_once
+
+EXPIRE = "UPDATE sio_sessions SET expires_at = clock_timestamp() - interval '1 s' WHERE node IS NULL"
+
+
+@pytest.fixture
+def expected_errors() -> list[str]:
+    return ["the handler of expired sessions failed"]
+
+
+class Told:
+    """What handlers were called with, in order; `go_on` lets them return."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple] = []
+        self.called = asyncio.Event()
+        self.go_on = asyncio.Event()
+        self.go_on.set()
+
+    def by(self, name: str):
+        async def handler(sid, namespace, session):
+            self.calls.append((name, sid, namespace, session))
+            self.called.set()
+            await self.go_on.wait()
+
+        return handler
+
+
+@pytest.fixture
+async def start_with_handler(pg_dsn):
+    """Start a node with a handler, which is there before its manager starts."""
+    nodes = []
+
+    async def start(told: Told, name: str, *, namespace: str = "*") -> Node:
+        manager = AsyncPostgresManager(pg_dsn)
+        sio = AsyncServer(
+            client_manager=manager, connection_state_recovery=True, async_mode="asgi", monitor_clients=False,
+            namespaces=["/", "/n"],
+        )
+        sio.on_session_expired(told.by(name), namespace=namespace)
+        nodes.append(sio)
+        await manager.start()
+        return Node(sio, manager)
+
+    yield start
+    for sio in nodes:
+        await sio.shutdown()
+
+
+async def leave_behind(node, namespace: str = "/", **data) -> str:
+    async with node.client(namespace) as wire:
+        await node.sio.save_session(wire.sid, data, namespace)
+    return wire.sid
+
+
+async def rows(db) -> int:
+    return await db.fetchval("SELECT count(*) FROM sio_sessions")
+
+
+async def test_case_33_the_handler_gets_sid_namespace_and_data_once(start_with_handler, db):
+    told = Told()
+    node = await start_with_handler(told, "a")
+    other = await start_with_handler(told, "b")
+    sid = await leave_behind(node, user=7)
+    await db.execute(EXPIRE)
+    pruned = await asyncio.gather(*(n.manager.pruner.prune() for n in (node, other) * 3))
+    assert [call[1:] for call in told.calls] == [(sid, "/", {"user": 7})]
+    assert sum(p.sessions for p in pruned) == 1
+    assert await rows(db) == 0
+    await node.manager.pruner.prune()
+    assert len(told.calls) == 1
+
+
+async def test_case_33_who_is_connected_or_back_in_time_is_not_told_of(start_with_handler, db):
+    told = Told()
+    node = await start_with_handler(told, "a")
+    async with node.client() as wire:
+        await db.execute(EXPIRE)
+        await node.manager.pruner.prune()
+        await wire.drop()
+        async with node.client(pid=wire.pid):
+            await db.execute(EXPIRE)
+            await node.manager.pruner.prune()
+    assert told.calls == []
+
+
+async def test_case_33_a_node_without_a_handler_and_a_prune_by_hand_swallow_none(
+    start_with_handler, start_node, db, pg_dsn
+):
+    told = Told()
+    plain = await start_node()
+    node = await start_with_handler(told, "a")
+    sid = await leave_behind(plain)
+    await db.execute(EXPIRE)
+    assert await prune_once(pg_dsn) == await plain.manager.pruner.prune() == Pruned()
+    assert await rows(db) == 1
+    assert (await node.manager.pruner.prune()).sessions == 1
+    assert [call[1] for call in told.calls] == [sid]
+
+
+async def test_case_33_that_there_is_a_handler_is_known_after_its_node_has_gone(start_with_handler, start_node, db, pg_dsn):
+    told = Told()
+    node = await start_with_handler(told, "a")
+    sid = await leave_behind(node)
+    await node.sio.shutdown()
+    await db.execute(EXPIRE)
+    assert await prune_once(pg_dsn) == Pruned()
+    again = await start_with_handler(told, "again")
+    await again.manager.pruner.prune()
+    assert [call[:2] for call in told.calls] == [("again", sid)]
+
+
+async def test_case_33_a_handler_of_one_namespace_leaves_the_others_alone(start_with_handler, db, pg_dsn):
+    told = Told()
+    node = await start_with_handler(told, "a", namespace="/n")
+    await leave_behind(node)
+    sid = await leave_behind(node, "/n")
+    await db.execute(EXPIRE)
+    assert await prune_once(pg_dsn) == Pruned(sessions=1)
+    await node.manager.pruner.prune()
+    assert [call[1:3] for call in told.calls] == [(sid, "/n")]
+
+
+async def test_case_33_no_transaction_is_open_while_a_handler_runs(start_with_handler, db):
+    """It may take as long as it wants: nothing waits for it, not even another pruner."""
+    told = Told()
+    told.go_on.clear()
+    node = await start_with_handler(told, "a")
+    await leave_behind(node)
+    await db.execute(EXPIRE)
+    pruning = asyncio.create_task(node.manager.pruner.prune())
+    await told.called.wait()
+    idle = "SELECT count(*) FROM pg_stat_activity WHERE state LIKE 'idle in transaction%' AND datname = current_database()"
+    assert await db.fetchval(idle) == 0
+    await node.sio.emit("e")
+    told.go_on.set()
+    assert (await pruning).sessions == 1
+
+
+async def test_case_33_a_node_killed_half_way_another_calls_its_handler(start_with_handler, db):
+    told = Told()
+    told.go_on.clear()
+    first = await start_with_handler(told, "first")
+    sid = await leave_behind(first)
+    await db.execute(EXPIRE)
+    pruning = asyncio.create_task(first.manager.pruner.prune())
+    await told.called.wait()
+    second = await start_with_handler(told, "second")
+    await second.manager.pruner.prune()
+    assert [call[0] for call in told.calls] == ["first"]  # that one is still at it
+    await first.manager.listener.close()  # as if killed: its lock is gone
+    told.go_on.set()
+    pruning.cancel()
+    await asyncio.wait((pruning,))
+    await second.manager.pruner.prune()
+    assert told.calls == [("first", sid, "/", {}), ("second", sid, "/", {})]
+    assert await rows(db) == 0
+
+
+async def test_case_33_a_session_that_is_being_told_of_cannot_come_back(start_with_handler, db):
+    told = Told()
+    told.go_on.clear()
+    node = await start_with_handler(told, "a")
+    async with node.client() as wire:
+        await wire.drop()
+        await db.execute(EXPIRE)
+        pruning = asyncio.create_task(node.manager.pruner.prune())
+        await told.called.wait()
+        async with node.client(pid=wire.pid) as again:
+            assert again.sid != wire.sid
+            told.go_on.set()
+            await pruning
+
+
+async def test_case_33_of_a_dead_nodes_sessions_too(start_with_handler, db):
+    told = Told()
+    gone, node = await start_with_handler(told, "gone"), await start_with_handler(told, "a")
+    async with gone.client() as wire:
+        await gone.sio.save_session(wire.sid, {"v": 1})
+        await gone.manager.listener.close()
+        for column in ("missed_at", "died_at"):
+            await node.manager.pruner._look()
+            await db.execute(f"UPDATE sio_nodes SET {column} = {column} - interval '125 s'")
+        await node.manager.pruner.prune()
+        assert told.calls == [("a", wire.sid, "/", {"v": 1})]
+
+
+async def test_case_33_a_handler_that_raises_counts_as_called(start_with_handler, db):
+    told = Told()
+    node = await start_with_handler(told, "a")
+
+    async def broken(sid, namespace, session):
+        told.calls.append(sid)
+        raise ValueError
+
+    node.sio.on_session_expired(broken)
+    sids = [await leave_behind(node) for _ in range(3)]
+    await db.execute(EXPIRE)
+    await node.manager.pruner.prune()
+    assert sorted(told.calls) == sorted(sids)
+    assert await rows(db) == 0
+
+
+async def test_case_33_ended_sessions_are_no_expired_ones(start_with_handler, db):
+    told = Told()
+    node = await start_with_handler(told, "a")
+    async with node.client() as wire, node.client() as kicked:
+        wire.send("1")
+        assert await node.sio.disconnect(kicked.sid) is None
+        async with asyncio.timeout(20):
+            while await rows(db):
+                await asyncio.sleep(0.01)
+        await node.manager.pruner.prune()
+    assert told.calls == []

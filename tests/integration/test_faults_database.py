@@ -1,0 +1,250 @@
+"""The database away, slow, silent, or shared with strangers."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from urllib.parse import quote
+
+import asyncpg
+import pytest
+from psycopg.conninfo import conninfo_to_dict
+
+from integration.wire import Closed, Wire
+from sio_pg_adapter import StoreUnavailable
+
+
+@pytest.fixture
+def expected_errors() -> list[str]:
+    return []
+
+
+class Proxy:
+    """A TCP connection to PostgreSQL that can fall silent: nothing is forwarded, nothing is closed."""
+
+    def __init__(self, dsn: str) -> None:
+        self._to = conninfo_to_dict(dsn)
+        self._flowing = asyncio.Event()
+        self._flowing.set()
+        self._deaf: set[asyncio.StreamWriter] = set()
+        self._writers: set[asyncio.StreamWriter] = set()
+        self._tasks: set[asyncio.Task] = set()
+
+    @property
+    def dsn(self) -> str:
+        port = self._server.sockets[0].getsockname()[1]
+        to = self._to
+        user = quote(to["user"], safe="") + (f":{quote(to['password'], safe='')}" if to.get("password") else "")
+        return f"postgresql://{user}@127.0.0.1:{port}/{to['dbname']}?sslmode=disable"
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[Proxy]:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        try:
+            yield self
+        finally:
+            self._flowing.set()
+            self._server.close()
+            for writer in self._writers:
+                writer.transport.abort()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def blackhole(self) -> None:
+        """What is connected now stays silent for ever; what connects later is served."""
+        self._deaf |= self._writers
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        host, port = self._to["host"], self._to["port"]
+        if host.startswith("/"):
+            there, back = await asyncio.open_unix_connection(f"{host}/.s.PGSQL.{port}")
+        else:
+            there, back = await asyncio.open_connection(host, int(port))
+        self._writers |= {writer, back}
+        for source, sink in ((reader, back), (there, writer)):
+            task = asyncio.create_task(self._pump(source, sink), name="proxy")
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _pump(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            while data := await source.read(1 << 16):
+                if sink not in self._deaf:
+                    sink.write(data)
+                    await sink.drain()
+            if sink not in self._deaf:
+                sink.close()
+
+
+@pytest.fixture
+async def proxy(pg_dsn) -> AsyncIterator[Proxy]:
+    async with Proxy(pg_dsn).running() as proxy:
+        yield proxy
+
+
+async def test_case_85_a_peer_that_falls_silent_is_found_and_nothing_is_lost(start_node, proxy, monkeypatch):
+    """No FIN, no RST: only a probe tells."""
+    monkeypatch.setattr("sio_pg_adapter.listener.PROBE_INTERVAL", 0.5)
+    monkeypatch.setattr("sio_pg_adapter.listener.PROBE_TIMEOUT", 0.5)
+    monkeypatch.setattr("sio_pg_adapter.database.QUERY_TIMEOUT", 2.0)
+    behind, other = await start_node(dsn=proxy.dsn), await start_node()
+    async with behind.client() as wire:
+        await other.sio.emit("e", 1)
+        assert await wire.event() == ["e", 1]
+        proxy.blackhole()
+        for i in range(2, 6):
+            await other.sio.emit("e", i)
+        assert [await wire.event() for _ in range(4)] == [["e", i] for i in range(2, 6)]
+        assert behind.manager.listener.reconnects > 0
+        with contextlib.suppress(StoreUnavailable):  # the connection that writes was silenced, too
+            await behind.sio.emit("e", 6)
+        await behind.sio.emit("end")
+        assert await wire.events_until("end") in ([["e", 6]], [])
+
+
+async def test_case_85_an_emit_into_silence_raises_or_is_in_the_log(start_node, proxy, db, monkeypatch):
+    monkeypatch.setattr("sio_pg_adapter.log.QUERY_TIMEOUT", 1.0)
+    node = await start_node(dsn=proxy.dsn)
+    async with node.client() as wire:
+        await node.sio.emit("e", 0)
+        proxy.blackhole()
+        outcomes = {}
+        for i in range(1, 4):
+            try:
+                async with asyncio.timeout(60):
+                    await node.sio.emit("e", i)
+                outcomes[i] = "sent"
+            except StoreUnavailable as e:
+                outcomes[i] = "may be" if e.may_be_stored else "not"
+        await node.sio.emit("end")
+        got = [args[0] for _, *args in await wire.events_until("end")]
+        stored = [i for i in range(4) if await db.fetchval("SELECT count(*) FROM sio_packets WHERE body = $1", f'["e",{i}]')]
+        assert got == stored
+        assert [i for i in got if i] == [i for i in outcomes if outcomes[i] == "sent" or (outcomes[i] == "may be" and i in got)]
+        assert not [i for i in got if outcomes.get(i) == "not"]
+
+
+# -- case 57 ---------------------------------------------------------------------------------------------------
+@contextlib.asynccontextmanager
+async def locked(pg_dsn: str, table: str) -> AsyncIterator[None]:
+    """Every statement that needs the table waits."""
+    connection = await asyncpg.connect(pg_dsn)
+    try:
+        async with connection.transaction():
+            await connection.execute(f"LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE")
+            yield
+    finally:
+        await connection.close()
+
+
+@pytest.mark.parametrize("table", ["sio_lock", "sio_sessions", "sio_packets", "sio_rooms"])
+async def test_case_57_a_database_that_does_not_answer_at_rejoin(start_node, pg_dsn, table):
+    """Closed within 15 s, not refused, so that the client returns by itself; and then it recovers whole."""
+    node = await start_node()
+    async with node.client() as wire:
+        await node.sio.enter_room(wire.sid, "x")
+        await node.sio.emit("e", 1)
+        assert await wire.event() == ["e", 1]
+        await wire.drop()
+        await node.sio.emit("e", 2, room="x")
+        async with locked(pg_dsn, table), Wire(node.sio) as again:
+            again.send(f'0{{"pid":"{wire.pid}","offset":"{wire.offset}"}}')
+            async with asyncio.timeout(15):
+                assert await again.rest() == []
+        async with asyncio.timeout(30), node.client(pid=wire.pid, offset=wire.offset) as again:
+            assert again.sid == wire.sid
+            assert await again.event() == ["e", 2]
+            assert node.sio.rooms(wire.sid) == [wire.sid, "x"]
+
+
+async def test_case_57_an_error_in_the_query_of_what_was_missed(start_node, db, expected_errors):
+    expected_errors += ["appending to the log failed", "sio_pg claim failed", "a connection is closed"]
+    node = await start_node()
+    async with node.client() as wire:
+        await wire.drop()
+        await node.sio.emit("e", 1)
+        await db.execute("ALTER FUNCTION sio_lost RENAME TO sio_lost_away")
+        async with Wire(node.sio) as again:
+            again.send(f'0{{"pid":"{wire.pid}"}}')
+            async with asyncio.timeout(15):
+                assert await again.rest() == []
+        await db.execute("ALTER FUNCTION sio_lost_away RENAME TO sio_lost")
+        async with node.client(pid=wire.pid) as again:
+            assert again.sid == wire.sid and await again.event() == ["e", 1]
+
+
+# -- case 105 ---------------------------------------------------------------------------------------------------
+async def test_case_105_a_role_without_rights_hears_nothing_and_injects_nothing(start_node, db, pg_dsn):
+    node = await start_node()
+    role = f"stranger_{node.manager.node[:12]}"
+    await db.execute(f"CREATE ROLE {role} LOGIN")
+    stranger = await asyncpg.connect(pg_dsn, user=role)
+    heard = []
+    try:
+        async with node.client() as wire:
+            guesses = ["sio", "sio_log", "sio_packets", "sio_nodes", "public", "sio_pg_adapter", node.manager.node]
+            for channel in guesses:
+                await stranger.add_listener(channel, lambda *args: heard.append(args))
+                await stranger.execute("SELECT pg_notify($1, $2)", channel, '0 99999 [["/",[""],[],"[\\"forged\\"]"]]')
+            seen = str(await stranger.fetch("SELECT * FROM pg_stat_activity, pg_locks"))
+            assert node.manager.channel not in seen and node.manager.database.channel not in seen
+            tables = [r[0] for r in await db.fetch("SELECT tablename FROM pg_tables WHERE schemaname = 'public'")]
+            for table in tables:
+                with pytest.raises(asyncpg.InsufficientPrivilegeError):
+                    await stranger.fetch(f"SELECT * FROM {table}")
+            for call in (
+                "sio_lock_and_check_epoch()",
+                "sio_kick(1, '/', 's')",
+                "sio_put(1, 0, '/', '', NULL, NULL, NULL, '[\"forged\"]')",
+                "sio_release('{\"id\":1,\"generation\":1,\"seconds\":0}')",
+            ):
+                with pytest.raises(asyncpg.InsufficientPrivilegeError):
+                    await stranger.fetch(f"SELECT {call}")
+            await node.sio.emit("e")
+            assert await wire.event() == ["e"]
+            cursor = node.manager.dispatcher.cursor
+            await node.sio.emit("e")
+            assert await wire.event() == ["e"]
+            assert node.manager.dispatcher.cursor == cursor + 1
+            await stranger.execute("SELECT 1")
+            # its own notifications came to it, and nothing else
+            assert {args[1] for args in heard} <= {stranger.get_server_pid()}
+    finally:
+        await stranger.close()
+        await db.execute(f"DROP ROLE {role}")
+
+
+# -- slow consumers ----------------------------------------------------------------------------------------------
+async def test_what_a_replay_sends_does_not_count_as_slow(start_node, monkeypatch):
+    """A client that missed more than may wait for a slow one is none."""
+    node = await start_node(manager={"max_queued_packets": 20})
+    async with node.client() as wire:
+        await wire.drop()
+        for i in range(100):
+            await node.sio.emit("e", i)
+        async with Wire(node.sio) as again:
+            again.stall()
+            again.send(f'0{{"pid":"{wire.pid}"}}')
+            await again.held.wait()
+            await node.sio.emit("e", 100)
+            again.flow()
+            await node.sio.emit("end")
+            await again.recv()
+            assert [args[0] for _, *args in await again.events_until("end")] == list(range(101))
+
+
+async def test_a_slow_client_is_cut_and_recovers_from_the_log(start_node):
+    node = await start_node(manager={"max_queued_packets": 20})
+    async with node.client() as wire:
+        wire.stall()
+        for i in range(100):
+            await node.sio.emit("e", i)
+        wire.flow()
+        got = []
+        with contextlib.suppress(Closed):
+            while True:
+                got.append((await wire.event())[1])
+        assert got == list(range(len(got))) and len(got) < 100
+        async with node.client(pid=wire.pid, **({"offset": wire.offset} if wire.offset else {})) as again:
+            assert again.sid == wire.sid
+            assert [(await again.event())[1] for _ in range(len(got), 100)] == list(range(len(got), 100))

@@ -1,0 +1,216 @@
+"""Connect and disconnect handlers and middlewares, at first and on recovery: what they see, may do, and refuse."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from socketio.exceptions import ConnectionRefusedError as Refused
+
+from integration.wire import Wire
+
+
+async def sessions(db) -> int:
+    return await db.fetchval("SELECT count(*) FROM sio_sessions")
+
+
+# -- handlers and middlewares ----------------------------------------------------------------------------------
+@pytest.mark.parametrize("skip", [False, True])
+async def test_case_20_middlewares_and_handler_on_recovery(start_node, skip):
+    node = await start_node(recovery={"skip_middlewares": skip})
+    calls = []
+
+    @node.sio.use
+    async def first(sid, environ, auth):
+        calls.append(("first", auth))
+
+    @node.sio.use(namespace="/")
+    async def second(sid, environ, auth):
+        calls.append(("second", auth))
+
+    @node.sio.event
+    async def connect(sid, environ, auth):
+        calls.append(("connect", auth, environ["sio_pg.recovered"], node.sio.recovered(sid)))
+
+    async with node.client(token="t") as wire:
+        assert calls == [
+            ("first", {"token": "t"}),
+            ("second", {"token": "t"}),
+            ("connect", {"token": "t"}, False, False),
+        ]
+        calls.clear()
+        await wire.drop()
+        async with node.client(pid=wire.pid) as again:
+            assert again.sid == wire.sid
+    middlewares = [] if skip else [("first", None), ("second", None)]
+    assert calls == [*middlewares, ("connect", None, True, True)]
+
+
+@pytest.mark.parametrize("where", ["middleware", "handler", "handler returns False"])
+async def test_cases_20_21_27_refused_on_recovery_ends_the_session_and_tells_nothing(start_node, db, where):
+    node = await start_node()
+    blocked = []
+
+    @node.sio.use
+    async def middleware(sid, environ, auth):
+        if blocked and where == "middleware":
+            raise Refused("no")
+
+    @node.sio.event
+    async def connect(sid, environ, auth):
+        if blocked and where == "handler":
+            raise Refused("no")
+        return not blocked
+
+    async with node.client() as wire:
+        await node.sio.enter_room(wire.sid, "x")
+        await wire.drop()
+        await node.sio.emit("secret", to=wire.sid)
+        blocked.append(True)
+        async with Wire(node.sio) as again:
+            again.send(f'0{{"pid":"{wire.pid}"}}')
+            answer = await again.recv()
+            assert answer.startswith('4{"message"') and again.waiting() == []
+        assert await sessions(db) == 0
+        assert node.manager.rooms == {} and node.manager.clients.by_sid == {}
+        blocked.clear()
+        async with node.client(pid=wire.pid) as later:
+            assert later.sid != wire.sid and later.pid != wire.pid
+
+
+async def test_case_20_refused_at_first_writes_nothing(start_node, db):
+    node = await start_node()
+
+    @node.sio.event
+    async def connect(sid, environ, auth):
+        await node.sio.enter_room(sid, "x")
+        await node.sio.save_session(sid, {"a": 1})
+        raise Refused("no")
+
+    async with Wire(node.sio) as wire:
+        wire.send("0")
+        assert await wire.recv() == '4{"message":"no"}'
+    assert await sessions(db) == 0 and await db.fetchval("SELECT count(*) FROM sio_packets") == 0
+
+
+async def test_case_15_a_handler_of_two_arguments(start_node):
+    node = await start_node()
+    flags = []
+
+    @node.sio.event
+    async def connect(sid, environ):
+        flags.append(environ["sio_pg.recovered"])
+
+    async with node.client() as wire:
+        await wire.drop()
+        async with node.client(pid=wire.pid) as again:
+            assert again.sid == wire.sid
+    assert flags == [False, True]
+
+
+async def test_case_70_a_handler_that_fails_leaves_no_ghost_and_the_client_may_try_again(
+    start_node, db, expected_errors
+):
+    expected_errors.append("a connection is closed, so that the client tries again")
+    node = await start_node()
+    broken = []
+
+    @node.sio.event
+    async def connect(sid, environ, auth):
+        if broken:
+            raise broken.pop()
+
+    async with node.client() as wire:
+        await wire.drop()
+        for error in (KeyError("x"), TypeError("y")):
+            broken.append(error)
+            async with Wire(node.sio) as again:
+                again.send(f'0{{"pid":"{wire.pid}"}}')
+                assert await again.rest() == []
+        assert node.manager.rooms == {} and node.manager.clients.by_sid == {}
+        async with node.client(pid=wire.pid) as again:
+            assert again.sid == wire.sid
+
+
+async def test_case_70_the_connection_closes_while_the_handler_runs(start_node, db):
+    node = await start_node()
+    entered, go = asyncio.Event(), asyncio.Event()
+
+    @node.sio.event
+    async def connect(sid, environ, auth):
+        entered.set()
+        await go.wait()
+
+    async with Wire(node.sio) as wire:
+        wire.send("0")
+        await entered.wait()
+        wire.cut()
+        go.set()
+        await wire.drop()
+    assert node.manager.rooms == {} and node.manager.clients.by_sid == {} and node.sio.environ == {}
+    assert await db.fetchval("SELECT count(*) FROM sio_sessions WHERE node IS NOT NULL") == 0
+
+
+async def test_case_74_a_broadcast_while_a_connect_is_decided(start_node):
+    node = await start_node()
+    entered, answers = asyncio.Event(), asyncio.Queue()
+
+    @node.sio.event
+    async def connect(sid, environ, auth):
+        entered.set()
+        return await answers.get()
+
+    async with Wire(node.sio) as refused, Wire(node.sio) as accepted:
+        refused.send("0")
+        await entered.wait()
+        await node.sio.emit("e", 1)
+        answers.put_nowait(False)
+        assert (await refused.recv()).startswith("4")
+        entered.clear()
+        accepted.send("0")
+        await entered.wait()
+        await node.sio.emit("e", 2)
+        answers.put_nowait(True)
+        assert (await accepted.recv()).startswith("0")
+        assert await accepted.event() == ["e", 2]
+        assert refused.waiting() == []
+
+
+async def test_case_47_emits_in_the_connect_handler_arrive_once_behind_the_replay(start_node):
+    node = await start_node()
+
+    @node.sio.event
+    async def connect(sid, environ, auth):
+        await node.sio.emit("own", environ["sio_pg.recovered"], to=sid)
+        await node.sio.emit("all", environ["sio_pg.recovered"])
+
+    async with node.client() as wire:
+        assert [await wire.event(), await wire.event()] == [["own", False], ["all", False]]
+        await wire.drop()
+        await node.sio.emit("missed")
+        async with node.client(pid=wire.pid, offset=wire.offset) as again:
+            await node.sio.emit("end")
+            assert await again.events_until("end") == [["missed"], ["own", True], ["all", True]]
+
+
+async def test_case_31_what_the_disconnect_handler_does(start_node, db):
+    node = await start_node()
+    seen = []
+
+    @node.sio.event
+    async def disconnect(sid, reason):
+        seen.append((sorted(node.sio.rooms(sid)), await node.sio.get_session(sid)))
+        await node.sio.emit("own", to=sid)
+        await node.sio.emit("room", room="x")
+        await node.sio.leave_room(sid, "x")
+        await node.sio.save_session(sid, {"v": 2})
+
+    async with node.client() as wire:
+        await node.sio.enter_room(wire.sid, "x")
+        await node.sio.save_session(wire.sid, {"v": 1})
+        await wire.drop()
+        assert seen == [(sorted([wire.sid, "x"]), {"v": 1})]
+        async with node.client(pid=wire.pid) as again:
+            assert sorted(node.sio.rooms(again.sid)) == sorted([wire.sid, "x"])
+            assert await node.sio.get_session(again.sid) == {"v": 2}
+            assert [await again.event(), await again.event()] == [["own"], ["room"]]

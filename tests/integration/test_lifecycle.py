@@ -1,0 +1,250 @@
+"""Start and end: nothing is left open, and what is missing is said with the command that mends it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+import asyncpg
+import pytest
+import socketio
+import uvicorn
+
+from integration.conftest import until
+from sio_pg_adapter import (
+    AsyncClient,
+    AsyncPostgresManager,
+    AsyncServer,
+    SchemaMismatch,
+    StoreUnavailable,
+    migrate,
+)
+
+BACKENDS = """SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()
+              AND pid <> pg_backend_pid() AND backend_type = 'client backend'"""
+
+
+async def no_backend(db) -> None:
+    async with asyncio.timeout(20):
+        while await db.fetchval(BACKENDS):  # a backend ends after its connection: PostgreSQL tells nobody
+            await asyncio.sleep(0.01)
+
+
+async def test_case_91_an_unmigrated_database_names_the_command(pg_empty_dsn):
+    manager = AsyncPostgresManager(pg_empty_dsn)
+    sio = AsyncServer(async_mode="asgi", client_manager=manager, connection_state_recovery=True)
+    with pytest.raises(SchemaMismatch, match="sio-pg migrate"):
+        await manager.start()
+    with pytest.raises(SchemaMismatch, match="sio-pg migrate"):
+        await sio.emit("e")
+    await sio.shutdown()
+
+
+@pytest.mark.parametrize(("version", "command"), [(0, "sio-pg migrate"), (1_000, "upgrade the package")])
+async def test_case_91_another_version_names_the_command(pg_dsn, db, version, command):
+    await db.execute("UPDATE sio_log SET version = $1, compatible = $1", version)
+    manager = AsyncPostgresManager(pg_dsn, write_only=True)
+    with pytest.raises(SchemaMismatch, match=f"version {version}.*{command}"):
+        await manager.start()
+    await manager.aclose()
+    await no_backend(db)
+
+
+async def test_case_91_another_schema_is_named_with_its_option(pg_dsn):
+    async with asyncio.timeout(20):
+        with pytest.raises(SchemaMismatch, match="sio-pg migrate --schema other"):
+            await AsyncPostgresManager(pg_dsn, schema="other", write_only=True).start()
+
+
+async def test_a_database_that_is_not_there_is_unavailable():
+    manager = AsyncPostgresManager("postgresql://postgres@127.0.0.1:1/x", write_only=True)
+    with pytest.raises(StoreUnavailable, match="nothing was stored"):
+        await manager.start()
+    with pytest.raises(StoreUnavailable):
+        await manager.emit("e", 1)
+    await manager.aclose()
+
+
+async def test_case_93_a_hundred_starts_and_ends_leave_nothing(pg_dsn, db):
+    before = asyncio.all_tasks()
+    for _ in range(100):
+        manager = AsyncPostgresManager(pg_dsn)
+        sio = AsyncServer(async_mode="asgi", client_manager=manager, connection_state_recovery=True)
+        await sio.emit("e", 1)
+        await manager.aclose()
+        await manager.aclose()
+    assert asyncio.all_tasks() == before
+    await no_backend(db)
+
+
+async def test_case_93_start_close_start_of_one_manager(start_node, pg_dsn, db):
+    node = await start_node()
+    await node.manager.aclose()
+    with pytest.raises(StoreUnavailable, match="closed"):
+        await node.sio.emit("e")
+    await node.manager.start()
+    await node.manager.start()
+    async with node.client() as wire:
+        await node.sio.emit("e")
+        assert await wire.event() == ["e"]
+    assert (await node.manager.health()).ok
+
+
+async def test_case_93_ending_before_the_start_and_while_starting(pg_dsn, db):
+    manager = AsyncPostgresManager(pg_dsn, write_only=True)
+    await manager.aclose()
+    before = asyncio.all_tasks()
+    manager = AsyncPostgresManager(pg_dsn)
+    AsyncServer(async_mode="asgi", client_manager=manager)
+    starting = asyncio.create_task(manager.start())
+    await asyncio.sleep(0)
+    await manager.aclose()
+    await asyncio.gather(starting, return_exceptions=True)
+    assert asyncio.all_tasks() == before
+    await no_backend(db)
+
+
+async def test_case_93_clients_at_the_end_of_a_node(start_node, db):
+    """They are away then, and can be recovered elsewhere."""
+    a, b = await start_node(), await start_node()
+    async with a.client() as wire:
+        await a.manager.aclose()
+        await b.sio.emit("e")
+        async with b.client(pid=wire.pid) as again:
+            assert again.sid == wire.sid and await again.event() == ["e"]
+
+
+async def test_health_is_told(start_node):
+    node = await start_node()
+    async with node.client():
+        await node.sio.emit("e")
+        health = await node.manager.health()
+        assert (health.ok, health.lag, health.listener, health.sessions) == (True, 0, "listening", 1)
+        assert health.cursor == node.manager.dispatcher.cursor > 0
+
+
+async def test_case_98_two_schemas_of_one_database_do_not_hear_each_other(start_node, pg_dsn):
+    schema = '"; CREATE TABLE x(); --'
+    await asyncio.to_thread(migrate.upgrade, pg_dsn, schema=schema)
+    one, other = await start_node(), await start_node(manager={"schema": schema})
+    async with one.client() as wire, other.client() as elsewhere:
+        await one.sio.emit("e", 1)
+        await one.sio.emit("v", 1, volatile=True)
+        await other.sio.emit("e", 2)
+        assert await elsewhere.event() == ["e", 2]
+        assert await wire.event() == ["e", 1]
+
+
+@pytest.mark.parametrize("size", [4, 8])
+async def test_case_108_handlers_that_hold_the_whole_pool_and_emit(pg_dsn, start_node, size):
+    pool = await asyncpg.create_pool(pg_dsn, min_size=0, max_size=size)
+    try:
+        node = await start_node(dsn=None, manager={"pool": pool})
+        free = size - sum(1 for holder in pool._holders if holder._in_use)
+        assert free > 0
+        holding = asyncio.Barrier(free)
+
+        async def handle(i: int) -> None:
+            async with pool.acquire() as connection, connection.transaction():
+                await connection.execute("SELECT 1")
+                await holding.wait()
+                await node.sio.emit("e", i)
+
+        async with node.client() as wire:
+            async with asyncio.timeout(20):
+                await asyncio.gather(*(handle(i) for i in range(free)))
+            got = {(await wire.event())[1] for _ in range(free)}
+            assert got == set(range(free))
+        await node.sio.shutdown()
+        assert not any(holder._in_use for holder in pool._holders)
+    finally:
+        await asyncio.wait_for(pool.close(), 20)
+
+
+async def test_case_90_a_pool_to_query_on_and_a_dsn_to_listen_on(pg_dsn, start_node, db):
+    pool = await asyncpg.create_pool(pg_dsn, min_size=0, max_size=4)
+    try:
+        node = await start_node(dsn=None, manager={"pool": pool, "listen_dsn": pg_dsn})
+        other = await start_node()
+        async with node.client() as wire:
+            await other.sio.emit("e")
+            assert await wire.event() == ["e"]
+        await node.sio.shutdown()
+    finally:
+        await asyncio.wait_for(pool.close(), 20)
+
+
+# -- secrets -----------------------------------------------------------------------------------------------------
+async def test_case_94_only_a_hash_is_at_rest_and_nothing_shows_the_pid(start_node, db, caplog):
+    node = await start_node(logger=True, engineio_logger=True)
+    for name in (
+        "engineio.server",
+        "socketio.server",
+        "sio_pg_adapter",
+    ):  # a server before may have set another level
+        caplog.set_level(logging.DEBUG, logger=name)
+    seen = []
+
+    @node.sio.event
+    async def connect(sid, environ, auth):
+        seen.append(repr((environ, auth)))
+
+    async with node.client(token="t") as wire:
+        await node.sio.emit("e", 1)
+        await wire.event()
+        await wire.drop()
+        async with node.client(pid=wire.pid, offset=wire.offset, token="t") as again:
+            assert again.sid == wire.sid
+            await again.drop()
+    tables = await db.fetch("SELECT relname FROM pg_class WHERE relname LIKE 'sio\\_%' AND relkind = 'r'")
+    assert len(tables) > 5
+    for (table,) in [tuple(row) for row in tables]:
+        for (row,) in [tuple(r) for r in await db.fetch(f"SELECT t::text FROM {table} t")]:
+            assert wire.pid not in row and wire.pid.encode().hex() not in row, table
+    assert wire.pid not in caplog.text and '"pid"' in caplog.text  # its packets were logged
+    assert len(seen) == 2 and not any(wire.pid in text for text in seen)
+    assert wire.sid not in wire.pid
+
+
+# -- a real web server and the Python client -----------------------------------------------------------------------
+async def test_recovery_with_uvicorn_and_the_python_client(start_node):
+    nodes = [await start_node(), await start_node()]
+    servers, urls = [], []
+    for node in nodes:
+        config = uvicorn.Config(
+            socketio.ASGIApp(node.sio), port=0, log_level="warning", lifespan="off", ws="websockets-sansio"
+        )
+        server = uvicorn.Server(config)
+        task = asyncio.create_task(server.serve())
+        await until(lambda server=server: server.started)
+        servers.append((server, task))
+        urls.append(f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}")
+    client = AsyncClient(reconnection_delay=0.01, randomization_factor=0)
+    got, back = [], asyncio.Event()
+
+    @client.on("e")
+    async def on_e(value):
+        got.append(value)
+
+    @client.event
+    async def connect():
+        back.set()
+
+    try:
+        await client.connect(urls[0], transports=["websocket"])
+        sid = client.get_sid()
+        await nodes[1].sio.emit("e", 1)
+        await until(lambda: got == [1])
+        back.clear()
+        client.connection_url = urls[1]
+        await client.eio.ws.close()
+        await nodes[0].sio.emit("e", 2)
+        await asyncio.wait_for(back.wait(), 20)
+        await nodes[0].sio.emit("e", 3)
+        await until(lambda: len(got) >= 3)
+        assert client.recovered() and client.get_sid() == sid and got == [1, 2, 3]
+    finally:
+        await client.disconnect()
+        for server, task in servers:
+            server.should_exit = True
+            await task

@@ -1,0 +1,143 @@
+"""Backends terminated in the middle of a stream: nothing lost, nothing twice, and an emit that fails says so."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+
+import pytest
+
+from sio_pg_adapter import StoreUnavailable
+from sio_pg_adapter.log import Unsure
+
+PACE = 1 / 200  # seconds between two emits: the rate of case 85
+OF_NODES = "backend_type = 'client backend' AND datname = current_database() AND pid <> pg_backend_pid()"
+LISTENING = OF_NODES + " AND application_name LIKE '%listen%'"
+OTHERS = OF_NODES + " AND application_name NOT LIKE '%listen%'"
+
+
+async def terminate(db, which: str) -> int:
+    return await db.fetchval(f"SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE {which}")
+
+
+async def test_case_85_the_listeners_are_terminated_at_200_packets_a_second(start_node, db):
+    a, b = await start_node(), await start_node()
+    async with b.client() as wire:
+        ended = 0
+        for i in range(300):
+            await a.sio.emit("e", i)
+            if i % 60 == 30:
+                ended += await terminate(db, LISTENING)
+            await asyncio.sleep(PACE)
+        await a.sio.emit("end")
+        assert [args for _, args in await wire.events_until("end")] == list(range(300))
+    assert ended >= 5 and b.manager.listener.reconnects > 0
+
+
+async def test_case_85_what_came_while_nobody_listened_is_read_on_reconnect(start_node, db):
+    """No later ring helps: the last packet came while the LISTEN connection was away."""
+    a, b = await start_node(), await start_node()
+    async with b.client() as wire:
+        await b.manager.listener._disconnect()
+        await a.sio.emit("e", 1)
+        b.manager.listener._lost.set()
+        assert await wire.event() == ["e", 1]
+
+
+@pytest.mark.parametrize("which", [OTHERS, OF_NODES], ids=["writers and readers", "all"])
+async def test_an_emit_whose_backend_was_terminated_is_stored_once_or_raises(start_node, db, which):
+    a, b = await start_node(), await start_node()
+    raised = []
+
+    async def emit(node, i: int) -> None:
+        try:
+            await node.sio.emit("e", i)
+        except StoreUnavailable as e:
+            raised.append((i, e.may_be_stored))
+
+    async with b.client() as wire:
+        emits = []
+        ended = 0
+        for i in range(300):
+            emits.append(asyncio.create_task(emit((a, b)[i % 2], i)))
+            if i % 75 == 40:
+                ended += await terminate(db, which)
+            await asyncio.sleep(PACE)
+        await asyncio.gather(*emits)
+        await a.sio.emit("end")
+        got = [args for _, args in await wire.events_until("end")]
+
+    rows = await db.fetch('SELECT body FROM sio_packets WHERE kind = 0 AND body LIKE \'["e",%\' ORDER BY "offset"')
+    stored = [json.loads(row["body"])[1] for row in rows]
+    assert ended > 0
+    assert got == stored
+    assert len(stored) == len(set(stored))
+    unsure = {i for i, may_be_stored in raised if may_be_stored}
+    surely_not = {i for i, may_be_stored in raised if not may_be_stored}
+    assert not surely_not & set(stored)
+    assert set(range(300)) - set(stored) <= surely_not | unsure
+
+
+async def test_an_append_whose_answer_was_lost_is_not_stored_twice(start_store, db):
+    """The backend commits, and dies before its answer is read: the log is asked what it holds of the batch."""
+    store = await start_store()
+    await store.emit(body='["before"]')
+    held = await store.open()
+    backend = store.log._backend[0]
+    send, lost = store.log._send, []
+
+    async def send_and_lose(connection, *args):
+        if lost:
+            return await send(connection, *args)
+        lost.append(True)
+        on_appended, store.log._on_appended = store.log._on_appended, lambda *_: None
+        last = store.log._last
+        await send(connection, *args)
+        store.log._on_appended, store.log._last = on_appended, last
+        await db.fetchval("SELECT pg_terminate_backend($1)", backend)
+        raise Unsure("the answer did not come")
+
+    store.log._send = send_and_lose
+    batch = [store.emit(body='["a"]'), store.move(1, "s", "x"), store.emit(body='["b"]')]
+    offsets = await asyncio.gather(*batch)
+    rows = await db.fetch('SELECT "offset", kind, body FROM sio_packets ORDER BY "offset"')
+    assert [row["body"] for row in rows if row["kind"] == 0] == ['["before"]', '["a"]', '["b"]']
+    assert offsets == [row["offset"] for row in rows[1:]]
+    assert await store.sessions.rooms("/", "s") == ["x"] and held
+
+
+async def test_a_database_that_is_away_raises_and_says_that_nothing_was_stored(start_node, db, pg_admin, monkeypatch):
+    monkeypatch.setattr("sio_pg_adapter.log.GIVE_UP_AFTER", 0.0)
+    node = await start_node()
+    name = await db.fetchval("SELECT current_database()")
+    pg_admin.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS false')
+    try:
+        await terminate(db, OF_NODES)
+        outcomes = []
+        for _ in range(3):
+            try:
+                await node.sio.emit("e")
+            except StoreUnavailable as e:
+                outcomes.append(e.may_be_stored)
+        assert outcomes and outcomes[-1] is False
+        assert await db.fetchval("SELECT count(*) FROM sio_packets WHERE kind = 0") <= 3 - len(outcomes)
+        assert (await node.manager.health()).ok is False
+    finally:
+        pg_admin.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS true')
+
+
+async def test_the_node_goes_on_when_the_database_is_back(start_node, db, pg_admin):
+    node = await start_node()
+    name = await db.fetchval("SELECT current_database()")
+    async with node.client() as wire:
+        pg_admin.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS false')
+        await terminate(db, OF_NODES)
+        emit = asyncio.create_task(node.sio.emit("e", 1))
+        began = time.monotonic()
+        while node.manager.listener.connected and time.monotonic() < began + 20:
+            await asyncio.sleep(0.01)
+        pg_admin.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS true')
+        await emit
+        await node.sio.emit("e", 2)
+        assert [await wire.event(), await wire.event()] == [["e", 1], ["e", 2]]

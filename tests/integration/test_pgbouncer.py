@@ -1,0 +1,201 @@
+"""Queries through PgBouncer, LISTEN beside it. Servers are handed out in turn, so that nothing of a session lasts
+from one transaction to the next even where a test runs alone."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import asyncpg
+import psycopg
+import pytest
+from psycopg.conninfo import conninfo_to_dict
+
+from sio_pg_adapter import ConfigurationError, StoreUnavailable, migrate
+from sio_pg_adapter.pruner import prune_once
+
+SETTINGS = """
+[databases]
+{database} = {target}
+[pgbouncer]
+listen_addr = 127.0.0.1
+listen_port = {port}
+unix_socket_dir =
+auth_type = any
+pool_mode = {mode}
+default_pool_size = 8
+min_pool_size = 4
+server_round_robin = 1
+{more}
+"""
+
+Bouncer = Callable[..., AbstractContextManager[str]]
+
+
+@pytest.fixture
+def bouncer(pg_dsn: str) -> Bouncer:
+    """A PgBouncer before the test's database, for the time of a `with`, which gives the DSN through it."""
+    program = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
+    if program is None:
+        message = "pgbouncer is not on the path: apt-get install pgbouncer"
+        if os.environ.get("CI") == "true":
+            pytest.fail(message)
+        pytest.skip(message)
+
+    @contextlib.contextmanager
+    def start(mode: str = "transaction", dsn: str = pg_dsn, more: str = "") -> Iterator[str]:
+        at = conninfo_to_dict(dsn)
+        target = " ".join(f"{k}={at[k]}" for k in ("host", "port", "user", "password") if k in at)
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+        directory = Path(tempfile.mkdtemp(prefix="siopg-bouncer-"))
+        directory.chmod(0o755)  # it refuses to run as root, and must read this as somebody else
+        settings = directory / "pgbouncer.ini"
+        settings.write_text(
+            SETTINGS.format(database=at["dbname"], target=target, port=port, mode=mode, more=more), encoding="utf-8"
+        )
+        user = "nobody" if os.geteuid() == 0 else None
+        process = subprocess.Popen([program, "-q", settings], user=user, stderr=subprocess.PIPE)
+        through = f"postgresql://app@127.0.0.1:{port}/{at['dbname']}"
+        try:
+            for _ in range(500):
+                try:
+                    psycopg.connect(through, connect_timeout=5).close()
+                    break
+                except psycopg.OperationalError:
+                    assert process.poll() is None, process.stderr.read()
+            yield through
+        finally:
+            process.kill()  # SIGTERM would wait for clients
+            process.communicate()
+            shutil.rmtree(directory)
+
+    return start
+
+
+async def test_case_90_queries_through_it_and_listen_beside_it(start_node, bouncer, pg_dsn):
+    with bouncer() as dsn:
+        options = {"dsn": dsn, "manager": {"listen_dsn": pg_dsn}}
+        a, b = await start_node(**options), await start_node(**options)
+        assert a.manager.database.pooled
+
+        async with a.client() as wire, b.client() as other:
+            await b.sio.enter_room(wire.sid, "r")
+            await b.sio.save_session(wire.sid, {"user": 7})
+            await asyncio.gather(*(node.sio.emit("e", i, room="r") for i in range(50) for node in (a, b)))
+            await b.sio.emit("large", "x" * 100_000, room="r")
+            await b.sio.emit("end", room="r")
+            got = await wire.events_until("end")
+            assert sorted(args for name, args in got if name == "e") == sorted([*range(50), *range(50)])
+            assert got[-1] == ["large", "x" * 100_000]
+
+            await b.sio.emit("now", volatile=True, room="r")
+            assert await wire.recv() == '2["now",null]'
+            asked = asyncio.create_task(b.sio.call("q", 1, to=wire.sid, timeout=10))
+            question = await wire.recv()
+            number = question[1 : question.index("[")]
+            wire.send(f"3{number}[42]")
+            assert await asked == 42
+
+            await wire.drop()
+            await asyncio.gather(*(b.sio.emit("missed", i, room="r") for i in range(30)))
+            async with b.client(pid=wire.pid, offset=wire.offset) as again:
+                assert again.sid == wire.sid
+                assert [await again.event() for _ in range(30)] == [["missed", i] for i in range(30)]
+                assert await b.sio.get_session(again.sid) == {"user": 7}
+                await a.sio.disconnect(again.sid)
+                assert await again.recv() == "1"
+            assert other.waiting() == []
+
+
+async def test_case_90_listen_through_it_is_refused_at_the_start(start_node, bouncer, monkeypatch):
+    monkeypatch.setattr("sio_pg_adapter.pooler.HEARS_WITHIN", 0.5)
+    with bouncer() as dsn:
+        for options in ({"dsn": dsn}, {"manager": {"listen_dsn": dsn}}):
+            with pytest.raises(ConfigurationError, match="listen_dsn="):
+                await start_node(**options)
+        async with asyncpg.create_pool(dsn, min_size=0, statement_cache_size=0) as pool:
+            with pytest.raises(ConfigurationError, match="listen_dsn="):
+                await start_node(dsn=None, manager={"pool": pool})
+
+
+async def test_case_90_a_pool_of_the_applications_through_it(start_node, bouncer, pg_dsn):
+    with bouncer() as dsn:
+        async with asyncpg.create_pool(dsn, min_size=0, statement_cache_size=0) as pool:
+            a = await start_node(dsn=None, manager={"pool": pool, "listen_dsn": pg_dsn})
+            b = await start_node()
+            assert a.manager.database.pooled and not b.manager.database.pooled
+            async with a.client() as one, b.client() as two:
+                for i in range(20):
+                    await (a, b)[i % 2].sio.emit("e", i)
+                for wire in (one, two):
+                    assert [await wire.event() for _ in range(20)] == [["e", i] for i in range(20)]
+            await a.sio.shutdown()
+
+
+async def test_listen_through_session_mode_works(start_node, bouncer):
+    with bouncer("session", more="ignore_startup_parameters = extra_float_digits") as dsn:
+        a, b = await start_node(dsn=dsn), await start_node(dsn=dsn)
+        async with b.client() as wire:
+            await a.sio.emit("e", 1)
+            assert await wire.event() == ["e", 1]
+
+
+async def test_a_commit_lost_behind_it_may_be_stored_and_is_not_repeated(start_node, bouncer, pg_dsn, db):
+    """Its backend cannot be named, so it cannot be ended: it might still commit after anything that is tried."""
+    with bouncer() as dsn:
+        node = await start_node(dsn=dsn, manager={"listen_dsn": pg_dsn})
+        async with node.client() as wire:
+            async with db.transaction():
+                await db.execute("LOCK TABLE sio_lock IN EXCLUSIVE MODE")
+                emit = asyncio.create_task(node.sio.emit("lost"))
+                waiting = (
+                    "SELECT pid FROM pg_locks WHERE relation = 'sio_lock'::regclass AND NOT granted"
+                    " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+                )
+                while not (pid := await db.fetchval(waiting)):
+                    await asyncio.sleep(0.01)
+                await db.execute("SELECT pg_terminate_backend($1)", pid)
+                with pytest.raises(StoreUnavailable) as error:
+                    await emit
+                assert error.value.may_be_stored
+            await node.sio.emit("next")
+            assert await wire.event() == ["next"]
+        bodies = [json.loads(row["body"]) for row in await db.fetch("SELECT body FROM sio_packets WHERE kind = 0")]
+        assert bodies == [["next"]]
+
+
+async def test_the_node_goes_on_when_the_pooler_was_restarted(start_node, bouncer, pg_dsn):
+    with contextlib.ExitStack() as first:
+        dsn = first.enter_context(bouncer())
+        port = conninfo_to_dict(dsn)["port"]
+        node = await start_node(dsn=dsn, manager={"listen_dsn": pg_dsn})
+        async with node.client() as wire:
+            await node.sio.emit("e", 1)
+            first.close()
+            with bouncer(more=f"listen_port = {port}"):
+                for i in range(2, 4):
+                    with contextlib.suppress(StoreUnavailable):
+                        await node.sio.emit("e", i)
+                await node.sio.emit("end")
+                assert (await wire.events_until("end"))[0] == ["e", 1]
+                await node.sio.shutdown()
+
+
+async def test_migrate_and_prune_through_it(bouncer, pg_empty_dsn):
+    with bouncer(dsn=pg_empty_dsn, more="min_pool_size = 0\ndefault_pool_size = 2") as dsn:
+        command = [sys.executable, "-m", "sio_pg_adapter", "migrate", "--dsn", dsn, "--schema"]
+        for schema in ("a", "b", "c"):  # each a process, as after each deployment: whose names all begin anew
+            await asyncio.to_thread(subprocess.run, [*command, schema], check=True, capture_output=True)
+            assert (await prune_once(dsn, schema=schema)).packets == 0
+        await asyncio.to_thread(migrate.downgrade, dsn, schema="a")

@@ -1,0 +1,237 @@
+"""Retention: by the clock of the database, which the tests shift in the rows, and with a floor for each room."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+
+import asyncpg
+import pytest
+
+from sio_pg_adapter.pruner import Pruned, Pruner, prune_once
+from sio_pg_adapter.queries import Queries
+from sio_pg_adapter.records import Kind
+
+QUERIES = Queries("public")
+
+
+async def age(db, upto: int | None = None, hours: float = 1.0) -> None:
+    """Records up to an offset are older than they are."""
+    await db.execute(
+        'UPDATE sio_packets SET created_at = created_at - make_interval(secs => $1) WHERE "offset" <= $2',
+        hours * 3600.0,
+        (1 << 62) if upto is None else upto,
+    )
+
+
+async def kept(db) -> list[int]:
+    return [row[0] for row in await db.fetch('SELECT "offset" FROM sio_packets ORDER BY 1')]
+
+
+async def floor(db) -> int:
+    return await db.fetchval("SELECT floor FROM sio_log")
+
+
+async def test_a_pass_with_nothing_to_do_writes_nothing(pg_dsn, store, db):
+    await store.emit()
+    await store.open()
+    await store.manager.aclose()  # a backend tells its counts at the latest when it ends
+    written = "SELECT sum(n_tup_ins + n_tup_upd + n_tup_del) FROM pg_stat_user_tables"
+    before = await db.fetchval(written)
+    assert await prune_once(pg_dsn) == Pruned()
+    assert await db.fetchval(written) == before
+
+
+async def test_case_54_expired_sessions_go_with_their_rooms(pg_dsn, store, db):
+    for sid in "abc":
+        held = await store.open(sid, sid)
+        await store.move(Kind.ENTER, sid, "x")
+        if sid != "a":
+            await store.sessions.release(held, seconds=60.0)
+    await db.execute("UPDATE sio_sessions SET expires_at = clock_timestamp() - interval '1 s' WHERE sid = 'b'")
+    assert await prune_once(pg_dsn) == Pruned(sessions=1)
+    assert [row[0] for row in await db.fetch("SELECT sid FROM sio_sessions ORDER BY 1")] == ["a", "c"]
+    assert await db.fetchval("SELECT count(*) FROM sio_rooms") == 2
+
+
+async def test_old_records_go_and_floors_tell_of_it(pg_dsn, store, db):
+    await store.open()
+    x = await store.emit("x")
+    xy = await store.emit("x", "y")
+    everybody = await store.emit()
+    await store.emit(namespace="/n", body='["e"]')
+    await store.move(Kind.ENTER, "s", "z")  # no packet: it loses nobody anything
+    new = await store.emit("x")
+    await age(db, new - 1)
+    assert await prune_once(pg_dsn) == Pruned(packets=5)
+    assert await kept(db) == [new] and await floor(db) == new - 1
+    floors = {(r[0], r[1]): r[2] for r in await db.fetch('SELECT namespace, room, "offset" FROM sio_room_floors')}
+    assert floors == {("/", "x"): xy, ("/", "y"): xy, ("/", ""): everybody, ("/n", ""): everybody + 1}
+    assert x < xy and await db.fetchval("SELECT count(*) FROM sio_packet_rooms") == 0
+    assert (await store.reader.range(0, 10))[0] == new - 1
+
+
+async def test_a_young_record_keeps_those_behind_it_however_old(pg_dsn, store, db):
+    """A clock that went back: offsets, not times, are the order."""
+    old, young, older = await store.emit(), await store.emit(), await store.emit()
+    await age(db, old)
+    await db.execute("UPDATE sio_packets SET created_at = created_at - interval '1 day' WHERE \"offset\" = $1", older)
+    assert await prune_once(pg_dsn) == Pruned(packets=1)
+    assert await kept(db) == [young, older]
+
+
+async def test_records_are_kept_for_the_longest_window_of_the_nodes(pg_dsn, start_node, db):
+    long = await start_node(recovery={"max_disconnection_duration": 7_200})
+    await start_node(recovery={"max_disconnection_duration": 1})
+    await long.sio.emit("e")
+    await age(db, hours=1.9)
+    assert await prune_once(pg_dsn) == Pruned()
+    await long.sio.shutdown()  # in order: its clients may come back elsewhere, so its window still counts
+    assert await prune_once(pg_dsn) == Pruned()
+    await age(db, hours=1)
+    assert await prune_once(pg_dsn) == Pruned(packets=1)
+
+
+async def test_math_inf_keeps_all(pg_dsn, start_node, db):
+    node = await start_node(recovery={"max_disconnection_duration": math.inf})
+    async with node.client() as wire:
+        await wire.drop()
+        await node.sio.emit("e", 1)
+        await age(db, hours=1e5)
+        assert await prune_once(pg_dsn) == Pruned()
+        async with node.client(pid=wire.pid) as again:
+            assert again.sid == wire.sid and await again.event() == ["e", 1]
+
+
+async def test_case_24_a_quiet_client_recovers_when_its_rooms_lost_nothing(pg_dsn, store, db):
+    held = await store.open()
+    await store.move(Kind.ENTER, "s", "mine")
+    seen = await store.emit("mine")
+    await store.emit("elsewhere")
+    await store.emit("s", skip=("s",))  # deleted in its own room: that it was skipped is not known any more
+    await age(db)
+    await prune_once(pg_dsn)
+    await store.emit("mine")
+    assert (await store.claim(after=seen)).lost is True
+    assert held.generation == 1
+
+
+async def test_case_24_at_the_floor_of_other_rooms_nothing_is_lost(pg_dsn, store, db):
+    await store.open()
+    await store.move(Kind.ENTER, "s", "mine")
+    seen = await store.emit("mine")
+    for _ in range(3):
+        await store.emit("elsewhere")
+        await store.emit(namespace="/n")
+    await age(db)
+    await prune_once(pg_dsn)
+    assert await floor(db) > seen
+    claimed = await store.claim(after=seen)
+    assert claimed.lost is False and claimed.memberships.current() == ["mine"]
+
+
+@pytest.mark.parametrize("room", ["", "s", "mine"])
+async def test_case_50_what_was_deleted_above_the_offset_is_lost(pg_dsn, store, db, room):
+    await store.open()
+    await store.move(Kind.ENTER, "s", "mine")
+    seen = await store.emit(room)
+    missed = await store.emit(room)
+    await age(db, seen)
+    await prune_once(pg_dsn)
+    assert (await store.claim(after=seen)).lost is False
+    await age(db, missed)
+    await prune_once(pg_dsn)
+    claimed = await store.claim(after=seen)
+    assert claimed.lost is True
+    assert (await store.claim(after=missed)).lost is False
+
+
+async def test_a_replay_that_retention_overtakes_is_told(pg_dsn, store, db):
+    held = await store.open()
+    first, _ = await store.emit(), await store.emit()
+    assert (await store.sessions.page(held, 0, 1)).records[0].offset == first
+    await age(db)
+    await prune_once(pg_dsn)
+    assert (await store.sessions.page(held, first, 1)).lost is True
+
+
+async def test_a_cursor_that_retention_overtakes_is_cut_and_exact(start_node, db, pg_dsn, expected_errors):
+    """Case 88: the node could not read for longer than records are kept; its clients come back, none with a hole."""
+    expected_errors.append("retention deleted records that this node had not read")
+    a, b = await start_node(), await start_node()
+    async with b.client() as wire:
+        await a.sio.emit("e", 1)
+        assert await wire.event() == ["e", 1]
+        hear = b.manager.listener._on_message
+        b.manager.listener._on_message = lambda *_: None
+        await a.sio.emit("e", 2)
+        await age(db)
+        assert (await prune_once(pg_dsn)).packets > 0
+        await a.sio.emit("e", 3)
+        b.manager.listener._on_message = hear
+        b.manager.dispatcher.ring()
+        assert await wire.rest() == []
+        async with b.client(pid=wire.pid, offset=wire.offset) as again:
+            assert again.sid != wire.sid
+
+
+async def test_large_bodies_go_with_their_records_and_orphans_after_an_hour(pg_dsn, store, db):
+    await store.emit(body='["e","' + "x" * 100_000 + '"]')
+    assert await db.fetchval("SELECT count(*) FROM sio_attachments") == 1
+    await age(db)
+    await prune_once(pg_dsn)
+    assert await db.fetchval("SELECT count(*) FROM sio_attachments") == 0
+    insert = "INSERT INTO sio_attachments VALUES (gen_random_uuid(), '', $1, clock_timestamp() - $2::text::interval)"
+    for ephemeral, since in [(True, "1 min"), (True, "3 min"), (False, "30 min"), (False, "2 h")]:
+        await db.execute(insert, ephemeral, since)
+    await store.emit(body='["e","' + "x" * 100_000 + '"]')
+    await db.execute("UPDATE sio_attachments SET created_at = created_at - interval '2 h' WHERE length(data) > 1")
+    await prune_once(pg_dsn)
+    left = await db.fetch("SELECT ephemeral, length(data) > 1 FROM sio_attachments ORDER BY 1, 2")
+    assert [tuple(row) for row in left] == [(False, False), (False, True), (True, False)]
+
+
+async def test_one_node_deletes_at_a_time_and_nobody_waits_for_it(pg_dsn, store, db):
+    await store.emit()
+    await age(db)
+    other = await asyncpg.connect(pg_dsn)
+    try:
+        async with other.transaction():
+            assert await other.fetchval(QUERIES["trim"], 300.0, 10) == 1
+            assert await db.fetchval(QUERIES["trim"], 300.0, 10) == 0
+            assert await store.emit()  # an append does not wait for it either
+    finally:
+        await other.close()
+
+
+async def test_short_batches_end_at_the_same_floor(store, db, monkeypatch):
+    monkeypatch.setattr("sio_pg_adapter.pruner.BATCH", 3)
+    offsets = [await store.emit(str(i % 2)) for i in range(10)]
+    for sid in "abcdefg":
+        await store.sessions.release(await store.open(sid, sid), seconds=0.0)
+    await age(db, offsets[7])
+    pruned = await Pruner(store.manager.database).prune()
+    assert pruned == Pruned(sessions=7, packets=8)
+    assert await kept(db) == offsets[8:] and await floor(db) == offsets[7]
+
+
+async def test_many_pruners_at_once_delete_each_row_once(pg_dsn, store, db):
+    for i in range(50):
+        await store.emit()
+        await store.sessions.release(await store.open(str(i), str(i)), seconds=0.0)
+    await age(db)
+    done = await asyncio.gather(*(prune_once(pg_dsn) for _ in range(4)))
+    assert sum(p.sessions for p in done) == 50
+    assert sum(p.packets for p in done) == 50
+    assert await kept(db) == [] and await db.fetchval("SELECT count(*) FROM sio_sessions") == 0
+
+
+async def test_a_node_starts_at_the_head_of_an_emptied_log(pg_dsn, store, start_node, db):
+    last = await store.emit()
+    await age(db)
+    await prune_once(pg_dsn)
+    node = await start_node()
+    assert node.manager.dispatcher.cursor == last
+    async with node.client() as wire:
+        await node.sio.emit("e")
+        assert await wire.event() == ["e"]
