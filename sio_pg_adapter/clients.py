@@ -106,7 +106,9 @@ class Client:
             return True
         if self.queued > limit.bytes:  # since the last count: what was sent meanwhile is not known, so count
             sizes = [len(frame.data or "") for frame in list(queue._queue) if frame is not None]  # noqa: SLF001
-            self.queued = sum(sizes) - max(sizes, default=0)  # one that is large by itself is no fault of the client's
+            self.queued = sum(sizes) - max(
+                sizes, default=0
+            )  # one that is large is no fault of its
         return self.queued > limit.bytes
 
     def put_behind_replay(self, frames: list[Frame]) -> None:

@@ -120,7 +120,7 @@ class Connect:
         database = self._manager.database
         presented = read_auth(self._presented_auth, self._namespace, database.codec)
         if presented.rejected == FOREIGN and database.epochs_may_be_stale():
-            await database.load_epochs()  # of an epoch that another node has begun, perhaps
+            await self._manager.check_history()  # of an epoch that another node has begun, perhaps
             presented = read_auth(self._presented_auth, self._namespace, database.codec)
         return presented
 
@@ -249,10 +249,10 @@ class Connect:
     async def _take_over(self, client: Client, session: Claimed) -> None:
         """Where a connection still held the session, let it end first: its disconnect handler runs before our
         connect handler, and what it saves there counts. No longer than two seconds."""
-        if session.holder is None:
+        if session.former is None:
             return
         manager = self._manager
-        key = (session.id, session.generation - 1)
+        key = (session.id, session.former)
         event = manager.released(key)
         leaving = self._server.leaving.get((client.namespace, client.sid))
         waiting = [asyncio.ensure_future(event.wait())]
@@ -264,6 +264,7 @@ class Connect:
             for task in waiting:
                 task.cancel()
             manager.forget_released(key)
+        self._check(client)
         data = await manager.sessions.settle(self._held(client))
         if data is None:
             raise Lost
@@ -334,7 +335,8 @@ class Connect:
 
     # -- out -------------------------------------------------------------------------------------------------
     def _held(self, client: Client) -> Held:
-        assert client.held is not None
+        if client.held is None:
+            raise Lost  # kicked meanwhile
         return client.held
 
     async def _send(self, pkt: packet.Packet) -> None:

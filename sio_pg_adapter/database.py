@@ -194,7 +194,7 @@ class Database:
                 async with self.reader.use() as connection:
                     if not await connection.fetchval(self.queries["in_history"]):
                         await connection.execute(self.queries["check_epoch"])
-                await self.load_epochs()
+                self.codec = await self.read_epochs()
             except BaseException:
                 await self.close()
                 raise
@@ -308,11 +308,11 @@ class Database:
         make this node read them each time."""
         return time.monotonic() - self._epochs_read_at > EPOCHS_FRESH
 
-    async def load_epochs(self) -> None:
-        """Learn the histories of the log, with the keys of their offsets."""
+    async def read_epochs(self) -> OffsetCodec:
+        """The histories of the log, with the keys of their offsets."""
         self._epochs_read_at = time.monotonic()
         rows = await self.fetch("epochs")
-        self.codec = OffsetCodec(Epoch(r["epoch"], r["key"], r["ended"]) for r in rows)
+        return OffsetCodec(Epoch(r["epoch"], r["key"], r["ended"]) for r in rows)
 
     # -- reads on the kept connection ----------------------------------------------------------------
     async def fetch(self, query: str, *args: object) -> list[asyncpg.Record]:

@@ -14,7 +14,7 @@ import secrets
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -358,10 +358,14 @@ def record_of(row: asyncpg.Record) -> Record:
 
 
 class LogReader:
-    """Reads the log in order."""
+    """Reads the log in order.
 
-    def __init__(self, database: Database) -> None:
+    :param on_epoch: awaited when there are records of an epoch that is not known here, before they are applied.
+    """
+
+    def __init__(self, database: Database, on_epoch: Callable[[], Awaitable[None]]) -> None:
         self._database = database
+        self._on_epoch = on_epoch
 
     async def head(self) -> int:
         """The offset of the last record, or the floor."""
@@ -377,8 +381,8 @@ class LogReader:
         return self._database.codec.known(offset)
 
     async def learn(self) -> None:
-        """Read which epochs there are."""
-        await self._database.load_epochs()
+        """An epoch has begun that is not known here."""
+        await self._on_epoch()
 
     async def whole(self, record: Record) -> Record:
         """The record with its body, where that was written apart."""

@@ -169,10 +169,10 @@ class AsyncPostgresManager(AsyncManager):
         await self.database.open()
         self.node = uuid.uuid4().hex
         self.channel = "sio_" + secrets.token_hex(20)
-        self.dispatcher = Dispatcher(LogReader(self.database), self._apply, self._on_hole)
+        self.log_reader = LogReader(self.database, self.check_history)
+        self.dispatcher = Dispatcher(self.log_reader, self._apply, self._on_hole)
         self.log = LogWriter(self.database, self._on_appended, self.node)
         self.sessions = Sessions(self.database, self.log, self.node)
-        self.log_reader = LogReader(self.database)
         self.delivery = Delivery(
             self,
             lambda: self.database.codec,
@@ -190,6 +190,7 @@ class AsyncPostgresManager(AsyncManager):
         self.pruner = Pruner(self.database, self._expiry_handlers())
         self.presence: Presence | None = None if self.write_only else self._presence()
         self._released: OrderedDict[tuple[int, int], asyncio.Event] = OrderedDict()
+        self._checking = asyncio.Lock()
         try:
             self.log.start()
             if not self.write_only:
@@ -289,24 +290,43 @@ class AsyncPostgresManager(AsyncManager):
     async def _on_listening(self, connection: Connection) -> None:
         assert self.presence is not None
         back = await self.presence.show(connection)
-        await self._check_history()
+        await self.check_history()
         self.dispatcher.ring()  # what was notified before this connection listened was not heard
         if back.died:  # taken for dead: sessions may have run out. Claims of others are in the log
-            held = await self.presence.held()
-            for client in [c for of in self.clients.by_sid.values() for c in of.values()]:
-                if client.held is not None and (client.held.id, client.held.generation) not in held:
-                    self.on_taken(client)
+            await self._drop_unheld()
 
-    async def _check_history(self) -> None:
-        """After a reconnect the log may be another one: restored, or of a standby that lost commits."""
-        former = self.database.codec
-        if not await self.database.fetch_value("in_history"):
-            await self.database.fetch("check_epoch")
-        await self.database.load_epochs()
-        if self.dispatcher.cursor and not former.same_history(self.dispatcher.cursor, self.database.codec):
+    async def check_history(self) -> None:
+        """After a reconnect, or with a new epoch, the log may be another one: restored, truncated, or of a standby
+        that has not got the last commits.
+
+        What this node applied of a history that is lost, no other node knows of: its clients' sessions are over.
+        Where its cursor is good, a session may still be lost that was opened after it.
+        """
+        async with self._checking:
+            if not await self.database.fetch_value("in_history"):
+                await self.database.fetch("check_epoch")
+            codec, former = await self.database.read_epochs(), self.database.codec
+            if codec.epochs == former.epochs:
+                return
+            cursor = self.dispatcher.cursor
+            if not cursor or former.same_history(cursor, codec):
+                self.database.codec = codec
+                await self._drop_unheld()
+                return
             self._get_logger().error("the log is of another history: this node's clients are closed, to come back")
+            held = [c.held for of in self.clients.by_sid.values() for c in of.values() if c.held is not None]
+            await asyncio.gather(*(self.sessions.end(one) for one in held))
+            self.database.codec = codec
             self.dispatcher.jump(await self.log_reader.head())
             self._close_all()
+
+    async def _drop_unheld(self) -> None:
+        """Close the clients whose sessions are not this node's any more, or not at all."""
+        clients = [c for of in self.clients.by_sid.values() for c in of.values() if c.held is not None]
+        stored = await self.presence.held() if clients and self.presence is not None else set()
+        for client in clients:
+            if client.held is not None and (client.held.id, client.held.generation) not in stored:
+                self.on_taken(client)
 
     def _close_all(self) -> None:
         for client in [c for of in self.clients.by_sid.values() for c in of.values()]:

@@ -52,12 +52,13 @@ class Presence:
                 while await connection.fetch(queries["end_backend"], *self._backend, timeout=QUERY_TIMEOUT):
                     await asyncio.sleep(0.02)  # ended, but not gone yet
             back = await connection.fetch(queries["node_back"], self._row[0], timeout=QUERY_TIMEOUT)
-            number = await connection.fetchval(queries["node_start"], *self._row, timeout=QUERY_TIMEOUT)
-            if not await connection.fetchval(queries["node_lock"], number, timeout=QUERY_TIMEOUT):
+            node = await connection.fetchrow(queries["node_start"], *self._row, timeout=QUERY_TIMEOUT)
+            if not await connection.fetchval(queries["node_lock"], node["number"], timeout=QUERY_TIMEOUT):
                 raise StoreUnavailable("another role holds the advisory lock that shows that this node lives")
             row = await connection.fetchrow(queries["backend"], timeout=QUERY_TIMEOUT)
-            self._backend = (row["pid"], row["backend_start"])
-        return Return(died=bool(back) and back[0]["died_at"] is not None)
+            was_here, self._backend = self._backend is not None, (row["pid"], row["backend_start"])
+        forgotten = was_here and node["is_new"]
+        return Return(died=forgotten or (bool(back) and back[0]["died_at"] is not None))
 
     async def held(self) -> set[tuple[int, int]]:
         """The sessions that the store has as this node's, by id and generation."""

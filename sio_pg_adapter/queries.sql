@@ -104,7 +104,7 @@ SELECT count(pg_notify(channel, payload)) FROM unnest($1::text[], $2::text[]) AS
 INSERT INTO sio.sio_nodes (id, channel, role, recovery_seconds, margin_seconds)
 SELECT $1::uuid, $2::text, r.oid, $3::double precision, $4::double precision
 FROM pg_catalog.pg_roles r WHERE r.rolname = session_user
-ON CONFLICT (id) DO UPDATE SET missed_at = NULL RETURNING number
+ON CONFLICT (id) DO UPDATE SET missed_at = NULL RETURNING number, xmax = 0 AS is_new
 
 -- name: node_lock
 -- Show that this node lives, for as long as the connection does.

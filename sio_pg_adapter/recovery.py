@@ -141,7 +141,7 @@ class Memberships:
 class Claimed:
     """A session as the store had it when it was claimed, as of the claim's own offset.
 
-    :ivar holder: the node that held it, ``None`` where the client was away.
+    :ivar former: the generation of the connection that still holds it; ``None`` where the client was away.
     :ivar missed: how many packets it is due; exact where that could be over the cap.
     :ivar lost: retention deleted something that it may be due.
     """
@@ -150,7 +150,7 @@ class Claimed:
     sid: str
     generation: int
     data: str
-    holder: str | None
+    former: int | None
     offset: int
     missed: int
     lost: bool
@@ -166,7 +166,7 @@ class Claimed:
             sid=value["sid"],
             generation=value["generation"],
             data=value["data"],
-            holder=value["holder"],
+            former=value["former"],
             offset=value["offset"],
             missed=value["missed"],
             lost=value["lost"],

@@ -98,9 +98,10 @@ def metadata_in(schema: str | None) -> MetaData:
         Column("parts", LargeBinary),
         Column("attachment", Uuid),
         Column("carried", Text),
+        Column("put_off", Boolean, nullable=False, server_default=text("true")),
         prefixes=["UNLOGGED"],
         comment="Events of transactions that are under way, as in sio_packets; always empty to others. carried: what "
-        "the notification brings along.",
+        "the notification brings along. put_off: the application has its constraints IMMEDIATE.",
     )
     return made
 
@@ -187,14 +188,14 @@ def _sessions(made: MetaData) -> None:
     sessions = Table(
         "sio_sessions",
         made,
-        Column("id", BigInteger, Identity(always=True)),
+        Column("id", BigInteger, autoincrement=False),
         Column("pid_hash", LargeBinary, nullable=False),
         Column("namespace", Text, nullable=False),
         Column("sid", Text, nullable=False),
         Column("data", Text, nullable=False, server_default=text("'{}'::text")),
         Column("node", Uuid),
         Column("generation", BigInteger, nullable=False, server_default=text("1")),
-        Column("settled", Boolean, nullable=False, server_default=text("true")),
+        Column("settled", BigInteger, nullable=False, server_default=text("1")),
         Column("start_offset", BigInteger, nullable=False),
         Column("created_at", _TIME, nullable=False, server_default=_NOW),
         Column("expires_at", _TIME),

@@ -317,10 +317,11 @@ class AsyncServer(socketio.AsyncServer):
 
     async def _say_goodbye(self) -> None:
         """Close all connections in the way after which clients come back, elsewhere, to their sessions."""
-        await asyncio.gather(*(hang_up(self, eio_sid) for eio_sid in list(self.eio.sockets)), return_exceptions=True)
-        leaving = [asyncio.ensure_future(client.gone.wait()) for client in self.leaving.values()]
-        if leaving:
-            _, late = await asyncio.wait(leaving, timeout=GOODBYE_WAIT)
+        closing: list[asyncio.Task[Any]]
+        closing = [asyncio.create_task(hang_up(self, eio_sid)) for eio_sid in list(self.eio.sockets)]
+        closing += [asyncio.create_task(client.gone.wait()) for client in self.leaving.values()]
+        if closing:
+            _, late = await asyncio.wait(closing, timeout=GOODBYE_WAIT)
             for task in late:
                 task.cancel()
 

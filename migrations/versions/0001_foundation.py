@@ -103,14 +103,14 @@ TABLES = (
     """COMMENT ON TABLE {s}.sio_nodes IS 'Server processes. A node that lives holds a shared advisory lock on (oid of this table, number), by a backend of its role. recovery_seconds: max_disconnection_duration, null for ever. margin_seconds: how long a drop may go unnoticed, and a replay last. missed_at: first look that found no lock; died_at: the second.'""",
     """
     CREATE TABLE {s}.sio_sessions (
-        id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+        id bigint PRIMARY KEY,
         pid_hash bytea NOT NULL UNIQUE,
         namespace text NOT NULL,
         sid text NOT NULL,
         data text NOT NULL DEFAULT '{{}}',
         node uuid,
         generation bigint NOT NULL DEFAULT 1,
-        settled boolean NOT NULL DEFAULT true,
+        settled bigint NOT NULL DEFAULT 1,
         start_offset bigint NOT NULL,
         created_at timestamptz NOT NULL DEFAULT clock_timestamp(),
         expires_at timestamptz,
@@ -119,7 +119,7 @@ TABLES = (
         UNIQUE (namespace, sid)
     ) WITH (fillfactor = 70)
     """,
-    """COMMENT ON TABLE {s}.sio_sessions IS 'One row a session, from its CONNECT to its end. node: who holds it, null while the client is away; generation: raised by each claim; settled: false while a claim waits for the former holder; expires_at: null while it is held. told_by: the node that calls the expiry handler.'""",
+    """COMMENT ON TABLE {s}.sio_sessions IS 'One row a session, from its CONNECT to its end. id: the first 60 bits of pid_hash, so that one that was lost is not issued again. node: who holds it, null while the client is away; generation: raised by each claim; settled: the generation of the holder whose writes count, lower than generation while a claim waits for it; expires_at: null while it is held. told_by: the node that calls the expiry handler.'""",
     """CREATE INDEX sio_sessions_expires ON {s}.sio_sessions (expires_at) WHERE expires_at IS NOT NULL""",
     """CREATE INDEX sio_sessions_node ON {s}.sio_sessions (node) WHERE node IS NOT NULL""",
     """
@@ -376,8 +376,8 @@ FUNCTIONS = (
     LANGUAGE plpgsql AS $$
     DECLARE v_session bigint; r record;
     BEGIN
-        INSERT INTO {s}.sio_sessions (pid_hash, namespace, sid, data, node, start_offset)
-        VALUES (decode(p_args->>'pid_hash', 'hex'), p_namespace, p_sid, coalesce(p_data, '{{}}'),
+        INSERT INTO {s}.sio_sessions (id, pid_hash, namespace, sid, data, node, start_offset)
+        VALUES (('x' || left(p_args->>'pid_hash', 15))::bit(60)::bigint, decode(p_args->>'pid_hash', 'hex'), p_namespace, p_sid, coalesce(p_data, '{{}}'),
                 (p_args->>'node')::uuid, (p_args->>'start')::bigint)
         ON CONFLICT (pid_hash) DO NOTHING
         RETURNING id INTO v_session;
@@ -418,7 +418,7 @@ FUNCTIONS = (
     LANGUAGE plpgsql AS $$
     DECLARE
         s {s}.sio_sessions; v_node uuid := (p_args->>'node')::uuid; v_at bigint; v_after bigint; v_missed bigint;
-        v_cap bigint := (p_args->>'missed')::bigint; n {s}.sio_nodes;
+        v_cap bigint := (p_args->>'missed')::bigint; n {s}.sio_nodes; v_held boolean := false;
     BEGIN
         SELECT * INTO s FROM {s}.sio_sessions
         WHERE pid_hash = decode(p_args->>'pid_hash', 'hex') AND namespace = p_namespace;
@@ -437,10 +437,12 @@ FUNCTIONS = (
             IF {s}.sio_runs_out(n.died_at, n.recovery_seconds) <= clock_timestamp() THEN
                 RETURN NULL;
             END IF;
+            v_held := {s}.sio_alive(n.number, n.role);
         END IF;
         v_at := {s}.sio_put(p_batch, 4, p_namespace, '', s.sid, s.generation + 1, v_node, NULL);
         UPDATE {s}.sio_sessions
-        SET generation = s.generation + 1, node = v_node, expires_at = NULL, settled = s.node IS NULL
+        SET generation = s.generation + 1, node = v_node, expires_at = NULL,
+            settled = CASE WHEN v_held THEN s.settled ELSE s.generation + 1 END
         WHERE id = s.id;
         v_after := greatest(v_after, s.start_offset);
         v_missed := v_at - v_after;  -- at the most: counted only where that may be over the cap
@@ -449,7 +451,7 @@ FUNCTIONS = (
         END IF;
         RETURN json_build_object(
             'id', s.id, 'sid', s.sid, 'generation', s.generation + 1, 'data', s.data, 'start', s.start_offset,
-            'holder', CASE WHEN {s}.sio_alive(n.number, n.role) THEN s.node END, 'offset', v_at, 'missed', v_missed, 'lost', {s}.sio_lost(s.id, v_after),
+            'former', CASE WHEN v_held THEN s.settled END, 'offset', v_at, 'missed', v_missed, 'lost', {s}.sio_lost(s.id, v_after),
             'rooms', (SELECT coalesce(json_agg(json_build_array(room, joined_at, left_at)), '[]')
                       FROM {s}.sio_rooms WHERE session = s.id));
     END $$
@@ -458,7 +460,7 @@ FUNCTIONS = (
     """
     CREATE FUNCTION {s}.sio_settle(p_args json) RETURNS json
     LANGUAGE sql AS $$
-        UPDATE {s}.sio_sessions SET settled = true
+        UPDATE {s}.sio_sessions SET settled = generation
         WHERE id = (p_args->>'id')::bigint AND generation = (p_args->>'generation')::bigint
         RETURNING json_build_object('data', data)
     $$
@@ -473,23 +475,24 @@ FUNCTIONS = (
         SELECT * INTO s FROM {s}.sio_sessions WHERE id = (p_args->>'id')::bigint;
         IF s.generation = v_generation THEN
             UPDATE {s}.sio_sessions
-            SET node = NULL, settled = true,
+            SET node = NULL, settled = generation,
                 expires_at = CASE WHEN p_args->>'seconds' IS NULL THEN 'infinity'::timestamptz
                     ELSE clock_timestamp() + make_interval(
                         secs => (p_args->>'seconds')::float8 - coalesce((p_args->>'since')::float8, 0)) END
             WHERE id = s.id;
-        ELSIF NOT s.settled THEN
+        ELSIF s.settled = v_generation THEN
             PERFORM pg_notify(channel, 'released ' || s.id || ' ' || v_generation)
             FROM {s}.sio_nodes WHERE id = s.node;
         END IF;
         RETURN json_build_object('released', s.generation = v_generation);
     END $$
     """,
+    # A lower generation is of a history in which the claim was lost: that session is over, too.
     """
     CREATE FUNCTION {s}.sio_end(p_args json) RETURNS json
     LANGUAGE sql AS $$
         DELETE FROM {s}.sio_sessions
-        WHERE id = (p_args->>'id')::bigint AND generation = (p_args->>'generation')::bigint
+        WHERE id = (p_args->>'id')::bigint AND generation <= (p_args->>'generation')::bigint
         RETURNING json_build_object('data', data)
     $$
     """,
@@ -501,8 +504,7 @@ FUNCTIONS = (
         UPDATE {s}.sio_sessions SET data = p_data
         WHERE namespace = p_namespace AND sid = p_sid
           AND (p_args->>'id' IS NULL OR id = (p_args->>'id')::bigint
-               AND (generation = (p_args->>'generation')::bigint
-                    OR generation = (p_args->>'generation')::bigint + 1 AND NOT settled))
+               AND (p_args->>'generation')::bigint IN (generation, settled))
         RETURNING json_build_object('id', id)
     $$
     """,

@@ -127,6 +127,7 @@ class Chaos:
         self.server, self.dsn, self.js = server, dsn, js
         self.random = random.Random(seed)
         self.nodes: list[NodeProcess] = []
+        self.urls: list[str] = []
         self.clients: list[ChaosClient] = []
         self.done: dict[str, int] = collections.Counter()
         self.emitted: dict[str, int] = collections.Counter()
@@ -147,6 +148,7 @@ class Chaos:
         self.nodes = [self._node().spawn() for _ in range(nodes)]
         for node in self.nodes:
             await asyncio.to_thread(node.wait_ready)
+        self.urls = [node.url for node in self.nodes]  # of those that come after them, too
         for i in range(clients):
             rooms = self.random.sample(ROOMS, 2)
             transports = [["websocket"], ["websocket"], ["polling", "websocket"], ["polling"]][i % 4]
@@ -160,7 +162,7 @@ class Chaos:
             assert await one.until(lambda one=one: one.connected, SETTLE)
 
     def _url(self) -> str:
-        return self.random.choice(self.nodes).url
+        return self.random.choice(self.urls)
 
     @contextlib.asynccontextmanager
     async def database(self) -> Any:

@@ -11,8 +11,10 @@ import asyncpg
 import pytest
 from psycopg.conninfo import conninfo_to_dict
 
+from integration.conftest import until
 from integration.wire import Closed, Wire
 from sio_pg_adapter import StoreUnavailable
+from sio_pg_adapter.clients import State
 
 
 @pytest.fixture
@@ -215,9 +217,9 @@ async def test_case_105_a_role_without_rights_hears_nothing_and_injects_nothing(
 
 
 # -- slow consumers ----------------------------------------------------------------------------------------------
-async def test_what_a_replay_sends_does_not_count_as_slow(start_node, monkeypatch):
+async def test_what_a_replay_sends_does_not_count_as_slow(start_node):
     """A client that missed more than may wait for a slow one is none."""
-    node = await start_node(manager={"max_queued_packets": 20})
+    node = await start_node(manager={"max_queued_packets": 20}, always_connect=True)
     async with node.client() as wire:
         await wire.drop()
         for i in range(100):
@@ -226,6 +228,8 @@ async def test_what_a_replay_sends_does_not_count_as_slow(start_node, monkeypatc
             again.stall()
             again.send(f'0{{"pid":"{wire.pid}"}}')
             await again.held.wait()
+            client = node.manager.clients.get(wire.sid, "/")
+            await until(lambda: client.state is State.LIVE)
             await node.sio.emit("e", 100)
             again.flow()
             await node.sio.emit("end")

@@ -217,7 +217,7 @@ async def test_a_former_holder_that_was_not_there_writes_nothing_when_it_comes_b
     old = await former.open(data='{"v":1}')
     await vanish(gone)
     new = await store.claim()
-    assert new.holder is None
+    assert new.former is None
     assert await store.sessions.save("/", "s", '{"v":2}', Held(new.id, new.generation))
     assert await former.sessions.save("/", "s", '{"v":"old"}', old) is False
     assert await store.sessions.data("/", "s") == {"v": 2}
