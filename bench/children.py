@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any, Self
@@ -95,6 +96,9 @@ class Child:
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
             await process.wait()
+        if said := self.stderr().strip():
+            lines = said.splitlines()
+            print(f"  {self._command[1]} said, {len(lines)} lines, at the end: {lines[-1][:300]}", file=sys.stderr)
         self._stderr.close()
 
     async def __aenter__(self) -> Self:

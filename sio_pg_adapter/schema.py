@@ -98,7 +98,7 @@ def metadata_in(schema: str | None) -> MetaData:
         Column("parts", LargeBinary),
         Column("attachment", Uuid),
         Column("carried", Text),
-        Column("put_off", Boolean, nullable=False, server_default=text("true")),
+        Column("put_off", Boolean, nullable=False),
         prefixes=["UNLOGGED"],
         comment="Events of transactions that are under way, as in sio_packets; always empty to others. carried: what "
         "the notification brings along. put_off: the application has its constraints IMMEDIATE.",
@@ -204,9 +204,10 @@ def _sessions(made: MetaData) -> None:
         PrimaryKeyConstraint("id", name="sio_sessions_pkey"),
         UniqueConstraint("pid_hash", name="sio_sessions_pid_hash_key"),
         UniqueConstraint("namespace", "sid", name="sio_sessions_namespace_sid_key"),
-        comment="One row a session, from its CONNECT to its end. node: who holds it, null while the client is away; "
-        "generation: raised by each claim; settled: false while a claim waits for the former holder; expires_at: "
-        "null while it is held. told_by: the node that calls the expiry handler.",
+        comment="One row a session, from its CONNECT to its end. id: the first 60 bits of pid_hash, so that one that "
+        "was lost is not issued again. node: who holds it, null while the client is away; generation: raised by each "
+        "claim; settled: the generation of the holder whose writes count, lower than generation while a claim waits "
+        "for it; expires_at: null while it is held. told_by: the node that calls the expiry handler.",
     )
     Index("sio_sessions_expires", sessions.c.expires_at, postgresql_where=sessions.c.expires_at.isnot(None))
     Index("sio_sessions_node", sessions.c.node, postgresql_where=sessions.c.node.isnot(None))

@@ -23,8 +23,8 @@ CreateDatabase = Callable[[str], AbstractContextManager[str]]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--chaos-seconds", type=float, default=15.0, help="how long the chaos test goes on (default: 15)")
-    parser.addoption("--chaos-seed", type=int, default=None, help="of its random choices (default: another each time)")
+    parser.addoption("--chaos-seconds", type=float, default=15.0, help="how long the chaos test goes on")
+    parser.addoption("--chaos-seed", type=int, default=None, help="of its random choices")
 
 
 class Server(NoopExecutor):

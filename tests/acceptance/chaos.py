@@ -138,7 +138,12 @@ class Chaos:
     # -- set up ------------------------------------------------------------------------------------------------
     def _node(self, port: int = 0) -> NodeProcess:
         return NodeProcess(
-            self.dsn, port=port, window=3600.0, max_missed_packets=1_000_000, ping_interval=2.0, ping_timeout=2.0,
+            self.dsn,
+            port=port,
+            window=3600.0,
+            max_missed_packets=1_000_000,
+            ping_interval=2.0,
+            ping_timeout=2.0,
             log_level="INFO",
         )
 
@@ -153,7 +158,9 @@ class Chaos:
             rooms = self.random.sample(ROOMS, 2)
             transports = [["websocket"], ["websocket"], ["polling", "websocket"], ["polling"]][i % 4]
             client = await self.js.create(
-                self._url(), auth={"rooms": rooms}, version=("4-8", "4-7", "4-6")[i % 3],
+                self._url(),
+                auth={"rooms": rooms},
+                version=("4-8", "4-7", "4-6")[i % 3],
                 options={"transports": transports, "timeout": 5000},
             )
             self.clients.append(ChaosClient(client))
@@ -289,7 +296,8 @@ class Chaos:
                     async with self.database() as connection:
                         await connection.execute(
                             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE $1 "
-                            "AND application_name LIKE 'sio_pg%' AND pid <> pg_backend_pid()", like,
+                            "AND application_name LIKE 'sio_pg%' AND pid <> pg_backend_pid()",
+                            like,
                         )
                 case "restart":
                     await asyncio.to_thread(self.server.restart, "fast")
@@ -327,14 +335,14 @@ class Chaos:
     async def judge(self) -> Verdict:
         async with self.database() as c:
             packets = await c.fetch(
-                'SELECT "offset", coalesce(rooms, ARRAY[room]) AS rooms, coalesce(skip_sids, ARRAY[]::text[]) AS skips'
+                "SELECT \"offset\", coalesce(rooms, ARRAY[room]) AS rooms, coalesce(skip_sids, '{}') AS skips"
                 ' FROM sio_packets WHERE kind = 0 ORDER BY "offset"'
             )
             kicked = {r["sid"] for r in await c.fetch("SELECT sid FROM sio_packets WHERE kind = 5")}
             both = "(SELECT * FROM {0} UNION ALL SELECT * FROM {1})"
+            sessions = both.format("sio_sessions", "chaos_sessions")
             starts = {
-                r["sid"]: r["start_offset"]
-                for r in await c.fetch(f"SELECT sid, start_offset FROM {both.format('sio_sessions', 'chaos_sessions')} x")
+                r["sid"]: r["start_offset"] for r in await c.fetch(f"SELECT sid, start_offset FROM {sessions} x")
             }
             spans: dict[str, list[tuple[str, int, int | None]]] = collections.defaultdict(list)
             for r in await c.fetch(
@@ -342,7 +350,9 @@ class Chaos:
                 f" JOIN {both.format('sio_sessions', 'chaos_sessions')} s ON s.id = r.session"
             ):
                 spans[r["sid"]].append((r["room"], r["joined_at"], r["left_at"]))
-            assert await c.fetchval("SELECT floor FROM sio_log") == 0, "the log was trimmed: the model knows too little"
+            assert await c.fetchval("SELECT floor FROM sio_log") == 0, (
+                "the log was trimmed: the model knows too little"
+            )
         verdict = Verdict()
         for one in self.clients:
             for i, life in enumerate(one.lives):
@@ -391,7 +401,7 @@ class Chaos:
             f"did {dict(self.done)}",
             f"emits {dict(self.emitted)}",
             f"deliveries {verdict.deliveries}, recovered {verdict.recovered} times",
-            f"lost {len(verdict.lost)}, doubled {len(verdict.doubled)}, inverted {len(verdict.inverted)}, "
+            f"lost {len(verdict.lost)}, doubled {len(verdict.doubled)}, inverted {len(verdict.inverted)}",
             f"not due {len(verdict.not_due)}",
             f"fresh sessions {dict(verdict.fresh)}; the nodes said {dict(said)}",
             *verdict.wrong[:40],

@@ -107,7 +107,11 @@ async def test_case_82_killed_with_the_last_moves_and_data_just_returned(make_cl
 
 async def test_case_113_a_node_that_was_called_dead_while_it_stood_still(make_cluster):
     cluster = make_cluster(2)
-    async with RawClient(cluster.a.url) as moved, RawClient(cluster.a.url) as ended, RawClient(cluster.a.url) as stays:
+    async with (
+        RawClient(cluster.a.url) as moved,
+        RawClient(cluster.a.url) as ended,
+        RawClient(cluster.a.url) as stays,
+    ):
         sid, pid = await moved.open_namespace()
         await ended.open_namespace()
         kept, _ = await stays.open_namespace()
@@ -116,13 +120,15 @@ async def test_case_113_a_node_that_was_called_dead_while_it_stood_still(make_cl
             try:
                 # what the machine's end does: its backends go, and with the one that listens the lock
                 db.execute(
-                    "SELECT pg_terminate_backend(a.pid) FROM pg_stat_activity a JOIN pg_locks l USING (pid), sio_nodes n"
+                    "SELECT pg_terminate_backend(pid) FROM pg_locks l, sio_nodes n"
                     " WHERE locktype = 'advisory' AND l.objid = n.number::bigint::oid"
-                    " AND n.id = (SELECT node FROM sio_sessions WHERE sid = %s)", [sid],
+                    " AND n.id = (SELECT node FROM sio_sessions WHERE sid = %s)",
+                    [sid],
                 )
                 db.execute(
                     "UPDATE sio_nodes n SET missed_at = clock_timestamp(), died_at = clock_timestamp()"
-                    " WHERE n.id = (SELECT node FROM sio_sessions WHERE sid = %s)", [sid],
+                    " WHERE n.id = (SELECT node FROM sio_sessions WHERE sid = %s)",
+                    [sid],
                 )
                 db.execute("DELETE FROM sio_sessions WHERE sid NOT IN (%s, %s)", [sid, kept])
                 async with RawClient(cluster.b.url) as again:

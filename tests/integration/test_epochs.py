@@ -369,7 +369,8 @@ async def test_case_112_a_standby_promoted_without_the_last_commits(start_node, 
                 await away.drop()
                 lsn = (await query(primary.dsn(), "SELECT pg_current_wal_lsn()::text"))[0][0]
                 async with asyncio.timeout(30):
-                    while not (await query(standby.dsn(), "SELECT pg_last_wal_replay_lsn() >= $1::text::pg_lsn", lsn))[0][0]:
+                    replayed = "SELECT pg_last_wal_replay_lsn() >= $1::text::pg_lsn"
+                    while not (await query(standby.dsn(), replayed, lsn))[0][0]:
                         await asyncio.sleep(0.02)
                 await query(standby.dsn(), "ALTER SYSTEM SET primary_conninfo = ''")
                 await query(standby.dsn(), "SELECT pg_reload_conf()")

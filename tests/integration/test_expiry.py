@@ -44,7 +44,10 @@ async def start_with_handler(pg_dsn):
     async def start(told: Told, name: str, *, namespace: str = "*") -> Node:
         manager = AsyncPostgresManager(pg_dsn)
         sio = AsyncServer(
-            client_manager=manager, connection_state_recovery=True, async_mode="asgi", monitor_clients=False,
+            client_manager=manager,
+            connection_state_recovery=True,
+            async_mode="asgi",
+            monitor_clients=False,
             namespaces=["/", "/n"],
         )
         sio.on_session_expired(told.by(name), namespace=namespace)
@@ -108,7 +111,7 @@ async def test_case_33_a_node_without_a_handler_and_a_prune_by_hand_swallow_none
     assert [call[1] for call in told.calls] == [sid]
 
 
-async def test_case_33_that_there_is_a_handler_is_known_after_its_node_has_gone(start_with_handler, start_node, db, pg_dsn):
+async def test_case_33_that_there_is_a_handler_is_known_after_its_node_has_gone(start_with_handler, db, pg_dsn):
     told = Told()
     node = await start_with_handler(told, "a")
     sid = await leave_behind(node)
@@ -140,8 +143,8 @@ async def test_case_33_no_transaction_is_open_while_a_handler_runs(start_with_ha
     await db.execute(EXPIRE)
     pruning = asyncio.create_task(node.manager.pruner.prune())
     await told.called.wait()
-    idle = "SELECT count(*) FROM pg_stat_activity WHERE state LIKE 'idle in transaction%' AND datname = current_database()"
-    assert await db.fetchval(idle) == 0
+    idle = "state LIKE 'idle in transaction%' AND datname = current_database()"
+    assert await db.fetchval(f"SELECT count(*) FROM pg_stat_activity WHERE {idle}") == 0
     await node.sio.emit("e")
     told.go_on.set()
     assert (await pruning).sessions == 1

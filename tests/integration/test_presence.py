@@ -115,7 +115,7 @@ async def test_a_dead_nodes_session_recovers_until_it_has_run_out(start_node, db
 
 
 async def test_case_107_all_nodes_die_emits_go_on_past_the_window_a_node_starts(start_node, store, db, pg_dsn):
-    """What is stored is held until the dead nodes' sessions have run out, and that begins when they are found dead."""
+    """All is held until the dead nodes' sessions have run out, and that begins when they are found dead."""
     old = await start_node()
     async with old.client() as wire:
         await old.sio.emit("e", 0)

@@ -318,7 +318,7 @@ with psycopg.connect(sys.argv[1], autocommit=True) as connection:
         async with node.client(pid=wire.pid, offset=wire.offset) as again:
             assert await again.event() == ["from elsewhere", {"id": 7}]
         async with AsyncPostgresManager(pg_dsn, write_only=True) as manager:
-            await manager.emit("written", room=wire.sid)
+            await manager.emit("written", None, room=wire.sid)
         async with node.client(pid=wire.pid, offset=again.offset) as once_more:
             assert await once_more.event() == ["written"]
 
@@ -329,7 +329,7 @@ async def test_with_connection_emit_waits_for_nothing(start_node, db):
     async with db.transaction(), asyncio.timeout(2):
         await node.sio.emit("x", connection=db)
     unstarted = AsyncPostgresManager("postgresql://nobody@127.0.0.1:1/nowhere", write_only=True)
-    await unstarted.emit("y", connection=db)
+    await unstarted.emit("y", None, connection=db)
     assert await db.fetchval("SELECT count(*) FROM sio_packets") == 2
 
 
