@@ -60,7 +60,8 @@ class Client:
     :ivar ended: its session has ended for good: kicked, or by its own DISCONNECT packet.
     :ivar closed: why its connection was closed while its connect was still being decided.
     :ivar gone: set when all that its end takes has been done.
-    :ivar queued: bytes put on its socket's queue since they were last counted.
+    :ivar frames_put: how many frames were put on its socket's queue; ``frames_replayed``: by then, when it went
+                      live; ``bytes_put``: bytes of live ones since they were last counted.
     """
 
     namespace: str
@@ -82,7 +83,9 @@ class Client:
     closed: str | None = None
     accepted: bool = False
     gone: asyncio.Event = field(default_factory=asyncio.Event)
-    queued: int = 0
+    frames_put: int = 0
+    frames_replayed: int = 0
+    bytes_put: int = 0
 
     @property
     def connected(self) -> bool:
@@ -97,19 +100,24 @@ class Client:
         if not (self.socket.closed or self.socket.closing):
             for frame in frames:
                 self.socket.queue.put_nowait(frame)
-                self.queued += len(frame.data)
+                self.frames_put += 1
+                self.bytes_put += len(frame.data)
 
     def over(self, limit: QueueLimit) -> bool:
-        """Does it take so little that its queue is over the limit?"""
+        """Does it take so little that too much waits for it? What a replay sent does not count."""
         queue = self.socket.queue
-        if queue.qsize() > limit.packets:
+        live = self.frames_put - max(self.frames_replayed, self.frames_put - queue.qsize())
+        if live > limit.packets:
             return True
-        if self.queued > limit.bytes:  # since the last count: what was sent meanwhile is not known, so count
-            sizes = [len(frame.data or "") for frame in list(queue._queue) if frame is not None]  # noqa: SLF001
-            self.queued = sum(sizes) - max(
-                sizes, default=0
-            )  # one that is large is no fault of its
-        return self.queued > limit.bytes
+        if self.bytes_put > limit.bytes:  # since the last count: what was sent meanwhile is not known, so count
+            waiting = list(queue._queue)[-live:] if live > 0 else []  # noqa: SLF001
+            sizes = [len(frame.data or "") for frame in waiting if frame is not None]
+            self.bytes_put = sum(sizes) - max(sizes, default=0)  # one that is large is no fault of its
+        return self.bytes_put > limit.bytes
+
+    def begin_live(self) -> None:
+        """From here on what waits for it counts."""
+        self.frames_replayed, self.bytes_put = self.frames_put, 0
 
     def put_behind_replay(self, frames: list[Frame]) -> None:
         """Queue frames now if the client is live, else when it is."""
@@ -137,6 +145,12 @@ class Clients:
     def settle(self, client: Client) -> None:
         """It is live, or has left: it needs no history of its rooms any more."""
         _take(self.unsettled, client.namespace, client)
+
+    def rename(self, client: Client, sid: str) -> None:
+        """It is a sid that was here before; under that it is entered by :meth:`add`."""
+        if self.by_sid.get(client.namespace, {}).get(client.sid) is client:
+            _drop(self.by_sid, client.namespace, client.sid)
+        client.sid = sid
 
     def remove(self, client: Client) -> None:
         """Forget a client, unless another one has taken its place."""

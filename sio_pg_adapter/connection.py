@@ -27,6 +27,7 @@ from socketio import exceptions, packet
 
 from .clients import Client, Held, State, handling
 from .errors import SioPgError, StoreUnavailable
+from .frames import framed
 from .options import ConnectionStateRecovery
 from .recovery import FOREIGN, Claim, Claimed, Fresh, Presented, Recovered, new_pid, read_auth, verdict
 
@@ -44,7 +45,8 @@ CURSOR_WAIT = 5.0
 """Seconds that a claim waits for this node's cursor to meet it."""
 
 PAGE = 500
-"""Packets of one page of a replay."""
+PAGE_BYTES = 4 * 1024 * 1024
+"""Packets of one page of a replay, and after how many bytes it ends: two of them are in memory at the most."""
 
 logger = logging.getLogger("sio_pg_adapter")
 
@@ -188,8 +190,7 @@ class Connect:
             if session is not None:  # it cannot be had whole, so its time is up
                 await manager.sessions.release(Held(session.id, session.generation), seconds=0.0)
             return None
-        manager.clients.remove(client)  # it was taken in under a sid of its own
-        client.sid = session.sid
+        manager.clients.rename(client, session.sid)  # it was taken in under a sid of its own
         client.held = Held(session.id, session.generation)
         client.after = client.sent = decision.after
         client.recovered = True
@@ -347,7 +348,7 @@ class Connect:
     def _connect_out(self, client: Client, pid: str | None) -> None:
         data = {"sid": client.sid} if pid is None else {"sid": client.sid, "pid": pid}
         encoded = self._server.packet_class(packet.CONNECT, data=data, namespace=client.namespace).encode()
-        client.put([Frame(4, encoded)])
+        client.put([framed(encoded)])
 
     # -- replay ------------------------------------------------------------------------------------------------
     async def _replay(self, client: Client) -> None:
@@ -395,10 +396,14 @@ class Connect:
         if then is not None:
             self._connect_out(client, then)
         client.state = State.REPLAYING
+        size = 0
         for record in page.records:
+            if size > PAGE_BYTES:
+                return  # the rest is read again, once the client has taken these
             whole = record if record.attachment is None else await manager.log_reader.whole(record)
             self._check(client)
             manager.delivery.replay(client, whole)
+            size += whole.size
         if len(page.records) < PAGE:
             client.sent = max(client.sent, page.head)
 

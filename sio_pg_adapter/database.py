@@ -79,7 +79,7 @@ def translated(doing: str) -> Iterator[None]:
     """The errors of asyncpg as ours, with their cause. For statements that change nothing."""
     try:
         yield
-    except _UNMIGRATED as e:
+    except asyncpg.PostgresError as e:
         raise refusal(doing, e) from e
     except LOST as e:
         raise StoreUnavailable(f"{doing}: {type(e).__name__}: {e}".rstrip(": ")) from e
@@ -98,8 +98,6 @@ def connecting(what: str) -> Iterator[None]:
     try:
         with translated(f"connecting to PostgreSQL for {what}"):
             yield
-    except asyncpg.PostgresError as e:
-        raise StoreUnavailable(f"connecting to PostgreSQL for {what}: {type(e).__name__}: {e}") from e
     except ValueError as e:
         if isinstance(e, SioPgError):
             raise

@@ -132,6 +132,7 @@ class Delivery:
         for frames in client.waiting:
             client.put(frames)
         client.waiting.clear()
+        client.begin_live()
         rooms = client.memberships.current()
         # What it was a member of once is the store's to know.
         client.memberships.rooms = {room: client.memberships.rooms[room][-1:] for room in rooms}

@@ -15,7 +15,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterator
 
-from .errors import StoreUnavailable
+from .errors import SioPgError
 from .log import LogReader
 from .records import Record
 
@@ -162,7 +162,7 @@ class Dispatcher:
             try:
                 while await self._read_page():
                     pass
-            except StoreUnavailable as e:
+            except SioPgError as e:
                 logger.warning("the log cannot be read at offset %s, trying again: %s", self.cursor, e)
                 await asyncio.sleep(RETRY)  # the database is away: it has nothing that could be awaited
                 self._ring.set()

@@ -13,9 +13,24 @@ from .records import Record, with_binary
 
 Frames = list[Frame]
 
+
+class BinaryFrame(Frame):
+    """A binary part for clients of any transport: upstream's frame keeps the form that was asked for first."""
+
+    def encode(self, b64: bool = False) -> str | bytes:
+        self.encode_cache = None
+        encoded: str | bytes = super().encode(b64=b64)
+        return encoded
+
+
 UNSTORED_TAIL = "null"
 """The last argument of an unstored event that would otherwise end in a string: clients keep that as an offset.
 Also of one that ends in null, so that a client which strips it can always strip exactly one."""
+
+
+def framed(encoded: str | bytes) -> Frame:
+    """An encoded Socket.IO packet, or a binary part of one, as an Engine.IO message."""
+    return (Frame if isinstance(encoded, str) else BinaryFrame)(MESSAGE, encoded)
 
 
 def event_frames(
@@ -38,13 +53,13 @@ def event_frames(
         # Another serializer: it gets the values, not the text.
         values = with_binary(json.loads(body), parts)
         encoded = packet_class(EVENT, data=values, namespace=namespace, id=ack_id).encode()
-        return [Frame(MESSAGE, one) for one in (encoded if isinstance(encoded, list) else [encoded])]
+        return [framed(one) for one in (encoded if isinstance(encoded, list) else [encoded])]
     head = f"5{len(parts)}-" if parts else "2"
     if namespace != "/":
         head += namespace + ","
     if ack_id is not None:
         head += str(ack_id)
-    return [Frame(MESSAGE, head + body), *(Frame(MESSAGE, part) for part in parts)]
+    return [framed(head + body), *map(framed, parts)]
 
 
 def stored_frames(record: Record, packet_class: type[Packet], offset: str | None) -> Frames:

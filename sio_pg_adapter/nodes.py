@@ -53,12 +53,21 @@ class Presence:
                     await asyncio.sleep(0.02)  # ended, but not gone yet
             back = await connection.fetch(queries["node_back"], self._row[0], timeout=QUERY_TIMEOUT)
             node = await connection.fetchrow(queries["node_start"], *self._row, timeout=QUERY_TIMEOUT)
-            if not await connection.fetchval(queries["node_lock"], node["number"], timeout=QUERY_TIMEOUT):
+            if not await self._lock(connection, node["number"]):
                 raise StoreUnavailable("another role holds the advisory lock that shows that this node lives")
             row = await connection.fetchrow(queries["backend"], timeout=QUERY_TIMEOUT)
             was_here, self._backend = self._backend is not None, (row["pid"], row["backend_start"])
         forgotten = was_here and node["is_new"]
         return Return(died=forgotten or (bool(back) and back[0]["died_at"] is not None))
+
+    async def _lock(self, connection: Connection, number: int) -> bool:
+        queries = self._database.queries
+        for _ in range(3):
+            if await connection.fetchval(queries["node_lock"], number, timeout=QUERY_TIMEOUT):
+                return True
+            # Any role may hold any advisory lock: under another number this node is not in its way.
+            number = await connection.fetchval(queries["node_renumber"], self._row[0], timeout=QUERY_TIMEOUT)
+        return False
 
     async def held(self) -> set[tuple[int, int]]:
         """The sessions that the store has as this node's, by id and generation."""

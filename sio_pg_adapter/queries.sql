@@ -110,6 +110,10 @@ ON CONFLICT (id) DO UPDATE SET missed_at = NULL RETURNING number, xmax = 0 AS is
 -- Show that this node lives, for as long as the connection does.
 SELECT pg_try_advisory_lock_shared('sio.sio_nodes'::regclass::oid::bigint::bit(32)::integer, $1::integer)
 
+-- name: node_renumber
+-- Give a node another lock to hold.
+UPDATE sio.sio_nodes SET number = DEFAULT WHERE id = $1::uuid RETURNING number
+
 -- name: node_back
 -- A node is back on the log; a row if it had been missed.
 UPDATE sio.sio_nodes n SET missed_at = NULL, died_at = NULL

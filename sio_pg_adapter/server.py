@@ -16,6 +16,7 @@ from socketio import packet
 from .clients import Client, State, handling
 from .connection import Connect, away_since, hang_up
 from .errors import ConfigurationError, SioPgError
+from .frames import framed
 from .manager import AsyncPostgresManager
 from .options import ConnectionStateRecovery, recovery_options
 from .pace import Pace
@@ -310,8 +311,9 @@ class AsyncServer(socketio.AsyncServer):
             await client.gone.wait()
 
     async def shutdown(self) -> None:
-        """Stop background work, and the manager."""
-        await super().shutdown()
+        """Stop background work, and the manager. Safe to call twice."""
+        if self.eio.service_task_handle is not None:  # upstream awaits it even where it has ended
+            await super().shutdown()
         if self._ours:
             await self.manager.aclose()
 
@@ -377,7 +379,7 @@ class AsyncServer(socketio.AsyncServer):
             client = self.manager.clients.of_socket(eio_sid, pkt.namespace or "/")
             if client is not None and client.state is State.REPLAYING:
                 encoded = pkt.encode()
-                frames = [socketio_frame(one) for one in (encoded if isinstance(encoded, list) else [encoded])]
+                frames = [framed(one) for one in (encoded if isinstance(encoded, list) else [encoded])]
                 client.put_behind_replay(frames)
                 return
         await super()._send_packet(eio_sid, pkt)
@@ -392,7 +394,7 @@ class AsyncServer(socketio.AsyncServer):
         if not client.connected:
             return  # its connect is being decided: that will see it
         pkt = self.packet_class(packet.DISCONNECT, namespace=client.namespace)
-        client.put([socketio_frame(pkt.encode())])
+        client.put([framed(pkt.encode())])
         self.manager.depart(client)
         self.manager.spawn(self.leave(client, self.reason.SERVER_DISCONNECT), "sio_pg disconnect")
 
@@ -468,13 +470,6 @@ class AsyncServer(socketio.AsyncServer):
             logger.exception("the disconnect handler failed")
         finally:
             handling.reset(token)
-
-
-def socketio_frame(encoded: str | bytes) -> Any:
-    """An encoded Socket.IO packet as an Engine.IO message."""
-    from engineio.packet import MESSAGE, Packet  # noqa: PLC0415
-
-    return Packet(MESSAGE, encoded)
 
 
 _PID = re.compile(r'("pid"\s*:\s*")[^"]*')

@@ -142,7 +142,7 @@ def test_an_epoch_counts_up_to_its_end():
 
 # -- the verdict ---------------------------------------------------------------------------------------
 SESSION = Claimed(
-    id=1, sid="s", generation=2, data="{}", holder=None, offset=100, missed=10, lost=False,
+    id=1, sid="s", generation=2, data="{}", former=None, offset=100, missed=10, lost=False,
     memberships=Memberships("s", 40),
 )  # fmt: skip
 
@@ -162,7 +162,7 @@ SESSION = Claimed(
         (None, {"lost": True}, Fresh("missed packets no longer stored")),
         (60, {"missed": 20}, Recovered(60)),
         (60, {"missed": 21}, Fresh("too many missed packets")),
-        (60, {"holder": "node"}, Recovered(60)),
+        (60, {"former": 1}, Recovered(60)),
     ],
 )
 def test_cases_44_50_51_the_verdict(after, changes, decision):
@@ -176,7 +176,7 @@ def test_case_48_an_unknown_session_does_not_recover(after):
 
 def test_a_claimed_session_from_json():
     value = {
-        "id": 1, "sid": "s", "generation": 2, "data": "{}", "holder": None, "offset": 100, "missed": 10,
+        "id": 1, "sid": "s", "generation": 2, "data": "{}", "former": None, "offset": 100, "missed": 10,
         "lost": False, "start": 40, "rooms": [["x", 60, None], ["x", 41, 50], ["y", 44, 45]],
     }  # fmt: skip
     rooms = {"x": [(41, 50), (60, None)], "y": [(44, 45)]}
