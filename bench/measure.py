@@ -187,7 +187,13 @@ async def storm(bench: Bench, peer: Peer) -> Figures:
         found = await load.ask("storm", group="all")
         cpu = cluster.cpu()[0] - before
     recovered = found["recovered"] if peer.recovers else None
-    return {"ms": found["ms"], "median ms": found["median_ms"], "back": found["back"], "recovered": recovered, "CPU s": cpu}
+    return {
+        "ms": found["ms"],
+        "median ms": found["median_ms"],
+        "back": found["back"],
+        "recovered": recovered,
+        "CPU s": cpu,
+    }
 
 
 # -- nothing -------------------------------------------------------------------------------------------------

@@ -121,7 +121,9 @@ class Peer:
         """Fresh servers on a fresh schema, or an emptied Redis."""
         async with contextlib.AsyncExitStack() as stack:
             config |= await stack.enter_async_context(self._bus(backends))
-            command = [install.node(), "js/server.mjs"] if self.node_js else [sys.executable, "servers/python_node.py"]
+            command = (
+                [install.node(), "js/server.mjs"] if self.node_js else [sys.executable, "servers/python_node.py"]
+            )
             text = json.dumps({"kind": self.node_js or self.name, **config})
             children = [Child(*command, text) for _ in range(min(nodes, self.nodes))]
             yield Cluster([await stack.enter_async_context(child) for child in children])

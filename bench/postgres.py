@@ -26,7 +26,9 @@ async def _table(dsn: str) -> AsyncIterator[tuple[Any, Any]]:
     """A connection that writes, and one that listens: commits with nobody who listens are cheaper."""
     writer, listener = await asyncpg.connect(dsn), await asyncpg.connect(dsn)
     try:
-        await writer.execute(f"DROP TABLE IF EXISTS {TABLE}; CREATE TABLE {TABLE} (id bigserial PRIMARY KEY, body text)")
+        await writer.execute(
+            f"DROP TABLE IF EXISTS {TABLE}; CREATE TABLE {TABLE} (id bigserial PRIMARY KEY, body text)"
+        )
         yield writer, listener
     finally:
         await listener.close()
@@ -35,7 +37,7 @@ async def _table(dsn: str) -> AsyncIterator[tuple[Any, Any]]:
 
 
 async def round_trips(dsn: str, count: int) -> list[float]:
-    """ms from an insert with a notification until another connection has heard it."""
+    """Ms from an insert with a notification until another connection has heard it."""
     async with _table(dsn) as (writer, listener):
         heard = asyncio.Event()
         at = 0

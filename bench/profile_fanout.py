@@ -23,9 +23,9 @@ import install
 
 install.everything()  # before what it brings is imported
 
+from children import Child
 from measure import BENCH, Bench, Sizes
 from peers import PEERS, Backends, Cluster, Peer
-from children import Child
 
 
 async def fanout(cluster: Cluster, load: Child, sizes: Sizes) -> None:

@@ -70,7 +70,9 @@ def table(runs: Runs) -> str:
     rows: list[list[str]] = [["", *(PEERS[name].title for name in peers)], ["---"] * (len(peers) + 1)]
     for item, of_item in runs.items():
         figures = SHOWN[item] or list(dict.fromkeys(f for repeats in of_item.values() for r in repeats for f in r))
-        rows += [[f"{item}: {figure}", *(_cell(of_item.get(name, ()), figure) for name in peers)] for figure in figures]
+        rows += [
+            [f"{item}: {figure}", *(_cell(of_item.get(name, ()), figure) for name in peers)] for figure in figures
+        ]
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 

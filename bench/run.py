@@ -78,7 +78,11 @@ async def run(bench: Bench, items: list[str], peers: list[str], repeats: int, fi
 
 async def versions(bench: Bench, peers: list[str]) -> dict[str, Any]:
     names = ("python-socketio", "python-engineio", "uvicorn", "websockets", "asyncpg", "redis")
-    found: dict[str, Any] = {"python": platform.python_version(), "kernel": platform.release(), "cpus": os.cpu_count()}
+    found: dict[str, Any] = {
+        "python": platform.python_version(),
+        "kernel": platform.release(),
+        "cpus": os.cpu_count(),
+    }
     for name in names:
         try:
             found[name] = metadata.version(name)
@@ -111,7 +115,9 @@ def arguments() -> argparse.Namespace:
     size.add_argument("--tiny", action="store_true", help="does the harness work?")
     parser.add_argument("--dsn", help="a PostgreSQL to use, of a superuser, instead of the embedded one")
     parser.add_argument("--clients", type=int, help="of the storm and the fan-out, instead of 500 and 1,000")
-    parser.add_argument("--uvicorn", type=json.loads, default={}, help='its options for all Python peers: {"ws": ...}')
+    parser.add_argument(
+        "--uvicorn", type=json.loads, default={}, help='its options for all Python peers: {"ws": ...}'
+    )
     parser.add_argument("--json", type=Path, help="where the figures of all repeats go")
     options = parser.parse_args()
     for given, known in ((options.only, ITEMS), (options.peers, PEERS)):
@@ -134,7 +140,9 @@ def main() -> None:
         found = asyncio.run(versions(bench, peers))
         runs = asyncio.run(run(bench, items, peers, options.repeats, options.json))
     if options.json is not None:
-        options.json.write_text(json.dumps({"versions": found, "sizes": dataclasses.asdict(sizes), "runs": runs}, indent=1))
+        options.json.write_text(
+            json.dumps({"versions": found, "sizes": dataclasses.asdict(sizes), "runs": runs}, indent=1)
+        )
     print(report.table(runs))
     print()
     print(report.targets(runs))

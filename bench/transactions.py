@@ -68,20 +68,24 @@ async def compare(dsn: str, seconds: float, rounds: int) -> None:
     await asyncio.to_thread(migrate.upgrade, dsn)
     connections = [await asyncpg.connect(dsn) for _ in range(max(CONNECTIONS))]
     first = connections[0]
-    await first.execute("CREATE TABLE IF NOT EXISTS bench_orders (id bigserial PRIMARY KEY, customer text, total bigint)")
+    await first.execute(
+        "CREATE TABLE IF NOT EXISTS bench_orders (id bigserial PRIMARY KEY, customer text, total bigint)"
+    )
     listener = await asyncpg.connect(dsn)  # somebody hears both
     for channel in ("orders", await first.fetchval("SELECT channel FROM sio_log")):
         await listener.add_listener(channel, lambda *_: None)
-    print(await first.fetchval("SELECT version()"))  # noqa: T201
-    print(f"{'connections':>12}" + "".join(f"{name:>18}" for name in WORKS) + f"{'ours to notify':>18}")  # noqa: T201
+    print(await first.fetchval("SELECT version()"))
+    print(f"{'connections':>12}" + "".join(f"{name:>18}" for name in WORKS) + f"{'ours to notify':>18}")
     for count in CONNECTIONS:
         rates: dict[str, list[float]] = {name: [] for name in WORKS}
         for _ in range(rounds):
             for name, work in WORKS.items():
                 rates[name].append(await rate(work, connections[:count], seconds))
-        ratio = statistics.median(o / n for o, n in zip(rates["with connection="], rates["with pg_notify"], strict=True))
+        ratio = statistics.median(
+            o / n for o, n in zip(rates["with connection="], rates["with pg_notify"], strict=True)
+        )
         medians = "".join(f"{statistics.median(of):>18,.0f}" for of in rates.values())
-        print(f"{count:>12}{medians}{ratio:>18.2f}")  # noqa: T201
+        print(f"{count:>12}{medians}{ratio:>18.2f}")
     for connection in (listener, *connections):
         await connection.close()
 

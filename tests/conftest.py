@@ -60,9 +60,7 @@ def migrate(host: str, port: int, user: str, dbname: str, password: str | None, 
 
 
 # migrated once, in a database marked as a template
-pg_template = factories.postgresql_noproc(
-    dbname=f"siopg_{os.getpid()}", depends_on="pg_server", load=[migrate]
-)
+pg_template = factories.postgresql_noproc(dbname=f"siopg_{os.getpid()}", depends_on="pg_server", load=[migrate])
 
 
 @pytest.fixture(scope="session")

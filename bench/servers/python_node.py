@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import cProfile
 import json
 import os
 import resource
@@ -35,12 +36,12 @@ def build(config: Config) -> socketio.AsyncServer:
 
 def handlers(sio: socketio.AsyncServer) -> None:
     @sio.event
-    async def connect(sid: str, environ: dict[str, Any], auth: Any) -> None:  # noqa: ARG001
+    async def connect(sid: str, environ: dict[str, Any], auth: Any) -> None:
         if auth and "room" in auth:
             await sio.enter_room(sid, auth["room"])
 
     @sio.event
-    async def relay(sid: str, data: Any, *_: Any) -> None:  # noqa: ARG001
+    async def relay(sid: str, data: Any, *_: Any) -> None:
         await sio.emit("n", data, room="bench")
 
 
@@ -116,6 +117,9 @@ async def serve(config: Config) -> None:
     serving = asyncio.create_task(server.serve(sockets=[listening]))
     while not server.started and not serving.done():
         await asyncio.sleep(0.01)
+    if serving.done():
+        await serving
+        raise SystemExit("the server did not start")
     print(json.dumps({"port": listening.getsockname()[1]}), flush=True)
     obeying = asyncio.create_task(obey(sio, server))
     await serving
@@ -128,14 +132,11 @@ if __name__ == "__main__":
     resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
     given = json.loads(sys.argv[1])
     loop_factory = uvicorn.Config(None, **given.get("uvicorn", {})).get_loop_factory()
-    profile = os.environ.get("BENCH_PROFILE")
-    if profile:
-        import cProfile
-
-        profiler = cProfile.Profile()
-        profiler.enable()
-    with asyncio.Runner(loop_factory=loop_factory) as runner:
-        runner.run(serve(given))
-    if profile:
-        profiler.disable()
-        profiler.dump_stats(profile)
+    profile = os.environ.get("BENCH_PROFILE")  # a file for cProfile's figures
+    with contextlib.ExitStack() as stack:
+        if profile:
+            profiler = cProfile.Profile()
+            stack.callback(profiler.dump_stats, profile)
+            stack.enter_context(profiler)
+        with asyncio.Runner(loop_factory=loop_factory) as runner:
+            runner.run(serve(given))

@@ -103,8 +103,9 @@ OUTBOX = (
         -- text in a query FROM a table PostgreSQL made a new plan each time, which took as long as all else.
         INSERT INTO {s}.sio_packets AS p (kind, namespace, room, rooms, skip_sids, body, parts, attachment)
         VALUES (0, OLD.namespace, OLD.room, OLD.rooms, OLD.skip_sids, OLD.body, OLD.parts, OLD.attachment)
-        RETURNING p."offset", pg_notify(v_channel, p."offset" - 1 || ' ' || p."offset" || coalesce(' ' || OLD.carried, ''))
-        INTO v_at;
+        RETURNING p."offset",
+                  pg_notify(v_channel, p."offset" - 1 || ' ' || p."offset" || coalesce(' ' || OLD.carried, ''))::text
+        INTO v_at, v_set;
         IF OLD.rooms IS NOT NULL THEN
             INSERT INTO {s}.sio_packet_rooms (namespace, room, "offset")
             SELECT DISTINCT OLD.namespace, r.room, v_at FROM unnest(OLD.rooms[2:]) AS r (room);

@@ -122,7 +122,9 @@ class Store:
             more.pop("namespace", "/"), memberships, pid=pid, cursor=head, data=more.pop("data", "{}")
         )
 
-    async def claim(self, pid: str = "p", after: int | None = None, *, cap: int = 10_000, namespace: str = "/") -> Any:
+    async def claim(
+        self, pid: str = "p", after: int | None = None, *, cap: int = 10_000, namespace: str = "/"
+    ) -> Any:
         await self.reader.learn()
         key = None if after is None else self.manager.database.codec.epochs[after >> EPOCH_BITS].key.hex()
         return await self.sessions.claim(namespace, Claim(pid, after, key), cap)

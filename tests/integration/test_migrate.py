@@ -85,9 +85,7 @@ def test_upgrade_downgrade_upgrade_ends_in_one_schema_and_leaves_nothing_between
 
 def test_case_91_eight_processes_at_once_make_the_tables_once(pg_empty_dsn, pg_dsn):
     command = [sys.executable, "-m", "sio_pg_adapter", "migrate", "--dsn", pg_empty_dsn]
-    running = [
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(8)
-    ]
+    running = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(8)]
     said = [process.communicate(timeout=60) for process in running]
     assert [process.returncode for process in running] == [0] * 8, said
     assert introspect(pg_empty_dsn) == introspect(pg_dsn)

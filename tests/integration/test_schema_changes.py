@@ -42,9 +42,7 @@ async def test_case_91_a_node_starts_where_the_tables_serve_it(start_node, db, v
             await start_node()
 
 
-async def test_servers_of_version_1_run_through_the_second_migration_and_back(
-    start_node, db, pg_dsn, monkeypatch
-):
+async def test_servers_of_version_1_run_through_the_second_migration_and_back(start_node, db, pg_dsn, monkeypatch):
     """Clients of a server that is older than the tables notice nothing; it may be restarted; new ones join it."""
     await asyncio.to_thread(migrate.downgrade, pg_dsn, revision="sio0001")
     assert await versions(db) == (1, 1)

@@ -30,12 +30,12 @@ paramstyle = "pyformat"  # of this module, as a driver's has it: see GenericDriv
 
 EVENTS = [
     ("binary", ("ü\0", b"\0\1", {"deep": [b""]}), {"room": "r1"}),
-    ("several", [1, None], {"to": ["r1", "it's \"r2\" \\ %s $1 :p1"], "skip_sid": ["s1", "s2"], "namespace": "/x"}),
+    ("several", [1, None], {"to": ["r1", 'it\'s "r2" \\ %s $1 :p1'], "skip_sid": ["s1", "s2"], "namespace": "/x"}),
     ("all", None, {}),
 ]
 ROWS = [
-    (["r1"], [], "/", '["binary","\\u00fc\\u0000",{"_placeholder":true,"num":0},'
-     '{"deep":[{"_placeholder":true,"num":1}]}]', b"\0\0\0\2\0\1\0\0\0\0"),
+    (["r1"], [], "/", ('["binary","\\u00fc\\u0000",{"_placeholder":true,"num":0},'
+     '{"deep":[{"_placeholder":true,"num":1}]}]'), b"\0\0\0\2\0\1\0\0\0\0"),
     (["r1", "it's \"r2\" \\ %s $1 :p1"], ["s1", "s2"], "/x", '["several",[1,null]]', None),
     ([""], [], "/", '["all"]', None),
 ]  # fmt: skip
@@ -163,7 +163,8 @@ async def with_asyncpg(dsn):
         await transaction[-1].start()
         await c.execute(sql)
 
-    yield c, execute, lambda: transaction[-1].commit(), lambda: transaction[-1].rollback()
+    # of the transaction that is begun by then
+    yield c, execute, lambda: transaction[-1].commit(), lambda: transaction[-1].rollback()  # noqa: PLW0108
     await c.close()
 
 

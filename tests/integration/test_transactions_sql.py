@@ -103,13 +103,22 @@ def test_what_is_refused(app, call, error):
 def test_of_all_lengths_that_do_not_fit_a_notification(app):
     for size in (7_400, 7_500, 7_599, 7_600, 7_900, 8_000, 70_000):
         app.execute("SELECT sio_emit('e', to_json(repeat(%s, %s)))", ["x", size])
-        app.execute("SELECT sio_emit('e', to_json(repeat(%s, %s)), rooms => %s)", ["é", size // 2, ["a" * 512, "é" * 256]])
+        app.execute(
+            "SELECT sio_emit('e', to_json(repeat(%s, %s)), rooms => %s)", ["é", size // 2, ["a" * 512, "é" * 256]]
+        )
     assert len(stored(app)) == 14
     assert app.execute("SELECT count(*) FROM sio_attachments").fetchone() == (2,)
 
 
 def test_case_98_names_that_mean_harm_are_data(app):
-    hostile = ['"; CREATE TABLE x(); --', "'; DROP TABLE sio_packets; --", "$$ {s} %s :a \\", '"]', "\x01\x1e", "日本"]
+    hostile = [
+        '"; CREATE TABLE x(); --',
+        "'; DROP TABLE sio_packets; --",
+        "$$ {s} %s :a \\",
+        '"]',
+        "\x01\x1e",
+        "日本",
+    ]
     before = app.execute("SELECT count(*) FROM pg_class").fetchone()
     for name in hostile:
         app.execute(
@@ -236,9 +245,8 @@ async def test_nobody_else_may_emit(roles, pg_admin, pg_dsn):
     name = psycopg.conninfo.conninfo_to_dict(roles["emitter"])["user"]
     with psycopg.connect(pg_dsn, autocommit=True) as owner:
         owner.execute(sql.SQL("REVOKE EXECUTE ON FUNCTION sio_emit FROM {}").format(sql.Identifier(name)))
-    with psycopg.connect(roles["emitter"]) as other:
-        with pytest.raises(psycopg.errors.InsufficientPrivilege):
-            other.execute("SELECT sio_emit('x')")
+    with psycopg.connect(roles["emitter"]) as other, pytest.raises(psycopg.errors.InsufficientPrivilege):
+        other.execute("SELECT sio_emit('x')")
 
 
 async def test_a_write_only_manager_of_the_emitters_role_emits_in_its_transactions(roles, app):
