@@ -79,10 +79,11 @@ class NodeProcess:
         return self.spawn().wait_ready()
 
     def stderr(self) -> str:
-        if self._stderr.closed:
+        try:
+            self._stderr.seek(0)
+            return self._stderr.read().decode(errors="replace")
+        except ValueError:  # closed by whoever ended the node, perhaps in another thread and just now
             return ""
-        self._stderr.seek(0)
-        return self._stderr.read().decode(errors="replace")
 
     @property
     def running(self) -> bool:

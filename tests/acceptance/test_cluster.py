@@ -1,4 +1,4 @@
-"""Cases 76 and 78: what one node can do, several can."""
+"""Cases 76 to 78: what one node can do, several can."""
 
 from __future__ import annotations
 
@@ -58,6 +58,44 @@ async def test_case_76_recovers_from_a_killed_node(make_cluster, js, version):
     assert await client.events_until("end") == [("missed", [1]), ("missed", [2])]
     note = (await cluster.b.logged(hook="connect", sid=sid))[0]
     assert note["rooms"] == sorted([sid, "r", "late"]) and note["session"] == {"v": 1}
+
+
+async def test_case_77_across_three_nodes_as_on_one(make_cluster, js):
+    nodes = make_cluster(3).nodes
+    clients = [await in_room(js, node.url, "r") for node in nodes]
+    sids = [(await client.state())["sid"] for client in clients]
+    expected: list[list[tuple[str, list]]] = [[], [], []]
+
+    async def emit(node, event, due: list[int], **options) -> None:
+        await node.emit(event, 1, **options)
+        for i in due:
+            expected[i].append((event, [1]))
+
+    for n, node in enumerate(nodes):
+        await emit(node, f"all {n}", [0, 1, 2])
+        await emit(node, f"room {n}", [0, 1, 2], room="r")
+        await emit(node, f"direct {n}", [(n + 1) % 3], to=sids[(n + 1) % 3])
+        await emit(node, f"skip {n}", [i for i in range(3) if i != n], room="r", skip_sid=sids[n])
+        await emit(node, f"skip two {n}", [n], skip_sid=[sid for i, sid in enumerate(sids) if i != n])
+        await emit(node, f"namespace {n}", [], namespace="/other")
+        await emit(node, f"sid of the namespace {n}", [], to=sids[0], namespace="/other")
+    a, b, c = nodes
+    await a.control("enter_room", sid=sids[2], room="x")
+    await emit(b, "entered", [2], room="x")
+    await c.control("enter_room", sid=sids[0], room="x")
+    await emit(a, "both", [0, 2], room="x")
+    await b.control("leave_room", sid=sids[0], room="x")
+    await emit(c, "left", [2], room="x")
+    await emit(c, "several", [0, 1, 2], to=["x", "r"])
+    await b.control("close_room", room="x")
+    await emit(a, "closed", [], room="x")
+    assert await a.control("rooms", sid=sids[0]) == sorted([sids[0], "r"])
+    assert sorted(await a.control("fetch_rooms", sid=sids[2])) == sorted([sids[2], "r"])
+    await b.emit("end")
+    for client, due in zip(clients, expected, strict=True):
+        assert await client.events_until("end") == due
+    await a.control("disconnect", sid=sids[2])
+    assert (await clients[2].wait_for("disconnect"))["reason"] == "io server disconnect"
 
 
 ANSWERS = {
