@@ -19,8 +19,8 @@ SHOWN = {  # figures of an item, in the order of the table
     "inflight50k": ("ev/s", "arrived ev/s", "late", "missing", "drops", "CPU us/event"),
     "fanout": ("deliveries/s", "CPU s/100k", "paced CPU s/100k", "missing", "MB"),
     "recovery": (),  # as they come
-    "storm": ("ms", "median ms", "recovered", "CPU s"),
-    "idle": ("WAL bytes", "transactions", "own WAL bytes", "CPU ms/s"),
+    "storm": ("ms", "median ms", "missing", "recovered", "CPU s"),
+    "idle": ("WAL bytes", "own WAL bytes", "transactions", "CPU ms/s"),
 }
 
 

@@ -92,8 +92,8 @@ async def compare(dsn: str, seconds: float, rounds: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seconds", type=float, default=2.0, help="of each measurement")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=0.5, help="of each measurement")
+    parser.add_argument("--rounds", type=int, default=15, help="of which the medians are taken")
     options = parser.parse_args()
     if dsn := os.environ.get("SIO_PG_TEST_DSN"):
         asyncio.run(compare(dsn, options.seconds, options.rounds))

@@ -103,7 +103,7 @@ def with_alembic(newcomer: Newcomer) -> None:
     text = re.sub(r"^path_separator.*\n", "", ini.read_text(), flags=re.MULTILINE)
     text = re.sub(r"^sqlalchemy.url = .*$", lambda _: f"sqlalchemy.url = {dsn}", text, flags=re.MULTILINE)
     ini.write_text(text.replace("[alembic]\n", "[alembic]\n" + block("ini", "# alembic.ini\n"), 1))
-    _, importing, configuring = block("python", "# migrations/env.py\n").splitlines()
+    _, importing, configuring = filter(None, block("python", "# migrations/env.py\n").splitlines())
     env = newcomer.at / "migrations" / "env.py"
     before = "context.configure(connection=connection, target_metadata=target_metadata)"
     assert env.read_text().count(before) == 1
