@@ -97,11 +97,14 @@ def metadata_in(schema: str | None) -> MetaData:
         Column("body", Text),
         Column("parts", LargeBinary),
         Column("attachment", Uuid),
-        Column("carried", Text),
+        Column("channel", Text, nullable=False),
+        Column("carried", Text, nullable=False),
+        Column("seen", Boolean, nullable=False),
         Column("put_off", Boolean, nullable=False),
         prefixes=["UNLOGGED"],
-        comment="Events of transactions that are under way, as in sio_packets; always empty to others. carried: what "
-        "the notification brings along. put_off: the application has its constraints IMMEDIATE.",
+        comment="Events of transactions that are under way, as in sio_packets; always empty to others. channel: of "
+        "the notification; carried: what that brings along. seen: the running epoch was found; put_off: the "
+        "application has its constraints IMMEDIATE.",
     )
     return made
 

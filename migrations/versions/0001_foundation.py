@@ -528,7 +528,7 @@ FUNCTIONS = (
         p_sids text[], p_bodies text[], p_parts bytea[], p_attachments uuid[], p_args text[], p_carry text,
         OUT prev bigint, OUT offsets bigint[], OUT results text[])
     LANGUAGE plpgsql AS $$
-    DECLARE v_last bigint; v_at bigint; v_result json; r record;
+    DECLARE v_last bigint; v_at bigint; v_result json; v_channel text; r record;
     BEGIN
         LOCK TABLE {s}.sio_lock IN EXCLUSIVE MODE;
         PERFORM {s}.sio_check_epoch();
@@ -596,8 +596,8 @@ FUNCTIONS = (
             WHERE x.more IS NOT NULL AND e.j > 1;
         END IF;
         IF v_last > prev THEN
-            PERFORM pg_notify(channel, prev || ' ' || v_last || coalesce(' ' || p_carry, ''))
-            FROM {s}.sio_log;
+            SELECT channel INTO v_channel FROM {s}.sio_log;
+            PERFORM pg_notify(v_channel, prev || ' ' || v_last || coalesce(' ' || p_carry, ''));
         END IF;
     END $$
     """,

@@ -36,79 +36,90 @@ OUTBOX = (
         body text,
         parts bytea,
         attachment uuid,
-        carried text,
+        channel text NOT NULL,
+        carried text NOT NULL,
+        seen boolean NOT NULL,
         put_off boolean NOT NULL
     ) WITH (vacuum_truncate = off)
     """,
-    """COMMENT ON TABLE {s}.sio_outbox IS 'Events of transactions that are under way, as in sio_packets; always empty to others. carried: what the notification brings along. put_off: the application has its constraints IMMEDIATE.'""",
+    """COMMENT ON TABLE {s}.sio_outbox IS 'Events of transactions that are under way, as in sio_packets; always empty to others. channel: of the notification; carried: what that brings along. seen: the running epoch was found; put_off: the application has its constraints IMMEDIATE.'""",
     # -- stage one: takes the event out, which queues stage two -----------------------------------------
     # random_page_cost: after a VACUUM the table may look so small that it would be read as a whole, once and
     # for all in a plan that is kept; and a serializable transaction would depend on all others.
     """
     CREATE FUNCTION {s}.sio_outbox_take() RETURNS trigger
-    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET random_page_cost = 0 AS $$
+    LANGUAGE plpgsql SECURITY DEFINER SET random_page_cost = 0 AS $$
     BEGIN
-        DELETE FROM {s}.sio_outbox WHERE ctid = NEW.ctid;
+        DELETE FROM {s}.sio_outbox WHERE ctid OPERATOR(pg_catalog.=) NEW.ctid;
         RETURN NULL;
     END $$
     """,
     # -- stage two: the event enters the log ------------------------------------------------------------
-    # Under the lock there is one statement: at eight connections a commit with six of them took twice as long,
-    # since what a process does right after a long wait is slow. Nothing is read there, so the snapshot of a
-    # repeatable read or serializable transaction may be older than the last append.
+    # Begins an epoch, under the lock.
+    """
+    CREATE FUNCTION {s}.sio_outbox_epoch() RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+    BEGIN
+        PERFORM {s}.sio_check_epoch();
+    EXCEPTION WHEN unique_violation THEN
+        RAISE serialization_failure USING MESSAGE =
+            'could not serialize access: the log began a new epoch after this transaction''s snapshot';
+    END $$
+    """,
+    # From here on all that append wait for this transaction. Constraints that it queued in its commit itself
+    # may still come; and the rest of it, if constraints were set IMMEDIATE for a second time (p_put_off), which
+    # PostgreSQL does not tell from the commit.
+    """
+    CREATE FUNCTION {s}.sio_outbox_bounds(p_put_off boolean) RETURNS void
+    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+    BEGIN
+        PERFORM set_config(b.name, b.most, true) FROM (VALUES
+            (false, 'lock_timeout', '2s'), (true, 'statement_timeout', '10s'),
+            (true, 'idle_in_transaction_session_timeout', '10s'),
+            (true, 'transaction_timeout', '20s')) AS b (put_off, name, most)  -- the last from PostgreSQL 17 on
+        WHERE (p_put_off OR NOT b.put_off)
+          AND current_setting(b.name, true)::interval NOT BETWEEN '1 ms' AND b.most::interval;
+    END $$
+    """,
+    # What is done under the lock is little, and the function sets no search_path, but writes all names out,
+    # operators too: what a process does right after a long wait is slow, and everybody waits for it. Nothing is
+    # read, so the snapshot of a repeatable read or serializable transaction may be older than the last append.
     """
     CREATE FUNCTION {s}.sio_outbox_append() RETURNS trigger
-    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
-    DECLARE v_channel text; v_seen boolean; v_bounded boolean; v_at bigint; v_set text;
+    LANGUAGE plpgsql SECURITY DEFINER AS $$
+    DECLARE v_at bigint; v_set varchar;
     BEGIN
-        IF pg_trigger_depth() > 1 THEN
+        IF pg_catalog.pg_trigger_depth() OPERATOR(pg_catalog.>) 1 THEN
             -- Not at the commit, but in stage one's DELETE: the application has its constraints IMMEDIATE.
             -- This one is not checked any earlier for that.
             SET CONSTRAINTS {s}.sio_outbox_append DEFERRED;
             INSERT INTO {s}.sio_outbox
             VALUES (OLD.namespace, OLD.room, OLD.rooms, OLD.skip_sids, OLD.body, OLD.parts, OLD.attachment,
-                    OLD.carried, true);
+                    OLD.channel, OLD.carried, OLD.seen, true);
             RETURN NULL;
         END IF;
-        -- The marker goes by a crash, which this transaction does not survive, or a TRUNCATE of the log, which
-        -- ends all sessions: that it goes between here and the lock does no harm.
-        SELECT l.channel, EXISTS (SELECT FROM {s}.sio_marker WHERE seen = {s}.sio_seen()) INTO v_channel, v_seen
-        FROM {s}.sio_log l;
-        v_bounded := current_setting('lock_timeout')::interval BETWEEN '1 ms' AND '2 s';
-        IF current_setting('synchronous_commit') = 'off' THEN
-            v_set := set_config('synchronous_commit', 'on', true);  -- clients will have seen it
+        IF pg_catalog.current_setting('synchronous_commit') OPERATOR(pg_catalog.=) 'off' THEN
+            v_set := pg_catalog.set_config('synchronous_commit', 'on', true);  -- clients will have seen it
         END IF;
         LOCK TABLE {s}.sio_lock IN EXCLUSIVE MODE;  -- before nextval: offsets become visible in their order
-        -- From here on all that append wait for this transaction. Constraints that it queued in its commit
-        -- itself may still come; and the rest of it, if constraints were set IMMEDIATE for a second time, which
-        -- PostgreSQL does not tell from the commit.
-        IF NOT v_bounded THEN
-            v_set := set_config('lock_timeout', '2s', true);
+        IF OLD.put_off OR pg_catalog.current_setting('lock_timeout') OPERATOR(pg_catalog.<>) '0' THEN
+            PERFORM {s}.sio_outbox_bounds(OLD.put_off);
+        ELSE
+            v_set := pg_catalog.set_config('lock_timeout', '2s', true);
         END IF;
-        IF OLD.put_off THEN
-            PERFORM set_config(b.name, b.most, true) FROM (VALUES
-                ('statement_timeout', '10s'), ('idle_in_transaction_session_timeout', '10s'),
-                ('transaction_timeout', '20s')) AS b (name, most)  -- the last from PostgreSQL 17 on
-            WHERE current_setting(b.name, true)::interval NOT BETWEEN '1 ms' AND b.most::interval;
+        IF NOT OLD.seen THEN
+            PERFORM {s}.sio_outbox_epoch();
         END IF;
-        IF NOT v_seen THEN
-            BEGIN
-                PERFORM {s}.sio_check_epoch();
-            EXCEPTION WHEN unique_violation THEN
-                RAISE serialization_failure USING MESSAGE =
-                    'could not serialize access: the log began a new epoch after this transaction''s snapshot';
-            END;
-        END IF;
-        -- The offset before it is one less, or belongs to what was rolled back or to a former epoch. With its
-        -- text in a query FROM a table PostgreSQL made a new plan each time, which took as long as all else.
+        -- The offset before it is one less, or belongs to what was rolled back or to a former epoch.
         INSERT INTO {s}.sio_packets AS p (kind, namespace, room, rooms, skip_sids, body, parts, attachment)
         VALUES (0, OLD.namespace, OLD.room, OLD.rooms, OLD.skip_sids, OLD.body, OLD.parts, OLD.attachment)
         RETURNING p."offset",
-                  pg_notify(v_channel, p."offset" - 1 || ' ' || p."offset" || coalesce(' ' || OLD.carried, ''))::text
+                  pg_catalog.pg_notify(OLD.channel, pg_catalog.concat(
+                      p."offset" OPERATOR(pg_catalog.-) 1, ' ', p."offset", OLD.carried))::varchar
         INTO v_at, v_set;
         IF OLD.rooms IS NOT NULL THEN
             INSERT INTO {s}.sio_packet_rooms (namespace, room, "offset")
-            SELECT DISTINCT OLD.namespace, r.room, v_at FROM unnest(OLD.rooms[2:]) AS r (room);
+            SELECT DISTINCT OLD.namespace, r.room, v_at FROM pg_catalog.unnest(OLD.rooms[2:]) AS r (room);
         END IF;
         RETURN NULL;
     END $$
@@ -131,60 +142,62 @@ OUTBOX = (
                                          p_parts bytea) RETURNS void
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
     DECLARE
-        v_rooms text[]; v_skips text[]; v_attachment uuid; v_carried text; v_at integer := 0;
+        v_rooms text[]; v_skips text[]; v_attachment uuid; v_at integer := 0;
         v_size bigint := octet_length(p_body) + coalesce(octet_length(p_parts), 0);
     BEGIN
-        IF p_namespace IS NULL OR p_room IS NULL OR p_body IS NULL THEN
-            RAISE null_value_not_allowed USING MESSAGE = 'namespace, room and body of an event are not null';
+        IF (p_namespace IS NOT NULL AND p_room IS NOT NULL AND p_body::json IS NOT NULL
+            AND left(p_body, 2) = '["' AND right(p_body, 1) = ']') IS NOT TRUE THEN
+            RAISE invalid_parameter_value USING MESSAGE = 'an event has a namespace, a room and a body, which is a'
+                ' JSON array that begins with its name, without space around it';
         END IF;
-        IF left(p_body, 2) <> '["' OR right(p_body, 1) <> ']' OR p_body::json IS NULL THEN
-            RAISE invalid_parameter_value USING MESSAGE =
-                'the body of an event is a JSON array that begins with its name, without space around it';
-        END IF;
-        IF v_size > 268435456 THEN
-            RAISE program_limit_exceeded USING MESSAGE = 'an event is larger than 256 MiB';
-        END IF;
-        IF p_more IS NOT NULL THEN
-            v_rooms := ARRAY(SELECT json_array_elements_text(p_more::json));
-            IF array_position(v_rooms, NULL) IS NOT NULL OR v_rooms[1] IS DISTINCT FROM p_room THEN
-                RAISE invalid_parameter_value USING MESSAGE = 'rooms are text, the first as given alone';
+        -- What most events have none of. Names: JSON text is never shorter than what it stands for.
+        IF v_size > 65536 OR p_parts IS NOT NULL OR p_more IS NOT NULL OR p_skips IS NOT NULL
+           OR octet_length(p_namespace) + octet_length(p_room) > 512 THEN
+            IF p_more IS NOT NULL THEN
+                v_rooms := ARRAY(SELECT json_array_elements_text(p_more::json));
+                IF array_position(v_rooms, NULL) IS NOT NULL OR v_rooms[1] IS DISTINCT FROM p_room THEN
+                    RAISE invalid_parameter_value USING MESSAGE = 'rooms are text, the first as given alone';
+                END IF;
+            END IF;
+            IF p_skips IS NOT NULL THEN
+                v_skips := array_remove(ARRAY(SELECT json_array_elements_text(p_skips::json)), NULL);
+            END IF;
+            IF (SELECT max(octet_length(n)) FROM unnest(v_rooms || v_skips || ARRAY[p_namespace, p_room]) n) > 512
+            THEN
+                RAISE program_limit_exceeded USING MESSAGE = 'a namespace, room or sid is longer than 512 bytes';
+            END IF;
+            WHILE v_at < octet_length(p_parts) LOOP  -- a node that cannot take them apart would stand still
+                EXIT WHEN v_at + 4 > octet_length(p_parts);
+                v_at := least(2147483647, v_at + 4 + (get_byte(p_parts, v_at)::bigint << 24)
+                    + (get_byte(p_parts, v_at + 1) << 16) + (get_byte(p_parts, v_at + 2) << 8)
+                    + get_byte(p_parts, v_at + 3));
+            END LOOP;
+            IF v_at <> octet_length(p_parts) THEN
+                RAISE invalid_parameter_value USING MESSAGE = 'binary parts each stand behind their length';
+            END IF;
+            IF v_size > 268435456 THEN
+                RAISE program_limit_exceeded USING MESSAGE = 'an event is larger than 256 MiB';
+            END IF;
+            IF v_size > 65536 THEN  -- now, not under the log's lock: 50 MB there held others up for 1.7 s
+                v_attachment := gen_random_uuid();
+                INSERT INTO {s}.sio_attachments (id, data, ephemeral)
+                VALUES (v_attachment, int4send(octet_length(convert_to(p_body, 'UTF8')))
+                    || convert_to(p_body, 'UTF8') || coalesce(p_parts, ''), false);
             END IF;
         END IF;
-        IF p_skips IS NOT NULL THEN
-            v_skips := array_remove(ARRAY(SELECT json_array_elements_text(p_skips::json)), NULL);
-        END IF;
-        -- JSON text is never shorter than what it stands for
-        IF greatest(octet_length(p_namespace), octet_length(p_room), octet_length(p_more), octet_length(p_skips)) > 512
-           AND (SELECT max(octet_length(n)) FROM unnest(v_rooms || v_skips || ARRAY[p_namespace, p_room]) n) > 512
-        THEN
-            RAISE program_limit_exceeded USING MESSAGE = 'a namespace, room or sid is longer than 512 bytes';
-        END IF;
-        WHILE v_at < octet_length(p_parts) LOOP  -- a node that cannot take them apart would stand still
-            IF v_at + 4 > octet_length(p_parts) OR get_byte(p_parts, v_at) > 127 THEN
-                EXIT;
-            END IF;
-            v_at := least(2147483647, v_at + 4 + (get_byte(p_parts, v_at)::bigint << 24)
-                + (get_byte(p_parts, v_at + 1) << 16) + (get_byte(p_parts, v_at + 2) << 8)
-                + get_byte(p_parts, v_at + 3));
-        END LOOP;
-        IF v_at <> coalesce(octet_length(p_parts), 0) THEN
-            RAISE invalid_parameter_value USING MESSAGE = 'binary parts each stand behind their length';
-        END IF;
-        -- What the notification carries beside its offsets: PostgreSQL takes 7,999 bytes. It holds every message
-        -- until the slowest listener has read it, in a queue that must not fill.
-        IF v_size < 7600 AND p_parts IS NULL AND pg_notification_queue_usage() < 0.1 THEN
-            v_carried := json_build_array(json_build_array(
-                p_namespace, coalesce(v_rooms, ARRAY[p_room]), coalesce(v_skips, ARRAY[]::text[]), p_body))::text;
-        ELSIF v_size > 65536 THEN  -- now, not under the log's lock: 50 MB there held others up for 1.7 s
-            v_attachment := gen_random_uuid();
-            INSERT INTO {s}.sio_attachments (id, data, ephemeral)
-            VALUES (v_attachment, int4send(octet_length(convert_to(p_body, 'UTF8')))
-                || convert_to(p_body, 'UTF8') || coalesce(p_parts, ''), false);
-        END IF;
+        -- Carried is what fits a notification, of 7,999 bytes, while its queue is far from full: that holds every
+        -- message until the slowest listener has read it.
+        -- The marker goes by a crash, which this transaction does not survive, or by a TRUNCATE of the log, which
+        -- ends all sessions: that it goes between here and the commit does no harm.
         INSERT INTO {s}.sio_outbox
-        VALUES (p_namespace, p_room, v_rooms, v_skips, CASE WHEN v_attachment IS NULL THEN p_body END,
-                CASE WHEN v_attachment IS NULL THEN p_parts END, v_attachment,
-                CASE WHEN octet_length(v_carried) <= 7600 THEN v_carried END, false);
+        SELECT p_namespace, p_room, v_rooms, v_skips, CASE WHEN v_attachment IS NULL THEN p_body END,
+               CASE WHEN v_attachment IS NULL THEN p_parts END, v_attachment, (SELECT channel FROM {s}.sio_log),
+               CASE WHEN octet_length(c.carried) <= 7600 THEN c.carried ELSE '' END,
+               EXISTS (SELECT FROM {s}.sio_marker WHERE seen = {s}.sio_seen()), false
+        FROM (SELECT CASE WHEN v_size < 7600 AND p_parts IS NULL AND pg_notification_queue_usage() < 0.1 THEN
+                  ' ' || json_build_array(json_build_array(
+                      p_namespace, coalesce(v_rooms, ARRAY[p_room]), coalesce(v_skips, ARRAY[]::text[]),
+                      p_body))::text END) AS c (carried);
     END $$
     """,
     # For SQL. A null room is refused: 'user:' || id, where id is null, must not tell everybody. And no room
@@ -220,7 +233,8 @@ OUTBOX = (
     """COMMENT ON FUNCTION {s}.sio_emit IS 'Sends a Socket.IO event if and when this transaction commits. data: one argument, as JSON; left out: none. room, rooms: to whom; left out: everybody in the namespace.'""",
     # Whoever may call these may tell every client anything: see docs/transactions.md for whom to grant it.
     """
-    REVOKE ALL ON FUNCTION {s}.sio_emit, {s}.sio_emit_encoded, {s}.sio_outbox_take, {s}.sio_outbox_append
+    REVOKE ALL ON FUNCTION {s}.sio_emit, {s}.sio_emit_encoded, {s}.sio_outbox_take, {s}.sio_outbox_append,
+        {s}.sio_outbox_epoch, {s}.sio_outbox_bounds
     FROM PUBLIC
     """,
     # Servers of version 1 go on working: `compatible` stays.
@@ -234,6 +248,8 @@ DROPPED = (
     """DROP TABLE {s}.sio_outbox""",
     """DROP FUNCTION {s}.sio_outbox_take""",
     """DROP FUNCTION {s}.sio_outbox_append""",
+    """DROP FUNCTION {s}.sio_outbox_epoch""",
+    """DROP FUNCTION {s}.sio_outbox_bounds""",
 )
 
 

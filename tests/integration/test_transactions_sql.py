@@ -85,7 +85,8 @@ def test_arguments(app, call, row):
         ("sio_emit_encoded('/', '', NULL, NULL, '[1]', NULL)", psycopg.errors.InvalidParameterValue),
         ("sio_emit_encoded('/', '', NULL, NULL, '[\"e\"] ', NULL)", psycopg.errors.InvalidParameterValue),
         ("sio_emit_encoded('/', '', NULL, NULL, '[\"e\",]', NULL)", psycopg.errors.InvalidTextRepresentation),
-        ("sio_emit_encoded('/', '', NULL, NULL, NULL, NULL)", psycopg.errors.NullValueNotAllowed),
+        ("sio_emit_encoded('/', '', NULL, NULL, NULL, NULL)", psycopg.errors.InvalidParameterValue),
+        ("sio_emit_encoded('/', NULL, NULL, NULL, '[\"e\"]', NULL)", psycopg.errors.InvalidParameterValue),
         ("sio_emit_encoded('/', 'a', '[\"b\",\"a\"]', NULL, '[\"e\"]', NULL)", psycopg.errors.InvalidParameterValue),
         ("sio_emit_encoded('/', 'a', '[\"a\",null]', NULL, '[\"e\"]', NULL)", psycopg.errors.InvalidParameterValue),
         ("sio_emit_encoded('/', '', NULL, NULL, '[\"e\"]', '\\x000001')", psycopg.errors.InvalidParameterValue),
@@ -137,15 +138,21 @@ def test_case_98_names_that_mean_harm_are_data(app):
 
 def test_operators_in_the_callers_path_are_not_called(app):
     """Ours runs with the owner's rights: what the caller defines must not run in it."""
-    app.execute("""
-        CREATE SCHEMA evil;
-        CREATE FUNCTION evil.less(text, text) RETURNS boolean LANGUAGE plpgsql AS $$ BEGIN RAISE 'called'; END $$;
-        CREATE FUNCTION evil.cat(text, text) RETURNS text LANGUAGE plpgsql AS $$ BEGIN RAISE 'called'; END $$;
-        CREATE FUNCTION evil.pg_notify(text, text) RETURNS void LANGUAGE plpgsql AS $$ BEGIN RAISE 'called'; END $$;
-        CREATE OPERATOR evil.= (LEFTARG = text, RIGHTARG = text, FUNCTION = evil.less);
-        CREATE OPERATOR evil.<> (LEFTARG = text, RIGHTARG = text, FUNCTION = evil.less);
-        CREATE OPERATOR evil.|| (LEFTARG = text, RIGHTARG = text, FUNCTION = evil.cat);
-        SET search_path = evil, pg_catalog, public""")
+    app.execute("CREATE SCHEMA evil; SET search_path = evil, pg_catalog, public")
+    for i, (name, left, right, result) in enumerate((
+        ("=", "text", "text", "boolean"), ("<>", "text", "text", "boolean"), ("||", "text", "text", "text"),
+        (">", "integer", "integer", "boolean"), ("-", "bigint", "integer", "bigint"), ("=", "tid", "tid", "boolean"),
+        ("<", "double precision", "double precision", "boolean"), (">", "bigint", "integer", "boolean"),
+    )):  # fmt: skip
+        app.execute(f"""
+            CREATE FUNCTION evil.call{i}({left}, {right}) RETURNS {result} LANGUAGE plpgsql AS
+            $$ BEGIN RAISE 'called'; END $$;
+            CREATE OPERATOR evil.{name} (LEFTARG = {left}, RIGHTARG = {right}, FUNCTION = evil.call{i})""")
+    for function in ("pg_notify(text, text)", "current_setting(text)", "set_config(text, text, boolean)",
+                     "octet_length(text)", "concat(text, text)"):  # fmt: skip
+        app.execute(
+            f"CREATE FUNCTION evil.{function} RETURNS text LANGUAGE plpgsql AS $$ BEGIN RAISE 'called'; END $$"
+        )
     with pytest.raises(psycopg.errors.RaiseException, match="called"):
         app.execute("SELECT 'a'::text = 'b'::text")
     with app.transaction():
