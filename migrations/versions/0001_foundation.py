@@ -597,7 +597,10 @@ FUNCTIONS = (
         END IF;
         IF v_last > prev THEN
             SELECT channel INTO v_channel FROM {s}.sio_log;
-            PERFORM pg_notify(v_channel, prev || ' ' || v_last || coalesce(' ' || p_carry, ''));
+            -- Rings alone while a listener somewhere sits idle in a transaction: the queue holds 8 GB, and once it
+            -- is full every commit with a notification fails.
+            PERFORM pg_notify(v_channel, prev || ' ' || v_last || CASE
+                WHEN p_carry IS NULL OR pg_notification_queue_usage() > 0.1 THEN '' ELSE ' ' || p_carry END);
         END IF;
     END $$
     """,
