@@ -23,6 +23,18 @@ import uvicorn
 Config = dict[str, Any]
 
 
+class PatientRedisManager(socketio.AsyncRedisManager):
+    """Waits for one of 100 connections: redis-py's own pool of 100 refuses, and what is more at once is lost."""
+
+    def _redis_connect(self) -> None:
+        from redis import asyncio as redis  # noqa: PLC0415 - as the other one
+
+        pool = redis.BlockingConnectionPool.from_url(self.redis_url, max_connections=100, timeout=None)
+        self.redis = redis.Redis(connection_pool=pool)
+        self.pubsub = self.redis.pubsub(ignore_subscribe_messages=True)
+        self.connected = True
+
+
 def build(config: Config) -> socketio.AsyncServer:
     kind = config["kind"]
     if kind == "ours":
@@ -30,7 +42,7 @@ def build(config: Config) -> socketio.AsyncServer:
 
         manager = AsyncPostgresManager(config["dsn"], schema=config["schema"])
         return AsyncServer(async_mode="asgi", client_manager=manager, connection_state_recovery=True)
-    manager = socketio.AsyncRedisManager(config["redis"]) if kind == "socketio-redis" else None
+    manager = PatientRedisManager(config["redis"]) if kind == "socketio-redis" else None
     return socketio.AsyncServer(async_mode="asgi", client_manager=manager)
 
 
