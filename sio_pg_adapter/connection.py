@@ -71,6 +71,9 @@ class Connect:
         client = None
         try:
             await self._manager.ready()
+            former = self._manager.clients.of_socket(self._eio_sid, self._namespace)
+            if former is not None and former.state is State.CONNECTING and not former.ended:
+                return  # socket.io-client's connect(), called while it connects: it has its answer coming
             client = self._manager.admit(self._eio_sid, self._namespace)
             if client is None:  # as upstream: one CONNECT in a namespace
                 await self._refuse_packet("Unable to connect")
@@ -326,7 +329,7 @@ class Connect:
 
     async def _leave(self, client: Client) -> None:
         """The connection did not last: the session can be recovered again, unless it was ended."""
-        if client.state is not State.LEFT and client.ended:
+        if client.state is not State.LEFT and client.ended and client.closed is None:
             pkt = self._server.packet_class(packet.DISCONNECT, namespace=client.namespace)
             await self._send(pkt)
         reason = client.closed or self._server.reason.TRANSPORT_CLOSE

@@ -356,8 +356,9 @@ class AsyncServer(socketio.AsyncServer):
             return
         self._binary_packet.pop(eio_sid, None)
         client.ended = True
+        client.closed = reason or self.reason.CLIENT_DISCONNECT  # it needs no answer
         if client.connected:
-            await self.leave(client, reason or self.reason.CLIENT_DISCONNECT)
+            await self.leave(client, client.closed)
 
     async def _handle_eio_disconnect(self, eio_sid: str, reason: str) -> None:
         """The Engine.IO connection ended, in whatever way: its sessions can be recovered."""
