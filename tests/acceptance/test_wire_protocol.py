@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 
 import psycopg
@@ -224,3 +225,13 @@ async def test_case_17_clients_left_out_by_accepts_see_no_offset(make_cluster):
         head = str(await modern.recv())
         assert split_event(head.replace("51-", "2"))[0] == ["b", {"_placeholder": True, "num": 0}]
         assert modern_sid != plain_sid
+
+
+async def test_a_second_connect_while_the_first_is_being_decided_is_not_refused(make_cluster):
+    """socket.io-client's `connect()`, called while it connects, sends one: a refusal would be final for it."""
+    node = make_cluster(1, connect_delay=0.5).a
+    async with RawClient(node.url, transport="polling") as c:
+        await asyncio.gather(c.send("0"), c.send("0"))
+        assert (await c.recv()).startswith("0{")
+        await node.emit("end")
+        assert await c.recv_until_event("end") == []
