@@ -7,13 +7,13 @@ import contextvars
 import enum
 import itertools
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from engineio.packet import Packet as Frame
-
+from .frames import Frames
 from .recovery import Memberships
+from .websocket import Wire
 
 
 class State(enum.Enum):
@@ -54,6 +54,7 @@ class Client:
     :ivar opening: set while the session is being stored.
     :ivar sent: the offset up to which it has been sent what it is due. What is not above it is never sent:
                 replays read the log beyond the cursor, and the cursor comes by later.
+    :ivar asked: the auth of its CONNECT packet, and ``answered_at``: when that was accepted, by the monotonic clock.
     :ivar after: the offset that a recovered client presented.
     :ivar data: session data that is not, or not any more, in the store.
     :ivar waiting: what must not overtake its replay.
@@ -72,12 +73,14 @@ class Client:
     sent: int
     recoverable: bool = False
     recovered: bool = False
+    asked: Any = None
+    answered_at: float = 0.0
     after: int = 0
     held: Held | None = None
     opening: asyncio.Future[None] | None = None
     state: State = State.CONNECTING
     data: Any = field(default_factory=dict)
-    waiting: list[list[Frame]] = field(default_factory=list)
+    waiting: list[Frames] = field(default_factory=list)
     acks: dict[int, Callable[..., Any]] = field(default_factory=dict)
     ended: bool = False
     closed: str | None = None
@@ -91,21 +94,28 @@ class Client:
     def connected(self) -> bool:
         return self.state in (State.REPLAYING, State.LIVE)
 
-    def put(self, frames: Iterable[Frame]) -> None:
-        """Queue frames on its socket, as one piece.
+    def put(self, frames: Frames) -> None:
+        """Write frames to its socket, or queue them there, as one piece.
 
         Not through the socket's own ``send``: that may find that the client timed out, and run the
         application's disconnect handler right here.
         """
-        if not (self.socket.closed or self.socket.closing):
-            for frame in frames:
-                self.socket.queue.put_nowait(frame)
-                self.frames_put += 1
-                self.bytes_put += len(frame.data)
+        socket = self.socket
+        if socket.closed or socket.closing:
+            return
+        wire: Wire | None = getattr(socket, "sio_pg_wire", None)
+        if wire is not None and wire.write(frames):
+            return
+        for frame in frames:
+            socket.queue.put_nowait(frame)
+            self.frames_put += 1
+            self.bytes_put += len(frame.data)
 
     def over(self, limit: QueueLimit) -> bool:
         """Does it take so little that too much waits for it? What a replay sent does not count."""
         queue = self.socket.queue
+        if queue.empty():
+            return False
         live = self.frames_put - max(self.frames_replayed, self.frames_put - queue.qsize())
         if live > limit.packets:
             return True
@@ -119,7 +129,7 @@ class Client:
         """From here on what waits for it counts."""
         self.frames_replayed, self.bytes_put = self.frames_put, 0
 
-    def put_behind_replay(self, frames: list[Frame]) -> None:
+    def put_behind_replay(self, frames: Frames) -> None:
         """Queue frames now if the client is live, else when it is."""
         if self.state is State.LIVE:
             self.put(frames)

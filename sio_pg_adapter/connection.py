@@ -44,6 +44,9 @@ CLAIM_TIMEOUT = 8.0
 CURSOR_WAIT = 5.0
 """Seconds that a claim waits for this node's cursor to meet it."""
 
+ANSWER_WAY = 10.0
+"""Seconds that the answer to a CONNECT may be on its way: until then the same packet again is a repetition."""
+
 PAGE = 500
 PAGE_BYTES = 4 * 1024 * 1024
 """Packets of one page of a replay, and after how many bytes it ends: two of them are in memory at the most."""
@@ -72,12 +75,15 @@ class Connect:
         try:
             await self._manager.ready()
             former = self._manager.clients.of_socket(self._eio_sid, self._namespace)
-            if former is not None and former.state is State.CONNECTING and not former.ended:
-                return  # socket.io-client's connect(), called while it connects: it has its answer coming
+            if former is not None and former.ended and former.closed is not None:
+                await former.gone.wait()  # its own DISCONNECT came before: it means to begin anew
+            elif former is not None and self._repeats(former):
+                return
             client = self._manager.admit(self._eio_sid, self._namespace)
             if client is None:  # as upstream: one CONNECT in a namespace
                 await self._refuse_packet("Unable to connect")
                 return
+            client.asked = self._presented_auth
             await self._decide(client)
         except Lost:
             await self._end(client)
@@ -90,6 +96,16 @@ class Connect:
         except Exception:  # of the application's: neither accepted nor refused
             logger.exception("a connection is closed, so that the client tries again")
             await self._end(client)
+
+    def _repeats(self, former: Client) -> bool:
+        """Was it sent before the first CONNECT was answered? Then that is its answer, too.
+
+        socket.io-client sends one when an application calls ``connect()`` while it connects. A CONNECT_ERROR would
+        be final for it, whichever answer came first.
+        """
+        if former.state is State.CONNECTING:
+            return True
+        return former.asked == self._presented_auth and time.monotonic() - former.answered_at < ANSWER_WAY
 
     async def _end(self, client: Client | None) -> None:
         if client is None:
@@ -352,6 +368,7 @@ class Connect:
         data = {"sid": client.sid} if pid is None else {"sid": client.sid, "pid": pid}
         encoded = self._server.packet_class(packet.CONNECT, data=data, namespace=client.namespace).encode()
         client.put([framed(encoded)])
+        client.answered_at = time.monotonic()
 
     # -- replay ------------------------------------------------------------------------------------------------
     async def _replay(self, client: Client) -> None:

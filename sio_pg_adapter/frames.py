@@ -2,25 +2,44 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import struct
 from collections.abc import Sequence
 
+from engineio import packet as engineio_packet
 from engineio.packet import MESSAGE
-from engineio.packet import Packet as Frame
 from socketio.packet import EVENT, Packet
 
 from .records import Record, with_binary
 
-Frames = list[Frame]
+
+class Frame(engineio_packet.Packet):
+    """An Engine.IO message, in the forms that transports want: each is made once, for all recipients."""
+
+    @functools.cached_property
+    def wire(self) -> bytes:
+        """As an unmasked, uncompressed, whole frame of a websocket (RFC 6455, section 5.2)."""
+        payload: bytes = self.data if self.binary else self.encode().encode()
+        opcode = 0x82 if self.binary else 0x81
+        size = len(payload)
+        if size < 126:
+            return struct.pack("!BB", opcode, size) + payload
+        if size < 1 << 16:
+            return struct.pack("!BBH", opcode, 126, size) + payload
+        return struct.pack("!BBQ", opcode, 127, size) + payload
 
 
 class BinaryFrame(Frame):
-    """A binary part for clients of any transport: upstream's frame keeps the form that was asked for first."""
+    """A binary part for clients of any transport: upstream's packet keeps the form that was asked for first."""
 
     def encode(self, b64: bool = False) -> str | bytes:
         self.encode_cache = None
         encoded: str | bytes = super().encode(b64=b64)
         return encoded
+
+
+Frames = list[Frame]
 
 
 UNSTORED_TAIL = "null"

@@ -18,6 +18,7 @@ from typing import Any, Self
 
 from socketio import AsyncManager
 
+from . import websocket
 from .clients import Client, Clients, QueueLimit, State, handling
 from .database import Connection, Database, Pool
 from .delivery import Delivery
@@ -128,6 +129,7 @@ class AsyncPostgresManager(AsyncManager):
         if self.write_only:
             raise ConfigurationError("a manager with write_only=True serves no server: leave write_only out")
         super().set_server(server)
+        websocket.install(server.eio)
 
     def initialize(self) -> None:
         """Upstream's hook at the first connection: synchronous, so this only begins to start."""

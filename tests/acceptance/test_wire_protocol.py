@@ -235,3 +235,27 @@ async def test_a_second_connect_while_the_first_is_being_decided_is_not_refused(
         assert (await c.recv()).startswith("0{")
         await node.emit("end")
         assert await c.recv_until_event("end") == []
+
+
+async def test_a_second_connect_that_crossed_the_answer_is_not_refused(make_cluster):
+    """As above, but it arrives when the answer is on its way to the client."""
+    node = make_cluster(1).a
+    async with RawClient(node.url) as c:
+        await c.send("0")
+        assert (await c.recv()).startswith("0{")
+        await c.send("0")
+        await node.emit("end")
+        assert await c.recv_until_event("end") == []
+
+
+async def test_a_connect_after_its_own_disconnect_is_a_new_one(make_cluster):
+    """Also one that arrives while the first is being decided: over polling packets are not taken one by one."""
+    node = make_cluster(1, connect_delay=0.5).a
+    async with RawClient(node.url, transport="polling") as c:
+        first = asyncio.create_task(c.send("0"))
+        await node.logged(hook="connect")
+        await c.send("1")
+        await asyncio.gather(first, c.send("0"))
+        assert (await c.recv()).startswith("0{")
+        await node.emit("end")
+        assert await c.recv_until_event("end") == []

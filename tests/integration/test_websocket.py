@@ -1,0 +1,240 @@
+"""Frames that are written to the transport below a websocket, under each server that we know how to look below."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import socket
+import struct
+import zlib
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import socketio
+import uvicorn
+from aiohttp import web
+
+from integration.conftest import until
+from sio_pg_adapter.websocket import UNSENT_BYTES
+
+PATIENCE = 20.0  # seconds until a test that waits in vain fails
+HANDSHAKE = (
+    "GET /socket.io/?EIO=4&transport=websocket{more} HTTP/1.1\r\nHost: t\r\nUpgrade: websocket\r\n"
+    "Connection: Upgrade\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n{deflate}\r\n"
+)
+DEFLATE = "Sec-WebSocket-Extensions: permessage-deflate; client_max_window_bits\r\n"
+
+
+@dataclass
+class Raw:
+    """A websocket as bytes: each frame with its first octet, in which the compressed ones have 0x40."""
+
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
+    sid: str = ""
+    inflate: Any = field(default_factory=lambda: zlib.decompressobj(wbits=-15))
+
+    async def frame(self) -> tuple[int, bytes]:
+        async with asyncio.timeout(PATIENCE):
+            first, size = await self.reader.readexactly(2)
+            if size >= 126:
+                wide = "!H" if size == 126 else "!Q"
+                (size,) = struct.unpack(wide, await self.reader.readexactly(struct.calcsize(wide)))
+            payload = await self.reader.readexactly(size)
+        if first & 0x40:
+            payload = self.inflate.decompress(payload + b"\x00\x00\xff\xff")
+        return first, payload
+
+    async def text(self) -> str:
+        while (payload := (await self.frame())[1]) == b"2":  # a ping of Engine.IO
+            self.send("3")
+        return payload.decode()
+
+    async def event(self) -> list[Any]:
+        text = await self.text()
+        assert text.startswith("42"), text
+        return json.loads(text[2:])
+
+    def send(self, text: str) -> None:
+        payload = text.encode()
+        assert len(payload) < 126
+        self.writer.write(bytes([0x81, 0x80 | len(payload), 0, 0, 0, 0]) + payload)
+
+
+@contextlib.asynccontextmanager
+async def on_aiohttp(sio: socketio.AsyncServer, listening: socket.socket) -> AsyncIterator[None]:
+    app = web.Application()
+    sio.attach(app)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.SockSite(runner, listening).start()
+    yield
+    await runner.cleanup()
+
+
+@contextlib.asynccontextmanager
+async def on_uvicorn(sio: socketio.AsyncServer, listening: socket.socket, ws: str) -> AsyncIterator[None]:
+    config = uvicorn.Config(
+        socketio.ASGIApp(sio), ws=ws, lifespan="off", log_level="error", timeout_graceful_shutdown=1
+    )
+    server = uvicorn.Server(config)
+    server.install_signal_handlers = lambda: None
+    serving = asyncio.create_task(server._serve([listening]), name="uvicorn")
+    yield
+    server.should_exit = True
+    await serving
+
+
+@pytest.fixture(params=["websockets-sansio", "websockets", "wsproto", "aiohttp"])
+async def served(request, start_node):
+    """A node behind a web server, and a function that connects a raw client to it."""
+    kind = request.param
+    node = await start_node(async_mode="aiohttp" if kind == "aiohttp" else "asgi")
+    async with contextlib.AsyncExitStack() as ends:
+        listening = ends.enter_context(contextlib.closing(socket.create_server(("127.0.0.1", 0))))
+        port = listening.getsockname()[1]
+        running = on_aiohttp(node.sio, listening) if kind == "aiohttp" else on_uvicorn(node.sio, listening, kind)
+        await ends.enter_async_context(running)
+
+        async def connect(*, deflate: bool = False, more: str = "") -> Raw:
+            raw = Raw(*await asyncio.open_connection("127.0.0.1", port, limit=1 << 24))
+            ends.callback(raw.writer.close)
+            raw.writer.write(HANDSHAKE.format(more=more, deflate=DEFLATE if deflate else "").encode())
+            head = await raw.reader.readuntil(b"\r\n\r\n")
+            assert head.startswith(b"HTTP/1.1 101")
+            assert (b"permessage-deflate" in head) is deflate
+            return raw
+
+        yield node, connect
+
+
+async def connected(connect: Any, **options: Any) -> Raw:
+    raw: Raw = await connect(**options)
+    assert (await raw.text())[0] == "0"
+    raw.send("40")
+    raw.sid = json.loads((await raw.text())[2:])["sid"]
+    return raw
+
+
+pytestmark = [  # uvicorn's and websockets', of ws="websockets"
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:The `websockets` implementation is deprecated"),
+]
+
+
+async def test_frames_are_written_past_the_queue_and_nodelay_is_set(served):
+    node, connect = served
+    raw = await connected(connect)
+    client = node.manager.clients.get(raw.sid, "/")
+    assert client is not None
+    put = client.frames_put  # by the time of the CONNECT the writer may not have begun to wait
+    for n in range(20):
+        await node.sio.emit("e", (n, b"\x01\x02"))
+    for n in range(20):
+        assert (await raw.text()).startswith(f'451-["e",{n},')
+        assert await raw.frame() == (0x82, b"\x01\x02")
+    assert client.frames_put == put, "a frame took the longer way"
+    transport = client.socket.sio_pg_wire._transport
+    assert transport.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
+async def test_nothing_overtakes_what_waits_in_the_queue(served):
+    node, connect = served
+    raw = await connected(connect)
+
+    @node.sio.on("question")
+    async def answer(sid, n):  # its acknowledgement goes through the queue
+        await node.sio.emit("before", n)
+        return n
+
+    @node.sio.on("both")
+    async def both(sid, n):
+        client = node.manager.clients.get(sid, "/")
+        await node.sio.eio.send(client.eio_sid, f'2["queued",{n}]')  # and this tick what follows is offered directly
+        node.manager.delivery.unstored("/", (sid,), (), f'["direct",{n}]', ())
+
+    for n in range(50):
+        raw.send(f'42["both",{n}]')
+        assert (await raw.event())[:2] == ["queued", n]
+        assert (await raw.event())[:2] == ["direct", n]
+        raw.send(f'42{n}["question",{n}]')
+        assert (await raw.event())[:2] == ["before", n]
+        assert await raw.text() == f"43{n}[{n}]"
+
+
+@pytest.mark.parametrize("served", ["websockets-sansio", "wsproto"], indirect=True)  # those that can be held up
+async def test_nothing_overtakes_what_the_writer_has_taken_out_of_the_queue(served):
+    node, connect = served
+    raw = await connected(connect)
+    client = node.manager.clients.get(raw.sid, "/")
+    assert client is not None
+    writable = client.socket.sio_pg_wire._transport.get_protocol().writable
+    writable.clear()
+    await node.sio.eio.send(client.eio_sid, '2["queued"]')
+    await until(client.socket.queue.empty)
+    await node.sio.emit("direct", to=raw.sid)
+    writable.set()
+    assert [(await raw.event())[0] for _ in range(2)] == ["queued", "direct"]
+
+
+async def test_what_is_large_is_left_to_a_server_that_may_compress_it(served):
+    node, connect = served
+    raw = await connected(connect, deflate=True)
+    await node.sio.emit("e", "x" * 100)
+    first, payload = await raw.frame()
+    assert first == 0x81 and b"xxx" in payload
+    await node.sio.emit("e", "x" * 5_000)
+    first, payload = await raw.frame()
+    assert first == 0xC1 and b"x" * 5_000 in payload
+    await node.sio.emit("e", "y")
+    assert (await raw.frame())[0] == 0x81
+
+
+async def test_a_client_that_takes_nothing_fills_the_queue_and_not_the_transport(served):
+    node, connect = served
+    raw = await connected(connect)
+    client = node.manager.clients.get(raw.sid, "/")
+    assert client is not None
+    raw.writer.transport.pause_reading()
+    sent = 0
+    while client.socket.queue.qsize() < 20:
+        await asyncio.gather(*(node.sio.emit("e", (sent + i, "x" * 900)) for i in range(200)))
+        sent += 200
+    own = 512 * 1024 if node.sio.async_mode == "aiohttp" else 0  # it looks at the transport less often
+    assert client.socket.sio_pg_wire._transport.get_write_buffer_size() <= UNSENT_BYTES + own + 2_000
+    raw.writer.transport.resume_reading()
+    assert [(await raw.event())[1] for _ in range(sent)] == list(range(sent))
+
+
+async def test_an_upgrade_that_fails_leaves_the_poll_as_it_was(served):
+    node, connect = served
+    eio = node.sio.eio
+    raw = await connected(connect)
+    host, port = raw.writer.get_extra_info("peername")[:2]
+
+    async def get(path: str, body: bytes | None = None) -> bytes:
+        reader, writer = await asyncio.open_connection(host, port)
+        verb = "GET" if body is None else "POST"
+        head = f"{verb} /socket.io/?EIO=4&transport=polling{path} HTTP/1.0\r\nHost: t\r\n"
+        writer.write(f"{head}Content-Length: {len(body or b'')}\r\n\r\n".encode() + (body or b""))
+        async with asyncio.timeout(PATIENCE):
+            answer = await reader.read()
+        writer.close()
+        return answer.partition(b"\r\n\r\n")[2]
+
+    eio_sid = json.loads((await get(""))[1:])["sid"]
+    await get(f"&sid={eio_sid}", b"40")
+    assert (await get(f"&sid={eio_sid}")).startswith(b"40{")
+    failing = await connect(more=f"&sid={eio_sid}")
+    failing.send("2probe")
+    assert await failing.text() == "3probe"
+    await get(f"&sid={eio_sid}")  # a poll under way ends with NOOP
+    failing.send("4nonsense")  # no upgrade after all
+    assert await failing.reader.read(1) in (b"", b"\x88")  # its end
+    await node.sio.emit("e", "after")
+    assert b'["e","after"' in await get(f"&sid={eio_sid}")
+    assert getattr(eio.sockets[eio_sid], "sio_pg_wire", None) is None
+    assert (await raw.event())[:2] == ["e", "after"]
