@@ -7,7 +7,7 @@ import contextvars
 import enum
 import itertools
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -136,6 +136,9 @@ class Clients:
         self.unsettled: dict[str, set[Client]] = {}
         # Not from 1 for each: a late answer to the former connection of a sid must not answer a new question.
         self.ack_ids = itertools.count(random.randrange(1, 1 << 31))  # noqa: S311 - not a secret
+
+    def __iter__(self) -> Iterator[Client]:
+        return (client for of_namespace in self.by_sid.values() for client in of_namespace.values())
 
     def add(self, client: Client) -> None:
         self.by_sid.setdefault(client.namespace, {})[client.sid] = client

@@ -125,7 +125,7 @@ class Connect:
         database = self._manager.database
         presented = read_auth(self._presented_auth, self._namespace, database.codec)
         if presented.rejected == FOREIGN and database.epochs_may_be_stale():
-            await self._manager.check_history()  # of an epoch that another node has begun, perhaps
+            await self._manager.history.check()  # of an epoch that another node has begun, perhaps
             presented = read_auth(self._presented_auth, self._namespace, database.codec)
         return presented
 

@@ -216,7 +216,7 @@ class AsyncServer(socketio.AsyncServer):
         except TimeoutError:
             raise socketio.exceptions.TimeoutError from None
         finally:
-            self.manager.forget_callback(callback)
+            self.manager.callbacks.forget(callback)
         return args if len(args) > 1 else args[0] if args else None
 
     async def fetch_rooms(self, sid: str, namespace: str = "/") -> list[str]:
