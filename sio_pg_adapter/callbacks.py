@@ -14,6 +14,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from .clients import Ack
 from .ephemeral import Message
 from .records import encode_event, with_binary
 
@@ -62,8 +63,8 @@ class Callbacks:
         self._pending[number] = callback
         if len(self._pending) > PENDING_CALLBACKS:
             self._pending.popitem(last=False)
-        answer = self._answer_to(manager.channel, number)
-        manager.delivery.question(namespace, rooms, skip_sids, body, parts, answer)
+        ack = self._answer_to(manager.channel, number)
+        manager.delivery.question(namespace, rooms, skip_sids, body, parts, lambda _client: ack)
         if only_here or (len(rooms) == 1 and rooms[0] in manager.clients.by_sid.get(namespace, {})):
             return  # for a client of this node alone
         message: Message = {
@@ -84,7 +85,8 @@ class Callbacks:
     def asked(self, message: Message, parts: tuple[bytes, ...]) -> None:
         """Another node has a question to clients of this one."""
         target = (message["namespace"], tuple(message["rooms"]), tuple(message["skip"]), message["body"], parts)
-        self._manager.delivery.question(*target, self._answer_to(message["reply"], message["id"]))
+        ack = self._answer_to(message["reply"], message["id"])
+        self._manager.delivery.question(*target, lambda _client: ack)
 
     def answered(self, message: Message, parts: tuple[bytes, ...]) -> None:
         """A client of another node has answered."""
@@ -96,12 +98,12 @@ class Callbacks:
         """A client of this node acknowledged an event."""
         for of_namespace in self._manager.clients.by_sid.values():
             client = of_namespace.get(sid)
-            if client is not None and (callback := client.acks.pop(ack_id, None)) is not None:
-                callback(*data)
+            if client is not None and (ack := client.acks.pop(ack_id, None)) is not None:
+                ack.answered(*data)
                 return
         logger.warning("Unknown callback received, ignoring.")
 
-    def _answer_to(self, channel: str, number: int) -> Callable[..., None]:
+    def _answer_to(self, channel: str, number: int) -> Ack:
         def answer(*args: Any) -> None:
             if channel == self._manager.channel:
                 callback = self._pending.pop(number, None)
@@ -112,7 +114,7 @@ class Callbacks:
             values = stdlib_json.dumps(stdlib_json.loads(body)[1:])
             self._manager.ephemeral.send(channel, {"type": "answer", "id": number, "body": values}, parts)
 
-        return answer
+        return Ack(answer)
 
     def _run(self, callback: Callback, args: Any) -> None:
         async def run() -> None:

@@ -44,6 +44,18 @@ class QueueLimit:
     bytes: int
 
 
+@dataclass(frozen=True, slots=True)
+class Ack:
+    """Who waits for a client's acknowledgement.
+
+    :ivar answered: called with its arguments.
+    :ivar gone: called if the connection ends without one.
+    """
+
+    answered: Callable[..., None]
+    gone: Callable[[], None] | None = None
+
+
 @dataclass(eq=False, slots=True)
 class Client:
     """One client in one namespace.
@@ -78,7 +90,7 @@ class Client:
     state: State = State.CONNECTING
     data: Any = field(default_factory=dict)
     waiting: list[list[Frame]] = field(default_factory=list)
-    acks: dict[int, Callable[..., Any]] = field(default_factory=dict)
+    acks: dict[int, Ack] = field(default_factory=dict)
     ended: bool = False
     closed: str | None = None
     accepted: bool = False

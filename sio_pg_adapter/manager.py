@@ -18,6 +18,7 @@ from typing import Any, Self
 from socketio import AsyncManager
 
 from .callbacks import Callbacks
+from .census import Census
 from .clients import Client, Clients, QueueLimit, State
 from .database import Connection, Database, Pool
 from .delivery import Delivery
@@ -27,13 +28,16 @@ from .ephemeral import Ephemeral, Message
 from .errors import ConfigurationError, SioPgError, StoreUnavailable
 from .history import History
 from .listener import Listener
-from .log import Entry, LogReader, LogWriter, read_notification
+from .log import Entry, LogReader, LogWriter, Members, read_notification
 from .moves import Moves
 from .nodes import Presence
 from .options import ConnectionStateRecovery
+from .peers import Peers
+from .polls import Polls
 from .pruner import ExpiryHandlers, Pruner
 from .records import EVERYBODY, Kind, encode_event, encode_json, first_named, text_name, text_names
 from .recovery import Memberships
+from .server_events import ServerEvents
 from .sessions import Sessions
 
 EMIT_WAIT = 5.0
@@ -121,6 +125,10 @@ class AsyncPostgresManager(AsyncManager):
         self._tasks: set[asyncio.Task[Any]] = set()
         self.callbacks = Callbacks(self)
         self.moves = Moves(self)
+        self.peers = Peers(self)
+        self.census = Census(self)
+        self.polls = Polls(self)
+        self.server_events = ServerEvents(self)
 
     # -- start and end -----------------------------------------------------------------------------------
     def set_server(self, server: Any) -> None:
@@ -315,6 +323,10 @@ class AsyncPostgresManager(AsyncManager):
     def _on_message(self, message: Message, parts: tuple[bytes, ...]) -> None:
         if message["type"] == "answer":
             self.callbacks.answered(message, parts)
+        elif message["type"] == "request":
+            self.peers.requested(message, parts)
+        elif message["type"] == "reply":
+            self.peers.replied(message, parts)
         elif message["type"] == "question":
             self.callbacks.asked(message, parts)
         elif message["type"] == "event":
@@ -377,7 +389,7 @@ class AsyncPostgresManager(AsyncManager):
         else:
             await self.append(Entry(Kind.EVENT, namespace, rooms, skip_sids, body=body, parts=parts))
 
-    async def append(self, entry: Entry) -> None:
+    async def append(self, entry: Entry | Members) -> None:
         """Append, and wait until it has taken effect here."""
         await self.ready()
         written = await self.log.append(entry)
@@ -506,8 +518,11 @@ class AsyncPostgresManager(AsyncManager):
                     self.basic_leave_room(client.sid, client.namespace, room)
         client.state = State.LEFT
         client.waiting.clear()
-        client.acks.clear()
         self.clients.remove(client)
+        acks, client.acks = client.acks, {}
+        for ack in acks.values():
+            if ack.gone is not None:
+                ack.gone()
 
     def _let_go(self, client: Client) -> None:
         """A server without recovery holds no sessions that could be claimed."""

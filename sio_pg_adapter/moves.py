@@ -6,12 +6,15 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 from .clients import Client, State, handling
-from .errors import ConfigurationError
-from .log import Entry
-from .records import EVERYBODY, Kind, text_name
+from .errors import ConfigurationError, NoAnswer
+from .log import Entry, Members
+from .records import EVERYBODY, Kind, text_name, text_names
 
 if TYPE_CHECKING:
     from .manager import AsyncPostgresManager
+
+UNSTORED_WAIT = 5.0
+"""Seconds that a move of a room's members waits for what other nodes have of them that is in no table."""
 
 
 class Moves:
@@ -42,6 +45,27 @@ class Moves:
         if self._manager.is_sid_room(namespace, room):
             raise ValueError("cannot close a sid room")
         await self._manager.append(Entry(Kind.CLOSE, namespace, (room,)))
+
+    async def members(
+        self, kind: Kind, room: Any, namespace: str | None, rooms: Any = None, skip_sid: Any = None
+    ) -> None:
+        """Let all who are in a room, of any node or away, enter or leave others, or kick them; in effect on return.
+
+        :param room: whose members, several in a list; ``None``: everybody in the namespace.
+        :param rooms: what they enter or leave; of a kick none.
+        """
+        manager = self._manager
+        namespace = text_name(namespace or "/", "namespace")
+        of = text_names(room, "room") or (EVERYBODY,)
+        targets = (EVERYBODY,) if kind is Kind.KICK else text_names(rooms, "rooms")
+        skip = text_names(skip_sid, "skip_sid")
+        if not targets:
+            raise ConfigurationError("rooms takes one name or several: none is given")
+        await manager.ready()
+        unstored, silent = await manager.census.unstored(namespace, of, UNSTORED_WAIT)
+        await manager.append(Members(kind, namespace, of, targets, tuple(unstored), skip))
+        if silent:
+            raise NoAnswer("clients without a stored session may be left out", "node", silent, None)
 
     async def _move(self, kind: Kind, sid: str, namespace: str, room: str) -> None:
         namespace = text_name(namespace or "/", "namespace")

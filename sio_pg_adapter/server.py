@@ -13,6 +13,7 @@ import socketio
 from socketio import packet
 
 from .clients import Client, State, handling
+from .cluster import ClusterMethods
 from .connection import Connect
 from .endings import Endings
 from .errors import ConfigurationError, SioPgError
@@ -29,7 +30,7 @@ ExpiryHandler = Callable[[str, str, Any], Any]
 logger = logging.getLogger("sio_pg_adapter")
 
 
-class AsyncServer(socketio.AsyncServer):
+class AsyncServer(ClusterMethods, socketio.AsyncServer):
     """A ``socketio.AsyncServer`` whose clients come back.
 
     All of upstream's options, methods and decorators work unchanged.
