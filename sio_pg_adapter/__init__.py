@@ -1,9 +1,12 @@
 """Socket.IO connection state recovery for python-socketio, on nothing but PostgreSQL."""
 
+from .census import RemoteSocket
 from .client import AsyncClient
 from .emitter import emit, emit_async
 from .errors import (
     ConfigurationError,
+    HandlerFailed,
+    NoAnswer,
     NotSerializable,
     PayloadTooLarge,
     SchemaMismatch,
@@ -23,8 +26,11 @@ __all__ = [
     "AsyncServer",
     "ConfigurationError",
     "ConnectionStateRecovery",
+    "HandlerFailed",
+    "NoAnswer",
     "NotSerializable",
     "PayloadTooLarge",
+    "RemoteSocket",
     "SchemaMismatch",
     "SioPgError",
     "StoreUnavailable",

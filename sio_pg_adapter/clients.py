@@ -7,7 +7,7 @@ import contextvars
 import enum
 import itertools
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,6 +42,18 @@ class QueueLimit:
 
     packets: int
     bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ack:
+    """Who waits for a client's acknowledgement.
+
+    :ivar answered: called with its arguments.
+    :ivar gone: called if the connection ends without one.
+    """
+
+    answered: Callable[..., None]
+    gone: Callable[[], None] | None = None
 
 
 @dataclass(eq=False, slots=True)
@@ -81,7 +93,7 @@ class Client:
     state: State = State.CONNECTING
     data: Any = field(default_factory=dict)
     waiting: list[Frames] = field(default_factory=list)
-    acks: dict[int, Callable[..., Any]] = field(default_factory=dict)
+    acks: dict[int, Ack] = field(default_factory=dict)
     ended: bool = False
     closed: str | None = None
     accepted: bool = False
@@ -146,6 +158,9 @@ class Clients:
         self.unsettled: dict[str, set[Client]] = {}
         # Not from 1 for each: a late answer to the former connection of a sid must not answer a new question.
         self.ack_ids = itertools.count(random.randrange(1, 1 << 31))  # noqa: S311 - not a secret
+
+    def __iter__(self) -> Iterator[Client]:
+        return (client for of_namespace in self.by_sid.values() for client in of_namespace.values())
 
     def add(self, client: Client) -> None:
         self.by_sid.setdefault(client.namespace, {})[client.sid] = client

@@ -21,11 +21,10 @@ import logging
 import time
 from typing import TYPE_CHECKING, Any
 
-from engineio.packet import CLOSE
-from engineio.packet import Packet as Frame
 from socketio import exceptions, packet
 
 from .clients import Client, Held, State, handling
+from .endings import hang_up
 from .errors import SioPgError, StoreUnavailable
 from .frames import framed
 from .options import ConnectionStateRecovery
@@ -141,7 +140,7 @@ class Connect:
         database = self._manager.database
         presented = read_auth(self._presented_auth, self._namespace, database.codec)
         if presented.rejected == FOREIGN and database.epochs_may_be_stale():
-            await self._manager.check_history()  # of an epoch that another node has begun, perhaps
+            await self._manager.history.check()  # of an epoch that another node has begun, perhaps
             presented = read_auth(self._presented_auth, self._namespace, database.codec)
         return presented
 
@@ -274,7 +273,7 @@ class Connect:
         manager = self._manager
         key = (session.id, session.former)
         event = manager.released(key)
-        leaving = self._server.leaving.get((client.namespace, client.sid))
+        leaving = self._server.endings.leaving.get((client.namespace, client.sid))
         waiting = [asyncio.ensure_future(event.wait())]
         if leaving is not None:
             waiting.append(asyncio.ensure_future(leaving.gone.wait()))
@@ -349,7 +348,7 @@ class Connect:
             pkt = self._server.packet_class(packet.DISCONNECT, namespace=client.namespace)
             await self._send(pkt)
         reason = client.closed or self._server.reason.TRANSPORT_CLOSE
-        await self._server.leave(client, reason)
+        await self._server.endings.leave(client, reason)
         if not client.ended:
             await hang_up(self._server, self._eio_sid)
 
@@ -434,24 +433,3 @@ class Connect:
         await asyncio.wait((queue, gone), return_when=asyncio.FIRST_COMPLETED)
         queue.cancel()
         gone.cancel()
-
-
-async def hang_up(server: AsyncServer, eio_sid: str, *, drop_queue: bool = False) -> None:
-    """Close an Engine.IO connection in the way after which clients come back by themselves.
-
-    :param drop_queue: do not send what is queued, which may be more than the client ever takes.
-    """
-    socket = server.eio.sockets.get(eio_sid)
-    if socket is None or socket.closed or socket.closing:
-        return
-    while drop_queue and not socket.queue.empty():
-        socket.queue.get_nowait()
-        socket.queue.task_done()
-    socket.queue.put_nowait(Frame(CLOSE))  # ends a poll
-    socket.queue.put_nowait(None)  # ends the websocket's writer, which closes it
-    await socket.close(wait=False, abort=True, reason=server.reason.TRANSPORT_CLOSE)
-
-
-def away_since(at: float) -> float:
-    """Seconds since a moment of the monotonic clock."""
-    return max(0.0, time.monotonic() - at)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from socketio.packet import Packet
 
-from .clients import Client, Clients, QueueLimit, State
+from .clients import Ack, Client, Clients, QueueLimit, State
 from .frames import Frames, event_frames, stored_frames, unstored_tail
 from .records import EVERYBODY, Kind, OffsetCodec, Record
 
@@ -180,13 +180,18 @@ class Delivery:
         skip_sids: tuple[str, ...],
         body: str,
         parts: tuple[bytes, ...],
-        callback: Callable[..., Any],
-    ) -> None:
-        """Send an event that wants an acknowledgement to the clients here, behind their replays."""
-        for client in self.recipients(namespace, rooms, skip_sids):
-            ack_id = next(self._clients.ack_ids)
-            client.acks[ack_id] = callback
+        ack: Callable[[Client], Ack],
+    ) -> list[tuple[Client, int]]:
+        """Send an event that wants an acknowledgement to the clients here, behind their replays.
+
+        :param ack: tells for each client who waits.
+        :returns: who was asked, and the ids of the acknowledgements.
+        """
+        asked = [(client, next(self._clients.ack_ids)) for client in self.recipients(namespace, rooms, skip_sids)]
+        for client, ack_id in asked:
+            client.acks[ack_id] = ack(client)
             client.put_behind_replay(event_frames(self._packet_class, namespace, body, parts, ack_id=ack_id))
+        return asked
 
     def recipients(self, namespace: str, rooms: tuple[str, ...], skip_sids: tuple[str, ...]) -> list[Client]:
         """The connected clients here that are in any of the rooms."""

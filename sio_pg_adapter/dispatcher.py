@@ -83,6 +83,7 @@ class Dispatcher:
         """Begin at the head of the log."""
         self.cursor = self.head = await self._reader.head()
         self.recent = Recent(self.cursor)
+        self._tell()  # messages that came since the listener listens
         self._task = asyncio.create_task(self._run(), name="sio_pg dispatcher")
 
     async def close(self) -> None:

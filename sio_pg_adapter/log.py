@@ -74,6 +74,25 @@ class Written:
     result: Any = None
 
 
+@dataclass(frozen=True, slots=True)
+class Members:
+    """A move of all members of some rooms, those away too: it counts from one place in the log, since they are read
+    under its lock. Its ``Written`` has the last offset.
+
+    :ivar kind: they enter or leave each of ``targets``, or are kicked; then that is ``("",)``.
+    :ivar rooms: whose members; ``""`` is everybody.
+    :ivar unstored: sids that have no session, and are moved, too.
+    :ivar skip_sids: who is not.
+    """
+
+    kind: Kind
+    namespace: str
+    rooms: tuple[str, ...]
+    targets: tuple[str, ...]
+    unstored: tuple[str, ...] = ()
+    skip_sids: tuple[str, ...] = ()
+
+
 class Unsure(Exception):  # noqa: N818 - not an error of the caller's
     """The connection was lost before the answer came."""
 
@@ -91,7 +110,7 @@ class LogWriter:
         self._database = database
         self._on_appended = on_appended
         self._node = node
-        self._waiting: deque[tuple[Entry, asyncio.Future[Written]]] = deque()
+        self._waiting: deque[tuple[Entry | Members, asyncio.Future[Written]]] = deque()
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._closing = False
@@ -110,7 +129,7 @@ class LogWriter:
             await self._task
             self._task = None
 
-    def append(self, entry: Entry) -> asyncio.Future[Written]:
+    def append(self, entry: Entry | Members) -> asyncio.Future[Written]:
         """Take an entry in line, at once: the order of the calls is the order in the log.
 
         :raises StoreUnavailable: from the future, if it is not stored, or that cannot be known.
@@ -134,25 +153,81 @@ class LogWriter:
             batch: list[tuple[Entry, asyncio.Future[Written]]] = []
             size = 0
             while self._waiting and len(batch) < BATCH_ENTRIES and (not batch or size < BATCH_BYTES):
-                batch.append(self._waiting.popleft())
-                size += batch[-1][0].size
-            await self._write(batch)
+                entry, future = self._waiting[0]
+                if isinstance(entry, Members):
+                    break
+                self._waiting.popleft()
+                batch.append((entry, future))
+                size += entry.size
+            if batch:
+                await self._write(batch)
+            else:
+                entry, future = self._waiting.popleft()
+                assert isinstance(entry, Members)
+                await self._move(entry, future)
+
+    async def _move(self, members: Members, future: asyncio.Future[Written]) -> None:
+        try:
+            written = await self._move_members(members)
+        except Exception as e:  # noqa: BLE001 - the waiter's to handle
+            _fail([future], refusal("appending to the log", e) if isinstance(e, asyncpg.PostgresError) else e)
+        except BaseException as e:
+            _fail([future], e)
+            raise
+        else:
+            if not future.done():
+                future.set_result(written)
+
+    async def _move_members(self, members: Members) -> Written:
+        queries, end = self._database.queries, time.monotonic() + GIVE_UP_AFTER
+        arguments = (members.rooms, members.unstored, members.skip_sids, members.targets)
+        while True:
+            committing = False
+            try:
+                async with self._database.writer.use() as connection:
+                    transaction = connection.transaction(isolation="read_committed")
+                    await transaction.start()
+                    try:
+                        await connection.execute(queries["lock"], timeout=QUERY_TIMEOUT)
+                        head = (secrets.randbits(62), int(members.kind), members.namespace)
+                        row = await connection.fetchrow(
+                            queries["move_members"], *head, *arguments, timeout=QUERY_TIMEOUT
+                        )
+                    except BaseException:
+                        await transaction.rollback()
+                        raise
+                    if row is not None and None in row["offsets"]:
+                        await transaction.rollback()
+                        return Written(-1)
+                    committing = True
+                    await transaction.commit()
+            except (*LOST, StoreUnavailable) as e:
+                await self._database.writer.drop()
+                if committing or time.monotonic() > end:
+                    raise StoreUnavailable(f"appending to the log: {e}", may_be_stored=committing) from e
+            else:
+                last = max((offset for offset in row["offsets"] if offset > 0), default=0) if row else 0
+                if last:
+                    self._last = last
+                    self._on_appended(row["prev"], last, None)
+                return Written(last)
+            await asyncio.sleep(0.1)  # the database starts, or another becomes the primary
 
     async def _write(self, batch: list[tuple[Entry, asyncio.Future[Written]]]) -> None:
         try:
             written = await self._commit([entry for entry, _ in batch])
         except ONE_AT_FAULT as e:
             if len(batch) == 1:
-                _fail(batch, PayloadTooLarge(f"PostgreSQL refuses it: {e}"))
+                _fail([future for _, future in batch], PayloadTooLarge(f"PostgreSQL refuses it: {e}"))
             for one in batch if len(batch) > 1 else ():  # the others shall not suffer
                 await self._write([one])
         except Exception as e:
             if not isinstance(e, SioPgError | asyncpg.PostgresError):
                 logger.exception("appending to the log failed")
             error = refusal("appending to the log", e) if isinstance(e, asyncpg.PostgresError) else e
-            _fail(batch, error)
+            _fail([future for _, future in batch], error)
         except BaseException as e:
-            _fail(batch, e)
+            _fail([future for _, future in batch], e)
             raise
         else:
             for (_, future), result in zip(batch, written, strict=True):
@@ -291,8 +366,8 @@ class LogWriter:
             return await self._send(connection, [entry], [None], secrets.randbits(62))
 
 
-def _fail(batch: list[tuple[Entry, asyncio.Future[Written]]], error: BaseException) -> None:
-    for _, future in batch:
+def _fail(futures: list[asyncio.Future[Written]], error: BaseException) -> None:
+    for future in futures:
         if not future.done():
             future.set_exception(error)
             future.exception()  # the waiter may have gone: that is no news then

@@ -6,7 +6,6 @@ A packet goes one way: manager -> log -> dispatcher -> socket. The listener only
 from __future__ import annotations
 
 import asyncio
-import inspect
 import json as stdlib_json
 import logging
 import secrets
@@ -19,27 +18,31 @@ from typing import Any, Self
 from socketio import AsyncManager
 
 from . import websocket
-from .clients import Client, Clients, QueueLimit, State, handling
+from .callbacks import Callbacks
+from .census import Census
+from .clients import Client, Clients, QueueLimit, State
 from .database import Connection, Database, Pool
 from .delivery import Delivery
 from .dispatcher import Dispatcher
 from .emitter import emit_async
 from .ephemeral import Ephemeral, Message
 from .errors import ConfigurationError, SioPgError, StoreUnavailable
+from .history import History
 from .listener import Listener
-from .log import Entry, LogReader, LogWriter, read_notification
+from .log import Entry, LogReader, LogWriter, Members, read_notification
+from .moves import Moves
 from .nodes import Presence
 from .options import ConnectionStateRecovery
+from .peers import Peers
+from .polls import Polls
 from .pruner import ExpiryHandlers, Pruner
-from .records import EVERYBODY, Kind, encode_event, encode_json, first_named, text_name, text_names, with_binary
+from .records import EVERYBODY, Kind, encode_event, encode_json, first_named, text_name, text_names
 from .recovery import Memberships
+from .server_events import ServerEvents
 from .sessions import Sessions
 
 EMIT_WAIT = 5.0
 """Seconds that an emit waits for this node's cursor. It is in the log by then: the node is behind, not the emit."""
-
-PENDING_CALLBACKS = 100_000
-"""Callbacks that wait for other nodes' clients; beyond that the oldest are given up."""
 
 default_logger = logging.getLogger("sio_pg_adapter")
 
@@ -121,8 +124,12 @@ class AsyncPostgresManager(AsyncManager):
         self._running = False
         self._closed = False
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._pending: OrderedDict[int, Callable[..., Any]] = OrderedDict()
-        self._numbers = iter(range(secrets.randbits(40), 1 << 62))
+        self.callbacks = Callbacks(self)
+        self.moves = Moves(self)
+        self.peers = Peers(self)
+        self.census = Census(self)
+        self.polls = Polls(self)
+        self.server_events = ServerEvents(self)
 
     # -- start and end -----------------------------------------------------------------------------------
     def set_server(self, server: Any) -> None:
@@ -171,8 +178,9 @@ class AsyncPostgresManager(AsyncManager):
         await self.database.open()
         self.node = uuid.uuid4().hex
         self.channel = "sio_" + secrets.token_hex(20)
-        self.log_reader = LogReader(self.database, self.check_history)
-        self.dispatcher = Dispatcher(self.log_reader, self._apply, self._on_hole)
+        self.history = History(self)
+        self.log_reader = LogReader(self.database, self.history.check)
+        self.dispatcher = Dispatcher(self.log_reader, self._apply, self.history.hole)
         self.log = LogWriter(self.database, self._on_appended, self.node)
         self.sessions = Sessions(self.database, self.log, self.node)
         self.delivery = Delivery(
@@ -192,7 +200,6 @@ class AsyncPostgresManager(AsyncManager):
         self.pruner = Pruner(self.database, self._expiry_handlers())
         self.presence: Presence | None = None if self.write_only else self._presence()
         self._released: OrderedDict[tuple[int, int], asyncio.Event] = OrderedDict()
-        self._checking = asyncio.Lock()
         try:
             self.log.start()
             if not self.write_only:
@@ -277,7 +284,7 @@ class AsyncPostgresManager(AsyncManager):
         if not self._running or self.write_only:
             return Health(self._running, 0, 0, "stopped", 0)
         lag = max(0, self.dispatcher.head - self.dispatcher.cursor)
-        held = sum(c.held is not None for of in self.clients.by_sid.values() for c in of.values())
+        held = sum(client.held is not None for client in self.clients)
         listening = self.listener.connected
         state = "listening" if listening else "reconnecting"
         return Health(listening and lag == 0, self.dispatcher.cursor, lag, state, held)
@@ -292,47 +299,9 @@ class AsyncPostgresManager(AsyncManager):
     async def _on_listening(self, connection: Connection) -> None:
         assert self.presence is not None
         back = await self.presence.show(connection)
-        await self.check_history()
+        await self.history.check()
         self.dispatcher.ring()  # what was notified before this connection listened was not heard
-        if back.died:  # taken for dead: sessions may have run out. Claims of others are in the log
-            await self._drop_unheld()
-
-    async def check_history(self) -> None:
-        """After a reconnect, or with a new epoch, the log may be another one: restored, truncated, or of a standby
-        that has not got the last commits.
-
-        What this node applied of a history that is lost, no other node knows of: its clients' sessions are over.
-        Where its cursor is good, a session may still be lost that was opened after it.
-        """
-        async with self._checking:
-            if not await self.database.fetch_value("in_history"):
-                await self.database.fetch("check_epoch")
-            codec, former = await self.database.read_epochs(), self.database.codec
-            if codec.epochs == former.epochs:
-                return
-            cursor = self.dispatcher.cursor
-            if not cursor or former.same_history(cursor, codec):
-                self.database.codec = codec
-                await self._drop_unheld()
-                return
-            self._get_logger().error("the log is of another history: this node's clients are closed, to come back")
-            held = [c.held for of in self.clients.by_sid.values() for c in of.values() if c.held is not None]
-            await asyncio.gather(*(self.sessions.end(one) for one in held))
-            self.database.codec = codec
-            self.dispatcher.jump(await self.log_reader.head())
-            self._close_all()
-
-    async def _drop_unheld(self) -> None:
-        """Close the clients whose sessions are not this node's any more, or not at all."""
-        clients = [c for of in self.clients.by_sid.values() for c in of.values() if c.held is not None]
-        stored = await self.presence.held() if clients and self.presence is not None else set()
-        for client in clients:
-            if client.held is not None and (client.held.id, client.held.generation) not in stored:
-                self.on_taken(client)
-
-    def _close_all(self) -> None:
-        for client in [c for of in self.clients.by_sid.values() for c in of.values()]:
-            self.on_taken(client)
+        await self.history.back(back)
 
     def _on_notify(self, channel: str, payload: str) -> None:
         if payload.startswith("{"):
@@ -353,21 +322,18 @@ class AsyncPostgresManager(AsyncManager):
     def forget_released(self, held: tuple[int, int]) -> None:
         self._released.pop(held, None)
 
-    def _on_hole(self, floor: int) -> None:
-        self._get_logger().error("retention deleted records that this node had not read, up to %s", floor)
-        self._close_all()
-
     def _on_message(self, message: Message, parts: tuple[bytes, ...]) -> None:
         if message["type"] == "answer":
-            callback = self._pending.pop(message["id"], None)
-            if callback is not None:
-                self._answered(callback, with_binary(stdlib_json.loads(message["body"]), parts))
-            return
-        target = (message["namespace"], tuple(message["rooms"]), tuple(message["skip"]), message["body"], parts)
-        if message["type"] == "event":
-            self.delivery.unstored(*target)
+            self.callbacks.answered(message, parts)
+        elif message["type"] == "request":
+            self.peers.requested(message, parts)
+        elif message["type"] == "reply":
+            self.peers.replied(message, parts)
         elif message["type"] == "question":
-            self.delivery.question(*target, self._answer_to(message["reply"], message["id"]))
+            self.callbacks.asked(message, parts)
+        elif message["type"] == "event":
+            rooms, skip_sids = tuple(message["rooms"]), tuple(message["skip"])
+            self.delivery.unstored(message["namespace"], rooms, skip_sids, message["body"], parts)
 
     # -- emit ------------------------------------------------------------------------------------------------
     async def emit(
@@ -414,7 +380,7 @@ class AsyncPostgresManager(AsyncManager):
                 raise ValueError("Cannot use callback without a room set.")
         await self.ready()
         if callback is not None:
-            await self._ask(namespace, rooms, skip_sids, body, parts, callback, ignore_queue=ignore_queue)
+            await self.callbacks.ask(namespace, rooms, skip_sids, body, parts, callback, only_here=ignore_queue)
         elif ignore_queue:
             self.delivery.unstored(namespace, rooms, skip_sids, body, parts)
         elif volatile or namespace in self.unstored:
@@ -423,9 +389,9 @@ class AsyncPostgresManager(AsyncManager):
                 self.delivery.unstored(namespace, rooms, skip_sids, body, parts)
             await self.ephemeral.send(self.database.channel, message, parts)
         else:
-            await self._append(Entry(Kind.EVENT, namespace, rooms, skip_sids, body=body, parts=parts))
+            await self.append(Entry(Kind.EVENT, namespace, rooms, skip_sids, body=body, parts=parts))
 
-    async def _append(self, entry: Entry) -> None:
+    async def append(self, entry: Entry | Members) -> None:
         """Append, and wait until it has taken effect here."""
         await self.ready()
         written = await self.log.append(entry)
@@ -434,122 +400,22 @@ class AsyncPostgresManager(AsyncManager):
         if not self.write_only and not await self.dispatcher.passed(written.offset, EMIT_WAIT):
             self._get_logger().warning("this node is behind the log: at %s", self.dispatcher.cursor)
 
-    # -- callbacks ---------------------------------------------------------------------------------------------
-    async def _ask(
-        self,
-        namespace: str,
-        rooms: tuple[str, ...],
-        skip_sids: tuple[str, ...],
-        body: str,
-        parts: tuple[bytes, ...],
-        callback: Callable[..., Any],
-        *,
-        ignore_queue: bool,
-    ) -> None:
-        number = next(self._numbers)
-        self._pending[number] = callback
-        if len(self._pending) > PENDING_CALLBACKS:
-            self._pending.popitem(last=False)
-        self.delivery.question(namespace, rooms, skip_sids, body, parts, self._answer_to(self.channel, number))
-        if ignore_queue or (len(rooms) == 1 and rooms[0] in self.clients.by_sid.get(namespace, {})):
-            return  # for a client of this node alone
-        message: Message = {
-            "type": "question",
-            "namespace": namespace,
-            "rooms": rooms,
-            "skip": skip_sids,
-            "body": body,
-        }
-        message |= {"id": number, "reply": self.channel}
-        await self.ephemeral.send(self.database.channel, message, parts)
-
-    def forget_callback(self, callback: Callable[..., Any]) -> None:
-        """Nobody waits for its answer any more."""
-        for number in [n for n, c in self._pending.items() if c is callback]:
-            del self._pending[number]
-
-    def _answer_to(self, channel: str, number: int) -> Callable[..., None]:
-        def answer(*args: Any) -> None:
-            if channel == self.channel:
-                callback = self._pending.pop(number, None)
-                if callback is not None:
-                    self._answered(callback, args)
-                return
-            body, parts = encode_event("", args, stdlib_json)
-            values = stdlib_json.dumps(stdlib_json.loads(body)[1:])
-            self.ephemeral.send(channel, {"type": "answer", "id": number, "body": values}, parts)
-
-        return answer
-
-    def _answered(self, callback: Callable[..., Any], args: Any) -> None:
-        async def run() -> None:
-            result = callback(*args)
-            if inspect.isawaitable(result):
-                await result
-
-        self.spawn(run(), "sio_pg callback")
-
     async def trigger_callback(self, sid: str, id: int, data: Any) -> None:  # noqa: A002 - upstream's
         """A client acknowledged an event."""
-        for of_namespace in self.clients.by_sid.values():
-            client = of_namespace.get(sid)
-            if client is not None and (callback := client.acks.pop(id, None)) is not None:
-                callback(*data)
-                return
-        self._get_logger().warning("Unknown callback received, ignoring.")
+        self.callbacks.acknowledged(sid, id, data)
 
     # -- rooms -------------------------------------------------------------------------------------------------
     async def enter_room(self, sid: str, namespace: str, room: str, eio_sid: str | None = None) -> None:
         """Add a client of any node, or a session that is away, to a room. It has taken effect on return."""
-        room, sid = text_name(room, "room"), text_name(sid, "sid")
-        if room == EVERYBODY:
-            raise ConfigurationError("room takes a name that is not empty: an empty one means everybody")
-        if room != sid and self.is_sid_room(namespace, room):
-            raise ValueError("cannot enter a sid room")
-        await self._move(Kind.ENTER, sid, namespace, room)
+        await self.moves.enter(sid, namespace, room)
 
     async def leave_room(self, sid: str, namespace: str, room: str) -> None:
         """Remove a client of any node, or a session that is away, from a room; in effect on return."""
-        await self._move(Kind.LEAVE, text_name(sid, "sid"), namespace, text_name(room, "room"))
-
-    async def _move(self, kind: Kind, sid: str, namespace: str, room: str) -> None:
-        namespace = text_name(namespace or "/", "namespace")
-        if room == sid:
-            return  # its own room: it is in there as long as it lives
-        await self.ready()
-        client = self.clients.get(sid, namespace)
-        args: dict[str, Any] = {}
-        if client is not None:
-            if client.opening is not None:
-                await asyncio.wait((client.opening,))
-            if client.state is State.LEFT and handling.get() is client:
-                return  # in its disconnect handler: its rooms were taken down when that began
-            if client.held is None:
-                self._move_in_memory(kind, client, room)
-                return
-            args["generation"] = client.held.generation
-            own_handler = handling.get() is client and client.state is State.CONNECTING
-            if kind is Kind.LEAVE and own_handler:
-                args["as_of"] = client.after
-        await self._append(Entry(kind, namespace, (room,), sid=sid, args=args))
-
-    def _move_in_memory(self, kind: Kind, client: Client, room: str) -> None:
-        """Of a client that has no session, or none yet: its rooms are stored with it."""
-        if kind is Kind.ENTER:
-            client.memberships.enter(room, self.dispatcher.cursor)
-            if client.state is State.LIVE:
-                self.basic_enter_room(client.sid, client.namespace, room, eio_sid=client.eio_sid)
-        else:
-            client.memberships.leave(room, self.dispatcher.cursor + 1)
-            if client.state is State.LIVE:
-                self.delivery.unregister(client, room)
+        await self.moves.leave(sid, namespace, room)
 
     async def close_room(self, room: str, namespace: str | None = None) -> None:
         """Remove everybody from a room, on all nodes, and sessions that are away. In effect on return."""
-        room, namespace = text_name(room, "room"), text_name(namespace or "/", "namespace")
-        if self.is_sid_room(namespace, room):
-            raise ValueError("cannot close a sid room")
-        await self._append(Entry(Kind.CLOSE, namespace, (room,)))
+        await self.moves.close(room, namespace)
 
     def get_rooms(self, sid: str, namespace: str) -> list[str]:
         """The rooms of a client of this node, its own first."""
@@ -628,7 +494,7 @@ class AsyncPostgresManager(AsyncManager):
     async def kick(self, sid: str, namespace: str) -> None:
         """End the session of a sid for good, and its connection, wherever it is."""
         namespace = text_name(namespace, "namespace")
-        await self._append(Entry(Kind.KICK, namespace, sid=text_name(sid, "sid")))
+        await self.append(Entry(Kind.KICK, namespace, sid=text_name(sid, "sid")))
 
     async def disconnect(self, sid: str, namespace: str, **kwargs: Any) -> None:
         if kwargs.get("ignore_queue"):
@@ -654,8 +520,11 @@ class AsyncPostgresManager(AsyncManager):
                     self.basic_leave_room(client.sid, client.namespace, room)
         client.state = State.LEFT
         client.waiting.clear()
-        client.acks.clear()
         self.clients.remove(client)
+        acks, client.acks = client.acks, {}
+        for ack in acks.values():
+            if ack.gone is not None:
+                ack.gone()
 
     def _let_go(self, client: Client) -> None:
         """A server without recovery holds no sessions that could be claimed."""

@@ -1,49 +1,46 @@
-"""Class-based namespaces with the new keywords of ``emit``."""
+"""Class-based namespaces with what our server can do beyond upstream's."""
 
 from __future__ import annotations
 
+import functools
+import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import socketio
 
+from .server import AsyncServer
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _of_server(method: Callable[Concatenate[AsyncServer, P], R]) -> Callable[Concatenate[Any, P], R]:
+    """The server's method as one of a namespace: in the namespace of the class, if none is given."""
+    name = method.__name__
+    place = list(inspect.signature(method).parameters).index("namespace") - 1
+
+    @functools.wraps(method)
+    def of_namespace(self: Any, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        if len(args) <= place:
+            kwargs["namespace"] = kwargs.get("namespace") or self.namespace
+        bound: Callable[P, R] = getattr(self.server, name)
+        return bound(*args, **kwargs)
+
+    return of_namespace
+
 
 class AsyncNamespace(socketio.AsyncNamespace):
-    """Upstream's, for :class:`sio_pg_adapter.AsyncServer`."""
+    """Upstream's, for :class:`sio_pg_adapter.AsyncServer`.
 
-    async def emit(
-        self,
-        event: str,
-        data: Any = None,
-        to: Any = None,
-        room: Any = None,
-        skip_sid: Any = None,
-        namespace: str | None = None,
-        callback: Callable[..., Any] | None = None,
-        ignore_queue: bool = False,
-        *,
-        connection: Any = None,
-        volatile: bool = False,
-    ) -> None:
-        """As :meth:`AsyncServer.emit`, in the namespace of the class if none is given."""
-        await self.server.emit(
-            event,
-            data,
-            to=to,
-            room=room,
-            skip_sid=skip_sid,
-            namespace=namespace or self.namespace,
-            callback=callback,
-            ignore_queue=ignore_queue,
-            connection=connection,
-            volatile=volatile,
-        )
+    Its methods are the server's, of the namespace of the class where they name none.
+    """
 
-    def recovered(self, sid: str) -> bool:
-        """As :meth:`AsyncServer.recovered`, in the namespace of the class."""
-        return bool(self.server.recovered(sid, self.namespace))
-
-    async def fetch_rooms(self, sid: str) -> list[str]:
-        """As :meth:`AsyncServer.fetch_rooms`, in the namespace of the class."""
-        rooms: list[str] = await self.server.fetch_rooms(sid, self.namespace)
-        return rooms
+    emit = _of_server(AsyncServer.emit)
+    recovered = _of_server(AsyncServer.recovered)
+    fetch_rooms = _of_server(AsyncServer.fetch_rooms)
+    fetch_sockets = _of_server(AsyncServer.fetch_sockets)
+    broadcast_call = _of_server(AsyncServer.broadcast_call)
+    sockets_join = _of_server(AsyncServer.sockets_join)
+    sockets_leave = _of_server(AsyncServer.sockets_leave)
+    disconnect_sockets = _of_server(AsyncServer.disconnect_sockets)

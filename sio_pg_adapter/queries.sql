@@ -27,6 +27,27 @@ SELECT prev, offsets, results
 FROM sio.sio_write($1::bigint, $2::smallint[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::text[],
                    $9::bytea[], $10::uuid[], $11::text[], $12::text)
 
+-- name: move_members
+-- After "lock", in its transaction: all members of some rooms ($4; '' is everybody), those away too, and sids that have
+-- no session ($5), but not those in $6, enter (kind 1) or leave (2) each of the rooms $7, or are kicked (5). So it counts
+-- from one place in the log. No row where nobody is moved.
+SELECT w.prev, w.offsets
+FROM (SELECT array_agg($2::smallint) AS kinds, array_agg($3::text) AS namespaces, array_agg(t.room) AS rooms,
+             array_agg(NULL::text) AS nulls, array_agg(m.sid) AS sids, array_agg(NULL::bytea) AS parts,
+             array_agg(NULL::uuid) AS attachments, array_agg('{}'::text) AS args
+      FROM (SELECT sid FROM sio.sio_sessions
+            WHERE namespace = $3::text AND (expires_at IS NULL OR expires_at > clock_timestamp())
+              AND ('' = ANY ($4::text[]) OR sid = ANY ($4::text[]) OR id IN (
+                   SELECT session FROM sio.sio_rooms
+                   WHERE namespace = $3::text AND room = ANY ($4::text[]) AND left_at IS NULL))
+            UNION
+            SELECT unnest($5::text[])) m
+          CROSS JOIN unnest($7::text[]) t (room)
+      WHERE m.sid <> ALL ($6::text[]) AND m.sid <> t.room
+      HAVING count(*) > 0) a
+    CROSS JOIN LATERAL sio.sio_write($1::bigint, a.kinds, a.namespaces, a.rooms, a.nulls, a.nulls, a.sids, a.nulls,
+                                     a.parts, a.attachments, a.args, NULL) w
+
 -- name: emit
 -- An event as part of the caller's transaction: in the log when that commits.
 SELECT sio.sio_emit_encoded(CAST($1 AS text), CAST($2 AS text), CAST($3 AS text), CAST($4 AS text), CAST($5 AS text),
@@ -89,6 +110,10 @@ FROM sio.sio_sessions s WHERE s.id = $1::bigint AND s.generation = $2::bigint
 SELECT data FROM sio.sio_sessions
 WHERE namespace = $1::text AND sid = $2::text AND (expires_at IS NULL OR expires_at > clock_timestamp())
 
+-- name: sessions_data
+-- The session data of several sids.
+SELECT sid, data FROM sio.sio_sessions WHERE namespace = $1::text AND sid = ANY ($2::text[])
+
 -- name: session_rooms
 -- The rooms of a sid, wherever it is; no row for one that has no session.
 SELECT ARRAY(SELECT room FROM sio.sio_rooms WHERE session = s.id AND left_at IS NULL ORDER BY joined_at) AS rooms
@@ -119,6 +144,10 @@ UPDATE sio.sio_nodes SET number = DEFAULT WHERE id = $1::uuid RETURNING number
 UPDATE sio.sio_nodes n SET missed_at = NULL, died_at = NULL
 FROM (SELECT id, died_at FROM sio.sio_nodes WHERE id = $1::uuid) o
 WHERE n.id = o.id AND n.missed_at IS NOT NULL RETURNING o.died_at
+
+-- name: others
+-- The other nodes that are there: each shows it by its lock.
+SELECT id FROM sio.sio_nodes WHERE id <> $1::uuid AND stopped_at IS NULL AND sio.sio_alive(number, role)
 
 -- name: node_sessions
 -- The sessions that a node still holds.

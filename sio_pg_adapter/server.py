@@ -6,7 +6,6 @@ import asyncio
 import inspect
 import logging
 import re
-import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
@@ -14,7 +13,9 @@ import socketio
 from socketio import packet
 
 from .clients import Client, State, handling
-from .connection import Connect, away_since, hang_up
+from .cluster import ClusterMethods
+from .connection import Connect
+from .endings import Endings
 from .errors import ConfigurationError, SioPgError
 from .frames import framed
 from .manager import AsyncPostgresManager
@@ -26,16 +27,10 @@ Middleware = Callable[[str, dict[str, Any], Any], Awaitable[None]]
 
 ExpiryHandler = Callable[[str, str, Any], Any]
 
-GOODBYE_WAIT = 10.0
-"""Seconds that a stop waits for disconnect handlers."""
-
-LET_GO_RETRY = 1.0
-"""Seconds between tries to store the end of a connection while the database is away."""
-
 logger = logging.getLogger("sio_pg_adapter")
 
 
-class AsyncServer(socketio.AsyncServer):
+class AsyncServer(ClusterMethods, socketio.AsyncServer):
     """A ``socketio.AsyncServer`` whose clients come back.
 
     All of upstream's options, methods and decorators work unchanged.
@@ -60,17 +55,17 @@ class AsyncServer(socketio.AsyncServer):
                 "connection_state_recovery needs client_manager=AsyncPostgresManager(...), which keeps the sessions"
             )
         self.middlewares: dict[str, list[Middleware]] = {}
-        self.leaving: dict[tuple[str, str], Client] = {}
+        self.endings = Endings(self)
         self.pace = Pace()
         self._expiry_handlers: dict[str, ExpiryHandler] = {}
         super().__init__(client_manager, *args, **kwargs)
         if self._ours:
             self.manager.recovery = recovery
-            self.manager.on_taken = self._taken
-            self.manager.on_kicked = self._kicked
-            self.manager.on_slow = self._slow
+            self.manager.on_taken = self.endings.taken
+            self.manager.on_kicked = self.endings.kicked
+            self.manager.on_slow = self.endings.slow
             self.manager.on_expired = self._expired
-            self.manager.on_closing = self._say_goodbye
+            self.manager.on_closing = self.endings.say_goodbye
         if recovery is not None and hasattr(self.eio.logger, "addFilter"):
             self.eio.logger.addFilter(_without_pid)
 
@@ -216,7 +211,7 @@ class AsyncServer(socketio.AsyncServer):
         except TimeoutError:
             raise socketio.exceptions.TimeoutError from None
         finally:
-            self.manager.forget_callback(callback)
+            self.manager.callbacks.forget(callback)
         return args if len(args) > 1 else args[0] if args else None
 
     async def fetch_rooms(self, sid: str, namespace: str = "/") -> list[str]:
@@ -290,7 +285,7 @@ class AsyncServer(socketio.AsyncServer):
         client: Client | None = self.manager.clients.get(sid, namespace)
         if client is not None and client.held is None and not client.recoverable:
             if client.connected:
-                self._kicked(client, None)
+                self.endings.kicked(client, None)
                 await self._gone(client)
             elif client.state is State.CONNECTING:
                 client.ended = True
@@ -316,16 +311,6 @@ class AsyncServer(socketio.AsyncServer):
             await super().shutdown()
         if self._ours:
             await self.manager.aclose()
-
-    async def _say_goodbye(self) -> None:
-        """Close all connections in the way after which clients come back, elsewhere, to their sessions."""
-        closing: list[asyncio.Task[Any]]
-        closing = [asyncio.create_task(hang_up(self, eio_sid)) for eio_sid in list(self.eio.sockets)]
-        closing += [asyncio.create_task(client.gone.wait()) for client in self.leaving.values()]
-        if closing:
-            _, late = await asyncio.wait(closing, timeout=GOODBYE_WAIT)
-            for task in late:
-                task.cancel()
 
     # -- upstream's private ways in --------------------------------------------------------------------------
     async def _handle_connect(self, eio_sid: str, namespace: str | None, data: Any) -> None:
@@ -358,7 +343,7 @@ class AsyncServer(socketio.AsyncServer):
         client.ended = True
         client.closed = reason or self.reason.CLIENT_DISCONNECT  # it needs no answer
         if client.connected:
-            await self.leave(client, client.closed)
+            await self.endings.leave(client, client.closed)
 
     async def _handle_eio_disconnect(self, eio_sid: str, reason: str) -> None:
         """The Engine.IO connection ended, in whatever way: its sessions can be recovered."""
@@ -372,7 +357,7 @@ class AsyncServer(socketio.AsyncServer):
         for client in clients:
             if client.connected:
                 # On its own: the web server may cancel what handles the request.
-                await asyncio.shield(self.manager.spawn(self.leave(client, reason), "sio_pg leave"))
+                await asyncio.shield(self.manager.spawn(self.endings.leave(client, reason), "sio_pg leave"))
         self.environ.pop(eio_sid, None)
 
     async def _send_packet(self, eio_sid: str, pkt: packet.Packet) -> None:
@@ -384,93 +369,6 @@ class AsyncServer(socketio.AsyncServer):
                 client.put_behind_replay(frames)
                 return
         await super()._send_packet(eio_sid, pkt)
-
-    # -- ends ------------------------------------------------------------------------------------------------
-    def _kicked(self, client: Client, data: str | None) -> None:
-        """The cursor met a kick of a client of this node; synchronous."""
-        client.ended = True
-        client.held = None
-        if data is not None:
-            client.data = self.manager.json.loads(data)
-        if not client.connected:
-            return  # its connect is being decided: that will see it
-        pkt = self.packet_class(packet.DISCONNECT, namespace=client.namespace)
-        client.put([framed(pkt.encode())])
-        self.manager.depart(client)
-        self.manager.spawn(self.leave(client, self.reason.SERVER_DISCONNECT), "sio_pg disconnect")
-
-    def _taken(self, client: Client) -> None:
-        """The cursor met a claim of the session of a client of this node: it has come back elsewhere."""
-        connected = client.connected
-        client.closed = client.closed or self.reason.TRANSPORT_CLOSE
-        self.manager.depart(client)
-
-        self.manager.spawn(hang_up(self, client.eio_sid), "sio_pg takeover")
-        if connected:
-            self.leaving[client.namespace, client.sid] = client
-            self.manager.spawn(self.leave(client, self.reason.TRANSPORT_CLOSE), "sio_pg leave")
-
-    def _slow(self, client: Client) -> None:
-        """A client takes less than it is sent: cut, it comes back to the log, which keeps it for nothing."""
-        if client.socket.closing or client.socket.closed:
-            return
-        logger.warning("a client was cut: more waited for it than max_queued_packets or max_queued_bytes")
-        self.manager.spawn(hang_up(self, client.eio_sid, drop_queue=True), "sio_pg cut")
-
-    async def leave(self, client: Client, reason: str) -> None:
-        """All that the end of a client's connection takes.
-
-        Its rooms are taken down now; then its disconnect handler runs; then the session is let go. One that was
-        ended for good is deleted first: the pid is dead at once.
-        """
-        if client.gone.is_set():
-            return
-        at = time.monotonic()
-        self.manager.depart(client)
-        key = (client.namespace, client.sid)
-        self.leaving[key] = client
-        try:
-            if client.ended and client.held is not None:
-                data = await self.manager.sessions.end(client.held)
-                if data is not None:
-                    client.data = self.manager.json.loads(data)
-            if client.accepted:
-                await self._run_disconnect_handler(client, reason)
-            if not client.ended and client.held is not None and self.manager.recovery is not None:
-                window = self.manager.recovery.window
-                await self.manager.sessions.release(client.held, seconds=window, since=away_since(at))
-                if window is not None:
-                    self.manager.pruner.look_in(window)
-        except SioPgError as e:
-            logger.warning("the end of a connection could not be stored, trying again: %s", e)
-            self.manager.spawn(self._let_go_later(client, at), "sio_pg let go later")
-        finally:
-            client.gone.set()
-            if self.leaving.get(key) is client:
-                del self.leaving[key]
-
-    async def _let_go_later(self, client: Client, at: float) -> None:
-        """The database was away when a connection ended: until that is stored its session would never run out."""
-        while client.held is not None and self.manager.recovery is not None:
-            await asyncio.sleep(LET_GO_RETRY)
-            try:
-                if client.ended:
-                    await self.manager.sessions.end(client.held)
-                else:
-                    window = self.manager.recovery.window
-                    await self.manager.sessions.release(client.held, seconds=window, since=away_since(at))
-                return
-            except SioPgError as e:
-                logger.debug("the end of a connection could not be stored yet: %s", e)
-
-    async def _run_disconnect_handler(self, client: Client, reason: str) -> None:
-        token = handling.set(client)
-        try:
-            await self._trigger_event("disconnect", client.namespace, client.sid, reason)
-        except Exception:
-            logger.exception("the disconnect handler failed")
-        finally:
-            handling.reset(token)
 
 
 _PID = re.compile(r'("pid"\s*:\s*")[^"]*')

@@ -238,7 +238,7 @@ async def test_a_late_disconnect_handler_of_a_node_that_came_back_overwrites_not
             await here.sio.save_session(wire.sid, {"v": 2})
             gone.manager.dispatcher.ring()
             await wire.rest()
-            await until(lambda: not gone.sio.leaving)
+            await until(lambda: not gone.sio.endings.leaving)
             assert await here.sio.get_session(wire.sid) == {"v": 2}
 
 
@@ -357,7 +357,7 @@ async def test_case_111_a_kick_during_a_paged_replay(start_node, monkeypatch):
 
 # -- stopping in order -----------------------------------------------------------------------------------------
 async def test_a_disconnect_handler_that_never_ends_holds_up_a_stop_no_longer_than_said(start_node, db, monkeypatch):
-    monkeypatch.setattr("sio_pg_adapter.server.GOODBYE_WAIT", 0.2)
+    monkeypatch.setattr("sio_pg_adapter.endings.GOODBYE_WAIT", 0.2)
     node = await start_node()
 
     @node.sio.event

@@ -1,0 +1,101 @@
+"""Rooms entered and left: by records of the log where a client has a session, in memory where it has none."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+from .clients import Client, State, handling
+from .errors import ConfigurationError, NoAnswer
+from .log import Entry, Members
+from .records import EVERYBODY, Kind, text_name, text_names
+
+if TYPE_CHECKING:
+    from .manager import AsyncPostgresManager
+
+UNSTORED_WAIT = 5.0
+"""Seconds that a move of a room's members waits for what other nodes have of them that is in no table."""
+
+
+class Moves:
+    """Moves clients of any node, and sessions that are away, in and out of rooms.
+
+    :param manager: whose log the moves go to, and whose rooms hold the live clients.
+    """
+
+    def __init__(self, manager: AsyncPostgresManager) -> None:
+        self._manager = manager
+
+    async def enter(self, sid: str, namespace: str, room: str) -> None:
+        """Add a sid to a room; in effect on return."""
+        room, sid = text_name(room, "room"), text_name(sid, "sid")
+        if room == EVERYBODY:
+            raise ConfigurationError("room takes a name that is not empty: an empty one means everybody")
+        if room != sid and self._manager.is_sid_room(namespace, room):
+            raise ValueError("cannot enter a sid room")
+        await self._move(Kind.ENTER, sid, namespace, room)
+
+    async def leave(self, sid: str, namespace: str, room: str) -> None:
+        """Remove a sid from a room; in effect on return."""
+        await self._move(Kind.LEAVE, text_name(sid, "sid"), namespace, text_name(room, "room"))
+
+    async def close(self, room: str, namespace: str | None) -> None:
+        """Remove everybody from a room; in effect on return."""
+        room, namespace = text_name(room, "room"), text_name(namespace or "/", "namespace")
+        if self._manager.is_sid_room(namespace, room):
+            raise ValueError("cannot close a sid room")
+        await self._manager.append(Entry(Kind.CLOSE, namespace, (room,)))
+
+    async def members(
+        self, kind: Kind, room: Any, namespace: str | None, rooms: Any = None, skip_sid: Any = None
+    ) -> None:
+        """Let all who are in a room, of any node or away, enter or leave others, or kick them; in effect on return.
+
+        :param room: whose members, several in a list; ``None``: everybody in the namespace.
+        :param rooms: what they enter or leave; of a kick none.
+        """
+        manager = self._manager
+        namespace = text_name(namespace or "/", "namespace")
+        of = text_names(room, "room") or (EVERYBODY,)
+        targets = (EVERYBODY,) if kind is Kind.KICK else text_names(rooms, "rooms")
+        skip = text_names(skip_sid, "skip_sid")
+        if not targets:
+            raise ConfigurationError("rooms takes one name or several: none is given")
+        await manager.ready()
+        unstored, silent = await manager.census.unstored(namespace, of, UNSTORED_WAIT)
+        await manager.append(Members(kind, namespace, of, targets, tuple(unstored), skip))
+        if silent:
+            raise NoAnswer("clients without a stored session may be left out", "node", silent, None)
+
+    async def _move(self, kind: Kind, sid: str, namespace: str, room: str) -> None:
+        namespace = text_name(namespace or "/", "namespace")
+        if room == sid:
+            return  # its own room: it is in there as long as it lives
+        await self._manager.ready()
+        client = self._manager.clients.get(sid, namespace)
+        args: dict[str, Any] = {}
+        if client is not None:
+            if client.opening is not None:
+                await asyncio.wait((client.opening,))
+            if client.state is State.LEFT and handling.get() is client:
+                return  # in its disconnect handler: its rooms were taken down when that began
+            if client.held is None:
+                self._move_in_memory(kind, client, room)
+                return
+            args["generation"] = client.held.generation
+            own_handler = handling.get() is client and client.state is State.CONNECTING
+            if kind is Kind.LEAVE and own_handler:
+                args["as_of"] = client.after
+        await self._manager.append(Entry(kind, namespace, (room,), sid=sid, args=args))
+
+    def _move_in_memory(self, kind: Kind, client: Client, room: str) -> None:
+        """Of a client that has no session, or none yet: its rooms are stored with it."""
+        manager = self._manager
+        if kind is Kind.ENTER:
+            client.memberships.enter(room, manager.dispatcher.cursor)
+            if client.state is State.LIVE:
+                manager.basic_enter_room(client.sid, client.namespace, room, eio_sid=client.eio_sid)
+        else:
+            client.memberships.leave(room, manager.dispatcher.cursor + 1)
+            if client.state is State.LIVE:
+                manager.delivery.unregister(client, room)

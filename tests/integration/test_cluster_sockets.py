@@ -1,0 +1,434 @@
+"""Who is there, on all nodes; and rooms whose members are moved or disconnected all at once."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+import socketio
+
+from integration.conftest import until
+from integration.test_presence import vanish
+from integration.wire import Wire
+from sio_pg_adapter import (
+    AsyncNamespace,
+    AsyncPostgresManager,
+    AsyncServer,
+    ConfigurationError,
+    NoAnswer,
+    RemoteSocket,
+    StoreUnavailable,
+)
+from sio_pg_adapter.records import Kind
+
+
+def hang(node) -> None:
+    """The node is there, and answers nothing: as one whose process is stopped."""
+    node.manager.ephemeral.receive = lambda *_: None
+
+
+# -- server_count ----------------------------------------------------------------------------------------------
+async def test_nodes_are_counted_by_the_locks_that_show_that_they_live(start_node, start_store):
+    a = await start_node()
+    assert await a.sio.server_count() == 1
+    b, c = await start_node(), await start_node(recovery=None)
+    await start_store()  # which only writes
+    assert [await node.sio.server_count() for node in (a, b, c)] == [3, 3, 3]
+    await c.sio.shutdown()
+    assert await a.sio.server_count() == 2
+    await vanish(b)
+    assert await a.sio.server_count() == 1
+
+
+async def test_without_our_manager_the_error_names_what_is_missing():
+    sio = AsyncServer(async_mode="asgi")
+    for work in (sio.server_count(), sio.fetch_sockets(), sio.server_side_emit("e"), sio.broadcast_call("e")):
+        with pytest.raises(ConfigurationError, match="client_manager="):
+            await work
+
+
+# -- fetch_sockets -----------------------------------------------------------------------------------------------
+async def test_fetch_sockets_tells_of_all_nodes(start_node):
+    a, b = await start_node(namespaces="*"), await start_node(namespaces="*")
+    async with a.client() as one, b.client() as two, b.client("/ns") as other:
+        await b.sio.enter_room(one.sid, "x")
+        await a.sio.enter_room(two.sid, "x")
+        await a.sio.enter_room(two.sid, "y")
+        await a.sio.save_session(two.sid, {"user": 2})  # of another node's client: only the tables have it
+        expected = [
+            RemoteSocket(one.sid, "/", (one.sid, "x"), {}, a.manager.node, recovered=False),
+            RemoteSocket(two.sid, "/", (two.sid, "x", "y"), {"user": 2}, b.manager.node, recovered=False),
+        ]
+        for node in (a, b):
+            assert sorted(await node.sio.fetch_sockets(), key=expected.index) == expected
+            assert {s.sid for s in await node.sio.fetch_sockets("x")} == {one.sid, two.sid}
+            assert await node.sio.fetch_sockets("y") == expected[1:]
+            assert await node.sio.fetch_sockets(["y", one.sid, "nobody"]) in (expected, expected[::-1])
+            assert await node.sio.fetch_sockets("nobody") == []
+            assert [s.sid for s in await node.sio.fetch_sockets(namespace="/ns")] == [other.sid]
+
+
+async def test_who_is_away_is_not_there_until_it_is_back(start_node):
+    a, b = await start_node(), await start_node()
+    async with a.client() as wire:
+        await a.sio.enter_room(wire.sid, "x")
+        await wire.drop()
+        assert await b.sio.fetch_sockets("x") == []
+        async with b.client(pid=wire.pid):
+            [found] = await a.sio.fetch_sockets("x")
+            assert (found.sid, found.node, found.recovered) == (wire.sid, b.manager.node, True)
+
+
+async def test_clients_without_recovery_are_told_of_with_the_session_that_json_can_hold(start_node):
+    a, b = await start_node(), await start_node(recovery={"accepts": lambda *_: False})
+    async with b.client() as one, b.client() as two:
+        assert one.pid is None
+        await b.sio.save_session(one.sid, {"v": 1})
+        await b.sio.save_session(two.sid, {"v": object})
+        await a.sio.enter_room(one.sid, "x")
+        found = {s.sid: s for s in await a.sio.fetch_sockets()}
+        assert found[one.sid].session == {"v": 1} and found[one.sid].rooms == (one.sid, "x")
+        assert found[two.sid].session is None
+        assert {s.sid: s.session for s in await b.sio.fetch_sockets()}[two.sid] == {"v": object}
+
+
+async def test_one_that_moves_from_node_to_node_is_told_of_once_as_the_newer_claim_has_it(start_node):
+    a, b, c = await start_node(), await start_node(), await start_node()
+    asked, receive = [], b.manager.ephemeral.receive
+    async with a.client() as old:
+        b.manager.ephemeral.receive = asked.append
+        asking = asyncio.create_task(c.sio.fetch_sockets())
+        await until(lambda: [g for g in c.manager.peers._gatherings.values() if a.manager.node in g.answers])
+        await until(lambda: asked)
+        async with b.client(pid=old.pid) as new:
+            receive(*asked)
+            [found] = await asking
+            assert (found.sid, found.node, found.recovered) == (new.sid, b.manager.node, True)
+
+
+async def test_what_the_asker_has_seen_of_the_log_the_others_have_seen_when_they_answer(start_node):
+    a, b = await start_node(), await start_node()
+    async with b.client() as wire:
+        reading, release = asyncio.Event(), asyncio.Event()
+        read = b.manager.log_reader.range
+
+        async def held_up(after, limit):
+            reading.set()
+            await release.wait()
+            return await read(after, limit)
+
+        b.manager.log_reader.range = held_up
+        await a.sio.enter_room(wire.sid, "x")
+        await reading.wait()
+        asking = asyncio.create_task(a.sio.fetch_sockets("x"))
+        await until(lambda: b.manager.dispatcher._passed)
+        assert not asking.done()
+        release.set()
+        assert [s.sid for s in await asking] == [wire.sid]
+
+
+async def test_many_sockets_are_more_than_a_notification(start_node):
+    a, b = await start_node(), await start_node()
+    async with b.client() as wire:
+        rooms = [f"{i:03}" + "x" * 200 for i in range(60)]
+        for room in rooms:
+            await b.sio.enter_room(wire.sid, room)
+        [found] = await a.sio.fetch_sockets()
+        assert found.rooms == (wire.sid, *rooms)
+
+
+async def test_a_node_that_is_there_and_silent_is_named_and_the_others_are_told_of(start_node):
+    a, b, c = await start_node(), await start_node(), await start_node()
+    hang(c)
+    async with a.client() as one, b.client() as two, c.client():
+        with pytest.raises(NoAnswer, match=c.manager.node) as error:
+            await a.sio.fetch_sockets(timeout=0.3)
+        assert error.value.missing == error.value.missing_nodes == [c.manager.node]
+        assert {s.sid for s in error.value.answers} == {one.sid, two.sid}
+        assert len(a.manager.peers) == 0
+
+
+async def test_a_node_that_goes_while_it_is_waited_for_is_waited_for_no_longer(start_node):
+    a, b = await start_node(), await start_node()
+    hang(b)
+    async with a.client() as wire:
+        asking = asyncio.create_task(a.sio.fetch_sockets(timeout=60))
+        await until(lambda: len(a.manager.peers))
+        await vanish(b)
+        assert [s.sid for s in await asking] == [wire.sid]
+
+
+@pytest.mark.parametrize("timeout", [0, -1, None, True, "5", float("inf"), float("nan")])
+async def test_a_timeout_that_is_none_is_refused(start_node, timeout):
+    node = await start_node()
+    with pytest.raises(ConfigurationError, match="timeout"):
+        await node.sio.fetch_sockets(timeout=timeout)
+
+
+# -- members of rooms are moved --------------------------------------------------------------------------------------
+async def test_case_30_members_enter_and_leave_those_away_too(start_node):
+    a, b = await start_node(), await start_node()
+    async with a.client() as here, b.client() as there, b.client() as away, a.client() as other:
+        for wire in (here, there, away):
+            await a.sio.enter_room(wire.sid, "x")
+        await away.drop()
+        await b.sio.emit("e", 1, room="y")
+        await b.sio.sockets_join("x", ["y", "z"])
+        await a.sio.emit("e", 2, room="y")
+        await a.sio.sockets_leave("x", "y", skip_sid=there.sid)
+        await b.sio.emit("e", 3, room="y")
+        await b.sio.emit("e", 4, room="z")
+        await a.sio.sockets_leave("x", "x")
+        await a.sio.emit("e", 5, room="x")
+        await a.sio.emit("end")
+        async with a.client(pid=away.pid) as back:
+            assert back.sid == away.sid
+            for wire, due in ((here, [2, 4]), (there, [2, 3, 4]), (back, [2, 4]), (other, [])):
+                assert [args for _, args in await wire.events_until("end")] == due
+        assert await b.sio.fetch_rooms(here.sid) == [here.sid, "z"]
+        assert sorted(await a.sio.fetch_rooms(there.sid)) == sorted([there.sid, "y", "z"])
+
+
+async def test_everybody_of_a_namespace_is_moved_and_nobody_of_another(start_node):
+    a, b = await start_node(namespaces="*"), await start_node(namespaces="*")
+    async with a.client() as one, b.client() as two, b.client("/ns") as other:
+        await b.sio.sockets_join(None, "all")
+        assert await a.sio.fetch_rooms(one.sid) == [one.sid, "all"]
+        assert await a.sio.fetch_rooms(two.sid) == [two.sid, "all"]
+        assert await a.sio.fetch_rooms(other.sid, "/ns") == [other.sid]
+        await a.sio.sockets_join(two.sid, "own")  # a sid is a room
+        assert sorted(await a.sio.fetch_rooms(two.sid)) == sorted([two.sid, "all", "own"])
+        assert await a.sio.fetch_rooms(one.sid) == [one.sid, "all"]
+
+
+@pytest.mark.parametrize("recovery", [None, {"accepts": lambda *_: False}])
+async def test_members_without_recovery_move_and_go_too(start_node, recovery):
+    a, b = await start_node(recovery=recovery), await start_node(recovery=recovery)
+    async with a.client() as one, b.client() as two, b.client() as other:
+        for wire in (one, two):
+            await a.sio.enter_room(wire.sid, "x")
+        await until(lambda: "x" in b.sio.rooms(two.sid))
+        await a.sio.sockets_join("x", "y")
+        assert {s.sid for s in await b.sio.fetch_sockets("y")} == {one.sid, two.sid}
+        await b.sio.disconnect_sockets("y")
+        for wire in (one, two):
+            assert await wire.recv() == "1"
+        assert [s.sid for s in await a.sio.fetch_sockets()] == [other.sid]
+
+
+async def test_a_plain_servers_clients_go_by_room_too(start_node, pg_dsn):
+    a = await start_node(recovery=None)
+    plain = socketio.AsyncServer(
+        async_mode="asgi", client_manager=AsyncPostgresManager(pg_dsn), monitor_clients=False
+    )
+    try:
+        async with Wire(plain) as wire:
+            sid, _ = await wire.connect()
+            await plain.enter_room(sid, "x")
+            await a.sio.disconnect_sockets("x")
+            assert await wire.recv() == "1"
+            assert await a.sio.fetch_sockets() == []
+    finally:
+        await plain.shutdown()
+        await plain.manager.aclose()
+
+
+async def test_one_whose_connect_is_being_decided_is_moved_or_goes(start_node):
+    a, b = await start_node(), await start_node()
+    entered, release = asyncio.Event(), asyncio.Event()
+    sids = []
+
+    @b.sio.event
+    async def connect(sid, environ, auth):
+        await b.sio.enter_room(sid, "x")
+        sids.append(sid)
+        entered.set()
+        await release.wait()
+
+    async with Wire(b.sio) as wire:
+        wire.send("0")
+        await entered.wait()
+        await a.sio.sockets_join("x", "y")
+        release.set()
+        await wire.recv()
+        assert sorted(await a.sio.fetch_rooms(sids[0])) == sorted([sids[0], "x", "y"])
+    entered.clear()
+    release.clear()
+    async with Wire(b.sio) as wire:
+        wire.send("0")
+        await entered.wait()
+        await a.sio.disconnect_sockets("x")
+        release.set()
+        assert (await wire.recv()).startswith("1")
+        assert await a.sio.fetch_sockets() == []
+
+
+async def test_it_counts_from_one_place_in_the_log(start_node, db):
+    """While it is done nothing comes between, and who entered before it is moved, whoever waits for the lock."""
+    a, b = await start_node(), await start_node()
+    async with a.client() as one, b.client() as two, b.client() as late:
+        for wire in (one, two):
+            await a.sio.enter_room(wire.sid, "x")
+        transaction = db.transaction()
+        await transaction.start()
+        await db.execute("LOCK TABLE sio_lock IN EXCLUSIVE MODE")
+        entering = asyncio.create_task(b.sio.enter_room(late.sid, "x"))
+        waiting = "SELECT count(*) FROM pg_locks WHERE relation = 'sio_lock'::regclass AND NOT granted"
+        while await db.fetchval(waiting) < 1:
+            pass
+        joining = asyncio.create_task(a.sio.sockets_join("x", "y"))
+        while await db.fetchval(waiting) < 2:
+            pass
+        emitting = asyncio.create_task(b.sio.emit("e", room="y"))
+        await transaction.rollback()
+        await asyncio.gather(entering, joining, emitting)
+        rows = await db.fetch('SELECT kind, sid, room FROM sio_packets ORDER BY "offset" DESC LIMIT 5')
+        tail = [(Kind(row["kind"]), row["sid"], row["room"]) for row in reversed(rows)]
+        assert tail[0] == (Kind.ENTER, late.sid, "x")
+        assert sorted(tail[1:4]) == sorted((Kind.ENTER, wire.sid, "y") for wire in (one, two, late))
+        assert tail[4] == (Kind.EVENT, None, "y")
+        for wire in (one, two, late):
+            assert await wire.event() == ["e"]
+
+
+async def test_a_room_that_is_a_clients_own_is_refused_and_nobody_moves(start_node, db):
+    a, b = await start_node(), await start_node()
+    async with a.client() as one, b.client() as two, b.client() as away:
+        await away.drop()
+        await a.sio.enter_room(one.sid, "x")
+        before = await db.fetchval("SELECT count(*) FROM sio_packets")
+        for sid in (two.sid, away.sid):
+            with pytest.raises(ValueError, match="sid room"):
+                await a.sio.sockets_join("x", ["y", sid])
+        assert await db.fetchval("SELECT count(*) FROM sio_packets") == before
+        assert await b.sio.fetch_rooms(one.sid) == [one.sid, "x"]
+        await a.sio.enter_room(two.sid, "x")
+        await a.sio.emit("end")
+        assert await one.event() == ["end"]
+
+
+@pytest.mark.parametrize("rooms", [None, [], "", ["", None]])
+async def test_rooms_that_name_none_are_refused(start_node, rooms):
+    node = await start_node()
+    for work in (node.sio.sockets_join("x", rooms), node.sio.sockets_leave("x", rooms)):
+        with pytest.raises(ConfigurationError, match="rooms"):
+            await work
+
+
+async def test_disconnect_by_room_ends_sessions_for_good_those_away_too(start_node, db):
+    a, b = await start_node(), await start_node()
+    gone = []
+
+    @b.sio.event
+    async def disconnect(sid, reason):
+        gone.append((sid, reason))
+
+    async with a.client() as one, b.client() as two, b.client() as away, a.client() as stays, a.client() as other:
+        for wire in (one, two, away, stays):
+            await a.sio.enter_room(wire.sid, "x")
+        await away.drop()
+        gone.clear()
+        await a.sio.disconnect_sockets("x", skip_sid=stays.sid)
+        assert {row["sid"] for row in await db.fetch("SELECT sid FROM sio_sessions")} == {stays.sid, other.sid}
+        assert await one.recv() == await two.recv() == "1"
+        await until(lambda: gone)
+        assert gone == [(two.sid, "server disconnect")]
+        for wire in (two, away):
+            async with a.client(pid=wire.pid) as again:
+                assert again.sid != wire.sid
+        await b.sio.disconnect_sockets(None)
+        assert await stays.recv() == await other.recv() == "1"
+        assert await db.fetchval("SELECT count(*) FROM sio_sessions") == 0
+
+
+async def test_a_silent_node_is_named_and_all_that_is_in_the_tables_has_moved(start_node, monkeypatch):
+    monkeypatch.setattr("sio_pg_adapter.moves.UNSTORED_WAIT", 0.3)
+    a, b = await start_node(), await start_node()
+    hang(b)
+    async with a.client() as one, b.client() as two:
+        await a.sio.enter_room(one.sid, "x")
+        await a.sio.enter_room(two.sid, "x")
+        with pytest.raises(NoAnswer) as error:
+            await a.sio.sockets_join("x", "y")
+        assert error.value.missing == [b.manager.node]
+        await a.sio.emit("e", room="y")
+        assert await one.event() == await two.event() == ["e"]
+
+
+async def test_a_namespaces_methods_are_of_its_own(start_node):
+    node = await start_node()
+
+    class Chat(AsyncNamespace):
+        async def on_go(self, sid):
+            await self.sockets_join(None, "x")
+            found = [s.sid for s in await self.fetch_sockets("x")]
+            assert self.recovered(sid) is False
+            await self.emit("found", found, to=sid)
+            await self.emit("elsewhere", namespace="/")
+            await self.sockets_leave("x", "x")
+            await self.emit("rooms", await self.fetch_rooms(sid), room=sid)
+            await self.disconnect_sockets(sid)
+
+    node.sio.register_namespace(Chat("/chat"))
+    async with node.client("/chat") as wire, node.client() as other:
+        wire.send('2/chat,["go"]')
+        assert await wire.event("/chat") == ["found", [wire.sid]]
+        assert await wire.event("/chat") == ["rooms", [wire.sid]]
+        assert await wire.recv() == "1/chat,"
+        assert await other.event() == ["elsewhere"]
+    assert Chat.fetch_sockets.__doc__ == type(node.sio).fetch_sockets.__doc__
+
+
+async def terminate_who_waits(db) -> None:
+    """End the backend that waits for a lock, as soon as one does."""
+    ended = (
+        "SELECT pg_terminate_backend(pid) FROM pg_locks "
+        "WHERE NOT granted AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+    )
+    while not await db.fetch(ended):
+        pass
+
+
+async def test_a_move_whose_connection_is_lost_before_its_commit_is_done_again(start_node, db):
+    node = await start_node()
+    async with node.client() as wire:
+        await node.sio.enter_room(wire.sid, "x")
+        async with db.transaction():
+            await db.execute("LOCK TABLE sio_lock IN EXCLUSIVE MODE")
+            moving = asyncio.create_task(node.sio.sockets_join("x", "y"))
+            await terminate_who_waits(db)
+        await moving
+        assert sorted(await node.sio.fetch_rooms(wire.sid)) == sorted([wire.sid, "x", "y"])
+
+
+async def test_a_move_whose_connection_is_lost_in_its_commit_may_be_stored(start_node, db):
+    node = await start_node()
+    async with node.client() as wire:
+        await node.sio.enter_room(wire.sid, "x")
+        await db.execute("""
+            CREATE FUNCTION wait_in_commit() RETURNS trigger LANGUAGE plpgsql AS
+                'BEGIN PERFORM pg_advisory_xact_lock(77); RETURN NULL; END';
+            CREATE CONSTRAINT TRIGGER wait_in_commit AFTER INSERT ON sio_packets DEFERRABLE INITIALLY DEFERRED
+                FOR EACH ROW WHEN (NEW.room = 'y') EXECUTE FUNCTION wait_in_commit()
+        """)
+        await db.execute("SELECT pg_advisory_lock(77)")
+        moving = asyncio.create_task(node.sio.sockets_join("x", "y"))
+        await terminate_who_waits(db)
+        with pytest.raises(StoreUnavailable) as error:
+            await moving
+        assert error.value.may_be_stored
+        await db.execute("SELECT pg_advisory_unlock(77)")
+        await node.sio.sockets_join("x", "y")
+        assert sorted(await node.sio.fetch_rooms(wire.sid)) == sorted([wire.sid, "x", "y"])
+
+
+async def test_a_move_that_nobody_waits_for_any_more_leaves_the_writer_in_order(start_node):
+    node = await start_node()
+    async with node.client() as wire:
+        await node.sio.enter_room(wire.sid, "x")
+        moving = asyncio.create_task(node.sio.sockets_join("x", "y"))
+        await until(lambda: node.manager.log._waiting)
+        moving.cancel()
+        await node.sio.emit("e", room="x")
+        assert await wire.event() == ["e"]
+        assert sorted(await node.sio.fetch_rooms(wire.sid)) == sorted([wire.sid, "x", "y"])
