@@ -20,6 +20,7 @@ from typing import Any
 
 import asyncpg
 
+from .backlog import Backlog
 from .database import LOST, QUERY_TIMEOUT, Connection, Database, refusal, translated
 from .errors import PayloadTooLarge, SioPgError, StoreUnavailable
 from .records import Kind, Record, pack, unpack
@@ -27,6 +28,9 @@ from .records import Kind, Record, pack, unpack
 BATCH_ENTRIES = 500
 BATCH_BYTES = 4 * 1024 * 1024
 """Of one batch: a commit should not be long, since appends of all nodes wait for each other."""
+
+BACKLOG = 20_000
+"""Events that may wait to be written. An emit beyond that waits: memory is not filled while the database is slow."""
 
 CARRY_BYTES = 7_600
 """What a notification may carry beside its offsets: PostgreSQL takes 7,999 bytes in all."""
@@ -111,6 +115,7 @@ class LogWriter:
         self._on_appended = on_appended
         self._node = node
         self._waiting: deque[tuple[Entry | Members, asyncio.Future[Written]]] = deque()
+        self._backlog = Backlog(BACKLOG)
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._closing = False
@@ -141,6 +146,17 @@ class LogWriter:
             self._waiting.append((entry, future))
             self._wake.set()
         return future
+
+    async def append_event(self, entry: Entry) -> Written:
+        """Append an event in the order of the calls; while :data:`BACKLOG` of them wait to be written, the caller
+        waits.
+
+        :raises StoreUnavailable: as :meth:`append`. Cancelled while it waits for its turn it is not stored.
+        """
+        await self._backlog.take()
+        future = self.append(entry)
+        future.add_done_callback(lambda _: self._backlog.leave(1))
+        return await future
 
     async def _run(self) -> None:
         while True:

@@ -394,7 +394,10 @@ class AsyncPostgresManager(AsyncManager):
     async def append(self, entry: Entry | Members) -> None:
         """Append, and wait until it has taken effect here."""
         await self.ready()
-        written = await self.log.append(entry)
+        if isinstance(entry, Entry) and entry.kind is Kind.EVENT:
+            written = await self.log.append_event(entry)
+        else:
+            written = await self.log.append(entry)
         if written.offset < 0:
             raise ValueError(f"cannot {'close' if entry.kind is Kind.CLOSE else 'enter'} a sid room")
         if not self.write_only and not await self.dispatcher.passed(written.offset, EMIT_WAIT):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import itertools
 import re
 
@@ -175,6 +176,21 @@ async def test_case_87_one_batch_keeps_the_order_of_the_calls(store):
     assert offsets == sorted(set(offsets))
     _, records = await store.reader.range(offsets[0] - 1, 2_000)
     assert [record.body for record in records] == [f'["e",{i}]' for i in range(1_200)]
+
+
+async def test_no_more_than_the_backlog_waits_and_the_order_is_that_of_the_calls(pg_dsn, start_store, monkeypatch):
+    monkeypatch.setattr("sio_pg_adapter.log.BACKLOG", 50)
+    store = await start_store()
+    waited = []
+    for i in range(1_000):
+        emit = store.manager.emit("e", i)
+        waited.append(asyncio.create_task(emit))
+        if i % 100 == 0:
+            await asyncio.sleep(0)
+            assert len(store.log._waiting) <= 50
+    await asyncio.gather(*waited)
+    _, records = await store.reader.range(0, 2_000)
+    assert [json.loads(record.body)[1] for record in records] == list(range(1_000))
 
 
 async def test_one_entry_that_postgresql_refuses_fails_alone(store):
