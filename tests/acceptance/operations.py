@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Awaitable
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from socketio.exceptions import ConnectionRefusedError as Refused
 
+from sio_pg_adapter import AsyncServer, NoAnswer
+
 from .values import unpack
 
 if TYPE_CHECKING:
-    from sio_pg_adapter import AsyncServer
-
     from .node_process import Config
 
 Json = dict[str, Any]
@@ -36,6 +38,15 @@ class Node:
         self._emitters: dict[str, tuple[asyncio.Event, asyncio.Task[int]]] = {}
         for namespace in config.namespaces:
             self._register(namespace, config)
+        for event in ("echo", "never"):
+            sio.on_server_event(event, self._on_server_event)
+
+    async def _on_server_event(self, event: str, *args: Any) -> list[Any]:
+        """Server events: `echo` answers with its arguments, `never` does not."""
+        await self._note(hook="server event", event=event, args=list(args))
+        if event == "never":
+            await asyncio.get_running_loop().create_future()
+        return list(args)
 
     # -- handlers -------------------------------------------------------------------------------
     def _register(self, namespace: str, config: Config) -> None:
@@ -195,6 +206,34 @@ class Node:
         """Who a broadcast of this node reaches here."""
         return sorted(sid for sid, _ in self.sio.manager.get_participants(namespace, room))
 
+    async def op_server_count(self) -> int:
+        return await self.sio.server_count()
+
+    async def op_fetch_sockets(self, room: Any = None, namespace: str = "/") -> list[Json]:
+        return [asdict(socket) for socket in await self.sio.fetch_sockets(room, namespace)]
+
+    async def op_node_id(self) -> str:
+        node: str = self.sio.manager.node
+        return node
+
+    async def op_server_side_emit(self, event: str, args: list[Any]) -> None:
+        await self.sio.server_side_emit(event, event, *args)
+
+    async def op_server_side_call(self, event: str, args: list[Any], timeout: float = 60) -> Json:
+        return await _or_who_is_missing(self.sio.server_side_call(event, event, *args, timeout=timeout))
+
+    async def op_broadcast_call(self, event: str, data: Any = None, **options: Any) -> Json:
+        return await _or_who_is_missing(self.sio.broadcast_call(event, data, **options))
+
+    async def op_sockets_join(self, room: Any, rooms: Any, namespace: str = "/") -> None:
+        await self.sio.sockets_join(room, rooms, namespace)
+
+    async def op_sockets_leave(self, room: Any, rooms: Any, namespace: str = "/") -> None:
+        await self.sio.sockets_leave(room, rooms, namespace)
+
+    async def op_disconnect_sockets(self, room: Any, namespace: str = "/") -> None:
+        await self.sio.disconnect_sockets(room, namespace)
+
     async def op_health(self) -> Json:
         health = await self.sio.manager.health()
         return {name: str(getattr(health, name)) for name in dir(health) if name[0] != "_"}
@@ -268,3 +307,10 @@ class Node:
         """What was logged as an error since the last look."""
         found, self.errors[:] = list(self.errors), []
         return found
+
+
+async def _or_who_is_missing(call: Awaitable[Json]) -> Json:
+    try:
+        return {"answers": await call, "missing": []}
+    except NoAnswer as error:
+        return {"answers": error.answers, "missing": error.missing}

@@ -283,6 +283,27 @@ async def test_a_node_that_goes_is_not_waited_for_and_its_clients_are_named(star
         assert error.value.answers == {one.sid: 1}
 
 
+async def test_the_clients_of_a_node_that_came_just_now_are_waited_for(start_node):
+    """Once it has said whom it asked; what is under way then is nothing else."""
+    a, b, c = [await start_node() for _ in range(3)]
+    others, asked, receive = a.manager.peers.others, [], b.manager.ephemeral.receive
+
+    async def before_it_came():
+        return await others() - {c.manager.node}
+
+    a.manager.peers.others = before_it_came
+    b.manager.ephemeral.receive = asked.append
+    async with c.client() as wire:
+        calling = asyncio.create_task(a.sio.broadcast_call("q"))
+        await until(lambda: [t for t in a.manager.peers._gatherings.values() if c.manager.node in t.asked])
+        [tally] = a.manager.peers._gatherings.values()
+        await until(lambda: asked)
+        receive(*asked)
+        await until(lambda: b.manager.node in tally.asked)
+        await answered(wire, "[1]")
+        assert await calling == {wire.sid: 1}
+
+
 async def test_a_node_that_did_not_say_whom_it_asked_is_named(start_node):
     a, b, c = [await start_node() for _ in range(3)]
     hang(c)

@@ -19,6 +19,7 @@ from sio_pg_adapter import (
     RemoteSocket,
     StoreUnavailable,
 )
+from sio_pg_adapter.log import LogReader
 from sio_pg_adapter.records import Kind
 
 
@@ -135,6 +136,34 @@ async def test_many_sockets_are_more_than_a_notification(start_node):
             await b.sio.enter_room(wire.sid, room)
         [found] = await a.sio.fetch_sockets()
         assert found.rooms == (wire.sid, *rooms)
+
+
+async def test_a_session_that_has_just_ended_is_not_there(start_node, db):
+    a, b = await start_node(), await start_node()
+    async with b.client() as wire, b.client() as other:
+        await db.execute("DELETE FROM sio_sessions WHERE sid = $1", wire.sid)
+        assert [s.sid for s in await a.sio.fetch_sockets()] == [other.sid]
+
+
+async def test_a_node_that_is_just_starting_answers_when_it_has(start_node, monkeypatch):
+    a = await start_node()
+    starting, release, head = asyncio.Event(), asyncio.Event(), LogReader.head
+
+    async def held_up(self):
+        starting.set()
+        await release.wait()
+        return await head(self)
+
+    async with a.client():  # the log is not empty
+        monkeypatch.setattr(LogReader, "head", held_up)
+        start = asyncio.create_task(start_node())
+        await starting.wait()
+        asking = asyncio.create_task(a.sio.server_side_call("e", timeout=20))
+        await until(lambda: len(a.manager.peers))
+        assert await a.sio.server_count() == 2
+        release.set()
+        await start
+        assert await asking == {}
 
 
 async def test_a_node_that_is_there_and_silent_is_named_and_the_others_are_told_of(start_node):
@@ -339,6 +368,27 @@ async def test_disconnect_by_room_ends_sessions_for_good_those_away_too(start_no
         await b.sio.disconnect_sockets(None)
         assert await stays.recv() == await other.recv() == "1"
         assert await db.fetchval("SELECT count(*) FROM sio_sessions") == 0
+
+
+async def test_a_session_whose_time_is_up_is_left_to_its_expiry_handlers(start_node, db):
+    node = await start_node()
+    async with node.client() as wire:
+        await node.sio.enter_room(wire.sid, "x")
+        await wire.drop()
+        await db.execute("UPDATE sio_sessions SET expires_at = clock_timestamp() - interval '1 s'")
+        for room in ("x", wire.sid, None):
+            await node.sio.disconnect_sockets(room)
+        assert await db.fetchval("SELECT count(*) FROM sio_sessions") == 1
+
+
+async def test_where_nobody_is_nothing_is_written(start_node, db):
+    node = await start_node()
+    async with node.client() as wire:
+        await node.sio.sockets_join("nobody", ["x", "y"])
+        await node.sio.sockets_join(wire.sid, wire.sid)
+        await node.sio.sockets_join(None, "x", skip_sid=wire.sid)
+        await node.sio.disconnect_sockets("x")
+        assert await db.fetchval("SELECT count(*) FROM sio_packets") == 0
 
 
 async def test_a_silent_node_is_named_and_all_that_is_in_the_tables_has_moved(start_node, monkeypatch):

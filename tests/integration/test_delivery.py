@@ -187,6 +187,29 @@ async def test_case_38_a_question_to_one_who_is_away_is_not_replayed(start_node)
             assert await again.events_until("end") == []
 
 
+async def test_case_38_an_acknowledgement_to_one_who_is_away_is_not_replayed(start_node):
+    node = await start_node()
+    asked, release = asyncio.Event(), asyncio.Event()
+
+    @node.sio.event
+    async def ask(sid):
+        asked.set()
+        await release.wait()
+        return 1
+
+    async with node.client() as wire:
+        wire.send('25["ask"]')
+        await asked.wait()
+        [handler] = [t for t in asyncio.all_tasks() if "_handle_event_internal" in repr(t)]
+        await wire.drop()
+        release.set()
+        await handler
+        await node.sio.emit("end")
+        async with node.client(pid=wire.pid) as again:
+            assert await again.events_until("end") == []
+            assert again.waiting() == []
+
+
 async def test_case_46_emit_then_answer_and_emit_then_disconnect(start_node):
     node = await start_node()
 

@@ -118,6 +118,24 @@ async def test_case_90_queries_through_it_and_listen_beside_it(start_node, bounc
             assert other.waiting() == []
 
 
+async def test_case_90_all_nodes_are_asked_and_rooms_moved_through_it(start_node, bouncer, pg_dsn):
+    with bouncer() as dsn:
+        options = {"dsn": dsn, "manager": {"listen_dsn": pg_dsn}}
+        a, b = await start_node(**options), await start_node(**options)
+        b.sio.on_server_event("size", len)
+        async with a.client() as here, b.client() as there:
+            assert await a.sio.server_count() == 2
+            assert await a.sio.server_side_call("size", "x" * 20_000) == {b.manager.node: 20_000}
+            await asyncio.gather(*(b.sio.sockets_join(None, f"r{i}") for i in range(10)))
+            await asyncio.gather(*(a.sio.emit("e", i, room=f"r{i}") for i in range(10)))
+            await a.sio.emit("end")
+            for wire in (here, there):
+                assert sorted(args for _, args in await wire.events_until("end")) == list(range(10))
+            assert {s.sid for s in await a.sio.fetch_sockets("r9")} == {here.sid, there.sid}
+            await a.sio.disconnect_sockets("r9")
+            assert await here.recv() == await there.recv() == "1"
+
+
 async def test_case_90_listen_through_it_is_refused_at_the_start(start_node, bouncer, monkeypatch):
     monkeypatch.setattr("sio_pg_adapter.pooler.HEARS_WITHIN", 0.5)
     with bouncer() as dsn:

@@ -171,6 +171,23 @@ def test_sio_pg_migrate_is_all_without_alembic(newcomer):
         server.says("startup complete")
 
 
+def test_all_servers_at_once(newcomer):
+    for name in ("app.py", "client.py", "cluster.py"):
+        newcomer.write(name)
+    with (newcomer.at / "app.py").open("a") as app:
+        app.write(block("python", "# app.py, further down\n"))
+    newcomer.run("sio-pg", "migrate")
+    with newcomer.running("uvicorn", "app:app", "--port", str(newcomer.port)) as server:
+        server.says("startup complete")
+        with newcomer.running(sys.executable, "client.py") as client:
+            client.says("new: fetch the state")
+            servers, connected, answers = newcomer.run(sys.executable, "cluster.py").splitlines()
+            pid = server.process.pid
+    [node] = re.findall(rf"^2 servers; pids of the others: \{{'([0-9a-f]{{32}})': {pid}\}}$", servers)
+    [sid] = re.findall(rf"^connected: (\S+) \('\S+', 'news'\) \{{\}} at {node}$", connected)
+    assert answers == f"answers by sid: {{{sid!r}: None}}"
+
+
 def test_the_options_are_all_there_with_their_defaults():
     rows = dict(re.findall(r"^\| `(\w+)` \| (.+?) \|", README, re.MULTILINE))
     defaults = {field.name: field.default for field in fields(ConnectionStateRecovery)}
