@@ -23,7 +23,7 @@ import asyncpg
 from .backlog import Backlog
 from .database import LOST, QUERY_TIMEOUT, Connection, Database, refusal, translated
 from .errors import PayloadTooLarge, SioPgError, StoreUnavailable
-from .records import Kind, Record, pack, unpack
+from .records import Kind, Record, compact, pack, unpack
 
 BATCH_ENTRIES = 500
 BATCH_BYTES = 4 * 1024 * 1024
@@ -401,7 +401,7 @@ def _columns(entries: list[Entry], attachments: Sequence[uuid.UUID | None]) -> t
         [None if a else e.body for a, e in zip(apart, entries, strict=True)],
         [pack(e.parts) if e.parts and not a else None for a, e in zip(apart, entries, strict=True)],
         list(attachments),
-        [json.dumps(e.args) for e in entries],
+        [compact(e.args) if e.args else "{}" for e in entries],
     )
 
 
@@ -410,18 +410,19 @@ def _carried(entries: list[Entry]) -> str | None:
     """The batch's events as text, if they fit: nodes that are up to date then need not read them."""
     if sum(e.size for e in entries) > CARRY_BYTES or any(e.kind is not Kind.EVENT or e.parts for e in entries):
         return None
-    text = json.dumps([[e.namespace, e.rooms, e.skip_sids, e.body] for e in entries], separators=(",", ":"))
+    text = compact([[e.namespace, e.rooms, e.skip_sids, e.body] for e in entries])
     return text if len(text) <= CARRY_BYTES else None  # ASCII: characters are bytes
 
 
-def read_notification(payload: str) -> tuple[int, int, list[Record] | None]:
+def read_notification(payload: str, cursor: int = 0) -> tuple[int, int, list[Record] | None]:
     """The offset before an append, its last one, and its records if they came along.
 
+    :param cursor: what is not above it is not read: mostly the node's own appends.
     :raises ValueError: if it is none of ours.
     """
     prev_text, last_text, *carried = payload.split(" ", 2)
     prev, last = int(prev_text), int(last_text)
-    if not carried:
+    if not carried or last <= cursor:
         return prev, last, None
     records = [
         Record(prev + i, Kind.EVENT, namespace, tuple(rooms), tuple(skips), body=body)

@@ -307,7 +307,7 @@ class AsyncPostgresManager(AsyncManager):
         if payload.startswith("{"):
             self.ephemeral.receive(payload)
         elif channel == self.database.channel:
-            self.dispatcher.offer(*read_notification(payload))
+            self.dispatcher.offer(*read_notification(payload, self.dispatcher.cursor))
         elif payload.startswith("released "):
             _, session, generation = payload.split()
             self.released((int(session), int(generation))).set()

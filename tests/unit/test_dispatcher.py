@@ -230,6 +230,8 @@ def test_a_notification_without_and_with_records():
 
 def test_a_notification_whose_offsets_contradict_its_records_only_rings():
     assert read_notification('4 9 [["/",[""],[],"[1]"]]') == (4, 9, None)
+    assert read_notification('4 5 [["/",[""],[],"[1]"]]', 4)[2] is not None
+    assert read_notification("4 5 [never read", 5) == (4, 5, None)
 
 
 @pytest.mark.parametrize("payload", ["", "x", "1", "1 x", "1 2 [", "1 2 [1]"])
