@@ -28,6 +28,7 @@ from .endings import hang_up
 from .errors import SioPgError, StoreUnavailable
 from .frames import framed
 from .options import ConnectionStateRecovery
+from .records import Kind
 from .recovery import FOREIGN, Claim, Claimed, Fresh, Presented, Recovered, new_pid, read_auth, verdict
 
 if TYPE_CHECKING:
@@ -252,11 +253,9 @@ class Connect:
                 raise Lost
             as_of, memberships = loaded
             await manager.dispatcher.passed(as_of, CURSOR_WAIT)
-        for record in manager.dispatcher.recent.after(as_of):
-            if record.namespace != client.namespace:
-                continue
+        for record in manager.dispatcher.recent.moves(client.namespace, client.sid, as_of):
             memberships.apply(record)
-            if record.sid == client.sid and record.kind in (record.kind.CLAIM, record.kind.KICK):
+            if record.kind in (Kind.CLAIM, Kind.KICK):
                 client.ended = record.kind is record.kind.KICK
                 raise Lost
         client.memberships = memberships

@@ -13,18 +13,20 @@ import heapq
 import itertools
 import logging
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 
 from .errors import SioPgError
 from .log import LogReader
-from .records import Record
+from .records import Kind, Record
 
 PAGE = 500
 """Records of one range read."""
 
 RECENT_RECORDS = 4_000
 RECENT_BYTES = 16 * 1024 * 1024
-"""What the buffer of the last applied records holds at the most, for replays to end in."""
+RECENT_OTHERS = 20_000
+"""What the buffer of the last applied records holds at the most, for replays to end in: events, and what is small.
+Apart, since a storm of 5,000 clients writes as many claims: they shall not push out what the clients missed."""
 
 RETRY = 0.5
 """Seconds between range reads that fail: the database is away."""
@@ -33,29 +35,65 @@ logger = logging.getLogger("sio_pg_adapter")
 
 
 class Recent:
-    """The last applied records: all of those above ``base``, up to the cursor."""
+    """The last applied records: all of those above ``base``, up to the cursor.
+
+    Each is asked for by those it may concern, so what a storm of claims costs does not grow with its square:
+    events by namespace, what moves a sid by that sid, closed rooms by namespace.
+    """
 
     def __init__(self, base: int) -> None:
         self.base = base
-        self._records: deque[Record] = deque()
+        self._events: deque[Record] = deque()
+        self._others: deque[Record] = deque()
         self._size = 0
+        self._index: dict[tuple[str, str | None, bool], deque[Record]] = {}
 
     def add(self, record: Record) -> None:
-        self._records.append(record)
+        self._index.setdefault(_about(record), deque()).append(record)
+        if record.kind is not Kind.EVENT:
+            self._others.append(record)
+            if len(self._others) > RECENT_OTHERS:
+                self._forget(self._others)
+            return
+        self._events.append(record)
         self._size += record.size
-        while len(self._records) > RECENT_RECORDS or self._size > RECENT_BYTES:
-            oldest = self._records.popleft()
-            self._size -= oldest.size
-            self.base = oldest.offset
+        while len(self._events) > RECENT_RECORDS or self._size > RECENT_BYTES:
+            self._size -= self._forget(self._events).size
+
+    def _forget(self, records: deque[Record]) -> Record:
+        """The oldest of them is gone, and so nothing at or below it can be answered for."""
+        oldest = records.popleft()
+        key = _about(oldest)
+        same = self._index[key]
+        same.popleft()  # in order of the log: it is the first here, too
+        if not same:
+            del self._index[key]
+        self.base = max(self.base, oldest.offset)
+        return oldest
 
     def cover(self, position: int) -> bool:
         """Is every applied record above the position in here?"""
         return position >= self.base
 
-    def after(self, position: int) -> Iterator[Record]:
-        """Those above the position, in order."""
-        newest_first = itertools.takewhile(lambda r: r.offset > position, reversed(self._records))
-        return reversed(list(newest_first))
+    def events(self, namespace: str, position: int) -> list[Record]:
+        """The events of a namespace above the position, in order."""
+        return _above(self._index.get((namespace, None, True), ()), position)
+
+    def moves(self, namespace: str, sid: str, position: int) -> list[Record]:
+        """What is about a sid, and which rooms were closed, above the position, in order."""
+        of_sid = _above(self._index.get((namespace, sid, False), ()), position)
+        closed = _above(self._index.get((namespace, None, False), ()), position)
+        return list(heapq.merge(of_sid, closed, key=lambda r: r.offset)) if closed else of_sid
+
+
+def _about(record: Record) -> tuple[str, str | None, bool]:
+    return record.namespace, record.sid, record.kind is Kind.EVENT
+
+
+def _above(records: Sequence[Record], position: int) -> list[Record]:
+    newest_first = list(itertools.takewhile(lambda r: r.offset > position, reversed(records)))
+    newest_first.reverse()
+    return newest_first
 
 
 class Dispatcher:

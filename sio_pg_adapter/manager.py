@@ -455,8 +455,8 @@ class AsyncPostgresManager(AsyncManager):
 
     def catch_up(self, client: Client) -> None:
         """Send what was due while the connect was decided, as far as it is at hand, and go live; in one tick."""
-        for record in self.dispatcher.recent.after(client.sent):
-            if record.namespace == client.namespace and client.memberships.due(record):
+        for record in self.dispatcher.recent.events(client.namespace, client.sent):
+            if client.memberships.due(record):
                 self.delivery.replay(client, record)
         client.sent = max(client.sent, self.dispatcher.cursor)
         self.delivery.go_live(client)
