@@ -24,7 +24,7 @@ from .pooler import hears, hides_backend
 from .queries import Queries
 from .records import Epoch, OffsetCodec
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 """Of the tables that this package is made for; it works where ``sio_log.compatible <= it <= sio_log.version``."""
 
 CONNECT_TIMEOUT = 10.0

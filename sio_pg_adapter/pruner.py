@@ -123,7 +123,10 @@ class Pruner:
                 while due["sessions"] and (count := await connection.fetchval(queries["expire"], BATCH)):
                     sessions += count
                 if due["packets"]:
-                    while count := await connection.fetchval(queries["trim"], due["keep"], BATCH):
+                    count = 1
+                    while count:
+                        await connection.execute(queries["turn"], due["keep"])
+                        count = await connection.fetchval(queries["trim"], due["keep"], BATCH)
                         packets += count
                     await connection.execute(queries["drop_room_floors"])
                     await connection.execute(queries["drop_nodes"])

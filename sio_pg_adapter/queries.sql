@@ -1,5 +1,7 @@
 -- The statements that this package runs, each named and with a sentence. "sio." stands for the schema.
 -- All changes of the log and of sessions go through one function of the migrations, sio_write.
+-- The log is sio_packets, and its rows are in two halves. What is asked often asks each of them, with its own ORDER BY
+-- and LIMIT: a plan for both as one, made while they were empty and kept, would read all and sort it.
 
 -- name: version
 -- Which version of the tables is there, which is the oldest that they still serve, and where appends are announced.
@@ -83,7 +85,10 @@ SELECT "offset", kind FROM sio.sio_packets WHERE "offset" > $1::bigint AND batch
 SELECT l.floor, p."offset", p.kind, p.namespace, p.room, p.rooms, p.skip_sids, p.sid, p.generation, p.node, p.body,
        p.parts, p.attachment
 FROM sio.sio_log l LEFT JOIN LATERAL (
-    SELECT * FROM sio.sio_packets WHERE "offset" > $1::bigint ORDER BY "offset" LIMIT $2::integer) p ON true
+    (SELECT * FROM sio.sio_packets_0 WHERE "offset" > $1::bigint ORDER BY "offset" LIMIT $2::integer)
+    UNION ALL
+    (SELECT * FROM sio.sio_packets_1 WHERE "offset" > $1::bigint ORDER BY "offset" LIMIT $2::integer)
+    ORDER BY "offset" LIMIT $2::integer) p ON true
 ORDER BY p."offset"
 
 -- name: page
@@ -91,16 +96,19 @@ ORDER BY p."offset"
 -- newer claim holds the session, or it has ended.
 SELECT h.head, h.lost, p."offset", p.kind, p.namespace, p.room, p.rooms, p.skip_sids, p.sid, p.generation, p.node,
        p.body, p.parts, p.attachment
-FROM (SELECT (SELECT coalesce(max("offset"), 0) FROM sio.sio_packets) AS head, sio.sio_lost(id, $3::bigint) AS lost
+FROM (SELECT greatest((SELECT max("offset") FROM sio.sio_packets_0), (SELECT max("offset") FROM sio.sio_packets_1), 0)
+                 AS head, sio.sio_lost(id, $3::bigint) AS lost
       FROM sio.sio_sessions WHERE id = $1::bigint AND generation = $2::bigint) h
 LEFT JOIN LATERAL (
-    SELECT q.* FROM sio.sio_due($1::bigint, $3::bigint, $4::integer) d JOIN sio.sio_packets q ON q."offset" = d) p
-    ON true
+    SELECT q.* FROM sio.sio_due($1::bigint, $3::bigint, $4::integer) d CROSS JOIN LATERAL (
+        SELECT * FROM sio.sio_packets_0 WHERE "offset" = d
+        UNION ALL
+        SELECT * FROM sio.sio_packets_1 WHERE "offset" = d) q) p ON true
 ORDER BY p."offset"
 
 -- name: memberships
 -- A session's rooms and the last offset that they hold for; no row where a newer claim holds it.
-SELECT (SELECT coalesce(max("offset"), 0) FROM sio.sio_packets) AS head,
+SELECT greatest((SELECT max("offset") FROM sio.sio_packets_0), (SELECT max("offset") FROM sio.sio_packets_1), 0) AS head,
        (SELECT coalesce(json_agg(json_build_array(room, joined_at, left_at)), '[]')::text
         FROM sio.sio_rooms WHERE session = s.id) AS rooms
 FROM sio.sio_sessions s WHERE s.id = $1::bigint AND s.generation = $2::bigint
@@ -200,8 +208,12 @@ DELETE FROM sio.sio_sessions WHERE id = ANY ($1::bigint[]) AND told_by = $2::uui
 -- From now on these namespaces' expired sessions are for nodes with a handler.
 INSERT INTO sio.sio_expiry_handlers SELECT unnest($1::text[]) ON CONFLICT DO NOTHING
 
+-- name: turn
+-- Append to the other half of the log, once the one in use is large and its oldest record may go.
+SELECT sio.sio_turn($1::double precision)
+
 -- name: trim
--- Delete the oldest records, and move the floors, in one transaction.
+-- Delete the oldest records, and move the floors, in one transaction: a half of the log as a whole, where it can be.
 SELECT sio.sio_trim($1::double precision, $2::integer)
 
 -- name: drop_attachments

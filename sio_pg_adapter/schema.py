@@ -31,6 +31,7 @@ from sqlalchemy import (
     LargeBinary,
     MetaData,
     PrimaryKeyConstraint,
+    Sequence,
     SmallInteger,
     Table,
     Text,
@@ -110,40 +111,33 @@ def metadata_in(schema: str | None) -> MetaData:
 
 
 def _log(made: MetaData) -> None:
-    packets = Table(
+    Sequence("sio_half", metadata=made, data_type=SmallInteger, minvalue=0, maxvalue=1, start=0)
+    _packets(
+        made,
         "sio_packets",
-        made,
         Column("offset", BigInteger, autoincrement=True),
-        Column("kind", SmallInteger, nullable=False),
-        Column("namespace", Text, nullable=False),
-        Column("room", Text, nullable=False, server_default=text("''::text")),
-        Column("rooms", ARRAY(Text)),
-        Column("skip_sids", ARRAY(Text)),
-        Column("sid", Text),
-        Column("generation", BigInteger),
-        Column("node", Uuid),
-        Column("body", Text),
-        Column("parts", LargeBinary),
-        Column("attachment", Uuid),
-        Column("batch", BigInteger),
-        Column("created_at", _TIME, nullable=False, server_default=_NOW),
-        PrimaryKeyConstraint("offset", name="sio_packets_pkey"),
-        comment="The log. kind: 0 event, 1 enter room, 2 leave room, 3 close room, 4 claim, 5 kick. room: the empty "
-        "string is everybody. rooms: all of them, where there are several.",
+        "The log. kind: 0 event, 1 enter room, 2 leave room, 3 close room, 4 claim, 5 kick. room: the empty string "
+        "is everybody. rooms: all of them, where there are several. The rows are in sio_packets_0 and sio_packets_1.",
     )
-    of_room = (packets.c.namespace, packets.c.room, packets.c.offset)
-    Index("sio_packets_room", *of_room, postgresql_where=packets.c.kind == text("0"))
-    Index("sio_packets_attachment", packets.c.attachment, postgresql_where=packets.c.attachment.isnot(None))
-    Table(
-        "sio_packet_rooms",
+    _packet_rooms(
         made,
-        Column("namespace", Text),
-        Column("room", Text),
-        Column("offset", BigInteger),
-        PrimaryKeyConstraint("namespace", "room", "offset", name="sio_packet_rooms_pkey"),
-        Index("sio_packet_rooms_offset", "offset"),
-        comment="The second and further rooms of events that are for several.",
+        "sio_packet_rooms",
+        "The second and further rooms of events that are for several. The rows are in sio_packet_rooms_0 and "
+        "sio_packet_rooms_1.",
     )
+    for half in ("0", "1"):
+        packets = _packets(
+            made,
+            f"sio_packets_{half}",
+            Column("offset", BigInteger, autoincrement=False),
+            "A half of the log: appended to, or left until all of it may go.",
+        )
+        of_room = (packets.c.namespace, packets.c.room, packets.c.offset)
+        Index(f"{packets.name}_room", *of_room, postgresql_where=packets.c.kind == text("0"))
+        with_body = packets.c.attachment.isnot(None)
+        Index(f"{packets.name}_attachment", packets.c.attachment, postgresql_where=with_body)
+        rooms = _packet_rooms(made, f"sio_packet_rooms_{half}", f"Of the events in {packets.name}.")
+        Index(f"{rooms.name}_offset", rooms.c.offset)
     Table(
         "sio_attachments",
         made,
@@ -164,6 +158,41 @@ def _log(made: MetaData) -> None:
         PrimaryKeyConstraint("namespace", "room", name="sio_room_floors_pkey"),
         comment="The highest offset of each room that retention deleted: a session that it is above may have lost a "
         "packet.",
+    )
+
+
+def _packets(made: MetaData, name: str, offset: Column[int], comment: str) -> Table:
+    return Table(
+        name,
+        made,
+        offset,
+        Column("kind", SmallInteger, nullable=False),
+        Column("namespace", Text, nullable=False),
+        Column("room", Text, nullable=False, server_default=text("''::text")),
+        Column("rooms", ARRAY(Text)),
+        Column("skip_sids", ARRAY(Text)),
+        Column("sid", Text),
+        Column("generation", BigInteger),
+        Column("node", Uuid),
+        Column("body", Text),
+        Column("parts", LargeBinary),
+        Column("attachment", Uuid),
+        Column("batch", BigInteger),
+        Column("created_at", _TIME, nullable=False, server_default=_NOW),
+        PrimaryKeyConstraint("offset", name=f"{name}_pkey"),
+        comment=comment,
+    )
+
+
+def _packet_rooms(made: MetaData, name: str, comment: str) -> Table:
+    return Table(
+        name,
+        made,
+        Column("namespace", Text),
+        Column("room", Text),
+        Column("offset", BigInteger),
+        PrimaryKeyConstraint("namespace", "room", "offset", name=f"{name}_pkey"),
+        comment=comment,
     )
 
 

@@ -20,7 +20,7 @@ from integration.test_migrate import HOSTILE, introspect
 from sio_pg_adapter import AsyncPostgresManager, ConfigurationError, migrate, schema
 
 SILENT = "No new upgrade operations detected"
-REVISIONS = ["sio0001", "sio0002"]
+REVISIONS = ["sio0001", "sio0002", "sio0003"]
 
 
 @pytest.fixture
@@ -187,7 +187,7 @@ async def test_as_a_branch_in_another_schema(tmp_path, pg_empty_dsn):
 def test_called_from_revisions_of_the_applications_own(tmp_path, pg_empty_dsn, pg_dsn):
     project = Project(tmp_path, pg_empty_dsn, branch=False)
     project.calls("own2", "own1", up='"sio0001"', back="")
-    project.calls("own3", "own2", up='"sio0002"', back='to="sio0001"')
+    project.calls("own3", "own2", up='"sio0003"', back='to="sio0001"')
     project("upgrade", "own2")
     with psycopg.connect(pg_empty_dsn) as connection:
         assert connection.execute("SELECT version FROM sio_log").fetchone() == (1,)
@@ -233,7 +233,7 @@ def test_called_with_another_schema_which_is_made(tmp_path, pg_empty_dsn):
 def test_as_sql_where_the_tables_are_has_to_be_said(tmp_path, pg_empty_dsn, pg_dsn):
     project = Project(tmp_path, pg_empty_dsn, branch=False)
     project.calls("own2", "own1", up='"sio0001", from_="base"', back='from_="sio0001"')
-    project.calls("own3", "own2", up='"sio0002", from_="sio0001"', back='"sio0001", from_="sio0002"')
+    project.calls("own3", "own2", up='"sio0003", from_="sio0001"', back='"sio0001", from_="sio0003"')
     script = project("upgrade", "head", sql=True)
     with psycopg.connect(pg_empty_dsn, autocommit=True) as connection:
         connection.execute(script.replace("%%", "%"))
