@@ -1,8 +1,8 @@
 """``sio-pg``: the tables, the log and the cluster from the command line.
 
 A room per command: :mod:`.migrate`, :mod:`.status` (which asks by :mod:`.roll_call` and is shown by
-:mod:`.status_view`), :mod:`.tail` (:mod:`.entry`, :mod:`.tail_view`), :mod:`.emit`, :mod:`.prune`; the demo is a package
-of its own. :mod:`.terminal` is how they print, and :mod:`.store` how they connect.
+:mod:`.status_view`), :mod:`.tail` (:mod:`.entry`, :mod:`.tail_view`), :mod:`.emit`, :mod:`.prune`; the demo is a
+package of its own. :mod:`.terminal` is how they print, and :mod:`.store` how they connect.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ import argparse
 import asyncio
 import json
 import uuid
-from typing import Any
+from typing import Any, NoReturn
 
 from sio_pg_adapter.log import Entry, LogWriter
 from sio_pg_adapter.records import EVERYBODY, Kind, encode_event, text_name, text_names
@@ -36,10 +36,14 @@ def main(args: argparse.Namespace) -> int:
 
 def _argument(args: argparse.Namespace, number: int, text: str) -> Any:
     try:
-        return json.loads(text)
+        return json.loads(text, parse_constant=_no_constant)
     except (ValueError, RecursionError) as e:
         hint = "" if text[:1] in '[{"' else "; text is written in quotes, as '\"text\"'"
         args.parser.error(f"argument {number} of the event is not JSON: {e}{hint}")
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is JavaScript")
 
 
 async def _append(args: argparse.Namespace, entry: Entry) -> int:

@@ -13,8 +13,8 @@ from . import terminal
 
 Entry = dict[str, Any]
 """``offset``, ``at``, ``kind``, ``namespace``, ``rooms`` (none: everybody), ``event``, ``skip_sids``, ``sid``,
-``node``, ``bytes``; and where payloads are wanted ``payload`` (of an event: its arguments) and ``binary``: the parts that
-``{"_placeholder":true,"num":n}`` in it stands for, in Base64."""
+``node``, ``bytes``; and where payloads are wanted ``payload`` (of an event: its arguments) and ``binary``: the parts
+that ``{"_placeholder":true,"num":n}`` in it stands for, in Base64."""
 
 _decode = json.JSONDecoder().raw_decode
 

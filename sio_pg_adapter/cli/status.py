@@ -16,9 +16,8 @@ from .status_view import view
 from .store import opened
 
 RATE_SECONDS = 60.0
-"""What the rate is counted over, unless so much was appended that 100,000 records took less."""
-
 RATE_RECORDS = 100_000
+"""What the rate is counted over: the last minute, or less where the log is younger, or that many took less."""
 
 
 def main(args: argparse.Namespace) -> int:
@@ -99,10 +98,9 @@ def _sessions(rows: list[Any]) -> dict[str, Any]:
 
 
 def _log(row: Any) -> dict[str, Any]:
-    seconds = RATE_SECONDS
-    if row["records"] == RATE_RECORDS:
-        seconds = max(0.001, (row["now"] - row["began_at"]).total_seconds())
-    oldest = row["oldest_at"]
+    seconds, oldest = RATE_SECONDS, row["oldest_at"]
+    if row["records"] == RATE_RECORDS or (row["records"] and oldest == row["began_at"]):
+        seconds = min(RATE_SECONDS, max(1.0, (row["now"] - row["began_at"]).total_seconds()))
     return {
         "head": row["head"],
         "floor": row["floor"],

@@ -14,8 +14,8 @@ from . import terminal
 NARROW = 80
 """Columns; where there are fewer, what tells least is left out."""
 
-MANY = 10
-"""Namespaces that are shown one by one."""
+MANY = 8
+"""Namespaces and tables that are shown one by one: the largest."""
 
 _STYLES = {"live": "green", "silent": "bold red", "missing": "yellow", "dead": "red", "stopped": "dim"}
 _WORDS = {
@@ -117,9 +117,11 @@ def _log(log: dict[str, Any]) -> Table:
 def _tables(tables: list[dict[str, Any]], *, narrow: bool) -> Table:
     table = _table("table", "rows", "size", "indexes")
     table.columns[1].header = "rows, about" if not narrow else "rows"
-    for row in tables:
+    for row in tables[:MANY]:
         sizes = terminal.size(row["table_bytes"]), terminal.size(row["index_bytes"])
         table.add_row(terminal.printable(row["name"]), terminal.count(row["rows"]), *sizes)
-    total = [sum(row[kind] for row in tables) for kind in ("table_bytes", "index_bytes")]
-    table.add_row("all", "", *map(terminal.size, total), style="bold")
+    for name, some in ((f"{len(tables[MANY:])} more", tables[MANY:]), ("all", tables)):
+        sums = (sum(row[kind] for row in some) for kind in ("table_bytes", "index_bytes"))
+        if some:
+            table.add_row(name, "", *map(terminal.size, sums), style="bold" if name == "all" else None)
     return table
