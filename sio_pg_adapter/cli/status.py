@@ -7,13 +7,12 @@ import asyncio
 from typing import Any
 
 from sio_pg_adapter.database import Database
-from sio_pg_adapter.errors import ConfigurationError
 from sio_pg_adapter.records import EPOCH_BITS
 
 from . import terminal
 from .roll_call import roll_call
 from .status_view import view
-from .store import opened
+from .store import CannotListen, listening, opened
 
 RATE_SECONDS = 60.0
 RATE_RECORDS = 100_000
@@ -37,11 +36,13 @@ async def _status(args: argparse.Namespace) -> dict[str, Any]:
         (log,) = await database.fetch("status_log")
         present = await database.fetch("status_nodes")
         there = {row["id"].hex for row in present if _state(row) == "live"}
+        answers: dict[str, Any] | None = None
         note = None
         try:
-            answers = await roll_call(database, there, timeout=args.timeout)
-        except ConfigurationError:  # a pooler, and what is in the tables can be told all the same
-            answers, note = {}, "nodes cannot be asked through a pooler: give --listen-dsn, of a direct connection"
+            with listening():
+                answers = await roll_call(database, there, timeout=args.timeout)
+        except CannotListen as e:  # what the tables tell can be told all the same
+            note = f"nodes are not asked: {e}"
         nodes = [_node(row, answers) for row in present]
         await _add_lag(database, nodes, log["head"])
         return {
@@ -62,12 +63,14 @@ def _state(row: Any) -> str:
     return "live" if row["alive"] else "missing"
 
 
-def _node(row: Any, answers: dict[str, Any]) -> dict[str, Any]:
+def _node(row: Any, answers: dict[str, Any] | None) -> dict[str, Any]:
     node, state = row["id"].hex, _state(row)
-    answer = answers.get(node) or {}
+    answer = (answers or {}).get(node) or {}
+    if state == "live" and answers is not None and not answer:
+        state = "silent"
     return {
         "id": node,
-        "state": state if state != "live" or answer else "silent",
+        "state": state,
         "host": answer.get("host"),
         "process": answer.get("process"),
         "started_at": terminal.timestamp(row["started_at"]),

@@ -17,6 +17,9 @@ NARROW = 80
 MANY = 8
 """Namespaces and tables that are shown one by one: the largest."""
 
+UNKNOWN = "-"
+"""What only a node could tell that has not."""
+
 _STYLES = {"live": "green", "silent": "bold red", "missing": "yellow", "dead": "red", "stopped": "dim"}
 _WORDS = {
     "silent": "is there, but has not answered: busy, or of an earlier version",
@@ -58,20 +61,23 @@ def _nodes(status: dict[str, Any], *, narrow: bool) -> Iterator[RenderableType]:
         yield Text("no node is running", style="yellow")
         return
     table = _table("node", "state", "clients", "sessions", "lag", *([] if narrow else ["up", "host:process"]))
+    for column in table.columns:
+        if column.header in ("state", "host:process"):
+            column.justify = "left"
     for node in nodes:
         host = "" if node["host"] is None else terminal.printable(f"{node['host']}:{node['process']}")
         up = terminal.duration(node["seconds"]) if node["state"] in ("live", "silent") else ""
         table.add_row(
             node["id"][:8],
             Text(node["state"], style=_STYLES[node["state"]]),
-            "" if node["clients"] is None else terminal.count(node["clients"]),
+            UNKNOWN if node["clients"] is None else terminal.count(node["clients"]),
             terminal.count(node["sessions"]),
             _lag(node),
             *([] if narrow else [up, host]),
         )
     yield table
     for state, words in _WORDS.items():
-        if status["note"] is None and (some := [node["id"][:8] for node in nodes if node["state"] == state]):
+        if some := [node["id"][:8] for node in nodes if node["state"] == state]:
             yield Text(f"{', '.join(some)} {words}", style="yellow")
     if status["note"] is not None:
         yield Text(status["note"], style="yellow")
@@ -79,7 +85,7 @@ def _nodes(status: dict[str, Any], *, narrow: bool) -> Iterator[RenderableType]:
 
 def _lag(node: dict[str, Any]) -> Text:
     if node["lag"] is None:
-        return Text()
+        return Text(UNKNOWN)
     if not node["lag"]:
         return Text("0", style="green")
     return Text(f"{terminal.count(node['lag'])}, {terminal.duration(node['lag_seconds'])}", style="yellow")

@@ -16,6 +16,10 @@ class CommandFailed(SioPgError):  # noqa: N818 - as its relatives
     """A command cannot do it. The message says what mends that."""
 
 
+class CannotListen(CommandFailed):
+    """A pooler is in between."""
+
+
 @contextlib.asynccontextmanager
 async def opened(args: argparse.Namespace) -> AsyncIterator[Database]:
     """The database that a command was given, looked at whether its tables are there.
@@ -31,6 +35,15 @@ async def opened(args: argparse.Namespace) -> AsyncIterator[Database]:
         yield database
     finally:
         await database.close()
+
+
+@contextlib.contextmanager
+def listening() -> Iterator[None]:
+    """The refusal to listen through a pooler, in the words of the command line."""
+    try:
+        yield
+    except ConfigurationError as e:
+        raise CannotListen("LISTEN does not work through a pooler: give --listen-dsn, of a direct connection") from e
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ import os
 import stat
 import sys
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any, Self
 
 from sio_pg_adapter.database import Database
@@ -23,7 +23,7 @@ from sio_pg_adapter.listener import Listener
 
 from . import terminal
 from .entry import Entry, Filter, entry_of
-from .store import opened
+from .store import listening, opened
 from .tail_view import Lines
 
 PAGE = 500
@@ -108,8 +108,13 @@ class Tail:
 
     async def __aenter__(self) -> Self:
         logging.getLogger("sio_pg_adapter").addHandler(self._warnings)
-        await self._listener.start()
-        self._cursor = await self._database.fetch_value("head")
+        try:
+            with listening():
+                await self._listener.start()
+            self._cursor = await self._database.fetch_value("head")
+        except BaseException:
+            await self.__aexit__()
+            raise
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -135,9 +140,10 @@ class Tail:
             try:
                 page = await self._read(self._cursor)
             except SioPgError as e:
-                self._lost(str(e))
+                self._lost(f": {e}")
                 await asyncio.sleep(RETRY)
                 continue
+            self._back()
             for entry in page:
                 self._cursor = entry["offset"]
                 if self._wanted.takes(entry):
@@ -153,22 +159,27 @@ class Tail:
     # -- the connection, in words ----------------------------------------------------------------------
     async def _listening(self, _connection: object) -> None:
         self._ring.set()
-        if self._away:
+
+    def _lost(self, reason: str = "") -> None:
+        if not self._away:
+            self._away = True
+            terminal.say(f"the connection to the database was lost, trying again{reason}")
+
+    def _back(self) -> None:
+        if self._away and self._listener.connected:
             self._away = False
             terminal.say("connected again")
 
-    def _lost(self, reason: str) -> None:
-        if not self._away:
-            self._away = True
-            terminal.say(f"the database is away, trying again: {reason}")
-
 
 class _Warnings(logging.Handler):
-    """What the listener warns of: it reconnects by itself."""
+    """The listener warns when it has lost its connection, and of each try to reconnect that fails.
 
-    def __init__(self, tell: Any) -> None:
+    :param tell: called for each warning.
+    """
+
+    def __init__(self, tell: Callable[[], None]) -> None:
         super().__init__(logging.WARNING)
         self._tell = tell
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._tell(record.getMessage())
+        self._tell()

@@ -388,7 +388,7 @@ async def test_tail_goes_on_after_the_database_was_away_and_says_so(store, db, p
             db.get_server_pid(),
         ]
         assert await db.fetchval(f"{cut} AND pid <> ALL ($1)", mine) >= 2
-        assert b"is away, trying again" in await tail.stderr.readline()
+        assert b"was lost, trying again" in await tail.stderr.readline()
         offset = await store.emit(body='["missed"]')
         pg_admin.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS true')
         assert await tail.stderr.readline() == b"sio-pg: connected again\n"
