@@ -297,11 +297,13 @@ class LogWriter:
                 [False] * len(large),
                 timeout=60,  # 50 MB on a slow disk
             )
-        arguments = _columns(entries, attachments)
+        query, arguments = "write_event", _plain(entries)
+        if not arguments or large:
+            query, arguments = "write", _columns(entries, attachments)
         carried = _carried(entries)
         try:
             row = await connection.fetchrow(
-                self._database.queries["write"], batch_id, *arguments, carried, timeout=QUERY_TIMEOUT
+                self._database.queries[query], batch_id, *arguments, carried, timeout=QUERY_TIMEOUT
             )
         except asyncpg.PostgresError as e:
             if isinstance(e, asyncpg.PostgresConnectionError | asyncpg.OperatorInterventionError):
@@ -309,25 +311,28 @@ class LogWriter:
             raise  # an answer of the server's: rolled back
         except (asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, TimeoutError) as e:
             raise Unsure(f"{type(e).__name__}: {e}") from e
-        return self._committed(entries, row)
+        if query == "write_event":
+            return self._committed(entries, row["prev"], [row["at"]], None)
+        return self._committed(entries, row["prev"], row["offsets"], row["results"])
 
-    def _committed(self, entries: list[Entry], row: asyncpg.Record) -> list[Written]:
-        results = row["results"] or [None] * len(entries)
+    def _committed(
+        self, entries: list[Entry], prev: int, offsets: list[int | None], results: list[str | None] | None
+    ) -> list[Written]:
         written = [
             Written(-1 if offset is None else abs(offset), None if result is None else json.loads(result))
-            for offset, result in zip(row["offsets"], results, strict=True)
+            for offset, result in zip(offsets, results or [None] * len(entries), strict=True)
         ]
         records: list[Record] | None = None
         if not any(entry.kind is Kind.KICK for entry in entries):  # whose record holds what only the log knows
             records = [
                 self._record(entry, offset, one.result)
-                for entry, offset, one in zip(entries, row["offsets"], written, strict=True)
+                for entry, offset, one in zip(entries, offsets, written, strict=True)
                 if offset is not None and offset > 0
             ]
-        last = max((offset for offset in row["offsets"] if offset is not None), default=0)
-        if last > row["prev"]:
+        last = max((offset for offset in offsets if offset is not None), default=0)
+        if last > prev:
             self._last = last
-            self._on_appended(row["prev"], last, records)
+            self._on_appended(prev, last, records)
         return written
 
     def _record(self, entry: Entry, offset: int, result: Any) -> Record:
@@ -387,6 +392,14 @@ def _fail(futures: list[asyncio.Future[Written]], error: BaseException) -> None:
         if not future.done():
             future.set_exception(error)
             future.exception()  # the waiter may have gone: that is no news then
+
+
+def _plain(entries: list[Entry]) -> tuple[Any, ...]:
+    """What a lone event for one room is written with; empty where it is more than that."""
+    one = entries[0]
+    if len(entries) > 1 or one.kind is not Kind.EVENT or len(one.rooms) > 1 or one.skip_sids or one.parts:
+        return ()
+    return one.namespace, one.rooms[0], one.body
 
 
 def _columns(entries: list[Entry], attachments: Sequence[uuid.UUID | None]) -> tuple[list[Any], ...]:
