@@ -25,11 +25,12 @@ from .database import Connection, Database, Pool
 from .delivery import Delivery
 from .dispatcher import Dispatcher
 from .emitter import emit_async
+from .entries import Entry, Members
 from .ephemeral import Ephemeral, Message
 from .errors import ConfigurationError, SioPgError, StoreUnavailable
 from .history import History
 from .listener import Listener
-from .log import Entry, LogReader, LogWriter, Members, read_notification
+from .log import LogReader, LogWriter, read_notification
 from .moves import Moves
 from .nodes import Presence
 from .options import ConnectionStateRecovery

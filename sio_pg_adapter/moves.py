@@ -6,8 +6,8 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 from .clients import Client, State, handling
+from .entries import Entry, Members
 from .errors import ConfigurationError, NoAnswer
-from .log import Entry, Members
 from .records import EVERYBODY, Kind, text_name, text_names
 
 if TYPE_CHECKING:

@@ -12,7 +12,8 @@ from typing import Any
 
 from .clients import Held
 from .database import Database, translated
-from .log import Entry, LogWriter, record_of
+from .entries import Entry
+from .log import LogWriter, record_of
 from .records import Kind, Record
 from .recovery import Claim, Claimed, Memberships, pid_hash
 

@@ -11,7 +11,8 @@ import asyncpg
 import pytest
 
 from sio_pg_adapter import AsyncPostgresManager, PayloadTooLarge
-from sio_pg_adapter.log import Entry, read_notification
+from sio_pg_adapter.entries import Entry
+from sio_pg_adapter.log import read_notification
 from sio_pg_adapter.queries import Queries
 from sio_pg_adapter.records import Kind
 
