@@ -154,7 +154,9 @@ async def test_a_node_that_is_just_starting_answers_when_it_has(start_node, monk
         await release.wait()
         return await head(self)
 
-    async with a.client():  # the log is not empty
+    async with a.client() as wire:
+        await a.sio.emit("e")
+        assert await wire.event() == ["e"]
         monkeypatch.setattr(LogReader, "head", held_up)
         start = asyncio.create_task(start_node())
         await starting.wait()
@@ -181,7 +183,7 @@ async def test_a_node_that_goes_while_it_is_waited_for_is_waited_for_no_longer(s
     a, b = await start_node(), await start_node()
     hang(b)
     async with a.client() as wire:
-        asking = asyncio.create_task(a.sio.fetch_sockets(timeout=60))
+        asking = asyncio.create_task(a.sio.fetch_sockets(timeout=3600))
         await until(lambda: len(a.manager.peers))
         await vanish(b)
         assert [s.sid for s in await asking] == [wire.sid]
@@ -277,6 +279,7 @@ async def test_one_whose_connect_is_being_decided_is_moved_or_goes(start_node):
     async with Wire(b.sio) as wire:
         wire.send("0")
         await entered.wait()
+        assert await a.sio.fetch_sockets() == await b.sio.fetch_sockets() == []
         await a.sio.sockets_join("x", "y")
         release.set()
         await wire.recv()
@@ -430,12 +433,14 @@ async def test_a_namespaces_methods_are_of_its_own(start_node):
 
 
 async def terminate_who_waits(db) -> None:
-    """End the backend that waits for a lock, as soon as one does."""
+    """End the backend that waits for a lock, as soon as one does; return when it is gone."""
     ended = (
-        "SELECT pg_terminate_backend(pid) FROM pg_locks "
+        "SELECT pid, pg_terminate_backend(pid) FROM pg_locks "
         "WHERE NOT granted AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
     )
-    while not await db.fetch(ended):
+    while not (waiting := await db.fetch(ended)):
+        pass
+    while await db.fetchval("SELECT count(*) FROM pg_stat_activity WHERE pid = $1", waiting[0]["pid"]):
         pass
 
 
@@ -464,10 +469,10 @@ async def test_a_move_whose_connection_is_lost_in_its_commit_may_be_stored(start
         await db.execute("SELECT pg_advisory_lock(77)")
         moving = asyncio.create_task(node.sio.sockets_join("x", "y"))
         await terminate_who_waits(db)
+        await db.execute("SELECT pg_advisory_unlock(77)")
         with pytest.raises(StoreUnavailable) as error:
             await moving
         assert error.value.may_be_stored
-        await db.execute("SELECT pg_advisory_unlock(77)")
         await node.sio.sockets_join("x", "y")
         assert sorted(await node.sio.fetch_rooms(wire.sid)) == sorted([wire.sid, "x", "y"])
 
