@@ -134,7 +134,8 @@ class ClusterMethods:
         """Let all who are in a room enter others: clients of any node, and sessions that are away and recoverable.
 
         It counts from one place in the log and has taken effect on return: events emitted after it go to the members
-        that it made, replayed ones too, and none emitted before it.
+        that it made, replayed ones too, and none emitted before it. It is one transaction that holds the log's lock:
+        5,000 members took 0.8 s on a busy machine, for which all emits wait.
 
         :param room: whose members, of several in a list; ``None``: everybody in the namespace.
         :param rooms: the room, or several in a list, that they enter.

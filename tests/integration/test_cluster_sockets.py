@@ -339,6 +339,14 @@ async def test_a_room_that_is_a_clients_own_is_refused_and_nobody_moves(start_no
         assert await one.event() == ["end"]
 
 
+async def test_so_is_the_own_room_of_a_client_without_recovery(start_node):
+    node = await start_node(recovery=None)
+    async with node.client() as one, node.client() as two:
+        with pytest.raises(ValueError, match="sid room"):
+            await node.sio.sockets_join(one.sid, two.sid)
+        assert node.sio.rooms(one.sid) == [one.sid]
+
+
 @pytest.mark.parametrize("rooms", [None, [], "", ["", None]])
 async def test_rooms_that_name_none_are_refused(start_node, rooms):
     node = await start_node()
@@ -388,7 +396,7 @@ async def test_where_nobody_is_nothing_is_written(start_node, db):
     node = await start_node()
     async with node.client() as wire:
         await node.sio.sockets_join("nobody", ["x", "y"])
-        await node.sio.sockets_join(wire.sid, wire.sid)
+        await node.sio.sockets_leave(wire.sid, wire.sid)
         await node.sio.sockets_join(None, "x", skip_sid=wire.sid)
         await node.sio.disconnect_sockets("x")
         assert await db.fetchval("SELECT count(*) FROM sio_packets") == 0
@@ -416,7 +424,7 @@ async def test_a_namespaces_methods_are_of_its_own(start_node):
             await self.sockets_join(None, "x")
             found = [s.sid for s in await self.fetch_sockets("x")]
             assert self.recovered(sid) is False
-            await self.emit("found", found, to=sid)
+            await self.emit("found", found, sid, None, None, None)
             await self.emit("elsewhere", namespace="/")
             await self.sockets_leave("x", "x")
             await self.emit("rooms", await self.fetch_rooms(sid), room=sid)
