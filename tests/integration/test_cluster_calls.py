@@ -14,7 +14,14 @@ import socketio
 from integration.conftest import until
 from integration.test_cluster_sockets import hang
 from integration.test_presence import vanish
-from sio_pg_adapter import AsyncNamespace, ConfigurationError, HandlerFailed, NoAnswer, NotSerializable
+from sio_pg_adapter import (
+    AsyncNamespace,
+    ConfigurationError,
+    HandlerFailed,
+    NoAnswer,
+    NotSerializable,
+    StoreUnavailable,
+)
 
 
 # -- server events -------------------------------------------------------------------------------------------------
@@ -162,6 +169,32 @@ async def test_a_call_that_is_cancelled_leaves_nothing(start_node):
     with pytest.raises(asyncio.CancelledError):
         await asking
     assert len(a.manager.peers) == 0
+
+
+async def test_a_call_ends_with_the_manager(start_node):
+    a, b = [await start_node() for _ in range(2)]
+    hang(b)
+    asking = asyncio.create_task(a.sio.server_side_call("who", timeout=3600))
+    await until(lambda: len(a.manager.peers))
+    await a.sio.shutdown()
+    with pytest.raises(StoreUnavailable, match="closed"):
+        await asking
+    assert len(a.manager.peers) == 0
+
+
+async def test_a_node_that_stops_while_it_is_asked_is_left_out(start_node):
+    a, b = [await start_node() for _ in range(2)]
+    asked = asyncio.Event()
+
+    @b.sio.on_server_event
+    async def who():
+        asked.set()
+        await asyncio.get_running_loop().create_future()
+
+    asking = asyncio.create_task(a.sio.server_side_call("who", timeout=3600))
+    await asked.wait()
+    await b.sio.shutdown()
+    assert await asking == {}
 
 
 @pytest.mark.parametrize("wrong", [1, "", None])
