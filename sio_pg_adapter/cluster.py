@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar, overload
 
 from .census import RemoteSocket
 from .errors import ConfigurationError
 from .manager import AsyncPostgresManager
 from .records import EVERYBODY, Kind, encode_event, text_name, text_names
+
+H = TypeVar("H", bound=Callable[..., Any])
 
 FETCH_TIMEOUT = 5.0
 """Seconds that nodes have to tell their clients."""
@@ -59,7 +61,16 @@ class ClusterMethods:
         return await manager.census.sockets(text_name(namespace or "/", "namespace"), rooms, _seconds(timeout))
 
     # -- from server to server -------------------------------------------------------------------------------
-    def on_server_event(self, event: Any = None, handler: Callable[..., Any] | None = None) -> Any:
+    @overload
+    def on_server_event(self, event: H) -> H: ...
+
+    @overload
+    def on_server_event(self, event: str) -> Callable[[H], H]: ...
+
+    @overload
+    def on_server_event(self, event: str, handler: H) -> H: ...
+
+    def on_server_event(self, event: Any, handler: Any = None) -> Any:
         """Register a handler of what other nodes send by :meth:`server_side_emit` and :meth:`server_side_call`.
 
         As a decorator: ``@sio.on_server_event("name")``, or ``@sio.on_server_event`` on a function of that name.

@@ -179,6 +179,16 @@ async def test_a_node_that_is_there_and_silent_is_named_and_the_others_are_told_
         assert len(a.manager.peers) == 0
 
 
+async def test_a_node_of_another_version_that_does_not_know_the_request_is_named_at_once(start_node):
+    a, b = await start_node(), await start_node()
+    del b.manager.peers._services["sockets"]
+    async with a.client() as wire, b.client():
+        with pytest.raises(NoAnswer) as error:
+            await a.sio.fetch_sockets(timeout=3600)
+        assert error.value.missing == [b.manager.node]
+        assert [s.sid for s in error.value.answers] == [wire.sid]
+
+
 async def test_a_node_that_goes_while_it_is_waited_for_is_waited_for_no_longer(start_node):
     a, b = await start_node(), await start_node()
     hang(b)
