@@ -248,6 +248,7 @@ class AsyncPostgresManager(AsyncManager):
         for task in [t for t in self._tasks if t is not asyncio.current_task()]:
             task.cancel()
         await asyncio.gather(*(t for t in self._tasks if t is not asyncio.current_task()), return_exceptions=True)
+        self.peers.close()
         await self.log.close()
         await self.ephemeral.close()
         await self.pruner.close()

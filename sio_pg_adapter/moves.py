@@ -61,6 +61,8 @@ class Moves:
         skip = text_names(skip_sid, "skip_sid")
         if not targets:
             raise ConfigurationError("rooms takes one name or several: none is given")
+        if kind is Kind.ENTER and any(manager.is_sid_room(namespace, target) for target in targets):
+            raise ValueError("cannot enter a sid room")  # of a client here that is in no table, perhaps
         await manager.ready()
         unstored, silent = await manager.census.unstored(namespace, of, UNSTORED_WAIT)
         await manager.append(Members(kind, namespace, of, targets, tuple(unstored), skip))
