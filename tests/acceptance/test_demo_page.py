@@ -15,6 +15,9 @@ from urllib.parse import urlsplit
 import pytest
 from playwright.async_api import Browser, Page, WebSocketRoute, async_playwright
 
+from sio_pg_adapter.demo.cluster import Cluster
+from sio_pg_adapter.demo.web import Page as PageApplication
+
 from .demo_process import TIMEOUT, Demo, alive, children
 from .test_demo import TALLIES
 
@@ -398,3 +401,17 @@ async def test_it_asks_nobody_but_the_demo(show):
     response = await shown.page.reload()
     assert response is not None
     assert "default-src 'none'" in response.headers["content-security-policy"]
+
+
+async def test_without_a_client_library_at_hand_it_asks_one_cdn_for_that_and_says_what_it_must_be():
+    sent: list[dict[str, Any]] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    await PageApplication(Cluster("postgresql://"), None)({"method": "GET", "path": "/"}, None, send)
+    policy = dict(sent[0]["headers"])[b"content-security-policy"].decode()
+    assert "script-src 'self' https://cdn.socket.io;" in policy
+    outside = re.findall(r'\w+="https?://[^>]*', sent[1]["body"].decode())
+    assert len(outside) == 1
+    assert re.match(r'src="https://cdn\.socket\.io/4\S+" integrity="sha384-\S+" crossorigin="anonymous"', outside[0])
