@@ -73,6 +73,7 @@ class Beside:
 
     dsn: str
     version: str
+    waits: list[tuple[float, float]] = field(default_factory=list)
     calls: dict[str, list[tuple[float, float]]] = field(default_factory=lambda: {"append": [], "read": []})
 
     async def append(self) -> None:
@@ -92,8 +93,23 @@ class Beside:
         finally:
             connection.terminate()
 
+    async def watch(self) -> None:
+        """Does anybody wait for a lock, other than for the log's own, as appends do for each other?"""
+        connection = await asyncpg.connect(self.dsn)
+        waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted AND relation <> 'sio_lock'::regclass"
+        try:
+            former = time.perf_counter()
+            while True:
+                found = await connection.fetchval(waiting)
+                now = time.perf_counter()
+                self.waits.append((now, (now - former) * 1000 if found else 0.0))
+                former = now
+                await asyncio.sleep(0.001)
+        finally:
+            connection.terminate()
+
     def figures(self, name: str, begun: float, ended: float) -> Figures:
-        found = {}
+        found = {f"waiting for locks {name} ms": sum(ms for at, ms in self.waits if begun < at < ended)}
         for what, calls in self.calls.items():
             took = sorted(ms for at, ms in calls if at < ended and at + ms / 1000 > begun)
             found |= {f"{what} {name} p99 ms": took[int(len(took) * 0.99)], f"{what} {name} max ms": took[-1]}
@@ -133,7 +149,7 @@ async def retention(dsn: str, way: str, rows: int, seconds: float) -> Figures:
     await connection.execute("VACUUM ANALYZE")
     await connection.execute("CHECKPOINT")
     beside = Beside(dsn, version)
-    tasks = [asyncio.create_task(work()) for work in (beside.append, beside.append, beside.read)]
+    tasks = [asyncio.create_task(work()) for work in (beside.append, beside.append, beside.read, beside.watch)]
     try:
         begun = time.perf_counter()
         await asyncio.sleep(seconds)
