@@ -1,4 +1,4 @@
-"""Is in the sdist what git has, or would have, but for what is left out on purpose, and nothing else? `sdist.py FILE`"""
+"""Is in the sdist what git has, or would have, but for what is left out on purpose, and nothing else?"""
 
 from __future__ import annotations
 

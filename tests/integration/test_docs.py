@@ -151,8 +151,6 @@ AFTER = {"command.md": after_command, "redis.md": after_redis, "transactions.md"
 def test_the_alembic_page(pg_empty_dsn):
     """The blocks as written; tests/integration/test_schema.py has what each of the three ways does."""
     page = "docs/alembic.md"
-    lines = block("ini", "version_locations", page)
-    assert block("ini", "version_locations") == f"# alembic.ini\n{lines}"  # what test_the_quickstart runs
     url = pg_empty_dsn.replace("postgresql://", "postgresql+psycopg://")
     with create_engine(url, poolclass=NullPool).connect() as connection:
         revision: dict[str, Any] = {}
@@ -169,7 +167,7 @@ def test_the_alembic_page(pg_empty_dsn):
         config = migrate.config_for("public")
         names = {"context": context, "Base": Base, "connection": connection}
         either, other = (
-            block("python", "include_object", page).replace("...", "connection=connection").splitlines()[2:]
+            block("python", "context.configure(..., ", page).replace("...", "connection=connection").splitlines()[2:]
         )
         with EnvironmentContext(config, ScriptDirectory.from_config(config)):
             exec(f"from sio_pg_adapter import schema\n{either}", names)

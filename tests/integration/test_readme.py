@@ -27,15 +27,16 @@ def newcomer(tmp_path: Path, pg_empty_dsn: str) -> Newcomer:
     return Newcomer(tmp_path, pg_empty_dsn)
 
 
-def with_alembic(newcomer: Newcomer) -> None:
-    """`alembic init`, and what the README adds to its two files."""
+def test_the_branch_of_an_own_history(newcomer):
+    """`alembic init`, and what docs/alembic.md adds to its two files."""
+    page = "docs/alembic.md"
     newcomer.run("alembic", "init", "-t", "async", "migrations")
     dsn = newcomer.env["SIO_PG_DSN"].replace("postgresql://", "postgresql+asyncpg://").replace("%", "%%")
     ini = newcomer.at / "alembic.ini"
     text = re.sub(r"^path_separator.*\n", "", ini.read_text(), flags=re.MULTILINE)
     text = re.sub(r"^sqlalchemy.url = .*$", lambda _: f"sqlalchemy.url = {dsn}", text, flags=re.MULTILINE)
-    ini.write_text(text.replace("[alembic]\n", "[alembic]\n" + block("ini", "# alembic.ini\n"), 1))
-    _, importing, configuring = filter(None, block("python", "# migrations/env.py\n").splitlines())
+    ini.write_text(text.replace("[alembic]\n", "[alembic]\n" + block("ini", "path_separator", page), 1))
+    importing, configuring = filter(None, block("python", "target_metadata=target_metadata", page).splitlines())
     env = newcomer.at / "migrations" / "env.py"
     before = "context.configure(connection=connection, target_metadata=target_metadata)"
     assert env.read_text().count(before) == 1
@@ -43,16 +44,16 @@ def with_alembic(newcomer: Newcomer) -> None:
         env.read_text().replace(before, configuring).replace("target_metadata = None", "target_metadata = MetaData()")
     )
     env.write_text(f"from sqlalchemy import MetaData\n{importing}\n{text}")
+    newcomer.run("alembic", "upgrade", "heads")
+    assert SILENT in newcomer.run("alembic", "check")
 
 
 def test_the_quickstart(newcomer):
     for name in ("app.py", "client.py", "pay.py"):
         newcomer.write(name)
-    with_alembic(newcomer)
-    export, upgrade, serve = block("sh", "uvicorn").splitlines()
+    export, migrate, serve = block("sh", "uvicorn app:app").splitlines()
     assert export.startswith("export SIO_PG_DSN=")
-    newcomer.run(*upgrade.split())
-    assert SILENT in newcomer.run("alembic", "check")
+    newcomer.run(*migrate.split())
     serve = [*serve.split(), "--port", str(newcomer.port)]
 
     node = nodejs.executable("node")
@@ -95,14 +96,6 @@ def test_the_quickstart(newcomer):
                 os.close(teller)
 
 
-def test_sio_pg_migrate_is_all_without_alembic(newcomer):
-    newcomer.write("app.py")
-    assert "`sio-pg migrate` is all" in README
-    newcomer.run("sio-pg", "migrate")
-    with newcomer.running("uvicorn", "app:app", "--port", str(newcomer.port)) as server:
-        server.says("startup complete")
-
-
 def test_the_options_are_all_there_with_their_defaults():
     rows = dict(re.findall(r"^\| `(\w+)` \| (.+?) \|", README, re.MULTILINE))
     defaults = {field.name: field.default for field in fields(ConnectionStateRecovery)}
@@ -111,7 +104,7 @@ def test_the_options_are_all_there_with_their_defaults():
     assert told == defaults
 
 
-@pytest.mark.parametrize("path", ["README.md", "examples/orders/README.md"])
+@pytest.mark.parametrize("path", ["CHANGELOG.md", "CONTRIBUTING.md", "README.md", "examples/orders/README.md"])
 def test_links_lead_somewhere(path):
     text = (ROOT / path).read_text(encoding="utf-8")
     for link in re.findall(r"\]\(([^)#]+)\)", text):
