@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import ast
 import asyncio
+import json
 import os
+import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable
-from inspect import isawaitable
+from inspect import getmembers, isawaitable, isfunction
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +27,9 @@ from sqlalchemy import Boolean, Column, Integer, MetaData, NullPool, Table, crea
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.orm import DeclarativeBase
 
+import sio_pg_adapter
 from newcomer import ROOT, Block, block, document
-from sio_pg_adapter import migrate, schema
+from sio_pg_adapter import AsyncServer, cli, migrate, schema
 
 PAGES = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").rglob("*.md"))
 RUN = ("python", "sql", "sh")
@@ -174,3 +178,41 @@ def test_the_alembic_page(pg_empty_dsn):
             assert context.get_context().opts["include_object"] is schema.include_object
             exec(other, names)
             assert context.get_context().opts["target_metadata"] == [Base.metadata, schema.metadata]
+
+
+# -- what is named -----------------------------------------------------------------------------------------------
+REFERENCE = "\n".join((ROOT / path).read_text(encoding="utf-8") for path in PAGES if "/reference/" in path)
+
+
+@pytest.mark.parametrize("name", sio_pg_adapter.__all__)
+def test_each_public_name_is_in_the_reference(name):
+    where = getattr(sio_pg_adapter, name).__module__
+    assert re.search(rf"^::: {where}(\.{name})?$", REFERENCE, re.MULTILINE)
+
+
+def test_each_method_of_the_server_is_in_the_reference():
+    ours = {name: m for name, m in getmembers(AsyncServer, isfunction) if m.__module__.startswith("sio_pg_adapter")}
+    for name in ours:
+        internal = name.startswith("_") or name == "leave"  # the end of a connection: `Connect` calls it
+        assert internal or f"        - {name}\n" in REFERENCE, f"{name}: docs/reference/server.md"
+
+
+def test_each_command_is_in_the_reference():
+    [group] = [action for action in cli._parser()._actions if isinstance(action.choices, dict)]
+    for name in group.choices:
+        assert f"| `sio-pg {name}` |" in REFERENCE
+
+
+def test_the_versions_that_are_promised_are_those_that_are_asked_for():
+    page = (ROOT / "docs/compatibility.md").read_text(encoding="utf-8")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert project["requires-python"] == ">=3.11" and "| Python | 3.11 and later |" in page
+    for package, asked, said in (
+        ("alembic", ">=1.13", "1.13 and later"),
+        ("asyncpg", ">=0.30", "0.30 and later"),
+        ("python-socketio", ">=5.18,<6", "5.18 and later, below 6"),
+    ):
+        assert f"{package}{asked}" in project["dependencies"] and f"| {package} | {said} |" in page
+    clients = json.loads((ROOT / "tests/acceptance/js/package.json").read_text(encoding="utf-8"))["dependencies"]
+    versions = [at.partition("@")[2] for at in clients.values() if at.startswith("npm:socket.io-client@")]
+    assert f"| socket.io-client | 4.6 and later | {', '.join(versions)} |" in page
