@@ -29,7 +29,7 @@ from sqlalchemy.orm import DeclarativeBase
 
 import sio_pg_adapter
 from newcomer import ROOT, Block, block, document
-from sio_pg_adapter import AsyncServer, cli, migrate, schema
+from sio_pg_adapter import AsyncServer, ConnectionStateRecovery, cli, migrate, schema
 
 PAGES = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").rglob("*.md"))
 RUN = ("python", "sql", "sh")
@@ -131,6 +131,16 @@ def events_of(reader: Reader, *expected: str) -> None:
     assert [body for [body] in rows] == list(expected)
 
 
+def after_index(reader: Reader) -> None:
+    assert reader.names["sio"].manager.recovery == ConnectionStateRecovery()
+
+
+def after_limits(reader: Reader) -> None:
+    """The last one on the page: upstream ignores keywords that it does not know, so a wrong one raises nothing."""
+    assert reader.names["sio"].manager.recovery.accepts({"HTTP_USER_AGENT": "Mozilla/5.0"}, None)
+    assert not reader.names["sio"].manager.recovery.accepts({"HTTP_USER_AGENT": "okhttp/4.12.0"}, None)
+
+
 def after_transactions(reader: Reader) -> None:
     with psycopg.connect(reader.dsn) as connection:  # the trigger is there
         connection.execute("UPDATE orders SET paid = false")
@@ -148,7 +158,13 @@ def after_command(reader: Reader) -> None:
 
 
 GIVEN = {"transactions.md": orders}
-AFTER = {"command.md": after_command, "redis.md": after_redis, "transactions.md": after_transactions}
+AFTER = {
+    "command.md": after_command,
+    "index.md": after_index,
+    "limits.md": after_limits,
+    "redis.md": after_redis,
+    "transactions.md": after_transactions,
+}
 
 
 # -- docs/alembic.md -------------------------------------------------------------------------------------------
