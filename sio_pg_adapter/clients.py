@@ -13,6 +13,7 @@ from typing import Any
 
 from engineio.packet import Packet as Frame
 
+from .moment import Moment
 from .recovery import Memberships
 
 
@@ -55,6 +56,7 @@ class Client:
     :ivar sent: the offset up to which it has been sent what it is due. What is not above it is never sent:
                 replays read the log beyond the cursor, and the cursor comes by later.
     :ivar after: the offset that a recovered client presented.
+    :ivar claimed: the moment since when its claim is known to be the newest, and its memberships to be whole.
     :ivar data: session data that is not, or not any more, in the store.
     :ivar waiting: what must not overtake its replay.
     :ivar ended: its session has ended for good: kicked, or by its own DISCONNECT packet.
@@ -73,6 +75,7 @@ class Client:
     recoverable: bool = False
     recovered: bool = False
     after: int = 0
+    claimed: Moment | None = None
     held: Held | None = None
     opening: asyncio.Future[None] | None = None
     state: State = State.CONNECTING

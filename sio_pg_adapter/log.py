@@ -45,7 +45,11 @@ logger = logging.getLogger("sio_pg_adapter")
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One thing to write; see :class:`~.records.Kind`. ``args`` are those of its SQL function."""
+    """One thing to write; see :class:`~.records.Kind`.
+
+    :ivar args: those of its SQL function.
+    :ivar answer: bytes that the function's answer may have, beyond a few: they count in a batch, too.
+    """
 
     kind: Kind
     namespace: str = ""
@@ -55,6 +59,7 @@ class Entry:
     body: str | None = None
     parts: tuple[bytes, ...] = ()
     args: dict[str, Any] = field(default_factory=dict)
+    answer: int = 0
 
     @property
     def size(self) -> int:
@@ -135,7 +140,7 @@ class LogWriter:
             size = 0
             while self._waiting and len(batch) < BATCH_ENTRIES and (not batch or size < BATCH_BYTES):
                 batch.append(self._waiting.popleft())
-                size += batch[-1][0].size
+                size += batch[-1][0].size + batch[-1][0].answer
             await self._write(batch)
 
     async def _write(self, batch: list[tuple[Entry, asyncio.Future[Written]]]) -> None:

@@ -11,7 +11,7 @@ import json as stdlib_json
 import logging
 import secrets
 import uuid
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, Self
@@ -26,7 +26,7 @@ from .emitter import emit_async
 from .ephemeral import Ephemeral, Message
 from .errors import ConfigurationError, SioPgError, StoreUnavailable
 from .listener import Listener
-from .log import Entry, LogReader, LogWriter, read_notification
+from .log import Entry, LogReader, LogWriter, Written, read_notification
 from .nodes import Presence
 from .options import ConnectionStateRecovery
 from .pruner import ExpiryHandlers, Pruner
@@ -39,6 +39,9 @@ EMIT_WAIT = 5.0
 
 PENDING_CALLBACKS = 100_000
 """Callbacks that wait for other nodes' clients; beyond that the oldest are given up."""
+
+RELEASED = 20_000
+"""Sessions of which is known that their former holder has let go, or that wait for it: more than one storm has."""
 
 default_logger = logging.getLogger("sio_pg_adapter")
 
@@ -190,6 +193,7 @@ class AsyncPostgresManager(AsyncManager):
         self.pruner = Pruner(self.database, self._expiry_handlers())
         self.presence: Presence | None = None if self.write_only else self._presence()
         self._released: OrderedDict[tuple[int, int], asyncio.Event] = OrderedDict()
+        self._leaving: Counter[tuple[str, str]] = Counter()
         self._checking = asyncio.Lock()
         try:
             self.log.start()
@@ -344,7 +348,7 @@ class AsyncPostgresManager(AsyncManager):
     def released(self, held: tuple[int, int]) -> asyncio.Event:
         """Set when the former holder of a session, by id and generation, has let go; it may be so already."""
         event = self._released.setdefault(held, asyncio.Event())
-        if len(self._released) > 1_000:  # told, and nobody asked
+        if len(self._released) > RELEASED:  # told, and nobody asked
             self._released.popitem(last=False)
         return event
 
@@ -426,11 +430,29 @@ class AsyncPostgresManager(AsyncManager):
     async def _append(self, entry: Entry) -> None:
         """Append, and wait until it has taken effect here."""
         await self.ready()
-        written = await self.log.append(entry)
+        appended = self.log.append(entry)
+        if entry.kind in (Kind.LEAVE, Kind.CLOSE) and not self.write_only:
+            self._note_leaving((entry.namespace, entry.rooms[0]), appended)
+        written = await appended
         if written.offset < 0:
             raise ValueError(f"cannot {'close' if entry.kind is Kind.CLOSE else 'enter'} a sid room")
         if not self.write_only and not await self.dispatcher.passed(written.offset, EMIT_WAIT):
             self._get_logger().warning("this node is behind the log: at %s", self.dispatcher.cursor)
+
+    def _note_leaving(self, room: tuple[str, str], appended: asyncio.Future[Written]) -> None:
+        """A client of this node may be about to leave the room: until that has taken effect here, or has failed."""
+
+        def over() -> None:
+            self._leaving[room] -= 1
+            if not self._leaving[room]:
+                del self._leaving[room]
+
+        def stored(appended: asyncio.Future[Written]) -> None:
+            failed = appended.cancelled() or appended.exception() is not None
+            self.dispatcher.when(0 if failed else appended.result().offset, over)
+
+        self._leaving[room] += 1
+        appended.add_done_callback(stored)
 
     # -- callbacks ---------------------------------------------------------------------------------------------
     async def _ask(
@@ -527,9 +549,18 @@ class AsyncPostgresManager(AsyncManager):
                 return
             args["generation"] = client.held.generation
             own_handler = handling.get() is client and client.state is State.CONNECTING
+            if kind is Kind.ENTER and own_handler and self._is_in(client, room):
+                return
             if kind is Kind.LEAVE and own_handler:
                 args["as_of"] = client.after
         await self._append(Entry(kind, namespace, (room,), sid=sid, args=args))
+
+    def _is_in(self, client: Client, room: str) -> bool:
+        """Is it certain, without the store, that a client that has just been claimed is in a room? Most connect
+        handlers enter the same ones on recovery. Only in the claim's own moment, whose rooms those are; and not where
+        this node is about to take it out, since what is called first comes first."""
+        now = client.claimed is not None and client.claimed.lasts
+        return now and room in client.memberships.current() and not self._leaving[client.namespace, room]
 
     def _move_in_memory(self, kind: Kind, client: Client, room: str) -> None:
         """Of a client that has no session, or none yet: its rooms are stored with it."""
