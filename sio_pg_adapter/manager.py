@@ -45,6 +45,9 @@ from .sessions import Sessions
 EMIT_WAIT = 5.0
 """Seconds that an emit waits for this node's cursor. It is in the log by then: the node is behind, not the emit."""
 
+RELEASED = 20_000
+"""Sessions of which is known that their former holder has let go, or that wait for it: more than one storm has."""
+
 default_logger = logging.getLogger("sio_pg_adapter")
 
 
@@ -317,7 +320,7 @@ class AsyncPostgresManager(AsyncManager):
     def released(self, held: tuple[int, int]) -> asyncio.Event:
         """Set when the former holder of a session, by id and generation, has let go; it may be so already."""
         event = self._released.setdefault(held, asyncio.Event())
-        if len(self._released) > 1_000:  # told, and nobody asked
+        if len(self._released) > RELEASED:  # told, and nobody asked
             self._released.popitem(last=False)
         return event
 
@@ -399,7 +402,9 @@ class AsyncPostgresManager(AsyncManager):
         if isinstance(entry, Entry) and entry.kind is Kind.EVENT:
             written = await self.log.append_event(entry)
         else:
-            written = await self.log.append(entry)
+            appended = self.log.append(entry)
+            self.moves.note_leaving(entry, appended)
+            written = await appended
         if written.offset < 0:
             raise ValueError(f"cannot {'close' if entry.kind is Kind.CLOSE else 'enter'} a sid room")
         if not self.write_only and not await self.dispatcher.passed(written.offset, EMIT_WAIT):

@@ -481,7 +481,7 @@ async def test_a_move_whose_connection_is_lost_in_its_commit_may_be_stored(start
         await db.execute("""
             CREATE FUNCTION wait_in_commit() RETURNS trigger LANGUAGE plpgsql AS
                 'BEGIN PERFORM pg_advisory_xact_lock(77); RETURN NULL; END';
-            CREATE CONSTRAINT TRIGGER wait_in_commit AFTER INSERT ON sio_packets DEFERRABLE INITIALLY DEFERRED
+            CREATE CONSTRAINT TRIGGER wait_in_commit AFTER INSERT ON sio_packets_0 DEFERRABLE INITIALLY DEFERRED
                 FOR EACH ROW WHEN (NEW.room = 'y') EXECUTE FUNCTION wait_in_commit()
         """)
         await db.execute("SELECT pg_advisory_lock(77)")
