@@ -27,7 +27,7 @@ from children import Child
 from measure import BENCH, Bench, Figures, Sizes, percentile
 from peers import PEERS, Backends
 
-LATENCIES, ALONE, ALL = 200, 3_000, 4_000
+LATENCIES, WARMUP, ALONE, ALL = 200, 50, 3_000, 4_000
 CONFIGS: dict[str, dict[str, bool]] = {"carry": {}, "ring": {"ring_only": True}}
 
 
@@ -64,7 +64,11 @@ async def measure(bench: Bench, nodes: int) -> Figures:
             await load.ask("connect", group=f"n{i}", urls=[url], count=1, auth=BENCH)
         last = f"n{nodes - 1}"
         await load.ask("connect", group="from", urls=cluster.urls[:1], count=1)
-        found = await load.ask("latency", **{"from": "from", "to": last, "count": LATENCIES, "warmup": 50})
+        for i in range(nodes):
+            await load.ask("watch", group=f"n{i}")
+        found = await load.ask("latency", **{"from": "from", "to": last, "count": LATENCIES, "warmup": WARMUP})
+        for i in range(nodes):  # the last of them may come later elsewhere
+            await load.ask("arrived", group=f"n{i}", count=LATENCIES + WARMUP)
         figures |= {"p50 ms": statistics.median(found), "p99 ms": percentile(found, 0.99)}
 
         async def emit(name: str, emitters: list[Child], count: int, inflight: int) -> None:
