@@ -39,6 +39,8 @@ from typing import Any
 import socketio
 from socketio import packet
 
+from .decorators import Event, On
+
 # A server that has trouble with its database answers or closes a connection within 15 s; a recovery may wait
 # 2 s for the node that held the session. Upstream's reconnect gives up after 1 s, and would do so again and
 # again.
@@ -66,6 +68,8 @@ class AsyncClient(socketio.AsyncClient):
     again with it.
     """
 
+    event: Event
+    on: On
     namespaces: dict[str, str]  # connected ones, each with its sid
     failed_namespaces: list[str]
 

@@ -10,20 +10,18 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import secrets
-import time
 import uuid
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Awaitable, Callable
 
 import asyncpg
 
 from .backlog import Backlog
-from .database import LOST, QUERY_TIMEOUT, Connection, Database, refusal, translated
+from .commits import Commits
+from .database import Database, refusal, translated
+from .entries import Entry, Members, Written
 from .errors import PayloadTooLarge, SioPgError, StoreUnavailable
-from .records import Kind, Record, compact, pack, unpack
+from .records import Kind, Record, unpack
 
 BATCH_ENTRIES = 500
 BATCH_BYTES = 4 * 1024 * 1024
@@ -32,73 +30,10 @@ BATCH_BYTES = 4 * 1024 * 1024
 BACKLOG = 20_000
 """Events that may wait to be written. An emit beyond that waits: memory is not filled while the database is slow."""
 
-CARRY_BYTES = 7_600
-"""What a notification may carry beside its offsets: PostgreSQL takes 7,999 bytes in all."""
-
-INLINE_BYTES = 64 * 1024
-"""A larger body is written apart, before the log's lock is taken: 50 MB under it would hold up everybody."""
-
-GIVE_UP_AFTER = 5.0
-"""Seconds that an append is tried again after its connection was lost before anything was stored."""
-
 ONE_AT_FAULT = (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError, asyncpg.ProgramLimitExceededError)
 """What PostgreSQL says of a value, not of itself."""
 
 logger = logging.getLogger("sio_pg_adapter")
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One thing to write; see :class:`~.records.Kind`. ``args`` are those of its SQL function."""
-
-    kind: Kind
-    namespace: str = ""
-    rooms: tuple[str, ...] = ("",)
-    skip_sids: tuple[str, ...] = ()
-    sid: str | None = None
-    body: str | None = None
-    parts: tuple[bytes, ...] = ()
-    args: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def size(self) -> int:
-        return len(self.body or "") + sum(map(len, self.parts))
-
-
-@dataclass(frozen=True, slots=True)
-class Written:
-    """What became of an entry.
-
-    :ivar offset: of its record; of the record that had already done it; 0 if there is none; -1: refused, since
-                  the room is a client's own.
-    :ivar result: what a session function answered.
-    """
-
-    offset: int
-    result: Any = None
-
-
-@dataclass(frozen=True, slots=True)
-class Members:
-    """A move of all members of some rooms, those away too: it counts from one place in the log, since they are read
-    under its lock. Its ``Written`` has the last offset.
-
-    :ivar kind: they enter or leave each of ``targets``, or are kicked; then that is ``("",)``.
-    :ivar rooms: whose members; ``""`` is everybody.
-    :ivar unstored: sids that have no session, and are moved, too.
-    :ivar skip_sids: who is not.
-    """
-
-    kind: Kind
-    namespace: str
-    rooms: tuple[str, ...]
-    targets: tuple[str, ...]
-    unstored: tuple[str, ...] = ()
-    skip_sids: tuple[str, ...] = ()
-
-
-class Unsure(Exception):  # noqa: N818 - not an error of the caller's
-    """The connection was lost before the answer came."""
 
 
 class LogWriter:
@@ -111,17 +46,12 @@ class LogWriter:
     def __init__(
         self, database: Database, on_appended: Callable[[int, int, list[Record] | None], None], node: str
     ) -> None:
-        self._database = database
-        self._on_appended = on_appended
-        self._node = node
+        self._commits = Commits(database, on_appended, node)
         self._waiting: deque[tuple[Entry | Members, asyncio.Future[Written]]] = deque()
         self._backlog = Backlog(BACKLOG)
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._closing = False
-        self._last = 0  # the highest offset this writer knows of
-        self._backend: tuple[int, Any] | None = None  # pid and start time: which it is for certain
-        self._backend_of: Connection = None
 
     def start(self) -> None:
         self._task = asyncio.create_task(self._run(), name="sio_pg log writer")
@@ -174,7 +104,7 @@ class LogWriter:
                     break
                 self._waiting.popleft()
                 batch.append((entry, future))
-                size += entry.size
+                size += entry.size + entry.answer
             if batch:
                 await self._write(batch)
             else:
@@ -184,7 +114,7 @@ class LogWriter:
 
     async def _move(self, members: Members, future: asyncio.Future[Written]) -> None:
         try:
-            written = await self._move_members(members)
+            written = await self._commits.move(members)
         except Exception as e:  # noqa: BLE001 - the waiter's to handle
             _fail([future], refusal("appending to the log", e) if isinstance(e, asyncpg.PostgresError) else e)
         except BaseException as e:
@@ -194,44 +124,9 @@ class LogWriter:
             if not future.done():
                 future.set_result(written)
 
-    async def _move_members(self, members: Members) -> Written:
-        queries, end = self._database.queries, time.monotonic() + GIVE_UP_AFTER
-        arguments = (members.rooms, members.unstored, members.skip_sids, members.targets)
-        while True:
-            committing = False
-            try:
-                async with self._database.writer.use() as connection:
-                    transaction = connection.transaction(isolation="read_committed")
-                    await transaction.start()
-                    try:
-                        await connection.execute(queries["lock"], timeout=QUERY_TIMEOUT)
-                        head = (secrets.randbits(62), int(members.kind), members.namespace)
-                        row = await connection.fetchrow(
-                            queries["move_members"], *head, *arguments, timeout=QUERY_TIMEOUT
-                        )
-                    except BaseException:
-                        await transaction.rollback()
-                        raise
-                    if row is not None and None in row["offsets"]:
-                        await transaction.rollback()
-                        return Written(-1)
-                    committing = True
-                    await transaction.commit()
-            except (*LOST, StoreUnavailable) as e:
-                await self._database.writer.drop()
-                if committing or time.monotonic() > end:
-                    raise StoreUnavailable(f"appending to the log: {e}", may_be_stored=committing) from e
-            else:
-                last = max((offset for offset in row["offsets"] if offset > 0), default=0) if row else 0
-                if last:
-                    self._last = last
-                    self._on_appended(row["prev"], last, None)
-                return Written(last)
-            await asyncio.sleep(0.1)  # the database starts, or another becomes the primary
-
     async def _write(self, batch: list[tuple[Entry, asyncio.Future[Written]]]) -> None:
         try:
-            written = await self._commit([entry for entry, _ in batch])
+            written = await self._commits.batch([entry for entry, _ in batch])
         except ONE_AT_FAULT as e:
             if len(batch) == 1:
                 _fail([future for _, future in batch], PayloadTooLarge(f"PostgreSQL refuses it: {e}"))
@@ -250,137 +145,6 @@ class LogWriter:
                 if not future.done():
                     future.set_result(result)
 
-    async def _commit(self, entries: list[Entry]) -> list[Written]:
-        """Store a batch, through lost connections where it is certain that nothing was stored yet."""
-        batch_id = secrets.randbits(62)
-        attachments = [uuid.uuid4() if e.kind is Kind.EVENT and e.size > INLINE_BYTES else None for e in entries]
-        end = time.monotonic() + GIVE_UP_AFTER
-        unsure = False
-        lost: tuple[int, Any] | None = None
-        while True:
-            try:
-                async with self._database.writer.use() as connection:
-                    await self._name_backend(connection)
-                    found = await self._find_out(connection, lost, batch_id) if unsure else None
-                    unsure = False
-                    if found is None:
-                        return await self._send(connection, entries, attachments, batch_id)
-                return await self._after_loss(entries, found)
-            except Unsure as e:
-                unsure, lost = True, self._backend
-                await self._database.writer.drop()
-                # Behind a pooler the backend cannot be named, and so not be ended: it may commit at any time.
-                if self._database.pooled or time.monotonic() > end:
-                    raise StoreUnavailable(f"appending to the log: {e}", may_be_stored=True) from e.__cause__
-            except (*LOST, asyncpg.TransactionRollbackError, StoreUnavailable) as e:
-                if time.monotonic() > end:
-                    message = f"appending to the log: {e}"
-                    raise StoreUnavailable(message, may_be_stored=unsure) from e
-                await self._database.writer.drop()
-            await asyncio.sleep(0.1)  # the database starts, or another becomes the primary
-
-    async def _name_backend(self, connection: Connection) -> None:
-        if self._backend_of is not connection:
-            row = await connection.fetchrow(self._database.queries["backend"], timeout=QUERY_TIMEOUT)
-            self._backend = (row["pid"], row["backend_start"]) if row else None
-            self._backend_of = connection
-
-    async def _send(
-        self, connection: Connection, entries: list[Entry], attachments: Sequence[uuid.UUID | None], batch_id: int
-    ) -> list[Written]:
-        large = [(a, e) for a, e in zip(attachments, entries, strict=True) if a is not None]
-        if large:
-            await connection.execute(
-                self._database.queries["attach"],
-                [a for a, _ in large],
-                [pack([(e.body or "").encode(), *e.parts]) for _, e in large],
-                [False] * len(large),
-                timeout=60,  # 50 MB on a slow disk
-            )
-        arguments = _columns(entries, attachments)
-        carried = _carried(entries)
-        try:
-            row = await connection.fetchrow(
-                self._database.queries["write"], batch_id, *arguments, carried, timeout=QUERY_TIMEOUT
-            )
-        except asyncpg.PostgresError as e:
-            if isinstance(e, asyncpg.PostgresConnectionError | asyncpg.OperatorInterventionError):
-                raise Unsure(f"{type(e).__name__}: {e}") from e
-            raise  # an answer of the server's: rolled back
-        except (asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, TimeoutError) as e:
-            raise Unsure(f"{type(e).__name__}: {e}") from e
-        return self._committed(entries, row)
-
-    def _committed(self, entries: list[Entry], row: asyncpg.Record) -> list[Written]:
-        results = row["results"] or [None] * len(entries)
-        written = [
-            Written(-1 if offset is None else abs(offset), None if result is None else json.loads(result))
-            for offset, result in zip(row["offsets"], results, strict=True)
-        ]
-        records: list[Record] | None = None
-        if not any(entry.kind is Kind.KICK for entry in entries):  # whose record holds what only the log knows
-            records = [
-                self._record(entry, offset, one.result)
-                for entry, offset, one in zip(entries, row["offsets"], written, strict=True)
-                if offset is not None and offset > 0
-            ]
-        last = max((offset for offset in row["offsets"] if offset is not None), default=0)
-        if last > row["prev"]:
-            self._last = last
-            self._on_appended(row["prev"], last, records)
-        return written
-
-    def _record(self, entry: Entry, offset: int, result: Any) -> Record:
-        claim = entry.kind is Kind.CLAIM
-        return Record(
-            offset=offset,
-            kind=entry.kind,
-            namespace=entry.namespace,
-            rooms=entry.rooms,
-            skip_sids=entry.skip_sids,
-            sid=result["sid"] if claim else entry.sid,
-            generation=result["generation"] if claim else entry.args.get("as_of"),
-            node=self._node if claim else None,
-            body=entry.body,
-            parts=entry.parts,
-        )
-
-    # -- a connection lost in commit -----------------------------------------------------------------
-    async def _find_out(
-        self, connection: Connection, backend: tuple[int, Any] | None, batch_id: int
-    ) -> list[asyncpg.Record] | None:
-        """What a batch left in the log whose answer was lost; ``None``: nothing, and it never will.
-
-        On a new connection: end the old backend, wait until it is gone, then wait for the log's lock.
-        """
-        queries = self._database.queries
-        if backend is not None:
-            while await connection.fetch(queries["end_backend"], *backend, timeout=QUERY_TIMEOUT):
-                await asyncio.sleep(0.02)  # ended, but not gone yet: PostgreSQL has nothing to wait on
-        async with connection.transaction():
-            await connection.execute(queries["lock"], timeout=QUERY_TIMEOUT)
-            found: list[asyncpg.Record] = await connection.fetch(
-                queries["batch"], self._last, batch_id, timeout=QUERY_TIMEOUT
-            )
-        return found or None
-
-    async def _after_loss(self, entries: list[Entry], found: list[asyncpg.Record]) -> list[Written]:
-        """A batch was committed and its answer lost: events have their offsets; the rest is done once more,
-        since it changes nothing where it has been done, and its answer is needed."""
-        self._on_appended(found[0]["offset"] - 1, found[-1]["offset"], None)
-        events = iter([row["offset"] for row in found if row["kind"] == Kind.EVENT])
-        written: list[Written] = []
-        for entry in entries:
-            if entry.kind is Kind.EVENT:
-                written.append(Written(next(events)))
-            else:
-                written += await self._commit_again(entry)
-        return written
-
-    async def _commit_again(self, entry: Entry) -> list[Written]:
-        async with self._database.writer.use() as connection:
-            return await self._send(connection, [entry], [None], secrets.randbits(62))
-
 
 def _fail(futures: list[asyncio.Future[Written]], error: BaseException) -> None:
     for future in futures:
@@ -389,31 +153,7 @@ def _fail(futures: list[asyncio.Future[Written]], error: BaseException) -> None:
             future.exception()  # the waiter may have gone: that is no news then
 
 
-def _columns(entries: list[Entry], attachments: Sequence[uuid.UUID | None]) -> tuple[list[Any], ...]:
-    apart = [a is not None for a in attachments]
-    return (
-        [int(e.kind) for e in entries],
-        [e.namespace for e in entries],
-        [e.rooms[0] for e in entries],
-        [json.dumps(e.rooms) if len(e.rooms) > 1 else None for e in entries],
-        [json.dumps(e.skip_sids) if e.skip_sids else None for e in entries],
-        [e.sid for e in entries],
-        [None if a else e.body for a, e in zip(apart, entries, strict=True)],
-        [pack(e.parts) if e.parts and not a else None for a, e in zip(apart, entries, strict=True)],
-        list(attachments),
-        [compact(e.args) if e.args else "{}" for e in entries],
-    )
-
-
-# -- what a notification carries -----------------------------------------------------------------------
-def _carried(entries: list[Entry]) -> str | None:
-    """The batch's events as text, if they fit: nodes that are up to date then need not read them."""
-    if sum(e.size for e in entries) > CARRY_BYTES or any(e.kind is not Kind.EVENT or e.parts for e in entries):
-        return None
-    text = compact([[e.namespace, e.rooms, e.skip_sids, e.body] for e in entries])
-    return text if len(text) <= CARRY_BYTES else None  # ASCII: characters are bytes
-
-
+# -- reading -----------------------------------------------------------------------------------------
 def read_notification(payload: str, cursor: int = 0) -> tuple[int, int, list[Record] | None]:
     """The offset before an append, its last one, and its records if they came along.
 
@@ -431,7 +171,6 @@ def read_notification(payload: str, cursor: int = 0) -> tuple[int, int, list[Rec
     return (prev, last, records) if prev + len(records) == last else (prev, last, None)
 
 
-# -- reading -----------------------------------------------------------------------------------------
 def record_of(row: asyncpg.Record) -> Record:
     """A row of the log."""
     return Record(

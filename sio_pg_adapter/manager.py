@@ -25,11 +25,12 @@ from .database import Connection, Database, Pool
 from .delivery import Delivery
 from .dispatcher import Dispatcher
 from .emitter import emit_async
+from .entries import Entry, Members
 from .ephemeral import Ephemeral, Message
 from .errors import ConfigurationError, SioPgError, StoreUnavailable
 from .history import History
 from .listener import Listener
-from .log import Entry, LogReader, LogWriter, Members, read_notification
+from .log import LogReader, LogWriter, read_notification
 from .moves import Moves
 from .nodes import Presence
 from .options import ConnectionStateRecovery
@@ -44,6 +45,9 @@ from .sessions import Sessions
 
 EMIT_WAIT = 5.0
 """Seconds that an emit waits for this node's cursor. It is in the log by then: the node is behind, not the emit."""
+
+RELEASED = 20_000
+"""Sessions of which is known that their former holder has let go, or that wait for it: more than one storm has."""
 
 default_logger = logging.getLogger("sio_pg_adapter")
 
@@ -249,6 +253,7 @@ class AsyncPostgresManager(AsyncManager):
         for task in [t for t in self._tasks if t is not asyncio.current_task()]:
             task.cancel()
         await asyncio.gather(*(t for t in self._tasks if t is not asyncio.current_task()), return_exceptions=True)
+        self.peers.close()
         await self.log.close()
         await self.ephemeral.close()
         await self.pruner.close()
@@ -317,7 +322,7 @@ class AsyncPostgresManager(AsyncManager):
     def released(self, held: tuple[int, int]) -> asyncio.Event:
         """Set when the former holder of a session, by id and generation, has let go; it may be so already."""
         event = self._released.setdefault(held, asyncio.Event())
-        if len(self._released) > 1_000:  # told, and nobody asked
+        if len(self._released) > RELEASED:  # told, and nobody asked
             self._released.popitem(last=False)
         return event
 
@@ -399,7 +404,9 @@ class AsyncPostgresManager(AsyncManager):
         if isinstance(entry, Entry) and entry.kind is Kind.EVENT:
             written = await self.log.append_event(entry)
         else:
-            written = await self.log.append(entry)
+            appended = self.log.append(entry)
+            self.moves.note_leaving(entry, appended)
+            written = await appended
         if written.offset < 0:
             raise ValueError(f"cannot {'close' if entry.kind is Kind.CLOSE else 'enter'} a sid room")
         if not self.write_only and not await self.dispatcher.passed(written.offset, EMIT_WAIT):

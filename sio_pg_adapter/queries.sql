@@ -1,5 +1,5 @@
 -- The statements that this package runs, each named and with a sentence. "sio." stands for the schema.
--- All changes of the log and of sessions go through one function of the migrations, sio_write.
+-- All changes of the log and of sessions go through functions of the migrations, sio_write and sio_write_event.
 -- The log is sio_packets, and its rows are in two halves. What is asked often asks each of them, with its own ORDER BY
 -- and LIMIT: a plan for both as one, made while they were empty and kept, would read all and sort it.
 
@@ -28,6 +28,10 @@ SELECT greatest(coalesce(max("offset"), 0), (SELECT floor FROM sio.sio_log)) FRO
 SELECT prev, offsets, results
 FROM sio.sio_write($1::bigint, $2::smallint[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::text[],
                    $9::bytea[], $10::uuid[], $11::text[], $12::text)
+
+-- name: write_event
+-- The same of one event for one room.
+SELECT prev, at FROM sio.sio_write_event($1::bigint, $2::text, $3::text, $4::text, $5::text)
 
 -- name: move_members
 -- After "lock", in its transaction: all members of some rooms ($4; '' is everybody), those away too, and sids that have

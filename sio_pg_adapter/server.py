@@ -7,7 +7,7 @@ import inspect
 import logging
 import re
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar, overload
 
 import socketio
 from socketio import packet
@@ -15,6 +15,7 @@ from socketio import packet
 from .clients import Client, State, handling
 from .cluster import ClusterMethods
 from .connection import Connect
+from .decorators import Event, On
 from .endings import Endings
 from .errors import ConfigurationError, SioPgError
 from .frames import framed
@@ -26,6 +27,9 @@ from .records import first_named, text_name
 Middleware = Callable[[str, dict[str, Any], Any], Awaitable[None]]
 
 ExpiryHandler = Callable[[str, str, Any], Any]
+
+M = TypeVar("M", bound=Middleware)
+E = TypeVar("E", bound=ExpiryHandler)
 
 logger = logging.getLogger("sio_pg_adapter")
 
@@ -40,6 +44,9 @@ class AsyncServer(ClusterMethods, socketio.AsyncServer):
                                       its keys; ``None`` or ``False``: off.
     :raises ConfigurationError: naming the option that is wrong.
     """
+
+    event: Event
+    on: On
 
     def __init__(
         self,
@@ -70,11 +77,18 @@ class AsyncServer(ClusterMethods, socketio.AsyncServer):
             self.eio.logger.addFilter(_without_pid)
 
     # -- registration ------------------------------------------------------------------------------------
-    def use(self, middleware: Middleware | None = None, namespace: str = "/") -> Any:
+    @overload
+    def use(self, middleware: M, namespace: str = "/") -> M: ...
+
+    @overload
+    def use(self, middleware: str | None = None, namespace: str = "/") -> Callable[[M], M]: ...
+
+    def use(self, middleware: Middleware | str | None = None, namespace: str = "/") -> Any:
         """Register a function that runs before the ``connect`` handler; also as a decorator.
 
         :param middleware: ``async def middleware(sid, environ, auth)``; it raises
-                           ``socketio.exceptions.ConnectionRefusedError`` to refuse.
+                           ``socketio.exceptions.ConnectionRefusedError`` to refuse. As a decorator it may be the
+                           namespace instead: ``@sio.use("/chat")``.
         """
         if middleware is None or isinstance(middleware, str):
             where = middleware if isinstance(middleware, str) else namespace
@@ -90,6 +104,12 @@ class AsyncServer(ClusterMethods, socketio.AsyncServer):
             raise ConfigurationError(f"use() takes an async function(sid, environ, auth): not {middleware!r}")
         self.middlewares.setdefault(namespace, []).append(middleware)
         return middleware
+
+    @overload
+    def on_session_expired(self, handler: E, *, namespace: str = "*") -> E: ...
+
+    @overload
+    def on_session_expired(self, handler: None = None, *, namespace: str = "*") -> Callable[[E], E]: ...
 
     def on_session_expired(self, handler: ExpiryHandler | None = None, *, namespace: str = "*") -> Any:
         """Register what is called when a disconnected session's time is up and nobody came back; a decorator.

@@ -8,7 +8,8 @@ import json
 import uuid
 from typing import Any, NoReturn
 
-from sio_pg_adapter.log import Entry, LogWriter
+from sio_pg_adapter.entries import Entry
+from sio_pg_adapter.log import LogWriter
 from sio_pg_adapter.records import EVERYBODY, Kind, encode_event, text_name, text_names
 
 from . import terminal

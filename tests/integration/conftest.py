@@ -15,7 +15,7 @@ import pytest
 from integration.wire import Wire
 from sio_pg_adapter import AsyncPostgresManager, AsyncServer
 from sio_pg_adapter.clients import Held
-from sio_pg_adapter.log import Entry
+from sio_pg_adapter.entries import Entry
 from sio_pg_adapter.records import EPOCH_BITS, Kind
 from sio_pg_adapter.recovery import Claim, Memberships
 

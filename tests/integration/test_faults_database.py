@@ -105,7 +105,7 @@ async def test_case_85_a_peer_that_falls_silent_is_found_and_nothing_is_lost(sta
 
 
 async def test_case_85_an_emit_into_silence_raises_or_is_in_the_log(start_node, proxy, db, monkeypatch):
-    monkeypatch.setattr("sio_pg_adapter.log.QUERY_TIMEOUT", 1.0)
+    monkeypatch.setattr("sio_pg_adapter.commits.QUERY_TIMEOUT", 1.0)
     node = await start_node(dsn=proxy.dsn)
     async with node.client() as wire:
         await node.sio.emit("e", 0)

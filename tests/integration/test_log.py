@@ -11,7 +11,8 @@ import asyncpg
 import pytest
 
 from sio_pg_adapter import AsyncPostgresManager, PayloadTooLarge
-from sio_pg_adapter.log import Entry, read_notification
+from sio_pg_adapter.entries import Entry
+from sio_pg_adapter.log import read_notification
 from sio_pg_adapter.queries import Queries
 from sio_pg_adapter.records import Kind
 
@@ -100,7 +101,11 @@ async def test_32_writers_with_rolled_back_appends_arrive_complete_and_in_order(
 LOCK = re.compile(r"\n\s*LOCK TABLE [^;]*;")
 
 
-async def overlap(dsn: str, reader) -> tuple[list[int], list[int], bool]:
+WAYS = [("sio_write", WRITE, ONE), ("sio_write_event", Queries("public")["write_event"], ("/", "", '["e"]', None))]
+ways = pytest.mark.parametrize("way", WAYS, ids=[name for name, *_ in WAYS])
+
+
+async def overlap(dsn: str, reader, write: str, one: tuple) -> tuple[list[int], list[int], bool]:
     """Two appends in open transactions, the second of which would commit first.
 
     :returns: what a cursor saw after the first commit that went through; after both; was the second held up?
@@ -110,9 +115,9 @@ async def overlap(dsn: str, reader) -> tuple[list[int], list[int], bool]:
     try:
         transaction = first.transaction()
         await transaction.start()
-        await first.fetchrow(WRITE, 1, *ONE)
+        await first.fetchrow(write, 1, *one)
         pid = second.get_server_pid()
-        append = asyncio.create_task(second.fetchrow(WRITE, 2, *ONE))
+        append = asyncio.create_task(second.fetchrow(write, 2, *one))
         blocked = False
         while not append.done() and not blocked:  # PostgreSQL tells nobody that somebody waits
             blocked = await first.fetchval("SELECT cardinality(pg_blocking_pids($1)) > 0", pid)
@@ -128,19 +133,21 @@ async def overlap(dsn: str, reader) -> tuple[list[int], list[int], bool]:
         await second.close()
 
 
-async def test_appends_wait_for_each_other_so_no_reader_sees_a_gap(pg_dsn, store, db):
-    early, seen, blocked = await overlap(pg_dsn, store.reader)
+@ways
+async def test_appends_wait_for_each_other_so_no_reader_sees_a_gap(pg_dsn, store, db, way):
+    early, seen, blocked = await overlap(pg_dsn, store.reader, *way[1:])
     assert blocked and early == []
     assert seen == await stored(db) and len(seen) == 2
 
 
-async def test_without_the_lock_of_the_log_a_reader_skips_an_append(pg_dsn, store, db):
-    """What the test above is worth: the lock taken out of `sio_write`, it would fail."""
-    body = await db.fetchval("SELECT pg_get_functiondef(oid) FROM pg_proc WHERE proname = 'sio_write'")
+@ways
+async def test_without_the_lock_of_the_log_a_reader_skips_an_append(pg_dsn, store, db, way):
+    """What the test above is worth: the lock taken out, it would fail."""
+    body = await db.fetchval("SELECT pg_get_functiondef(oid) FROM pg_proc WHERE proname = $1", way[0])
     without, found = LOCK.subn("", body)
     assert found == 1
     await db.execute(without)
-    early, seen, blocked = await overlap(pg_dsn, store.reader)
+    early, seen, blocked = await overlap(pg_dsn, store.reader, *way[1:])
     assert not blocked and early == seen
     assert len(await stored(db)) == 2 and len(seen) == 1  # the first one was never seen
 

@@ -9,7 +9,7 @@ import time
 import pytest
 
 from sio_pg_adapter import StoreUnavailable
-from sio_pg_adapter.log import Unsure
+from sio_pg_adapter.commits import Unsure
 
 PACE = 1 / 200  # seconds between two emits: the rate of case 85
 OF_NODES = "backend_type = 'client backend' AND datname = current_database() AND pid <> pg_backend_pid()"
@@ -84,21 +84,21 @@ async def test_an_append_whose_answer_was_lost_is_not_stored_twice(start_store, 
     store = await start_store()
     await store.emit(body='["before"]')
     held = await store.open()
-    backend = store.log._backend[0]
-    send, lost = store.log._send, []
+    backend = store.log._commits._backend[0]
+    send, lost = store.log._commits._send, []
 
     async def send_and_lose(connection, *args):
         if lost:
             return await send(connection, *args)
         lost.append(True)
-        on_appended, store.log._on_appended = store.log._on_appended, lambda *_: None
-        last = store.log._last
+        on_appended, store.log._commits._on_appended = store.log._commits._on_appended, lambda *_: None
+        last = store.log._commits._last
         await send(connection, *args)
-        store.log._on_appended, store.log._last = on_appended, last
+        store.log._commits._on_appended, store.log._commits._last = on_appended, last
         await db.fetchval("SELECT pg_terminate_backend($1)", backend)
         raise Unsure("the answer did not come")
 
-    store.log._send = send_and_lose
+    store.log._commits._send = send_and_lose
     batch = [store.emit(body='["a"]'), store.move(1, "s", "x"), store.emit(body='["b"]')]
     offsets = await asyncio.gather(*batch)
     rows = await db.fetch('SELECT "offset", kind, body FROM sio_packets ORDER BY "offset"')
@@ -108,7 +108,7 @@ async def test_an_append_whose_answer_was_lost_is_not_stored_twice(start_store, 
 
 
 async def test_a_database_that_is_away_raises_and_says_that_nothing_was_stored(start_node, db, pg_admin, monkeypatch):
-    monkeypatch.setattr("sio_pg_adapter.log.GIVE_UP_AFTER", 0.0)
+    monkeypatch.setattr("sio_pg_adapter.commits.GIVE_UP_AFTER", 0.0)
     node = await start_node()
     name = await db.fetchval("SELECT current_database()")
     pg_admin.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS false')
