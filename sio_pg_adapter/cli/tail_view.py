@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime as dt
 import json
-import sys
 
 from rich.text import Text
 
@@ -37,8 +36,10 @@ class Lines:
             line.append(" " + terminal.printable(json.dumps(entry["payload"], ensure_ascii=False)))
         if entry.get("binary"):
             line.append(f" and {len(entry['binary'])} binary", style="dim")
-        self._console.print(line, soft_wrap=True)
-        sys.stdout.flush()
+        if self._console.is_terminal:
+            self._console.print(line, soft_wrap=True)
+        else:  # at the pace of the log: rich takes half a millisecond for a line
+            print(line.plain, flush=True)
 
 
 def _event(line: Text, entry: Entry) -> None:

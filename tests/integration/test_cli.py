@@ -133,6 +133,14 @@ async def test_a_node_that_is_there_and_does_not_answer_is_shown_as_such(start_n
     assert f"{other.hex[:8]} is there, but has not answered" in capsys.readouterr().out
 
 
+async def test_a_node_of_an_earlier_version_is_not_waited_for(start_node, capsys):
+    node = await start_node()
+    del node.manager.peers._services["status"]
+    async with asyncio.timeout(30):  # it answers that it does not know the request
+        (one,) = (await status(capsys, "--timeout", "60"))["nodes"]
+    assert (one["state"], one["cursor"]) == ("silent", None)
+
+
 async def test_a_node_that_is_behind_says_so_at_once_and_its_lag_is_counted_in_the_log(start_node, store, db, capsys):
     node = await start_node()
     await node.manager.dispatcher.close()
@@ -374,6 +382,18 @@ async def test_tail_ends_when_nobody_reads_any_more(store):
         os.close(reading)
     _, err = await tail.communicate()  # the log is quiet
     assert (tail.returncode, err) == (0, b"")
+
+
+@pytest.mark.parametrize("argv", [["migrate", "--sql"], ["status"], ["emit", "e", "--json"]], ids=" ".join)
+async def test_output_that_nobody_reads_is_an_ordinary_end(argv):
+    reading, writing = os.pipe()
+    os.close(reading)
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "sio_pg_adapter", *argv), stdout=writing, stderr=asyncio.subprocess.PIPE
+    )
+    os.close(writing)
+    _, err = await process.communicate()
+    assert (process.returncode, err) == (0, b"")
 
 
 async def test_tail_goes_on_after_the_database_was_away_and_says_so(store, db, pg_admin):
