@@ -1,6 +1,6 @@
 """Socket.IO connection state recovery for python-socketio, on nothing but PostgreSQL."""
 
-from .client import AsyncClient
+from .client import AsyncClient, AsyncSimpleClient
 from .emitter import emit, emit_async
 from .errors import (
     ConfigurationError,
@@ -21,6 +21,7 @@ __all__ = [
     "AsyncNamespace",
     "AsyncPostgresManager",
     "AsyncServer",
+    "AsyncSimpleClient",
     "ConfigurationError",
     "ConnectionStateRecovery",
     "NotSerializable",
