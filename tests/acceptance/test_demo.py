@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import queue
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -19,6 +17,8 @@ import pytest
 from playwright.async_api import async_playwright
 
 from sio_pg_adapter.demo.walk import Absence, Tally
+
+from .browser import CHROMIUM_OPTIONS
 
 TIMEOUT = 60.0  # seconds, for what takes five on an idle machine
 
@@ -152,25 +152,6 @@ def test_a_missing_client_library_is_told(demo, tmp_path):
 
 
 # -- the page ---------------------------------------------------------------------------------------------
-
-CHROMIUM_OPTIONS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
-
-
-@pytest.fixture
-def chromium() -> str:
-    path = shutil.which("chromium")
-    if path is None:
-        message = "chromium is not on the path: apt-get install chromium"
-        if os.environ.get("CI") == "true":
-            pytest.fail(message)
-        pytest.skip(message)
-    return path
 
 
 async def test_each_button_of_the_page_recovers(demo, chromium, js_modules):
