@@ -15,6 +15,7 @@ from typing import Any, Self
 
 from .http import request
 
+TESTS = Path(__file__).parent.parent
 TIMEOUT = 60.0  # seconds, for what takes five on an idle machine
 
 
@@ -26,7 +27,9 @@ def free_port() -> int:
 class Served:
     """`python -m COMMAND`, for the time of an `async with`."""
 
-    def __init__(self, dsn: str, *command: str, port: int) -> None:
+    def __init__(self, dsn: str, *command: str, port: int, path: Path = TESTS) -> None:
+        """:param path: the directory to run it in."""
+        self._path = path
         self.port = port
         self.url = f"http://127.0.0.1:{port}"
         self._command = (sys.executable, "-m", *command)
@@ -36,7 +39,7 @@ class Served:
         self._output = tempfile.TemporaryFile()  # noqa: SIM115 - closed on exit
         self._process = subprocess.Popen(  # noqa: ASYNC220 - it must not have asyncio's pipes
             self._command,
-            cwd=Path(__file__).parent.parent,
+            cwd=self._path,
             env=self._env,
             stdout=self._output,
             stderr=self._output,

@@ -10,6 +10,7 @@ from playwright.async_api import async_playwright
 
 from .browser import CHROMIUM_OPTIONS
 from .node_process import ADMIN_AUTH
+from .rawclient import RawClient
 
 TIMEOUT_MS = 60_000  # for what takes seconds on an idle machine
 
@@ -93,6 +94,20 @@ async def test_what_it_is_told_of_recoveries(make_cluster, js, mode):
             found = connection.execute(f"SELECT count(*) FROM {table} WHERE namespace = '/admin'").fetchone()
             assert found == (0,)
             assert connection.execute(f"SELECT count(*) FROM {table}").fetchone() > (0,) or table == "sio_sessions"
+
+
+async def test_a_connection_that_is_gone_before_its_handler_runs(make_cluster):
+    """Upstream's instrumentation looks its socket up, and would raise KeyError there and at its end."""
+    cluster = make_cluster(1, namespaces=["/"], admin="development", middleware=True)
+    node = cluster.a
+    await node.control("script", hook="middleware", user="u", steps=[{"op": "sleep", "seconds": 1.0}])
+    async with RawClient(node.url) as c:
+        await c.send('0{"user":"u"}')
+        await node.logged(hook="middleware")
+        c.abort()
+    [connect] = await node.logged(hook="connect", user="u")
+    [disconnect] = await node.logged(hook="disconnect", user="u")
+    assert connect["sid"] == disconnect["sid"]
 
 
 async def test_an_operator_moves_and_disconnects_clients_of_other_nodes(make_cluster, js):

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import signal
+from pathlib import Path
 
 import psycopg
 import pytest
 
 from .driver import stored_args
-from .served import aiohttp, uvicorn
+from .served import Served, aiohttp, free_port, uvicorn
 
 START = {
     "fastapi": lambda dsn: uvicorn(dsn, "fastapi_app"),
@@ -51,3 +53,27 @@ async def test_without_a_migrated_database_the_application_does_not_start(pg_emp
     with pytest.raises(AssertionError, match="sio-pg migrate"):
         await app.__aenter__()
     await app.__aexit__()
+
+
+# -- docs/integrations.md, as written ------------------------------------------------------------------------------
+DOCS = (Path(__file__).parents[2] / "docs" / "integrations.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", ["fastapi_app", "starlette_app", "aiohttp_app"])
+async def test_the_programs_of_the_documentation(pg_dsn, js, tmp_path, name):
+    programs = re.findall(r"^```python\n(.*?)^```", DOCS, re.MULTILINE | re.DOTALL)
+    [program] = [one for one in programs if f"# {name}.py\n" in one]
+    (tmp_path / f"{name}.py").write_text(program, encoding="utf-8")
+    port = str(free_port())
+    served = f"{name}:app", "--app-dir", str(tmp_path), "--port", port, "--timeout-graceful-shutdown", "1"
+    command = ("uvicorn", *served) if "uvicorn" in program or "Starlette" in program else (name, port)
+    async with Served(pg_dsn, *command, port=int(port), path=tmp_path) as app:
+        client = await js.connect(app.url)
+        for missed in (False, True):
+            if missed:
+                await client.away()
+            await app.post("/shout")
+            if missed:
+                assert (await client.back())["recovered"]
+            assert stored_args(await client.event("shouted")) == ["by HTTP"]
+        assert await app.stop() in {0, -signal.SIGTERM}
