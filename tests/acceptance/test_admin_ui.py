@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 
 import psycopg
@@ -101,10 +102,11 @@ async def test_a_connection_that_is_gone_before_its_handler_runs(make_cluster):
     cluster = make_cluster(1, namespaces=["/"], admin="development", middleware=True)
     node = cluster.a
     await node.control("script", hook="middleware", user="u", steps=[{"op": "sleep", "seconds": 1.0}])
-    async with RawClient(node.url) as c:
-        await c.send('0{"user":"u"}')
+    async with RawClient(node.url, transport="polling") as c:
+        sending = asyncio.create_task(c.send('0{"user":"u"}'))
         await node.logged(hook="middleware")
-        c.abort()
+        await c._write("1")  # Engine.IO's CLOSE
+        await asyncio.gather(sending, return_exceptions=True)
     [connect] = await node.logged(hook="connect", user="u")
     [disconnect] = await node.logged(hook="disconnect", user="u")
     assert connect["sid"] == disconnect["sid"]

@@ -61,6 +61,23 @@ async def test_a_drop_within_the_replay_costs_nothing_and_doubles_nothing(cluste
 
 
 @TRANSPORTS
+async def test_a_client_that_the_server_hangs_up_on_comes_back(cluster, room, client, transport):
+    """As when it takes too little, was taken over, or its node goes down: Engine.IO's CLOSE is no goodbye."""
+    inbox = Inbox(client)
+    await client.connect(cluster.a.url, transports=[transport], auth={"rooms": [room]})
+    await inbox.connected()
+    sid, gate = client.get_sid(), hold(client, cluster.b.url)
+    await cluster.a.control("hang_up", sid=sid)
+    await cluster.a.logged(hook="disconnect", sid=sid)
+    await cluster.a.emit("missed", "text", room=room)
+    gate.set()
+    assert await inbox.connected() is True
+    assert client.get_sid() == sid
+    await cluster.mark(room)
+    assert await inbox.until("end") == [("missed", "text")]
+
+
+@TRANSPORTS
 async def test_a_node_that_goes_down_in_order_sends_its_clients_to_another(make_cluster, client, transport):
     cluster, inbox = make_cluster(2), Inbox(client)
     urls = iter([cluster.a.url, *[cluster.b.url] * 100])
