@@ -28,6 +28,7 @@ from .emitter import emit_async
 from .entries import Entry, Members
 from .ephemeral import Ephemeral, Message
 from .errors import ConfigurationError, SioPgError, StoreUnavailable
+from .frames import another_serializer, event_frames
 from .history import History
 from .listener import Listener
 from .log import LogReader, LogWriter, read_notification
@@ -377,7 +378,7 @@ class AsyncPostgresManager(AsyncManager):
         namespace = text_name(namespace or "/", "namespace")
         rooms = text_names(first_named(to, room), "room") or (EVERYBODY,)
         skip_sids = text_names(skip_sid, "skip_sid")
-        body, parts = encode_event(event, data, self.json)
+        body, parts = self._encoded(event, data)
         if callback is not None:
             if self.server is None:
                 raise RuntimeError("Callbacks can only be issued from the context of a server.")
@@ -395,6 +396,12 @@ class AsyncPostgresManager(AsyncManager):
             await self.ephemeral.send(self.database.channel, message, parts)
         else:
             await self.append(Entry(Kind.EVENT, namespace, rooms, skip_sids, body=body, parts=parts))
+
+    def _encoded(self, event: str, data: Any) -> tuple[str, tuple[bytes, ...]]:
+        body, parts = encode_event(event, data, self.json)
+        if self.server is not None and another_serializer(self.server.packet_class):
+            event_frames(self.server.packet_class, "/", body, parts)  # raises what must not be stored
+        return body, parts
 
     async def append(self, entry: Entry | Members) -> None:
         """Append, and wait until it has taken effect here."""
@@ -486,7 +493,7 @@ class AsyncPostgresManager(AsyncManager):
         return None if client is None else client.sid
 
     def get_namespaces(self) -> Any:
-        return self.clients.by_sid.keys()
+        return list(self.clients.by_sid)  # upstream awaits while it goes through them
 
     def pre_disconnect(self, sid: str, namespace: str) -> str | None:
         self.pending_disconnect.setdefault(namespace, []).append(sid)
