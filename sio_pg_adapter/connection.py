@@ -123,7 +123,7 @@ class Connect:
         presented = await self._read_auth()
         if presented.rejected:
             logger.warning("not recovered: %s", presented.rejected)
-            self._manager.counters.decided(Fresh(presented.rejected))
+            self._manager.counters.fresh[presented.rejected] += 1
         if recovery.accepts is not None and not recovery.accepts(self._environ(), presented.auth):
             await self._first(client, presented.auth, pid=None)
             return

@@ -48,7 +48,7 @@ class Spans:
         return NO_SPAN
 
     def recovery(self, namespace: str) -> AbstractContextManager[None]:
-        """From the claim of a session until the first page of what was missed is on its way, or it cannot come back."""
+        """From the claim of a session until the first page of what was missed is on its way, or it is refused."""
         return NO_SPAN
 
     def decided(self, decision: Recovered | Fresh) -> None:
@@ -97,7 +97,7 @@ class Counters:
             self.stored += 1
 
     def decided(self, decision: Recovered | Fresh) -> None:
-        """A client that presented a pid was judged."""
+        """A claim was judged."""
         if isinstance(decision, Recovered):
             self.recovered += 1
         else:

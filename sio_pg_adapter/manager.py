@@ -286,7 +286,7 @@ class AsyncPostgresManager(AsyncManager):
         """How this node is, without asking the database."""
         if not self._running or self.write_only:
             return Health(self._running, 0, 0, "stopped", 0)
-        lag = max(0, self.dispatcher.head - self.dispatcher.cursor)
+        lag = self.dispatcher.lag
         held = sum(client.held is not None for client in self.clients)
         listening = self.listener.connected
         state = "listening" if listening else "reconnecting"
