@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .frames import Frames
+from .moment import Moment
 from .recovery import Memberships
 from .websocket import Wire
 
@@ -68,6 +69,7 @@ class Client:
                 replays read the log beyond the cursor, and the cursor comes by later.
     :ivar asked: the auth of its CONNECT packet, and ``answered_at``: when that was accepted, by the monotonic clock.
     :ivar after: the offset that a recovered client presented.
+    :ivar claimed: the moment since when its claim is known to be the newest, and its memberships to be whole.
     :ivar data: session data that is not, or not any more, in the store.
     :ivar waiting: what must not overtake its replay.
     :ivar ended: its session has ended for good: kicked, or by its own DISCONNECT packet.
@@ -88,6 +90,7 @@ class Client:
     asked: Any = None
     answered_at: float = 0.0
     after: int = 0
+    claimed: Moment | None = None
     held: Held | None = None
     opening: asyncio.Future[None] | None = None
     state: State = State.CONNECTING

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar, overload
 
 from .census import RemoteSocket
 from .errors import ConfigurationError
 from .manager import AsyncPostgresManager
 from .records import EVERYBODY, Kind, encode_event, text_name, text_names
+
+H = TypeVar("H", bound=Callable[..., Any])
 
 FETCH_TIMEOUT = 5.0
 """Seconds that nodes have to tell their clients."""
@@ -59,7 +61,16 @@ class ClusterMethods:
         return await manager.census.sockets(text_name(namespace or "/", "namespace"), rooms, _seconds(timeout))
 
     # -- from server to server -------------------------------------------------------------------------------
-    def on_server_event(self, event: Any = None, handler: Callable[..., Any] | None = None) -> Any:
+    @overload
+    def on_server_event(self, event: H) -> H: ...
+
+    @overload
+    def on_server_event(self, event: str) -> Callable[[H], H]: ...
+
+    @overload
+    def on_server_event(self, event: str, handler: H) -> H: ...
+
+    def on_server_event(self, event: Any, handler: Any = None) -> Any:
         """Register a handler of what other nodes send by :meth:`server_side_emit` and :meth:`server_side_call`.
 
         As a decorator: ``@sio.on_server_event("name")``, or ``@sio.on_server_event`` on a function of that name.
@@ -134,7 +145,8 @@ class ClusterMethods:
         """Let all who are in a room enter others: clients of any node, and sessions that are away and recoverable.
 
         It counts from one place in the log and has taken effect on return: events emitted after it go to the members
-        that it made, replayed ones too, and none emitted before it.
+        that it made, replayed ones too, and none emitted before it. It is one transaction that holds the log's lock:
+        5,000 members took 0.8 s on a busy machine, for which all emits wait.
 
         :param room: whose members, of several in a list; ``None``: everybody in the namespace.
         :param rooms: the room, or several in a list, that they enter.

@@ -217,7 +217,8 @@ class Commits:
             except (*LOST, StoreUnavailable) as e:
                 await self._database.writer.drop()
                 if committing or time.monotonic() > end:
-                    raise StoreUnavailable(f"appending to the log: {e}", may_be_stored=committing) from e
+                    message = f"appending to the log: {type(e).__name__}: {e}"
+                    raise StoreUnavailable(message, may_be_stored=committing) from e
             else:
                 last = max((offset for offset in row["offsets"] if offset > 0), default=0) if row else 0
                 if last:

@@ -9,6 +9,11 @@ A recovery::
     CONNECT in -> claim -> verdict -> the former connection lets go -> middlewares, handler
                -> first page of what was missed -> CONNECT out -> pages -> live
 
+The claim brings the first page along, unless this node has in memory what was missed: one round trip, where nothing
+waits between the claim and the CONNECT. Where something did (the former connection, a middleware, the handler), the
+page is read anew, with the generation: by then the session may have been claimed elsewhere, and this node not have
+heard of it; and the handler may have left rooms as of the offset that the client presented.
+
 Whatever awaits may find on return that the connection was closed, the client kicked, or the session claimed by
 another connection; each is looked at where it would matter.
 """
@@ -27,6 +32,7 @@ from .clients import Client, Held, State, handling
 from .endings import hang_up
 from .errors import SioPgError, StoreUnavailable
 from .frames import framed
+from .moment import Moment
 from .options import ConnectionStateRecovery
 from .records import Kind
 from .recovery import FOREIGN, Claim, Claimed, Fresh, Presented, Recovered, new_pid, read_auth, verdict
@@ -198,7 +204,10 @@ class Connect:
         """The session, claimed, and met by this node's cursor; ``None``: it cannot come back."""
         manager, cap = self._manager, recovery.max_missed_packets
         await self._server.pace.wait(claim.pid)
-        claiming = manager.spawn(manager.sessions.claim(client.namespace, claim, cap), "sio_pg claim")
+        in_memory = claim.after is not None and manager.dispatcher.recent.cover(claim.after)
+        claiming = manager.spawn(
+            manager.sessions.claim(client.namespace, claim, cap, page=0 if in_memory else PAGE), "sio_pg claim"
+        )
         try:
             async with asyncio.timeout(CLAIM_TIMEOUT):
                 session = await asyncio.shield(claiming)
@@ -222,6 +231,7 @@ class Connect:
         client.data = json.loads(session.data)
         if not await manager.dispatcher.passed(session.offset, CURSOR_WAIT):
             raise StoreUnavailable("this node is too far behind the log to recover a session")
+        client.claimed = Moment()
         return session
 
     def _claimed_too_late(self, claiming: asyncio.Task[Claimed | None]) -> None:
@@ -245,8 +255,10 @@ class Connect:
             return
         client.accepted = True
         self._check(client)
-        # Read before CONNECT: by then it is sure that the session is still this connection's.
-        await self._next_page(client, then=None if always_connect else claim.pid)
+        # Known before CONNECT: by then it is sure that the session is still this connection's.
+        then = None if always_connect else claim.pid
+        if client.claimed is None or not client.claimed.lasts or not self._first_page(client, session, then):
+            await self._next_page(client, then)
         await self._replay(client)
 
     async def _join_log(self, client: Client, session: Claimed) -> None:
@@ -404,6 +416,19 @@ class Connect:
         if client.held is not None and not self._manager.dispatcher.recent.cover(client.sent):
             return False
         self._manager.catch_up(client)
+        return True
+
+    def _first_page(self, client: Client, session: Claimed, then: str | None) -> bool:
+        """Queue what came with the claim, behind the CONNECT; ``False``: it has to be read. In one moment with the
+        claim's arrival: its rooms, its generation and whether anything is lost are still so."""
+        if session.upto is None and not self._manager.dispatcher.recent.cover(client.sent):
+            return False
+        if then is not None:
+            self._connect_out(client, then)
+        client.state = State.REPLAYING
+        for record in session.page:
+            self._manager.delivery.replay(client, record)
+        client.sent = max(client.sent, session.upto or 0)
         return True
 
     async def _next_page(self, client: Client, then: str | None = None) -> None:

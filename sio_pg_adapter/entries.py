@@ -10,7 +10,11 @@ from .records import Kind
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One thing to write; see :class:`~.records.Kind`. ``args`` are those of its SQL function."""
+    """One thing to write; see :class:`~.records.Kind`.
+
+    :ivar args: those of its SQL function.
+    :ivar answer: bytes that the function's answer may have, beyond a few: they count in a batch, too.
+    """
 
     kind: Kind
     namespace: str = ""
@@ -20,6 +24,7 @@ class Entry:
     body: str | None = None
     parts: tuple[bytes, ...] = ()
     args: dict[str, Any] = field(default_factory=dict)
+    answer: int = 0
 
     @property
     def size(self) -> int:

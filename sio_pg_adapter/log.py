@@ -115,7 +115,7 @@ class LogWriter:
                     break
                 self._waiting.popleft()
                 batch.append((entry, future))
-                size += entry.size
+                size += entry.size + entry.answer
             if batch:
                 await self._write(batch)
             else:

@@ -29,6 +29,7 @@ from .emitter import emit_async
 from .entries import Entry, Members
 from .ephemeral import Ephemeral, Message
 from .errors import ConfigurationError, SioPgError, StoreUnavailable
+from .frames import another_serializer, event_frames
 from .history import History
 from .listener import Listener
 from .log import LogReader, LogWriter, read_notification
@@ -45,6 +46,9 @@ from .sessions import Sessions
 
 EMIT_WAIT = 5.0
 """Seconds that an emit waits for this node's cursor. It is in the log by then: the node is behind, not the emit."""
+
+RELEASED = 20_000
+"""Sessions of which is known that their former holder has let go, or that wait for it: more than one storm has."""
 
 default_logger = logging.getLogger("sio_pg_adapter")
 
@@ -250,6 +254,7 @@ class AsyncPostgresManager(AsyncManager):
         for task in [t for t in self._tasks if t is not asyncio.current_task()]:
             task.cancel()
         await asyncio.gather(*(t for t in self._tasks if t is not asyncio.current_task()), return_exceptions=True)
+        self.peers.close()
         await self.log.close()
         await self.ephemeral.close()
         await self.pruner.close()
@@ -320,7 +325,7 @@ class AsyncPostgresManager(AsyncManager):
     def released(self, held: tuple[int, int]) -> asyncio.Event:
         """Set when the former holder of a session, by id and generation, has let go; it may be so already."""
         event = self._released.setdefault(held, asyncio.Event())
-        if len(self._released) > 1_000:  # told, and nobody asked
+        if len(self._released) > RELEASED:  # told, and nobody asked
             self._released.popitem(last=False)
         return event
 
@@ -377,7 +382,7 @@ class AsyncPostgresManager(AsyncManager):
         namespace = text_name(namespace or "/", "namespace")
         rooms = text_names(first_named(to, room), "room") or (EVERYBODY,)
         skip_sids = text_names(skip_sid, "skip_sid")
-        body, parts = encode_event(event, data, self.json)
+        body, parts = self._encoded(event, data)
         if callback is not None:
             if self.server is None:
                 raise RuntimeError("Callbacks can only be issued from the context of a server.")
@@ -396,13 +401,21 @@ class AsyncPostgresManager(AsyncManager):
         else:
             await self.append(Entry(Kind.EVENT, namespace, rooms, skip_sids, body=body, parts=parts))
 
+    def _encoded(self, event: str, data: Any) -> tuple[str, tuple[bytes, ...]]:
+        body, parts = encode_event(event, data, self.json)
+        if self.server is not None and another_serializer(self.server.packet_class):
+            event_frames(self.server.packet_class, "/", body, parts)  # raises what must not be stored
+        return body, parts
+
     async def append(self, entry: Entry | Members) -> None:
         """Append, and wait until it has taken effect here."""
         await self.ready()
         if isinstance(entry, Entry) and entry.kind is Kind.EVENT:
             written = await self.log.append_event(entry)
         else:
-            written = await self.log.append(entry)
+            appended = self.log.append(entry)
+            self.moves.note_leaving(entry, appended)
+            written = await appended
         if written.offset < 0:
             raise ValueError(f"cannot {'close' if entry.kind is Kind.CLOSE else 'enter'} a sid room")
         if not self.write_only and not await self.dispatcher.passed(written.offset, EMIT_WAIT):
@@ -484,7 +497,7 @@ class AsyncPostgresManager(AsyncManager):
         return None if client is None else client.sid
 
     def get_namespaces(self) -> Any:
-        return self.clients.by_sid.keys()
+        return list(self.clients.by_sid)  # upstream awaits while it goes through them
 
     def pre_disconnect(self, sid: str, namespace: str) -> str | None:
         self.pending_disconnect.setdefault(namespace, []).append(sid)

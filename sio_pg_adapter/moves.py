@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from .clients import Client, State, handling
-from .entries import Entry, Members
+from .entries import Entry, Members, Written
 from .errors import ConfigurationError, NoAnswer
 from .records import EVERYBODY, Kind, text_name, text_names
 
@@ -25,6 +26,7 @@ class Moves:
 
     def __init__(self, manager: AsyncPostgresManager) -> None:
         self._manager = manager
+        self._leaving: Counter[tuple[str, str]] = Counter()
 
     async def enter(self, sid: str, namespace: str, room: str) -> None:
         """Add a sid to a room; in effect on return."""
@@ -61,6 +63,8 @@ class Moves:
         skip = text_names(skip_sid, "skip_sid")
         if not targets:
             raise ConfigurationError("rooms takes one name or several: none is given")
+        if kind is Kind.ENTER and any(manager.is_sid_room(namespace, target) for target in targets):
+            raise ValueError("cannot enter a sid room")  # of a client here that is in no table, perhaps
         await manager.ready()
         unstored, silent = await manager.census.unstored(namespace, of, UNSTORED_WAIT)
         await manager.append(Members(kind, namespace, of, targets, tuple(unstored), skip))
@@ -84,9 +88,38 @@ class Moves:
                 return
             args["generation"] = client.held.generation
             own_handler = handling.get() is client and client.state is State.CONNECTING
+            if kind is Kind.ENTER and own_handler and self._is_in(client, room):
+                return
             if kind is Kind.LEAVE and own_handler:
                 args["as_of"] = client.after
         await self._manager.append(Entry(kind, namespace, (room,), sid=sid, args=args))
+
+    def note_leaving(self, entry: Entry | Members, appended: asyncio.Future[Written]) -> None:
+        """Clients of this node may be about to leave a room: until that has taken effect here, or has failed."""
+        if self._manager.write_only or entry.kind not in (Kind.LEAVE, Kind.CLOSE):
+            return
+        left = entry.targets if isinstance(entry, Members) else entry.rooms
+        rooms, leaving = [(entry.namespace, room) for room in left], self._leaving
+
+        def over() -> None:
+            leaving.subtract(rooms)
+            for room in rooms:
+                if not leaving[room]:
+                    del leaving[room]
+
+        def stored(appended: asyncio.Future[Written]) -> None:
+            failed = appended.cancelled() or appended.exception() is not None
+            self._manager.dispatcher.when(0 if failed else appended.result().offset, over)
+
+        leaving.update(rooms)
+        appended.add_done_callback(stored)
+
+    def _is_in(self, client: Client, room: str) -> bool:
+        """Is it certain, without the store, that a client that has just been claimed is in a room? Most connect
+        handlers enter the same ones on recovery. Only in the claim's own moment, whose rooms those are; and not where
+        this node is about to take it out, since what is called first comes first."""
+        now = client.claimed is not None and client.claimed.lasts
+        return now and room in client.memberships.current() and not self._leaving[client.namespace, room]
 
     def _move_in_memory(self, kind: Kind, client: Client, room: str) -> None:
         """Of a client that has no session, or none yet: its rooms are stored with it."""

@@ -22,10 +22,13 @@ def _of_server(method: Callable[Concatenate[AsyncServer, P], R]) -> Callable[Con
 
     @functools.wraps(method)
     def of_namespace(self: Any, /, *args: P.args, **kwargs: P.kwargs) -> R:
-        if len(args) <= place:
+        values = list(args)
+        if len(values) > place:
+            values[place] = values[place] or self.namespace
+        else:
             kwargs["namespace"] = kwargs.get("namespace") or self.namespace
-        bound: Callable[P, R] = getattr(self.server, name)
-        return bound(*args, **kwargs)
+        result: R = getattr(self.server, name)(*values, **kwargs)
+        return result
 
     return of_namespace
 

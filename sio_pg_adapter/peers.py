@@ -18,7 +18,7 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
 from .ephemeral import Message
-from .errors import SioPgError
+from .errors import SioPgError, StoreUnavailable
 from .records import encode_event, with_binary
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ class Gathering:
         self.answers: dict[str, Any] = {}
         self.failed: dict[str, str] = {}
         self.changed = asyncio.Event()
+        self.given_up = False
 
     def take(self, node: str, value: Any) -> None:
         """An answer of a node."""
@@ -114,7 +115,7 @@ class Peers:
         what is owing then, the gathering tells.
 
         :param begin: called when it is known who is there, and nothing has been sent: to ask this node, too.
-        :raises StoreUnavailable: if the request cannot be sent.
+        :raises StoreUnavailable: if the request cannot be sent, or the manager is closed meanwhile.
         """
         number, manager = next(self._numbers), self._manager
         others = await self.others()
@@ -128,10 +129,18 @@ class Peers:
                     await self.tell(what, {**fields, "id": number, "reply": manager.channel}, parts)
                 while gathering.owing():
                     await self._wait(gathering)
+                    if gathering.given_up:
+                        raise StoreUnavailable("the manager was closed while other nodes were asked")
         except TimeoutError:
             return
         finally:
             del self._gatherings[number]
+
+    def close(self) -> None:
+        """Wait for no answer any more. Safe to call twice."""
+        for gathering in self._gatherings.values():
+            gathering.given_up = True
+            gathering.changed.set()
 
     async def _wait(self, gathering: Gathering) -> None:
         """Wait for an answer; who is gone need not answer any more."""

@@ -97,29 +97,37 @@ class Pruner:
             self._soon.clear()
             pause = INTERVAL
             try:
-                if await self._look():
-                    pause = SECOND_LOOK / 0.8
-                await self.prune()
+                due = await self._due()
+                if due["missing"]:
+                    if await self._look():
+                        pause = SECOND_LOOK / 0.8
+                    due = await self._due()
+                await self._prune(due)
             except SioPgError as e:
                 logger.warning("pruning: %s", e)
 
+    async def _due(self) -> Any:
+        """What there is to do. All that a quiet cluster runs: one statement, on the connection that is kept, since
+        one of the pool's costs three more transactions, to be opened, and set back when it is returned."""
+        return (await self._database.fetch("due_to_prune"))[0]
+
     async def _look(self) -> bool:
         """Are nodes missing that have not been found dead yet?"""
-        with translated("looking who is there"):
-            async with self._database.connection() as connection:
-                due = await connection.fetchrow(self._database.queries["due_to_prune"])
-                return due["missing"] and await connection.fetchval(self._database.queries["look"]) > 0
+        async with self._use() as connection:
+            return bool(await connection.fetchval(self._database.queries["look"]) > 0)
 
     async def prune(self) -> Pruned:
         """One pass.
 
         :raises StoreUnavailable: if the database did not answer; what was done before that is done.
         """
+        return await self._prune(await self._due())
+
+    async def _prune(self, due: Any) -> Pruned:
         queries = self._database.queries
         sessions = packets = 0
-        with translated("pruning"):
-            async with self._database.connection() as connection:
-                due = await connection.fetchrow(queries["due_to_prune"])
+        if due["sessions"] or due["packets"] or due["attachments"]:
+            async with self._use() as connection:
                 while due["sessions"] and (count := await connection.fetchval(queries["expire"], BATCH)):
                     sessions += count
                 if due["packets"]:
@@ -167,7 +175,8 @@ async def prune_once(dsn: str | None = None, *, schema: str = "public") -> Prune
     await database.open()
     try:
         pruner = Pruner(database)
-        await pruner._look()  # noqa: SLF001 - its own module
+        if (await pruner._due())["missing"]:  # noqa: SLF001 - its own module
+            await pruner._look()  # noqa: SLF001
         return await pruner.prune()
     finally:
         await database.close()

@@ -157,6 +157,7 @@ class Claimed:
     :ivar former: the generation of the connection that still holds it; ``None`` where the client was away.
     :ivar missed: how many packets it is due; exact where that could be over the cap.
     :ivar lost: retention deleted something that it may be due.
+    :ivar page: the first of what it is due, in order, if that came along; up to ``upto``, ``None`` if it did not.
     """
 
     id: int
@@ -168,9 +169,11 @@ class Claimed:
     missed: int
     lost: bool
     memberships: Memberships
+    page: tuple[Record, ...] = ()
+    upto: int | None = None
 
     @classmethod
-    def from_json(cls, value: dict[str, Any]) -> Claimed:
+    def from_json(cls, value: dict[str, Any], namespace: str = "/") -> Claimed:
         rooms: dict[str, list[tuple[int, int | None]]] = {}
         for room, joined, left in sorted(value["rooms"], key=lambda row: row[1]):
             rooms.setdefault(room, []).append((joined, left))
@@ -184,6 +187,11 @@ class Claimed:
             missed=value["missed"],
             lost=value["lost"],
             memberships=Memberships(value["sid"], value["start"], rooms),
+            page=tuple(
+                Record(offset, Kind.EVENT, namespace, tuple(to), tuple(skips or ()), body=body)
+                for offset, to, skips, body in value.get("page", ())
+            ),
+            upto=value.get("upto"),
         )
 
 

@@ -7,16 +7,18 @@ import inspect
 import logging
 import re
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar, overload
 
 import socketio
 from socketio import packet
 
+from .admin import Instrumented
 from .clients import Client, State, handling
 from .cluster import ClusterMethods
 from .connection import Connect
+from .decorators import Event, On
 from .endings import Endings
-from .errors import ConfigurationError, SioPgError
+from .errors import ConfigurationError, SioPgError, StoreUnavailable
 from .frames import framed
 from .manager import AsyncPostgresManager
 from .options import ConnectionStateRecovery, recovery_options
@@ -26,6 +28,9 @@ from .records import first_named, text_name
 Middleware = Callable[[str, dict[str, Any], Any], Awaitable[None]]
 
 ExpiryHandler = Callable[[str, str, Any], Any]
+
+M = TypeVar("M", bound=Middleware)
+E = TypeVar("E", bound=ExpiryHandler)
 
 logger = logging.getLogger("sio_pg_adapter")
 
@@ -40,6 +45,9 @@ class AsyncServer(ClusterMethods, socketio.AsyncServer):
                                       its keys; ``None`` or ``False``: off.
     :raises ConfigurationError: naming the option that is wrong.
     """
+
+    event: Event
+    on: On
 
     def __init__(
         self,
@@ -58,6 +66,7 @@ class AsyncServer(ClusterMethods, socketio.AsyncServer):
         self.endings = Endings(self)
         self.pace = Pace()
         self._expiry_handlers: dict[str, ExpiryHandler] = {}
+        self._instrumented: list[Instrumented] = []
         super().__init__(client_manager, *args, **kwargs)
         if self._ours:
             self.manager.recovery = recovery
@@ -70,11 +79,18 @@ class AsyncServer(ClusterMethods, socketio.AsyncServer):
             self.eio.logger.addFilter(_without_pid)
 
     # -- registration ------------------------------------------------------------------------------------
-    def use(self, middleware: Middleware | None = None, namespace: str = "/") -> Any:
+    @overload
+    def use(self, middleware: M, namespace: str = "/") -> M: ...
+
+    @overload
+    def use(self, middleware: str | None = None, namespace: str = "/") -> Callable[[M], M]: ...
+
+    def use(self, middleware: Middleware | str | None = None, namespace: str = "/") -> Any:
         """Register a function that runs before the ``connect`` handler; also as a decorator.
 
         :param middleware: ``async def middleware(sid, environ, auth)``; it raises
-                           ``socketio.exceptions.ConnectionRefusedError`` to refuse.
+                           ``socketio.exceptions.ConnectionRefusedError`` to refuse. As a decorator it may be the
+                           namespace instead: ``@sio.use("/chat")``.
         """
         if middleware is None or isinstance(middleware, str):
             where = middleware if isinstance(middleware, str) else namespace
@@ -90,6 +106,12 @@ class AsyncServer(ClusterMethods, socketio.AsyncServer):
             raise ConfigurationError(f"use() takes an async function(sid, environ, auth): not {middleware!r}")
         self.middlewares.setdefault(namespace, []).append(middleware)
         return middleware
+
+    @overload
+    def on_session_expired(self, handler: E, *, namespace: str = "*") -> E: ...
+
+    @overload
+    def on_session_expired(self, handler: None = None, *, namespace: str = "*") -> Callable[[E], E]: ...
 
     def on_session_expired(self, handler: ExpiryHandler | None = None, *, namespace: str = "*") -> Any:
         """Register what is called when a disconnected session's time is up and nobody came back; a decorator.
@@ -120,12 +142,33 @@ class AsyncServer(ClusterMethods, socketio.AsyncServer):
         except Exception:
             logger.exception("the handler of expired sessions failed")
 
-    def instrument(self, *args: Any, **kwargs: Any) -> Any:
-        """As upstream's, for the Socket.IO Admin UI. What goes to its namespace is not stored."""
-        namespace = kwargs.get("namespace", args[4] if len(args) > 4 else "/admin")
-        if self._ours:
-            self.manager.unstored.add(namespace)
-        return super().instrument(*args, **kwargs)
+    def instrument(
+        self,
+        auth: Any = None,
+        mode: str = "development",
+        read_only: bool = False,
+        server_id: str | None = None,
+        namespace: str = "/admin",
+        server_stats_interval: int = 2,
+    ) -> Any:
+        """As upstream's, for the Socket.IO Admin UI. What goes to its namespace is not stored.
+
+        It is best effort, too: no event or handler of the application's fails because it could not be shown.
+        """
+        if not self._ours:
+            return super().instrument(auth, mode, read_only, server_id, namespace, server_stats_interval)
+        self.manager.unstored.add(namespace)
+        instrumented = Instrumented(
+            self,
+            auth=auth,
+            mode=mode,
+            read_only=read_only,
+            server_id=server_id,
+            namespace=namespace,
+            server_stats_interval=server_stats_interval,
+        )
+        self._instrumented.append(instrumented)
+        return instrumented
 
     # -- what applications call --------------------------------------------------------------------------
     def recovered(self, sid: str, namespace: str = "/") -> bool:
@@ -166,16 +209,21 @@ class AsyncServer(ClusterMethods, socketio.AsyncServer):
         more = {"connection": connection} if connection is not None else {}
         if volatile:
             more["volatile"] = True
-        await self.manager.emit(
-            event,
-            data,
-            namespace,
-            room=first_named(to, room),
-            skip_sid=skip_sid,
-            callback=callback,
-            ignore_queue=ignore_queue,
-            **more,
-        )
+        try:
+            await self.manager.emit(
+                event,
+                data,
+                namespace,
+                room=first_named(to, room),
+                skip_sid=skip_sid,
+                callback=callback,
+                ignore_queue=ignore_queue,
+                **more,
+            )
+        except StoreUnavailable as e:
+            if namespace not in self.manager.unstored:
+                raise
+            logger.debug("not told to the Admin UI: %s", e)
 
     async def call(
         self,
@@ -307,6 +355,8 @@ class AsyncServer(ClusterMethods, socketio.AsyncServer):
 
     async def shutdown(self) -> None:
         """Stop background work, and the manager. Safe to call twice."""
+        for instrumented in self._instrumented:
+            await instrumented.shutdown()
         if self.eio.service_task_handle is not None:  # upstream awaits it even where it has ended
             await super().shutdown()
         if self._ours:

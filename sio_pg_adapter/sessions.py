@@ -17,6 +17,11 @@ from .log import LogWriter, record_of
 from .records import Kind, Record
 from .recovery import Claim, Claimed, Memberships, pid_hash
 
+CARRIED_PACKETS = 100
+CARRIED_BYTES = 32 * 1024
+"""What a claim brings along of what was missed. Little, since it is read under the log's lock; the rest is read in
+pages of its own."""
+
 
 @dataclass(frozen=True, slots=True)
 class Page:
@@ -58,10 +63,11 @@ class Sessions:
         key = written.result["id"]
         return None if key is None else Held(key, 1)
 
-    async def claim(self, namespace: str, claim: Claim, cap: int) -> Claimed | None:
+    async def claim(self, namespace: str, claim: Claim, cap: int, page: int = 0) -> Claimed | None:
         """Take a session over; the newest claim wins. ``None``: there is none, or its time is up.
 
         :param cap: what is missed beyond that is not counted.
+        :param page: how many packets of what it missed may come along; fewer where they are large.
         """
         args = {
             "pid_hash": pid_hash(claim.pid),
@@ -69,9 +75,12 @@ class Sessions:
             "after": claim.after,
             "key": claim.key,
             "missed": cap,
+            "page": min(page, CARRIED_PACKETS),
+            "page_bytes": CARRIED_BYTES,
         }
-        written = await self._writer.append(Entry(Kind.CLAIM, namespace, args=args))
-        return None if written.result is None else Claimed.from_json(written.result)
+        entry = Entry(Kind.CLAIM, namespace, args=args, answer=CARRIED_BYTES if page else 0)
+        written = await self._writer.append(entry)
+        return None if written.result is None else Claimed.from_json(written.result, namespace)
 
     async def settle(self, held: Held) -> str | None:
         """Let the former holder write no more; the session data that it left, ``None`` if it is not ours now."""

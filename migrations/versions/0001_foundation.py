@@ -411,14 +411,18 @@ FUNCTIONS = (
         RETURN json_build_object('id', v_session);
     END $$
     """,
-    # pid_hash, node, after (null: since the start), missed (the cap). The newest claim wins: it raises the
-    # generation. What the verdict needs comes back with it; null: there is no such session.
+    # pid_hash, node, after (null: since the start), missed (the cap), page (how many packets may come along, none
+    # where it is missing) and page_bytes. The newest claim wins: it raises the generation. What the verdict needs
+    # comes back with it; null: there is no such session. So does the first page of what was missed, [offset, rooms,
+    # skip_sids, body] each, and `upto`: the offset that it reaches. It ends before binary and before large bodies.
     """
     CREATE FUNCTION {s}.sio_claim(p_batch bigint, p_namespace text, p_args json) RETURNS json
     LANGUAGE plpgsql AS $$
     DECLARE
         s {s}.sio_sessions; v_node uuid := (p_args->>'node')::uuid; v_at bigint; v_after bigint; v_missed bigint;
-        v_cap bigint := (p_args->>'missed')::bigint; n {s}.sio_nodes; v_held boolean := false;
+        v_cap bigint := (p_args->>'missed')::bigint; n {s}.sio_nodes; v_held boolean := false; v_lost boolean := false;
+        v_limit integer := coalesce((p_args->>'page')::integer, 0); v_due integer; v_page json; v_upto bigint;
+        v_carried integer;
     BEGIN
         SELECT * INTO s FROM {s}.sio_sessions
         WHERE pid_hash = decode(p_args->>'pid_hash', 'hex') AND namespace = p_namespace;
@@ -445,13 +449,32 @@ FUNCTIONS = (
             settled = CASE WHEN v_held THEN s.settled ELSE s.generation + 1 END
         WHERE id = s.id;
         v_after := greatest(v_after, s.start_offset);
+        IF v_after < (SELECT floor FROM {s}.sio_log) THEN
+            v_lost := {s}.sio_lost(s.id, v_after);
+        END IF;
         v_missed := v_at - v_after;  -- at the most: counted only where that may be over the cap
-        IF v_missed > v_cap THEN
+        IF v_limit > 0 AND NOT v_held AND NOT v_lost THEN
+            SELECT max(x.n), count(*) FILTER (WHERE x.fits), max(x."offset") FILTER (WHERE x.fits),
+                   json_agg(json_build_array(x."offset", coalesce(x.rooms, ARRAY[x.room]), x.skip_sids, x.body)
+                            ORDER BY x."offset") FILTER (WHERE x.fits)
+            INTO v_due, v_carried, v_upto, v_page
+            FROM (SELECT p."offset", p.room, p.rooms, p.skip_sids, p.body, row_number() OVER w AS n,
+                         sum(octet_length(p.body)) OVER w <= (p_args->>'page_bytes')::integer
+                         AND bool_and(p.attachment IS NULL AND p.parts IS NULL) OVER w AS fits
+                  FROM {s}.sio_due(s.id, v_after, v_limit) d JOIN {s}.sio_packets p ON p."offset" = d
+                  WINDOW w AS (ORDER BY p."offset")) x;
+            v_due := coalesce(v_due, 0);
+            v_upto := CASE WHEN v_due < v_limit AND v_carried = v_due THEN v_at ELSE coalesce(v_upto, v_after) END;
+        END IF;
+        IF v_due < v_limit THEN
+            v_missed := v_due;
+        ELSIF v_missed > v_cap THEN
             SELECT count(*) INTO v_missed FROM {s}.sio_due(s.id, v_after, (v_cap + 1)::integer);
         END IF;
         RETURN json_build_object(
             'id', s.id, 'sid', s.sid, 'generation', s.generation + 1, 'data', s.data, 'start', s.start_offset,
-            'former', CASE WHEN v_held THEN s.settled END, 'offset', v_at, 'missed', v_missed, 'lost', {s}.sio_lost(s.id, v_after),
+            'former', CASE WHEN v_held THEN s.settled END, 'offset', v_at, 'missed', v_missed, 'lost', v_lost,
+            'page', coalesce(v_page, '[]'), 'upto', v_upto,
             'rooms', (SELECT coalesce(json_agg(json_build_array(room, joined_at, left_at)), '[]')
                       FROM {s}.sio_rooms WHERE session = s.id));
     END $$

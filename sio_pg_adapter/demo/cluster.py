@@ -8,11 +8,13 @@ import os
 import socket
 import sys
 from collections import deque
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
 
-from sio_pg_adapter.errors import SioPgError
-from sio_pg_adapter.manager import AsyncPostgresManager
+from sio_pg_adapter.database import Connection, Database, translated
+from sio_pg_adapter.emitter import emit_async
+from sio_pg_adapter.errors import SioPgError, StoreUnavailable
 
 EVENTS_PER_SECOND = 10
 _START_TIMEOUT = 30.0  # seconds; one is usual
@@ -108,11 +110,25 @@ class Cluster:
     :param dsn: a migrated database.
     :param origins: where pages that may connect to the nodes come from.
     :param restart_after: seconds from a node's end to its next start.
+    :param restart_database: what restarts PostgreSQL, and returns when it serves again; it is called in a thread.
+    :ivar head: the number of the last tick.
+    :ivar database_up: whether PostgreSQL is not being restarted.
     """
 
-    def __init__(self, dsn: str, *, origins: tuple[str, ...] = (), restart_after: float = 3.0) -> None:
+    def __init__(
+        self,
+        dsn: str,
+        *,
+        origins: tuple[str, ...] = (),
+        restart_after: float = 3.0,
+        restart_database: Callable[[], None] | None = None,
+    ) -> None:
         self._dsn = dsn
         self.nodes = {name: Node(name, dsn, origins, restart_after) for name in "AB"}
+        self.head = 0
+        self.database_up = True
+        self._restart_database = restart_database
+        self._restart_asked = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> Self:
@@ -125,6 +141,9 @@ class Cluster:
             await self._end()
             raise
         self._tasks.append(asyncio.create_task(self._tick(), name="sio-pg demo: ticker"))
+        if self._restart_database is not None:
+            restarting = self._restart_when_asked(self._restart_database)
+            self._tasks.append(asyncio.create_task(restarting, name="sio-pg demo: PostgreSQL"))
         return self
 
     async def __aexit__(
@@ -151,14 +170,37 @@ class Cluster:
         """Name the node that is not ``name``."""
         return "B" if name == "A" else "A"
 
+    def restart_database(self) -> None:
+        """Have PostgreSQL restarted. Nothing happens while that is under way, or where nothing can do it."""
+        if self._restart_database is not None and self.database_up:
+            self.database_up = False
+            self._restart_asked.set()
+
+    async def _restart_when_asked(self, restart: Callable[[], None]) -> None:
+        while True:
+            await self._restart_asked.wait()
+            self._restart_asked.clear()
+            await asyncio.to_thread(restart)
+            self.database_up = True
+
     async def _tick(self) -> None:
-        # A process that serves nobody: what it emits reaches the nodes by the log, like everything else.
-        async with AsyncPostgresManager(self._dsn, write_only=True) as manager:
-            n = 0
+        # As an application emits what it has changed: in that transaction. So a number is taken if and only if
+        # its tick is in the log, also where a restart leaves open whether a commit took place; and so a number
+        # that a client does not get is a packet lost. This process serves nobody: a tick reaches the nodes by
+        # the log, like everything else.
+        database = Database(self._dsn, pool=None, listen_dsn=None, schema="public")
+        await database.open()
+        try:
+            async with database.connection() as connection:
+                await connection.execute("CREATE TABLE demo_ticks AS SELECT 0::bigint AS n")
             while True:
-                n += 1
-                await manager.emit("tick", {"n": n}, namespace="/", room="ticker")
+                with contextlib.suppress(StoreUnavailable):  # restarted just now
+                    async with database.connection() as connection:
+                        with translated("a tick"):
+                            self.head = await _emit_next(connection)
                 await asyncio.sleep(1 / EVENTS_PER_SECOND)
+        finally:
+            await database.close()
 
     async def _end(self) -> None:
         for task in reversed(self._tasks):
@@ -166,6 +208,13 @@ class Cluster:
         for task, ended in zip(self._tasks, await asyncio.gather(*self._tasks, return_exceptions=True), strict=True):
             if isinstance(ended, Exception):
                 print(f"{task.get_name()}: {ended}", file=sys.stderr)
+
+
+async def _emit_next(connection: Connection) -> int:
+    async with connection.transaction():
+        n: int = await connection.fetchval("UPDATE demo_ticks SET n = n + 1 RETURNING n")
+        await emit_async(connection, "tick", {"n": n}, room="ticker")
+    return n
 
 
 def _free_port() -> int:

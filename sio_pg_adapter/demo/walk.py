@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -43,7 +45,7 @@ class Tally:
 
     def dropped(self) -> None:
         """The connection is gone."""
-        if not self._away:
+        if not self._away or self._away_since is None:
             self._away, self._away_since, self._replayed = True, self._highest, 0
         self._welcome = False
 
@@ -139,9 +141,10 @@ class Walker:
 
 async def walk(cluster: Cluster) -> bool:
     """Walk through all steps and print what happened; say whether it went as it must."""
+    print(f"Two server nodes, one PostgreSQL, {EVENTS_PER_SECOND} numbered events a second to a Python client.\n")
     for node in cluster.nodes.values():
-        print(f"node {node.name}: {node.url}")
-    print(f"a Python client receives {EVENTS_PER_SECOND} numbered events a second\n")
+        print(f"  node {node.name}: {node.url}")
+    print(f"\n  {'':<29}{'node':>8}{'back after':>12}{'missed':>8}{'replayed':>10}{'lost':>6}{'doubled':>9}")
     began = time.monotonic()
     walker = Walker(cluster)
     tally = walker.tally
@@ -156,14 +159,14 @@ async def walk(cluster: Cluster) -> bool:
         for step in steps:
             good += await _step(walker, *step)
     except TimeoutError:
-        print(f"nothing came within {_STEP_TIMEOUT:.0f} s")
+        print(f"\nnothing came within {_STEP_TIMEOUT:.0f} s")
     except SocketIOError as e:
-        print(f"the client cannot connect: {e}")
+        print(f"\nthe client cannot connect: {e}")
     finally:
         await walker.client.shutdown()
     ok = good == len(steps) and tally.lost == tally.doubled == 0
     print(
-        f"\n{'ok' if ok else 'FAILED'}: recovered {good} of {len(steps)}, received {tally.received}, "
+        f"\n{_verdict(ok, 'ok', 'FAILED')}: recovered {good} of {len(steps)}, received {tally.received}, "
         f"lost {tally.lost}, doubled {tally.doubled}, in {time.monotonic() - began:.1f} s",
         flush=True,
     )
@@ -176,12 +179,21 @@ async def walk(cluster: Cluster) -> bool:
 async def _step(walker: Walker, what: str, break_off: Callable[[], None]) -> bool:
     sid, node, tally = walker.client.get_sid(), walker.node, walker.tally
     lost, doubled, began = tally.lost, tally.doubled, time.monotonic()
+    print(f"  {what:<29}", end="", flush=True)  # the rest of the line when it is over
     absence = await walker.absence(break_off)
-    recovered = walker.client.recovered() and walker.client.get_sid() == sid
+    seconds = time.monotonic() - began
+    same = walker.client.recovered() and walker.client.get_sid() == sid
+    recovered = same and absence.missed == absence.replayed
     print(
-        f"{what:<29} {node} -> {walker.node} after {time.monotonic() - began:.1f} s:  "
-        f"recovered {'yes' if recovered else 'NO'}  missed {absence.missed}  replayed {absence.replayed}  "
-        f"lost {tally.lost - lost}  doubled {tally.doubled - doubled}",
+        f"{f'{node} -> {walker.node}':>8}{f'{seconds:.1f} s':>12}{absence.missed:>8}{absence.replayed:>10}"
+        f"{tally.lost - lost:>6}{tally.doubled - doubled:>9}   {_verdict(recovered, 'recovered', 'NOT RECOVERED')}",
         flush=True,
     )
-    return recovered and absence.missed == absence.replayed
+    return recovered
+
+
+def _verdict(good: bool, yes: str, no: str) -> str:
+    word = yes if good else no
+    if not sys.stdout.isatty() or os.environ.get("NO_COLOR"):
+        return word
+    return f"\033[{32 if good else 31};1m{word}\033[0m"

@@ -113,22 +113,26 @@ async def test_a_client_over_max_queued_bytes_is_cut(start_node):
 
 
 async def test_idle_nodes_write_nothing(start_node, db, monkeypatch):
-    """With a client connected, through many probes and looks of the pruner: not a byte of WAL of theirs."""
+    """With a client connected, through many probes and looks of the pruner: not a byte of WAL of theirs, and not a
+    connection of the pool, which would be three transactions more than a look is."""
     monkeypatch.setattr("sio_pg_adapter.listener.PROBE_INTERVAL", 0.01)
     monkeypatch.setattr("sio_pg_adapter.pruner.INTERVAL", 0.01)
     nodes = [await start_node() for _ in range(2)]
-    looks = []
+    looks, taken = [], []
     for node in nodes:
-        look = node.manager.pruner._look
-        monkeypatch.setattr(node.manager.pruner, "_look", lambda look=look: looks.append(1) or look())
+        due, acquire = node.manager.pruner._due, node.manager.database.acquire
+        monkeypatch.setattr(node.manager.pruner, "_due", lambda due=due: looks.append(1) or due())
+        take = lambda what="", acquire=acquire: taken.append(what) or acquire(what)  # noqa: E731
+        monkeypatch.setattr(node.manager.database, "acquire", take)
     async with nodes[0].client() as wire:
         await nodes[1].sio.emit("e")
         assert await wire.event() == ["e"]
         for _ in range(10):  # PostgreSQL itself writes now and then: a snapshot, a hint, a vacuum
             await db.execute("CHECKPOINT")
+            taken.clear()
             seen, before = len(looks), await db.fetchval("SELECT pg_current_wal_insert_lsn()")
             await until(lambda seen=seen: len(looks) > seen + 20)
             written = await db.fetchval("SELECT pg_current_wal_insert_lsn() - $1::pg_lsn", before)
             if not written:
                 break
-        assert written == 0
+        assert written == 0 and not taken

@@ -1,4 +1,7 @@
-"""Events from server to server, and questions to many clients."""
+"""Events from server to server, and questions to many clients.
+
+A timeout of an hour is one that must not be waited for: the test would be.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,14 @@ import socketio
 from integration.conftest import until
 from integration.test_cluster_sockets import hang
 from integration.test_presence import vanish
-from sio_pg_adapter import AsyncNamespace, ConfigurationError, HandlerFailed, NoAnswer, NotSerializable
+from sio_pg_adapter import (
+    AsyncNamespace,
+    ConfigurationError,
+    HandlerFailed,
+    NoAnswer,
+    NotSerializable,
+    StoreUnavailable,
+)
 
 
 # -- server events -------------------------------------------------------------------------------------------------
@@ -144,7 +154,7 @@ async def test_a_node_that_goes_while_it_is_asked_is_left_out(start_node):
     a, b, c = [await start_node() for _ in range(3)]
     b.sio.on_server_event("who", lambda: "b")
     hang(c)
-    asking = asyncio.create_task(a.sio.server_side_call("who", timeout=60))
+    asking = asyncio.create_task(a.sio.server_side_call("who", timeout=3600))
     await until(lambda: len(a.manager.peers))
     await vanish(c)
     assert await asking == {b.manager.node: "b"}
@@ -159,6 +169,32 @@ async def test_a_call_that_is_cancelled_leaves_nothing(start_node):
     with pytest.raises(asyncio.CancelledError):
         await asking
     assert len(a.manager.peers) == 0
+
+
+async def test_a_call_ends_with_the_manager(start_node):
+    a, b = [await start_node() for _ in range(2)]
+    hang(b)
+    asking = asyncio.create_task(a.sio.server_side_call("who", timeout=3600))
+    await until(lambda: len(a.manager.peers))
+    await a.sio.shutdown()
+    with pytest.raises(StoreUnavailable, match="closed"):
+        await asking
+    assert len(a.manager.peers) == 0
+
+
+async def test_a_node_that_stops_while_it_is_asked_is_left_out(start_node):
+    a, b = [await start_node() for _ in range(2)]
+    asked = asyncio.Event()
+
+    @b.sio.on_server_event
+    async def who():
+        asked.set()
+        await asyncio.get_running_loop().create_future()
+
+    asking = asyncio.create_task(a.sio.server_side_call("who", timeout=3600))
+    await asked.wait()
+    await b.sio.shutdown()
+    assert await asking == {}
 
 
 @pytest.mark.parametrize("wrong", [1, "", None])
@@ -253,7 +289,7 @@ async def test_at_the_timeout_the_error_says_who_and_has_the_answers(start_node)
 async def test_a_client_that_goes_is_not_waited_for(start_node):
     a, b = await start_node(), await start_node()
     async with a.client() as one, b.client() as two, b.client() as three:
-        calling = asyncio.create_task(a.sio.broadcast_call("q", timeout=60))
+        calling = asyncio.create_task(a.sio.broadcast_call("q", timeout=3600))
         await answered(three, "[3]")
         for wire in (one, two):
             await answered(wire, None)
@@ -271,7 +307,7 @@ async def test_a_node_that_goes_is_not_waited_for_and_its_clients_are_named(star
     a, b, c = [await start_node() for _ in range(3)]
     hang(c)  # it never said whom it asked
     async with a.client() as one, b.client() as two, c.client():
-        calling = asyncio.create_task(a.sio.broadcast_call("q", timeout=60))
+        calling = asyncio.create_task(a.sio.broadcast_call("q", timeout=3600))
         await answered(one, "[1]")
         await answered(two, None)
         await until(lambda: any(len(t.asked) == 2 for t in a.manager.peers._gatherings.values()))

@@ -154,7 +154,9 @@ async def test_a_node_that_is_just_starting_answers_when_it_has(start_node, monk
         await release.wait()
         return await head(self)
 
-    async with a.client():  # the log is not empty
+    async with a.client() as wire:
+        await a.sio.emit("e")
+        assert await wire.event() == ["e"]
         monkeypatch.setattr(LogReader, "head", held_up)
         start = asyncio.create_task(start_node())
         await starting.wait()
@@ -177,11 +179,21 @@ async def test_a_node_that_is_there_and_silent_is_named_and_the_others_are_told_
         assert len(a.manager.peers) == 0
 
 
+async def test_a_node_of_another_version_that_does_not_know_the_request_is_named_at_once(start_node):
+    a, b = await start_node(), await start_node()
+    del b.manager.peers._services["sockets"]
+    async with a.client() as wire, b.client():
+        with pytest.raises(NoAnswer) as error:
+            await a.sio.fetch_sockets(timeout=3600)
+        assert error.value.missing == [b.manager.node]
+        assert [s.sid for s in error.value.answers] == [wire.sid]
+
+
 async def test_a_node_that_goes_while_it_is_waited_for_is_waited_for_no_longer(start_node):
     a, b = await start_node(), await start_node()
     hang(b)
     async with a.client() as wire:
-        asking = asyncio.create_task(a.sio.fetch_sockets(timeout=60))
+        asking = asyncio.create_task(a.sio.fetch_sockets(timeout=3600))
         await until(lambda: len(a.manager.peers))
         await vanish(b)
         assert [s.sid for s in await asking] == [wire.sid]
@@ -277,6 +289,7 @@ async def test_one_whose_connect_is_being_decided_is_moved_or_goes(start_node):
     async with Wire(b.sio) as wire:
         wire.send("0")
         await entered.wait()
+        assert await a.sio.fetch_sockets() == await b.sio.fetch_sockets() == []
         await a.sio.sockets_join("x", "y")
         release.set()
         await wire.recv()
@@ -336,6 +349,14 @@ async def test_a_room_that_is_a_clients_own_is_refused_and_nobody_moves(start_no
         assert await one.event() == ["end"]
 
 
+async def test_so_is_the_own_room_of_a_client_without_recovery(start_node):
+    node = await start_node(recovery=None)
+    async with node.client() as one, node.client() as two:
+        with pytest.raises(ValueError, match="sid room"):
+            await node.sio.sockets_join(one.sid, two.sid)
+        assert node.sio.rooms(one.sid) == [one.sid]
+
+
 @pytest.mark.parametrize("rooms", [None, [], "", ["", None]])
 async def test_rooms_that_name_none_are_refused(start_node, rooms):
     node = await start_node()
@@ -385,7 +406,7 @@ async def test_where_nobody_is_nothing_is_written(start_node, db):
     node = await start_node()
     async with node.client() as wire:
         await node.sio.sockets_join("nobody", ["x", "y"])
-        await node.sio.sockets_join(wire.sid, wire.sid)
+        await node.sio.sockets_leave(wire.sid, wire.sid)
         await node.sio.sockets_join(None, "x", skip_sid=wire.sid)
         await node.sio.disconnect_sockets("x")
         assert await db.fetchval("SELECT count(*) FROM sio_packets") == 0
@@ -413,7 +434,7 @@ async def test_a_namespaces_methods_are_of_its_own(start_node):
             await self.sockets_join(None, "x")
             found = [s.sid for s in await self.fetch_sockets("x")]
             assert self.recovered(sid) is False
-            await self.emit("found", found, to=sid)
+            await self.emit("found", found, sid, None, None, None)
             await self.emit("elsewhere", namespace="/")
             await self.sockets_leave("x", "x")
             await self.emit("rooms", await self.fetch_rooms(sid), room=sid)
@@ -430,12 +451,14 @@ async def test_a_namespaces_methods_are_of_its_own(start_node):
 
 
 async def terminate_who_waits(db) -> None:
-    """End the backend that waits for a lock, as soon as one does."""
+    """End the backend that waits for a lock, as soon as one does; return when it is gone."""
     ended = (
-        "SELECT pg_terminate_backend(pid) FROM pg_locks "
+        "SELECT pid, pg_terminate_backend(pid) FROM pg_locks "
         "WHERE NOT granted AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
     )
-    while not await db.fetch(ended):
+    while not (waiting := await db.fetch(ended)):
+        pass
+    while await db.fetchval("SELECT count(*) FROM pg_stat_activity WHERE pid = $1", waiting[0]["pid"]):
         pass
 
 
@@ -458,16 +481,16 @@ async def test_a_move_whose_connection_is_lost_in_its_commit_may_be_stored(start
         await db.execute("""
             CREATE FUNCTION wait_in_commit() RETURNS trigger LANGUAGE plpgsql AS
                 'BEGIN PERFORM pg_advisory_xact_lock(77); RETURN NULL; END';
-            CREATE CONSTRAINT TRIGGER wait_in_commit AFTER INSERT ON sio_packets DEFERRABLE INITIALLY DEFERRED
+            CREATE CONSTRAINT TRIGGER wait_in_commit AFTER INSERT ON sio_packets_0 DEFERRABLE INITIALLY DEFERRED
                 FOR EACH ROW WHEN (NEW.room = 'y') EXECUTE FUNCTION wait_in_commit()
         """)
         await db.execute("SELECT pg_advisory_lock(77)")
         moving = asyncio.create_task(node.sio.sockets_join("x", "y"))
         await terminate_who_waits(db)
+        await db.execute("SELECT pg_advisory_unlock(77)")
         with pytest.raises(StoreUnavailable) as error:
             await moving
         assert error.value.may_be_stored
-        await db.execute("SELECT pg_advisory_unlock(77)")
         await node.sio.sockets_join("x", "y")
         assert sorted(await node.sio.fetch_rooms(wire.sid)) == sorted([wire.sid, "x", "y"])
 

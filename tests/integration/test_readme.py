@@ -6,12 +6,8 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import fields
 from inspect import signature
 from pathlib import Path
@@ -19,75 +15,11 @@ from pathlib import Path
 import pytest
 
 from acceptance import nodejs
+from newcomer import ROOT, Newcomer, Printing, block, document
 from sio_pg_adapter import AsyncPostgresManager, ConnectionStateRecovery
 
-ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 SILENT = "No new upgrade operations detected"
-
-
-def blocks(language: str, text: str = README) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
-
-
-def block(language: str, part: str) -> str:
-    [found] = [one for one in blocks(language) if part in one]
-    return found
-
-
-class Newcomer:
-    """A directory, and the programs of this environment run in it."""
-
-    def __init__(self, at: Path, dsn: str) -> None:
-        self.at = at
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self.port = free.getsockname()[1]
-        self.env = {
-            **os.environ,
-            "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
-            "SIO_PG_DSN": dsn,
-            "PYTHONUNBUFFERED": "1",
-        }
-
-    def here(self, text: str) -> str:
-        """Of this test, instead of everybody's port 8000."""
-        return text.replace("127.0.0.1:8000", f"127.0.0.1:{self.port}")
-
-    def write(self, name: str) -> None:
-        (self.at / name).write_text(self.here(block("python", f"# {name}\n")), encoding="utf-8")
-
-    def run(self, *command: str) -> str:
-        done = subprocess.run(command, cwd=self.at, env=self.env, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
-
-    @contextmanager
-    def running(self, *command: str) -> Iterator[Printing]:
-        one = Printing(
-            subprocess.Popen(command, cwd=self.at, env=self.env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-        )
-        try:
-            yield one
-        finally:
-            one.process.kill()
-            one.process.wait()
-            one.process.stdout.close()
-
-
-class Printing:
-    def __init__(self, process: subprocess.Popen[bytes]) -> None:
-        self.process = process
-        os.set_blocking(process.stdout.fileno(), False)
-        self.said = ""
-
-    def says(self, what: str) -> None:
-        """Wait until it has printed that, after what was waited for before."""
-        end = time.monotonic() + 60
-        while what not in self.said:
-            assert time.monotonic() < end, f"no {what!r} in {self.said!r}"
-            self.said += (self.process.stdout.read() or b"").decode()
-            time.sleep(0.01)
-        self.said = self.said.partition(what)[2]
 
 
 @pytest.fixture
@@ -95,15 +27,16 @@ def newcomer(tmp_path: Path, pg_empty_dsn: str) -> Newcomer:
     return Newcomer(tmp_path, pg_empty_dsn)
 
 
-def with_alembic(newcomer: Newcomer) -> None:
-    """`alembic init`, and what the README adds to its two files."""
+def test_the_branch_of_an_own_history(newcomer):
+    """`alembic init`, and what docs/alembic.md adds to its two files."""
+    page = "docs/alembic.md"
     newcomer.run("alembic", "init", "-t", "async", "migrations")
     dsn = newcomer.env["SIO_PG_DSN"].replace("postgresql://", "postgresql+asyncpg://").replace("%", "%%")
     ini = newcomer.at / "alembic.ini"
     text = re.sub(r"^path_separator.*\n", "", ini.read_text(), flags=re.MULTILINE)
     text = re.sub(r"^sqlalchemy.url = .*$", lambda _: f"sqlalchemy.url = {dsn}", text, flags=re.MULTILINE)
-    ini.write_text(text.replace("[alembic]\n", "[alembic]\n" + block("ini", "# alembic.ini\n"), 1))
-    _, importing, configuring = filter(None, block("python", "# migrations/env.py\n").splitlines())
+    ini.write_text(text.replace("[alembic]\n", "[alembic]\n" + block("ini", "path_separator", page), 1))
+    importing, configuring = filter(None, block("python", "target_metadata=target_metadata", page).splitlines())
     env = newcomer.at / "migrations" / "env.py"
     before = "context.configure(connection=connection, target_metadata=target_metadata)"
     assert env.read_text().count(before) == 1
@@ -111,16 +44,16 @@ def with_alembic(newcomer: Newcomer) -> None:
         env.read_text().replace(before, configuring).replace("target_metadata = None", "target_metadata = MetaData()")
     )
     env.write_text(f"from sqlalchemy import MetaData\n{importing}\n{text}")
+    newcomer.run("alembic", "upgrade", "heads")
+    assert SILENT in newcomer.run("alembic", "check")
 
 
 def test_the_quickstart(newcomer):
     for name in ("app.py", "client.py", "pay.py"):
         newcomer.write(name)
-    with_alembic(newcomer)
-    export, upgrade, serve = block("sh", "uvicorn").splitlines()
+    export, migrate, serve = block("sh", "uvicorn app:app").splitlines()
     assert export.startswith("export SIO_PG_DSN=")
-    newcomer.run(*upgrade.split())
-    assert SILENT in newcomer.run("alembic", "check")
+    newcomer.run(*migrate.split())
     serve = [*serve.split(), "--port", str(newcomer.port)]
 
     node = nodejs.executable("node")
@@ -163,14 +96,6 @@ def test_the_quickstart(newcomer):
                 os.close(teller)
 
 
-def test_sio_pg_migrate_is_all_without_alembic(newcomer):
-    newcomer.write("app.py")
-    assert "`sio-pg migrate` is all" in README
-    newcomer.run("sio-pg", "migrate")
-    with newcomer.running("uvicorn", "app:app", "--port", str(newcomer.port)) as server:
-        server.says("startup complete")
-
-
 def test_all_servers_at_once(newcomer):
     for name in ("app.py", "client.py", "cluster.py"):
         newcomer.write(name)
@@ -196,7 +121,7 @@ def test_the_options_are_all_there_with_their_defaults():
     assert told == defaults
 
 
-@pytest.mark.parametrize("path", ["README.md", "examples/orders/README.md", "docs/alembic.md"])
+@pytest.mark.parametrize("path", ["CHANGELOG.md", "CONTRIBUTING.md", "README.md", "examples/orders/README.md"])
 def test_links_lead_somewhere(path):
     text = (ROOT / path).read_text(encoding="utf-8")
     for link in re.findall(r"\]\(([^)#]+)\)", text):
@@ -207,7 +132,7 @@ def test_the_diff_of_the_example_is_the_one_that_made_it(tmp_path):
     """Taken back, it leaves an application that knows nothing of this package and still compiles."""
     example = tmp_path / "orders"
     shutil.copytree(ROOT / "examples" / "orders", example, ignore=shutil.ignore_patterns("__pycache__", ".*"))
-    [diff] = blocks("diff", (example / "README.md").read_text(encoding="utf-8"))
+    [diff] = [one.text for one in document("examples/orders/README.md") if one.language == "diff"]
     done = subprocess.run(
         ["git", "apply", "-R", "--unidiff-zero", "-"],
         cwd=example,

@@ -1,0 +1,96 @@
+"""docs/tutorial.md, step by step: its files, its commands, and its page in a real browser."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+from playwright.async_api import Page, async_playwright
+
+from newcomer import ROOT, Newcomer, block, document
+
+TUTORIAL = "docs/tutorial.md"
+CHROMIUM_OPTIONS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+CDN = r"https://cdn\.socket\.io/4\.8\.\d+/socket\.io\.min\.js"
+
+
+@pytest.fixture
+def chromium() -> str:
+    path = shutil.which("chromium")
+    if path is None:
+        message = "chromium is not on the path: apt-get install chromium"
+        if os.environ.get("CI") == "true":
+            pytest.fail(message)
+        pytest.skip(message)
+    return path
+
+
+def command(part: str) -> list[str]:
+    return shlex.split(block("sh", part, TUTORIAL))
+
+
+async def says(page: Page, *lines: str) -> None:
+    """Wait until the page has these lines, in this order, as its last ones."""
+    await page.wait_for_function(
+        "text => document.getElementById('log').textContent.endsWith(text)", arg="".join(lines)
+    )
+
+
+async def test_the_tutorial(tmp_path: Path, chromium: str, js_modules: Path):
+    newcomer = Newcomer(tmp_path, "")
+    for name in ("database.py", "app.py", "page.html", "tell.py", "client.py"):
+        newcomer.write(name, TUTORIAL)
+    with newcomer.running(sys.executable, "database.py") as database:
+        database.says("export SIO_PG_DSN=")
+        newcomer.env["SIO_PG_DSN"] = database.says("\n")
+        await follow(newcomer, chromium, js_modules)
+
+
+async def follow(newcomer: Newcomer, chromium: str, js_modules: Path) -> None:
+    answer = "the tables in schema public are up to date"
+    assert f"`{answer}`" in (ROOT / TUTORIAL).read_text(encoding="utf-8")
+    assert answer in newcomer.run(*command("migrate"))
+    serve = [*command("uvicorn"), "--port", str(newcomer.port)]
+    async with async_playwright() as playwright:
+        browser = await playwright.chromium.launch(executable_path=chromium, args=CHROMIUM_OPTIONS)
+        page = await browser.new_page()
+        library = js_modules / "node_modules" / "sio-4-8" / "dist" / "socket.io.min.js"
+        await page.route(re.compile(CDN), lambda route: route.fulfill(path=library))
+        with newcomer.running(*serve) as server:
+            server.says("startup complete")
+            await page.goto(f"http://127.0.0.1:{newcomer.port}")
+            await page.wait_for_function("document.getElementById('log').textContent.startsWith('new session')")
+            sid = (await page.text_content("#log")).split()[-1]
+            newcomer.run(*command("you are here"))
+            await says(page, "said: you are here\n")
+
+            await page.click("#cut")
+            await says(page, "said: you are here\n", "cut\n")
+            newcomer.run(*command("you were away"))
+            await page.click("#back")
+            await says(page, "cut\n", f"recovered, as {sid}\n", "said: you were away\n")
+
+            with newcomer.running(sys.executable, "client.py") as client:
+                client.says("new session")
+                server.process.send_signal(signal.SIGINT)
+                assert server.process.wait(60) in (0, -signal.SIGINT)
+                await says(page, "said: you were away\n", "cut\n")
+                newcomer.run(*command("nobody was there"))
+                with newcomer.running(*serve) as again:
+                    again.says("startup complete")
+                    client.says("recovered\nsaid: nobody was there\n")
+                    await page.click("#back")
+                    await says(page, "cut\n", f"recovered, as {sid}\n", "said: nobody was there\n")
+        await browser.close()
+
+
+def test_each_file_and_command_of_it_is_in_the_test_above():
+    steps = [one for one in document(TUTORIAL) if not (one.note or "").startswith("not run: ")]
+    assert len([one for one in steps if one.language in ("html", "python")]) == 5
+    assert len([one for one in steps if one.language == "sh"]) == 5

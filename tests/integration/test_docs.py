@@ -1,0 +1,234 @@
+"""The documents do what they say: each block of code is run, or says why not, or which test runs it."""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+import tomllib
+from collections.abc import Callable
+from inspect import getmembers, isawaitable, isfunction
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from alembic import context
+from alembic.migration import MigrationContext
+from alembic.operations import Operations
+from alembic.runtime.environment import EnvironmentContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Boolean, Column, Integer, MetaData, NullPool, Table, create_engine, inspect, update
+from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.orm import DeclarativeBase
+
+import sio_pg_adapter
+from newcomer import ROOT, Block, block, document
+from sio_pg_adapter import AsyncServer, ConnectionStateRecovery, cli, migrate, schema
+
+PAGES = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").rglob("*.md"))
+RUN = ("python", "sql", "sh")
+ALSO_CODE = ("diff", "html", "ini", "js", "yaml")
+TUTORIAL = "docs/tutorial.md"
+"""Is one story, which tests/acceptance/test_tutorial.py follows."""
+
+
+def runs(one: Block) -> bool:
+    return one.language in RUN and one.note is None
+
+
+@pytest.mark.parametrize("path", PAGES)
+def test_what_is_not_run_here_says_so(path):
+    for one in document(path):
+        note = one.note or ""
+        if note.startswith("tested by "):
+            file, _, name = note.removeprefix("tested by ").partition("::")
+            text = (ROOT / file).read_text(encoding="utf-8")
+            assert f"def {name}(" in text, f"{path}:{one.line}: there is no test {note}"
+        elif path != TUTORIAL and one.language in ALSO_CODE:
+            assert note.startswith("not run: "), f"{path}:{one.line}: say in a comment what tests this"
+
+
+class Reader:
+    """Runs the blocks of one page in their order, with the names that the page takes for granted."""
+
+    def __init__(self, dsn: str, at: Path, names: dict[str, Any]) -> None:
+        self.dsn = dsn
+        self.at = at
+        self.names = {"__name__": "docs", **names}
+        programs = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+        self.env = {**os.environ, "PATH": programs, "SIO_PG_DSN": dsn}
+
+    def here(self, text: str, dsn: str | None = None) -> str:
+        return text.replace("postgresql://app@localhost/app", dsn or self.dsn)
+
+    async def python(self, text: str) -> None:
+        """As at the prompt of `python -m asyncio`: with await."""
+        code = compile(self.here(text), "docs", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+        waiting = eval(code, self.names)
+        if isawaitable(waiting):
+            await waiting
+
+    async def sql(self, text: str) -> None:
+        with psycopg.connect(self.dsn) as connection:
+            connection.execute(text.encode())
+
+    async def sh(self, text: str) -> None:
+        done = await asyncio.to_thread(
+            subprocess.run,
+            ["bash", "-euc", self.here(text, shlex.quote(self.dsn))],
+            cwd=self.at,
+            env=self.env,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("path", [p for p in PAGES if p != TUTORIAL and any(map(runs, document(p)))])
+async def test_the_blocks_of_a_page_run(path, pg_dsn, tmp_path, start_node, monkeypatch):
+    monkeypatch.setenv("SIO_PG_DSN", pg_dsn)
+    node = await start_node()
+    names: dict[str, Any] = {"sio": node.sio, "dsn": pg_dsn}
+    given: Callable[..., Any] | None = GIVEN.get(Path(path).name)
+    if given is not None:
+        given(names, pg_dsn)
+    reader = Reader(pg_dsn, tmp_path, names)
+    for one in filter(runs, document(path)):
+        try:
+            await getattr(reader, one.language)(one.text)
+        except Exception as e:
+            e.add_note(f"{path}:{one.line}")
+            raise
+    if (after := AFTER.get(Path(path).name)) is not None:
+        after(reader)
+
+
+# -- what some pages take for granted --------------------------------------------------------------------------
+def orders(names: dict[str, Any], dsn: str) -> None:
+    url = dsn.replace("postgresql://", "postgresql+asyncpg://")
+    names |= {
+        "engine": create_async_engine(url, poolclass=NullPool),
+        "update": update,
+        "psycopg": psycopg,
+        "orders": Table("orders", MetaData(), Column("id", Integer), Column("paid", Boolean)),
+    }
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        connection.execute("CREATE TABLE orders (id integer, customer integer, paid boolean)")
+        connection.execute("INSERT INTO orders VALUES (7, 1, false)")
+
+
+def events_of(reader: Reader, *expected: str) -> None:
+    with psycopg.connect(reader.dsn) as connection:
+        rows = connection.execute('SELECT body FROM sio_packets WHERE kind = 0 ORDER BY "offset"').fetchall()
+    assert [body for [body] in rows] == list(expected)
+
+
+def after_index(reader: Reader) -> None:
+    assert reader.names["sio"].manager.recovery == ConnectionStateRecovery()
+
+
+def after_limits(reader: Reader) -> None:
+    """The last one on the page: upstream ignores keywords that it does not know, so a wrong one raises nothing."""
+    assert reader.names["sio"].manager.recovery.accepts({"HTTP_USER_AGENT": "Mozilla/5.0"}, None)
+    assert not reader.names["sio"].manager.recovery.accepts({"HTTP_USER_AGENT": "okhttp/4.12.0"}, None)
+
+
+def after_transactions(reader: Reader) -> None:
+    with psycopg.connect(reader.dsn) as connection:  # the trigger is there
+        connection.execute("UPDATE orders SET paid = false")
+        connection.execute("UPDATE orders SET paid = true")
+    paid = '["order_paid",{"id":7}]'
+    events_of(reader, paid, paid, '["order_paid",{"id": 7}]', '["order_paid",{"id" : 7}]')
+
+
+def after_redis(reader: Reader) -> None:
+    events_of(reader, '["order_paid",{"id":7}]')
+
+
+def after_command(reader: Reader) -> None:
+    assert "sio_packets" in (reader.at / "chat.sql").read_text(encoding="utf-8")
+
+
+GIVEN = {"transactions.md": orders}
+AFTER = {
+    "command.md": after_command,
+    "index.md": after_index,
+    "limits.md": after_limits,
+    "redis.md": after_redis,
+    "transactions.md": after_transactions,
+}
+
+
+# -- docs/alembic.md -------------------------------------------------------------------------------------------
+def test_the_alembic_page(pg_empty_dsn):
+    """The blocks as written; tests/integration/test_schema.py has what each of the three ways does."""
+    page = "docs/alembic.md"
+    url = pg_empty_dsn.replace("postgresql://", "postgresql+psycopg://")
+    with create_engine(url, poolclass=NullPool).connect() as connection:
+        revision: dict[str, Any] = {}
+        with Operations.context(MigrationContext.configure(connection)):
+            exec(block("python", "down_revision", page), revision)
+            revision["upgrade"]()
+            assert inspect(connection).has_table("sio_packets")
+            revision["downgrade"]()
+            inspect(connection).clear_cache()
+            assert not inspect(connection).has_table("sio_packets")
+
+        class Base(DeclarativeBase): ...
+
+        config = migrate.config_for("public")
+        names = {"context": context, "Base": Base, "connection": connection}
+        either, other = (
+            block("python", "context.configure(..., ", page).replace("...", "connection=connection").splitlines()[2:]
+        )
+        with EnvironmentContext(config, ScriptDirectory.from_config(config)):
+            exec(f"from sio_pg_adapter import schema\n{either}", names)
+            assert context.get_context().opts["include_object"] is schema.include_object
+            exec(other, names)
+            assert context.get_context().opts["target_metadata"] == [Base.metadata, schema.metadata]
+
+
+# -- what is named -----------------------------------------------------------------------------------------------
+REFERENCE = "\n".join((ROOT / path).read_text(encoding="utf-8") for path in PAGES if "/reference/" in path)
+
+
+@pytest.mark.parametrize("name", sio_pg_adapter.__all__)
+def test_each_public_name_is_in_the_reference(name):
+    where = getattr(sio_pg_adapter, name).__module__
+    assert re.search(rf"^::: {where}(\.{name})?$", REFERENCE, re.MULTILINE)
+
+
+def test_each_method_of_the_server_is_in_the_reference():
+    ours = {name: m for name, m in getmembers(AsyncServer, isfunction) if m.__module__.startswith("sio_pg_adapter")}
+    for name in ours:
+        internal = name.startswith("_") or name == "leave"  # the end of a connection: `Connect` calls it
+        assert internal or f"        - {name}\n" in REFERENCE, f"{name}: docs/reference/server.md"
+
+
+def test_each_command_is_in_the_reference():
+    [group] = [action for action in cli._parser()._actions if isinstance(action.choices, dict)]
+    for name in group.choices:
+        assert f"| `sio-pg {name}` |" in REFERENCE
+
+
+def test_the_versions_that_are_promised_are_those_that_are_asked_for():
+    page = (ROOT / "docs/compatibility.md").read_text(encoding="utf-8")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert project["requires-python"] == ">=3.11" and "| Python | 3.11 and later |" in page
+    for package, asked, said in (
+        ("alembic", ">=1.13", "1.13 and later"),
+        ("asyncpg", ">=0.30", "0.30 and later"),
+        ("python-socketio", ">=5.18,<6", "5.18 and later, below 6"),
+    ):
+        assert f"{package}{asked}" in project["dependencies"] and f"| {package} | {said} |" in page
+    clients = json.loads((ROOT / "tests/acceptance/js/package.json").read_text(encoding="utf-8"))["dependencies"]
+    versions = [at.partition("@")[2] for at in clients.values() if at.startswith("npm:socket.io-client@")]
+    assert f"| socket.io-client | 4.6 and later | {', '.join(versions)} |" in page

@@ -1,0 +1,118 @@
+"""What a newcomer has: the documents, a directory, a database, and the programs of this environment."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+@dataclass(frozen=True)
+class Block:
+    """A block of code in a document.
+
+    :ivar note: of the comment before it: ``not run: why``, or ``tested by file::test``; ``None``: none.
+    """
+
+    language: str
+    text: str
+    note: str | None
+    line: int
+
+
+BLOCK = re.compile(
+    r"(?:^ *<!-- (?P<note>(?:not run: |tested by )[^\n]*) -->\n)?"
+    r"^(?P<indent> *)```(?P<language>\w*)\n(?P<text>.*?)^(?P=indent)```$",
+    re.MULTILINE | re.DOTALL,
+)
+
+
+def document(path: str) -> list[Block]:
+    """The blocks of a document in the repository, in their order."""
+    text = (ROOT / path).read_text(encoding="utf-8")
+    return [
+        Block(m["language"], textwrap.dedent(m["text"]), m["note"], text.count("\n", 0, m.start("language")) + 1)
+        for m in BLOCK.finditer(text)
+    ]
+
+
+def block(language: str, part: str, path: str = "README.md") -> str:
+    """The text of the one block that has this part."""
+    [found] = [one.text for one in document(path) if one.language == language and part in one.text]
+    return found
+
+
+class Newcomer:
+    """A directory, and the programs of this environment run in it."""
+
+    def __init__(self, at: Path, dsn: str) -> None:
+        self.at = at
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self.port = free.getsockname()[1]
+        self.env = {
+            **os.environ,
+            "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
+            "SIO_PG_DSN": dsn,
+            "PYTHONUNBUFFERED": "1",
+        }
+
+    def here(self, text: str) -> str:
+        """Of this test, instead of everybody's port 8000."""
+        return text.replace("127.0.0.1:8000", f"127.0.0.1:{self.port}")
+
+    def write(self, name: str, path: str = "README.md") -> None:
+        """Copy a file out of a document: the block whose first line names it."""
+        language, first = ("html", f"<!-- {name} -->\n") if name.endswith(".html") else ("python", f"# {name}\n")
+        (self.at / name).write_text(self.here(block(language, first, path)), encoding="utf-8")
+
+    def run(self, *command: str) -> str:
+        done = subprocess.run(command, cwd=self.at, env=self.env, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    @contextmanager
+    def running(self, *command: str) -> Iterator[Printing]:
+        one = Printing(
+            subprocess.Popen(
+                command,
+                cwd=self.at,
+                env=self.env,
+                stdin=subprocess.PIPE,  # a terminal that nobody types in
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+            )
+        )
+        try:
+            yield one
+        finally:
+            one.process.kill()
+            one.process.wait()
+            one.process.stdout.close()
+            one.process.stdin.close()
+
+
+class Printing:
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        self.process = process
+        os.set_blocking(process.stdout.fileno(), False)
+        self.said = ""
+
+    def says(self, what: str) -> str:
+        """Wait until it has printed that, after what was waited for before; returns what came between."""
+        end = time.monotonic() + 60
+        while what not in self.said:
+            assert time.monotonic() < end, f"no {what!r} in {self.said!r}"
+            self.said += (self.process.stdout.read() or b"").decode()
+            time.sleep(0.01)
+        between, _, self.said = self.said.partition(what)
+        return between

@@ -1,0 +1,136 @@
+"""Never run: what `mypy --strict` of an application sees. A `type: ignore` that nothing needs is an error, too."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any, assert_type
+
+from sio_pg_adapter import (
+    AsyncClient,
+    AsyncNamespace,
+    AsyncPostgresManager,
+    AsyncServer,
+    ConfigurationError,
+    ConnectionStateRecovery,
+    SioPgError,
+    StoreUnavailable,
+    emit,
+    emit_async,
+    lifespan,
+    migrate,
+)
+from sio_pg_adapter.manager import Health
+
+Connect = Callable[[str, dict[str, Any], Any], Awaitable[None]]
+
+manager = AsyncPostgresManager("postgresql://", schema="chat", max_queued_packets=10)
+AsyncPostgresManager(dns="postgresql://")  # type: ignore[call-arg]
+AsyncPostgresManager(max_queued_packets="10")  # type: ignore[arg-type]
+
+sio = AsyncServer(manager, async_mode="asgi", connection_state_recovery=True)
+AsyncServer(manager, connection_state_recovery={"max_disconnection_duration": 60})
+AsyncServer(
+    manager, connection_state_recovery=ConnectionStateRecovery(accepts=lambda environ, auth: bool(environ or auth))
+)
+AsyncServer(manager, connection_state_recovery=60)  # type: ignore[arg-type]
+ConnectionStateRecovery(60)  # type: ignore[call-arg]
+
+
+# -- handlers keep their types -------------------------------------------------------------------------------
+@sio.event
+async def connect(sid: str, environ: dict[str, Any], auth: Any) -> None: ...
+
+
+@sio.event(namespace="/chat")
+async def say(sid: str, text: str) -> int:
+    return len(text)
+
+
+@sio.on("*", namespace="/chat")
+async def other(event: str, sid: str, *args: Any) -> None: ...
+
+
+@sio.use
+async def token(sid: str, environ: dict[str, Any], auth: Any) -> None: ...
+
+
+@sio.use("/chat")
+async def chat_token(sid: str, environ: dict[str, Any], auth: Any) -> None: ...
+
+
+@sio.on_session_expired
+async def gone(sid: str, namespace: str, session: Any) -> None: ...
+
+
+@sio.on_session_expired(namespace="/chat")
+def gone_from_chat(sid: str, namespace: str, session: Any) -> int:
+    return len(sid)
+
+
+@sio.use  # type: ignore[type-var]
+def not_async(sid: str) -> None: ...
+
+
+sio.on("say", say)
+
+
+async def handlers() -> None:
+    assert_type(await connect("sid", {}, None), None)
+    assert_type(await say("sid", "text"), int)
+    await say("sid", 7)  # type: ignore[arg-type]
+    assert_type(await other("event", "sid", 1), None)
+    assert_type(await token("sid", {}, None), None)
+    assert_type(await chat_token("sid", {}, None), None)
+    assert_type(await gone("sid", "/", {}), None)
+    assert_type(gone_from_chat("sid", "/", {}), int)
+
+
+# -- what is called -------------------------------------------------------------------------------------------
+async def server(session: object) -> None:
+    assert_type(sio.recovered("sid", "/chat"), bool)
+    assert_type(await sio.fetch_rooms("sid"), list[str])
+    assert_type(await sio.emit("event", {"id": 7}, room="room", connection=session), None)
+    await sio.emit("event", None, None, None, None, None, None, False, session)  # type: ignore[call-arg]
+    assert_type(await sio.disconnect("sid"), None)
+    assert_type(await manager.health(), Health)
+    assert_type((await manager.health()).lag, int)
+    async with manager as started:
+        assert_type(started, AsyncPostgresManager)
+    async with lifespan(sio):
+        pass
+
+
+class Chat(AsyncNamespace):
+    async def on_say(self, sid: str, text: str) -> None:
+        assert_type(await self.emit("said", text, room="room", volatile=True), None)
+        assert_type(self.recovered(sid), bool)
+        assert_type(await self.fetch_rooms(sid), list[str])
+
+
+async def elsewhere(connection: object) -> None:
+    assert_type(emit(connection, "event", room=["a", "b"]), None)
+    assert_type(await emit_async(connection, "event"), None)
+    emit(connection, 7)  # type: ignore[arg-type]
+    assert_type(migrate.sql("chat"), str)
+
+
+client = AsyncClient()
+
+
+@client.event
+async def said(text: str) -> int:
+    return len(text)
+
+
+async def use_client() -> None:
+    assert_type(await said("text"), int)
+    assert_type(await client.connect("http://localhost", namespaces=["/chat"]), None)
+    assert_type(client.recovered("/chat"), bool)
+
+
+def errors(error: StoreUnavailable) -> None:
+    assert_type(error.may_be_stored, bool)
+    above: SioPgError = error
+    connection: ConnectionError = error
+    value: ValueError = ConfigurationError()
+    print(above, connection, value)
