@@ -92,7 +92,7 @@ class _Traced(Spans):
         ) as span:
             try:
                 yield span
-            except Lost:  # the connection ended meanwhile: no error
+            except Lost:  # connection or session ended meanwhile: no error
                 span.set_attribute("sio_pg.lost", True)
                 raise
             except Exception as e:  # its text may show what was to be stored

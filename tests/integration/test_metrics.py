@@ -493,6 +493,8 @@ def test_the_page_has_each_metric_with_its_labels_and_no_other():
             {label: values - {""} for label, values in labels.items() if label not in ("manager", "le")},
         )
     assert told == there
+    assert set(re.findall(r"\bsio_pg_(?!adapter)\w+", page)) == told.keys()
+    assert f"the number of series is fixed: {sum(len(one.samples) for one in registry.collect())} for" in page
 
 
 def labels_of(cell: str) -> list[tuple[str, str]]:
