@@ -21,6 +21,7 @@ from . import websocket
 from .callbacks import Callbacks
 from .census import Census
 from .clients import Client, Clients, QueueLimit, State
+from .counters import Counters
 from .database import Connection, Database, Pool
 from .delivery import Delivery
 from .dispatcher import Dispatcher
@@ -113,6 +114,7 @@ class AsyncPostgresManager(AsyncManager):
         self.host_id = uuid.uuid4().hex
         self.database = Database(dsn, pool=pool, listen_dsn=listen_dsn, schema=schema)
         self.clients = Clients()
+        self.counters = Counters()
         for name, value in (("max_queued_packets", max_queued_packets), ("max_queued_bytes", max_queued_bytes)):
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ConfigurationError(f"{name} takes a whole number from 1 on: not {value!r}")
@@ -186,7 +188,7 @@ class AsyncPostgresManager(AsyncManager):
         self.history = History(self)
         self.log_reader = LogReader(self.database, self.history.check)
         self.dispatcher = Dispatcher(self.log_reader, self._apply, self.history.hole)
-        self.log = LogWriter(self.database, self._on_appended, self.node)
+        self.log = LogWriter(self.database, self._on_appended, self.node, self.counters)
         self.sessions = Sessions(self.database, self.log, self.node)
         self.delivery = Delivery(
             self,
@@ -289,7 +291,7 @@ class AsyncPostgresManager(AsyncManager):
         """How this node is, without asking the database."""
         if not self._running or self.write_only:
             return Health(self._running, 0, 0, "stopped", 0)
-        lag = max(0, self.dispatcher.head - self.dispatcher.cursor)
+        lag = self.dispatcher.lag
         held = sum(client.held is not None for client in self.clients)
         listening = self.listener.connected
         state = "listening" if listening else "reconnecting"
@@ -297,7 +299,9 @@ class AsyncPostgresManager(AsyncManager):
 
     # -- what the loops tell -------------------------------------------------------------------------------
     def _apply(self, record: Any) -> None:
-        self.delivery.apply(record)
+        self.counters.applied += 1
+        with self.counters.spans.deliver(record):
+            self.delivery.apply(record)
 
     def _on_appended(self, prev: int, last: int, records: list[Any] | None) -> None:
         self.dispatcher.offer(prev, last, records)
