@@ -1,7 +1,7 @@
 """Socket.IO connection state recovery for python-socketio, on nothing but PostgreSQL."""
 
 from .census import RemoteSocket
-from .client import AsyncClient
+from .client import AsyncClient, AsyncSimpleClient
 from .emitter import emit, emit_async
 from .errors import (
     ConfigurationError,
@@ -24,6 +24,7 @@ __all__ = [
     "AsyncNamespace",
     "AsyncPostgresManager",
     "AsyncServer",
+    "AsyncSimpleClient",
     "ConfigurationError",
     "ConnectionStateRecovery",
     "HandlerFailed",

@@ -19,6 +19,11 @@ class Backlog:
         self._line: deque[asyncio.Future[None]] = deque()
         self._called = 0  # of those who have a place and have not gone on yet: nobody may overtake them
 
+    @property
+    def waiting(self) -> int:
+        """Who waits for a place."""
+        return len(self._line)
+
     async def take(self) -> None:
         """Wait for a place, in turn."""
         if self._free > 0 and not self._line and not self._called:

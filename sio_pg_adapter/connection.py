@@ -98,9 +98,11 @@ class Connect:
             raise
         except SioPgError as e:
             logger.warning("a connection is closed, so that the client tries again: %s", e)
+            self._manager.counters.broken += 1
             self._manager.spawn(self._end(client), "sio_pg leave")
         except Exception:  # of the application's: neither accepted nor refused
             logger.exception("a connection is closed, so that the client tries again")
+            self._manager.counters.broken += 1
             await self._end(client)
 
     def _repeats(self, former: Client) -> bool:
@@ -127,15 +129,18 @@ class Connect:
         presented = await self._read_auth()
         if presented.rejected:
             logger.warning("not recovered: %s", presented.rejected)
+            self._manager.counters.fresh[presented.rejected] += 1
         if recovery.accepts is not None and not recovery.accepts(self._environ(), presented.auth):
             await self._first(client, presented.auth, pid=None)
             return
         client.recoverable = True
-        session = await self._claim(client, presented.claim, recovery) if presented.claim else None
-        if session is not None and presented.claim is not None:
-            await self._recover(client, session, presented.claim, presented.auth)
-        else:
-            await self._first(client, presented.auth, pid=new_pid())
+        if presented.claim is not None:
+            with self._manager.counters.spans.recovery(self._namespace):
+                session = await self._claim(client, presented.claim, recovery)
+                if session is not None:
+                    await self._recover(client, session, presented.claim, presented.auth)
+                    return
+        await self._first(client, presented.auth, pid=new_pid())
 
     def _environ(self) -> dict[str, Any]:
         environ: dict[str, Any] | None = self._server.environ.get(self._eio_sid)
@@ -212,6 +217,7 @@ class Connect:
                 raise StoreUnavailable("claiming a session", may_be_stored=True) from e
             raise
         decision = verdict(claim, session, cap)
+        manager.counters.decided(decision)
         if session is None or not isinstance(decision, Recovered):
             if isinstance(decision, Fresh):
                 logger.info("a fresh session: %s", decision.reason)
@@ -282,6 +288,7 @@ class Connect:
         if session.former is None:
             return
         manager = self._manager
+        manager.counters.takeovers += 1
         key = (session.id, session.former)
         event = manager.released(key)
         leaving = self._server.endings.leaving.get((client.namespace, client.sid))
@@ -399,6 +406,7 @@ class Connect:
             await self._leave(client)
         except SioPgError as e:
             logger.warning("a replay broke, the client will try again: %s", e)
+            self._manager.counters.broken += 1
             await hang_up(self._server, self._eio_sid)
 
     def _finish(self, client: Client) -> bool:
@@ -432,6 +440,7 @@ class Connect:
             raise Lost
         if page.lost:
             logger.warning("what a client missed was deleted before it could be sent: its session ends")
+            manager.counters.broken += 1
             await manager.sessions.end(self._held(client))
             client.held = None
             await hang_up(self._server, self._eio_sid)

@@ -68,6 +68,7 @@ class Delivery:
             return
         offset: str | None = None
         slow: list[Client] = []
+        sent = 0
         for sid in self._members(record.namespace, record.rooms):
             client = clients.get(sid)
             if client is None or record.offset <= client.sent or sid in record.skip_sids:
@@ -78,6 +79,8 @@ class Delivery:
             if client.over(self._limit):  # what waited already: one large packet on its own is no fault
                 slow.append(client)
             client.put(stored_frames(record, self._packet_class, offset if client.recoverable else None))
+            sent += 1
+        self._manager.counters.stored += sent
         for client in slow:
             self._on_slow(client)
 
@@ -86,6 +89,7 @@ class Delivery:
         client.sent = record.offset
         offset = self._codec().encode(record.offset, record.namespace) if client.recoverable else None
         client.put(stored_frames(record, self._packet_class, offset))
+        self._manager.counters.sent_from_log(recovered=client.recovered)
 
     def _members(self, namespace: str, rooms: tuple[str, ...]) -> Iterator[str]:
         """The sids of live clients in any of the rooms, each once. No copy: nothing is awaited meanwhile."""
@@ -160,9 +164,9 @@ class Delivery:
         """Send an event to the live clients here, and forget it."""
         plain: Frames | None = None
         tailed: Frames | None = None
-        for client in self.recipients(namespace, rooms, skip_sids):
-            if client.state is not State.LIVE:
-                continue
+        recipients = [one for one in self.recipients(namespace, rooms, skip_sids) if one.state is State.LIVE]
+        self._manager.counters.unstored += len(recipients)
+        for client in recipients:
             if client.recoverable:
                 if tailed is None:
                     tail = unstored_tail(body)
@@ -188,6 +192,7 @@ class Delivery:
         :returns: who was asked, and the ids of the acknowledgements.
         """
         asked = [(client, next(self._clients.ack_ids)) for client in self.recipients(namespace, rooms, skip_sids)]
+        self._manager.counters.unstored += len(asked)
         for client, ack_id in asked:
             client.acks[ack_id] = ack(client)
             client.put_behind_replay(event_frames(self._packet_class, namespace, body, parts, ack_id=ack_id))

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 
 from .errors import SioPgError
 from .log import LogReader
-from .records import Kind, Record
+from .records import EPOCH_BITS, Kind, Record
 
 PAGE = 500
 """Records of one range read."""
@@ -116,6 +116,12 @@ class Dispatcher:
         self._passed: list[tuple[int, int, Callable[[], None]]] = []
         self._order = itertools.count()
         self._task: asyncio.Task[None] | None = None
+
+    @property
+    def lag(self) -> int:
+        """Offsets that it knows of and has yet to pass; of a new epoch, those in that: between two there are 2^40."""
+        first = self.head >> EPOCH_BITS << EPOCH_BITS
+        return max(0, self.head - max(self.cursor, first))
 
     async def start(self) -> None:
         """Begin at the head of the log."""

@@ -57,6 +57,11 @@ class Ephemeral:
         self._sending: asyncio.Task[None] | None = None
         self._fetching: set[asyncio.Task[None]] = set()
 
+    @property
+    def waiting(self) -> int:
+        """Messages that are not on their way yet."""
+        return len(self._waiting)
+
     async def close(self) -> None:
         """Send what is waiting, then end. Safe to call twice."""
         tasks = [t for t in (self._sending, *self._fetching) if t is not None]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import logging
 import struct
 from collections.abc import Sequence
 
@@ -11,6 +12,7 @@ from engineio import packet as engineio_packet
 from engineio.packet import MESSAGE
 from socketio.packet import EVENT, Packet
 
+from .errors import NotSerializable
 from .records import Record, with_binary
 
 
@@ -28,6 +30,9 @@ class Frame(engineio_packet.Packet):
         if size < 1 << 16:
             return struct.pack("!BBH", opcode, 126, size) + payload
         return struct.pack("!BBQ", opcode, 127, size) + payload
+
+
+logger = logging.getLogger("sio_pg_adapter")
 
 
 class BinaryFrame(Frame):
@@ -52,6 +57,11 @@ def framed(encoded: str | bytes) -> Frame:
     return (Frame if isinstance(encoded, str) else BinaryFrame)(MESSAGE, encoded)
 
 
+def another_serializer(packet_class: type[Packet]) -> bool:
+    """Is it another one than upstream's own, which is JSON?"""
+    return packet_class.encode is not Packet.encode or packet_class.decode is not Packet.decode
+
+
 def event_frames(
     packet_class: type[Packet],
     namespace: str,
@@ -65,13 +75,16 @@ def event_frames(
 
     :param body: the JSON array of its name and arguments.
     :param tail: JSON text to add as the last argument.
+    :raises NotSerializable: if the server's serializer cannot hold what JSON can.
     """
     if tail is not None:
         body = f"{body.rstrip()[:-1]},{tail}]"
-    if packet_class.encode is not Packet.encode or packet_class.decode is not Packet.decode:
-        # Another serializer: it gets the values, not the text.
+    if another_serializer(packet_class):  # it gets the values, not the text
         values = with_binary(json.loads(body), parts)
-        encoded = packet_class(EVENT, data=values, namespace=namespace, id=ack_id).encode()
+        try:
+            encoded = packet_class(EVENT, data=values, namespace=namespace, id=ack_id).encode()
+        except (ArithmeticError, TypeError, ValueError) as e:
+            raise NotSerializable(f"event {values[0]!r} has no form in {packet_class.__name__}: {e}") from e
         return [framed(one) for one in (encoded if isinstance(encoded, list) else [encoded])]
     head = f"5{len(parts)}-" if parts else "2"
     if namespace != "/":
@@ -87,7 +100,11 @@ def stored_frames(record: Record, packet_class: type[Packet], offset: str | None
     frames: Frames | None = record.frames.get(key)
     if frames is None:
         tail = None if offset is None else f'"{offset}"'
-        frames = event_frames(packet_class, record.namespace, record.body or "", record.parts, tail=tail)
+        try:
+            frames = event_frames(packet_class, record.namespace, record.body or "", record.parts, tail=tail)
+        except NotSerializable as e:  # SQL has emitted it, or a server of another serializer: left out, live or later
+            logger.error("record %s of the log cannot be sent: %s", record.offset, e)  # noqa: TRY400
+            frames = []
         record.frames[key] = frames
     return frames
 

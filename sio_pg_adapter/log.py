@@ -18,6 +18,7 @@ import asyncpg
 
 from .backlog import Backlog
 from .commits import Commits
+from .counters import Counters
 from .database import Database, refusal, translated
 from .entries import Entry, Members, Written
 from .errors import PayloadTooLarge, SioPgError, StoreUnavailable
@@ -44,14 +45,24 @@ class LogWriter:
     """
 
     def __init__(
-        self, database: Database, on_appended: Callable[[int, int, list[Record] | None], None], node: str
+        self,
+        database: Database,
+        on_appended: Callable[[int, int, list[Record] | None], None],
+        node: str,
+        counters: Counters,
     ) -> None:
+        self._counters = counters
         self._commits = Commits(database, on_appended, node)
         self._waiting: deque[tuple[Entry | Members, asyncio.Future[Written]]] = deque()
         self._backlog = Backlog(BACKLOG)
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._closing = False
+
+    @property
+    def waiting(self) -> int:
+        """Entries in line, and emits that wait for a place in it; what is being committed is neither."""
+        return len(self._waiting) + self._backlog.waiting
 
     def start(self) -> None:
         self._task = asyncio.create_task(self._run(), name="sio_pg log writer")
@@ -126,7 +137,10 @@ class LogWriter:
 
     async def _write(self, batch: list[tuple[Entry, asyncio.Future[Written]]]) -> None:
         try:
-            written = await self._commits.batch([entry for entry, _ in batch])
+            entries = [entry for entry, _ in batch]
+            with self._counters.spans.append(entries):
+                written = await self._commits.batch(entries)
+            self._counters.wrote(entries)
         except ONE_AT_FAULT as e:
             if len(batch) == 1:
                 _fail([future for _, future in batch], PayloadTooLarge(f"PostgreSQL refuses it: {e}"))

@@ -21,6 +21,7 @@ from . import websocket
 from .callbacks import Callbacks
 from .census import Census
 from .clients import Client, Clients, QueueLimit, State
+from .counters import Counters
 from .database import Connection, Database, Pool
 from .delivery import Delivery
 from .dispatcher import Dispatcher
@@ -28,6 +29,7 @@ from .emitter import emit_async
 from .entries import Entry, Members
 from .ephemeral import Ephemeral, Message
 from .errors import ConfigurationError, SioPgError, StoreUnavailable
+from .frames import another_serializer, event_frames
 from .history import History
 from .listener import Listener
 from .log import LogReader, LogWriter, read_notification
@@ -113,6 +115,7 @@ class AsyncPostgresManager(AsyncManager):
         self.host_id = uuid.uuid4().hex
         self.database = Database(dsn, pool=pool, listen_dsn=listen_dsn, schema=schema)
         self.clients = Clients()
+        self.counters = Counters()
         for name, value in (("max_queued_packets", max_queued_packets), ("max_queued_bytes", max_queued_bytes)):
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ConfigurationError(f"{name} takes a whole number from 1 on: not {value!r}")
@@ -187,7 +190,7 @@ class AsyncPostgresManager(AsyncManager):
         self.history = History(self)
         self.log_reader = LogReader(self.database, self.history.check)
         self.dispatcher = Dispatcher(self.log_reader, self._apply, self.history.hole)
-        self.log = LogWriter(self.database, self._on_appended, self.node)
+        self.log = LogWriter(self.database, self._on_appended, self.node, self.counters)
         self.sessions = Sessions(self.database, self.log, self.node)
         self.delivery = Delivery(
             self,
@@ -290,7 +293,7 @@ class AsyncPostgresManager(AsyncManager):
         """How this node is, without asking the database."""
         if not self._running or self.write_only:
             return Health(self._running, 0, 0, "stopped", 0)
-        lag = max(0, self.dispatcher.head - self.dispatcher.cursor)
+        lag = self.dispatcher.lag
         held = sum(client.held is not None for client in self.clients)
         listening = self.listener.connected
         state = "listening" if listening else "reconnecting"
@@ -298,7 +301,9 @@ class AsyncPostgresManager(AsyncManager):
 
     # -- what the loops tell -------------------------------------------------------------------------------
     def _apply(self, record: Any) -> None:
-        self.delivery.apply(record)
+        self.counters.applied += 1
+        with self.counters.spans.deliver(record):
+            self.delivery.apply(record)
 
     def _on_appended(self, prev: int, last: int, records: list[Any] | None) -> None:
         self.dispatcher.offer(prev, last, records)
@@ -379,7 +384,7 @@ class AsyncPostgresManager(AsyncManager):
         namespace = text_name(namespace or "/", "namespace")
         rooms = text_names(first_named(to, room), "room") or (EVERYBODY,)
         skip_sids = text_names(skip_sid, "skip_sid")
-        body, parts = encode_event(event, data, self.json)
+        body, parts = self._encoded(event, data)
         if callback is not None:
             if self.server is None:
                 raise RuntimeError("Callbacks can only be issued from the context of a server.")
@@ -397,6 +402,12 @@ class AsyncPostgresManager(AsyncManager):
             await self.ephemeral.send(self.database.channel, message, parts)
         else:
             await self.append(Entry(Kind.EVENT, namespace, rooms, skip_sids, body=body, parts=parts))
+
+    def _encoded(self, event: str, data: Any) -> tuple[str, tuple[bytes, ...]]:
+        body, parts = encode_event(event, data, self.json)
+        if self.server is not None and another_serializer(self.server.packet_class):
+            event_frames(self.server.packet_class, "/", body, parts)  # raises what must not be stored
+        return body, parts
 
     async def append(self, entry: Entry | Members) -> None:
         """Append, and wait until it has taken effect here."""
@@ -488,7 +499,7 @@ class AsyncPostgresManager(AsyncManager):
         return None if client is None else client.sid
 
     def get_namespaces(self) -> Any:
-        return self.clients.by_sid.keys()
+        return list(self.clients.by_sid)  # upstream awaits while it goes through them
 
     def pre_disconnect(self, sid: str, namespace: str) -> str | None:
         self.pending_disconnect.setdefault(namespace, []).append(sid)

@@ -12,6 +12,7 @@ is the same whether it was connected then or is told later.
 
 from __future__ import annotations
 
+import enum
 import hashlib
 import secrets
 from collections.abc import Mapping
@@ -22,7 +23,19 @@ from .records import EPOCH_BITS, EVERYBODY, Kind, OffsetCodec, Record
 
 MAX_PID_LENGTH = 128
 
-FOREIGN = "malformed or foreign offset"
+
+class Reason(enum.StrEnum):
+    """Why a client that presented a pid has a new session: in words for the log, by name for metrics."""
+
+    MALFORMED_PID = "malformed pid"
+    FOREIGN_OFFSET = "malformed or foreign offset"
+    UNKNOWN_SESSION = "unknown or expired session"
+    FUTURE_OFFSET = "offset in the future"
+    DELETED_PACKETS = "missed packets no longer stored"
+    TOO_MANY_MISSED = "too many missed packets"
+
+
+FOREIGN = Reason.FOREIGN_OFFSET
 """Why no claim: the offset was not issued for this namespace, in a history that is known here."""
 
 
@@ -55,12 +68,12 @@ class Presented:
 
     :ivar auth: what the application's handlers see: without pid and offset, ``None`` if nothing is left.
     :ivar claim: what to look up, if pid and offset have a form that was issued here.
-    :ivar rejected: why something was presented that is no claim, in a word for the log.
+    :ivar rejected: why something was presented that is no claim.
     """
 
     auth: Any
     claim: Claim | None = None
-    rejected: str | None = None
+    rejected: Reason | None = None
 
 
 def read_auth(auth: object, namespace: str, codec: OffsetCodec) -> Presented:
@@ -74,7 +87,7 @@ def read_auth(auth: object, namespace: str, codec: OffsetCodec) -> Presented:
     if pid is None:
         return Presented(rest)
     if not isinstance(pid, str) or not pid or len(pid) > MAX_PID_LENGTH or not pid.isascii():
-        return Presented(rest, rejected="malformed pid")
+        return Presented(rest, rejected=Reason.MALFORMED_PID)
     if offset is None:
         return Presented(rest, Claim(pid, None))
     after = codec.decode(offset, namespace) if isinstance(offset, str) else None
@@ -193,7 +206,7 @@ class Recovered:
 class Fresh:
     """It does not: a new session, and why."""
 
-    reason: str
+    reason: Reason
 
 
 def verdict(claim: Claim, session: Claimed | None, limit: int) -> Recovered | Fresh:
@@ -202,12 +215,12 @@ def verdict(claim: Claim, session: Claimed | None, limit: int) -> Recovered | Fr
     :param limit: ``max_missed_packets``.
     """
     if session is None:
-        return Fresh("unknown or expired session")
+        return Fresh(Reason.UNKNOWN_SESSION)
     if claim.after is not None and claim.after >= session.offset:
-        return Fresh("offset in the future")
+        return Fresh(Reason.FUTURE_OFFSET)
     if session.lost:
-        return Fresh("missed packets no longer stored")
+        return Fresh(Reason.DELETED_PACKETS)
     if session.missed > limit:
-        return Fresh("too many missed packets")
+        return Fresh(Reason.TOO_MANY_MISSED)
     # An offset from before the session's start is of a session that the client had earlier.
     return Recovered(max(claim.after or 0, session.memberships.start))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import difflib
 import inspect
 import logging
 import re
@@ -12,12 +13,13 @@ from typing import Any, TypeVar, overload
 import socketio
 from socketio import packet
 
+from .admin import Instrumented
 from .clients import Client, State, handling
 from .cluster import ClusterMethods
 from .connection import Connect
 from .decorators import Event, On
 from .endings import Endings
-from .errors import ConfigurationError, SioPgError
+from .errors import ConfigurationError, SioPgError, StoreUnavailable
 from .frames import framed
 from .manager import AsyncPostgresManager
 from .options import ConnectionStateRecovery, recovery_options
@@ -55,6 +57,11 @@ class AsyncServer(ClusterMethods, socketio.AsyncServer):
         connection_state_recovery: ConnectionStateRecovery | Mapping[str, Any] | bool | None = None,
         **kwargs: Any,
     ) -> None:
+        for name in kwargs:  # upstream takes any keyword: without this, recovery would just stay off
+            if difflib.get_close_matches(name, ["connection_state_recovery"]):
+                raise ConfigurationError(
+                    f"AsyncServer has no option {name!r}: did you mean connection_state_recovery?"
+                )
         recovery = recovery_options(connection_state_recovery)
         self._ours = isinstance(client_manager, AsyncPostgresManager)
         if recovery is not None and not self._ours:
@@ -65,6 +72,7 @@ class AsyncServer(ClusterMethods, socketio.AsyncServer):
         self.endings = Endings(self)
         self.pace = Pace()
         self._expiry_handlers: dict[str, ExpiryHandler] = {}
+        self._instrumented: list[Instrumented] = []
         super().__init__(client_manager, *args, **kwargs)
         if self._ours:
             self.manager.recovery = recovery
@@ -140,12 +148,33 @@ class AsyncServer(ClusterMethods, socketio.AsyncServer):
         except Exception:
             logger.exception("the handler of expired sessions failed")
 
-    def instrument(self, *args: Any, **kwargs: Any) -> Any:
-        """As upstream's, for the Socket.IO Admin UI. What goes to its namespace is not stored."""
-        namespace = kwargs.get("namespace", args[4] if len(args) > 4 else "/admin")
-        if self._ours:
-            self.manager.unstored.add(namespace)
-        return super().instrument(*args, **kwargs)
+    def instrument(
+        self,
+        auth: Any = None,
+        mode: str = "development",
+        read_only: bool = False,
+        server_id: str | None = None,
+        namespace: str = "/admin",
+        server_stats_interval: int = 2,
+    ) -> Any:
+        """As upstream's, for the Socket.IO Admin UI. What goes to its namespace is not stored.
+
+        It is best effort, too: no event or handler of the application's fails because it could not be shown.
+        """
+        if not self._ours:
+            return super().instrument(auth, mode, read_only, server_id, namespace, server_stats_interval)
+        self.manager.unstored.add(namespace)
+        instrumented = Instrumented(
+            self,
+            auth=auth,
+            mode=mode,
+            read_only=read_only,
+            server_id=server_id,
+            namespace=namespace,
+            server_stats_interval=server_stats_interval,
+        )
+        self._instrumented.append(instrumented)
+        return instrumented
 
     # -- what applications call --------------------------------------------------------------------------
     def recovered(self, sid: str, namespace: str = "/") -> bool:
@@ -186,16 +215,21 @@ class AsyncServer(ClusterMethods, socketio.AsyncServer):
         more = {"connection": connection} if connection is not None else {}
         if volatile:
             more["volatile"] = True
-        await self.manager.emit(
-            event,
-            data,
-            namespace,
-            room=first_named(to, room),
-            skip_sid=skip_sid,
-            callback=callback,
-            ignore_queue=ignore_queue,
-            **more,
-        )
+        try:
+            await self.manager.emit(
+                event,
+                data,
+                namespace,
+                room=first_named(to, room),
+                skip_sid=skip_sid,
+                callback=callback,
+                ignore_queue=ignore_queue,
+                **more,
+            )
+        except StoreUnavailable as e:
+            if namespace not in self.manager.unstored:
+                raise
+            logger.debug("not told to the Admin UI: %s", e)
 
     async def call(
         self,
@@ -327,6 +361,8 @@ class AsyncServer(ClusterMethods, socketio.AsyncServer):
 
     async def shutdown(self) -> None:
         """Stop background work, and the manager. Safe to call twice."""
+        for instrumented in self._instrumented:
+            await instrumented.shutdown()
         if self.eio.service_task_handle is not None:  # upstream awaits it even where it has ended
             await super().shutdown()
         if self._ours:

@@ -37,6 +37,7 @@ class Wire:
     :param queue: the socket's queue.
     :param is_open: tells whether data may be sent: no close frame has been sent or received.
     :param compresses: the server may have agreed with the client to compress what is large.
+    :param on_write: called with the packets and bytes of each write: who counts them wraps the longer way.
     """
 
     def __init__(
@@ -46,11 +47,13 @@ class Wire:
         is_open: Callable[[], bool],
         *,
         compresses: bool,
+        on_write: Callable[[int, int], None] | None = None,
     ) -> None:
         self._queue = queue
         self._transport = transport
         self._is_open = is_open
         self._largest = COMPRESS_FROM if compresses else None
+        self._on_write = on_write
         self._idle = False
 
     def write(self, frames: Frames) -> bool:
@@ -69,6 +72,8 @@ class Wire:
         if transport.is_closing() or not self._is_open():
             return False
         transport.write(data)
+        if self._on_write is not None:
+            self._on_write(len(frames), len(data))
         return True
 
     async def poll(self) -> list[Any]:
@@ -121,7 +126,8 @@ def attach(socket: AsyncSocket, ws: Any) -> None:
         return
     transport, is_open, compresses = below
     _send_at_once(transport)
-    written.set(Wire(socket.queue, transport, is_open, compresses=compresses))
+    on_write = getattr(socket.server, "sio_pg_on_write", None)
+    written.set(Wire(socket.queue, transport, is_open, compresses=compresses, on_write=on_write))
     if getattr(socket, "sio_pg_wire", None) is None:
         poll_of_requests = socket.poll
 

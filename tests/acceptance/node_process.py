@@ -27,6 +27,8 @@ from sio_pg_adapter import AsyncPostgresManager, AsyncServer, ConnectionStateRec
 from .operations import Node
 from .values import pack
 
+ADMIN_AUTH = {"username": "operator", "password": "secret"}
+
 
 @dataclass
 class Config:
@@ -46,6 +48,8 @@ class Config:
     two_argument_connect: bool = False
     serializer: str = "default"
     namespaces: list[str] = field(default_factory=lambda: ["/", "/ns", "/admin"])
+    admin: str = ""  # the Admin UI's mode; empty: none
+    static: str = ""  # a directory served at /ui
     log_level: str = ""  # of the package, on stderr; empty: warnings and worse
 
     @classmethod
@@ -121,6 +125,8 @@ async def serve(config: Config) -> None:
         logging.getLogger("sio_pg_adapter").setLevel(config.log_level)
     sio = build_server(config)
     node = Node(sio, config)
+    if config.admin:
+        sio.instrument(auth=ADMIN_AUTH, mode=config.admin, server_stats_interval=0.2)
     asyncio.get_running_loop().set_exception_handler(
         lambda loop, context: (node.errors.append(str(context)), loop.default_exception_handler(context))
     )
@@ -132,7 +138,8 @@ async def serve(config: Config) -> None:
         await sio.shutdown()
         await sio.manager.aclose()
 
-    app = socketio.ASGIApp(sio, control_app(node), on_startup=sio.manager.start, on_shutdown=stop)
+    files = {"/ui": config.static} if config.static else None
+    app = socketio.ASGIApp(sio, control_app(node), on_startup=sio.manager.start, on_shutdown=stop, static_files=files)
     # By its protocol's number: for a socket of protocol 0 asyncio leaves TCP_NODELAY off, and answers wait 40 ms.
     taken = socket.create_server(("127.0.0.1", config.port), reuse_port=False)
     listening = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, taken.detach())

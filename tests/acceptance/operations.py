@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from socketio.exceptions import ConnectionRefusedError as Refused
 
 from sio_pg_adapter import AsyncServer, NoAnswer
+from sio_pg_adapter.endings import hang_up
 
 from .values import unpack
 
@@ -189,6 +190,10 @@ class Node:
 
     async def op_disconnect(self, sid: str, namespace: str = "/") -> None:
         await self.sio.disconnect(sid, namespace=namespace)
+
+    async def op_hang_up(self, sid: str, namespace: str = "/") -> None:
+        """Close a connection as the server does it to a client that shall come back."""
+        await hang_up(self.sio, self.sio.manager.eio_sid_from_sid(sid, namespace))
 
     async def op_save_session(self, sid: str, session: Any, namespace: str = "/") -> None:
         await self.sio.save_session(sid, session, namespace=namespace)

@@ -16,6 +16,7 @@ from inspect import getmembers, isawaitable, isfunction
 from pathlib import Path
 from typing import Any
 
+import httpx
 import psycopg
 import pytest
 from alembic import context
@@ -23,6 +24,7 @@ from alembic.migration import MigrationContext
 from alembic.operations import Operations
 from alembic.runtime.environment import EnvironmentContext
 from alembic.script import ScriptDirectory
+from prometheus_client import REGISTRY
 from sqlalchemy import Boolean, Column, Integer, MetaData, NullPool, Table, create_engine, inspect, update
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.orm import DeclarativeBase
@@ -108,7 +110,9 @@ async def test_the_blocks_of_a_page_run(path, pg_dsn, tmp_path, start_node, monk
             e.add_note(f"{path}:{one.line}")
             raise
     if (after := AFTER.get(Path(path).name)) is not None:
-        after(reader)
+        done = after(reader)
+        if isawaitable(done):
+            await done
 
 
 # -- what some pages take for granted --------------------------------------------------------------------------
@@ -157,11 +161,25 @@ def after_command(reader: Reader) -> None:
     assert "sio_packets" in (reader.at / "chat.sql").read_text(encoding="utf-8")
 
 
+async def after_monitoring(reader: Reader) -> None:
+    served = httpx.ASGITransport(reader.names["api"])
+    async with httpx.AsyncClient(transport=served, base_url="http://here", follow_redirects=True) as client:
+        health = await client.get("/healthz")
+        assert health.status_code == 200 and health.json()["listener"] == "listening"
+        assert 'sio_pg_listening{manager="public"} 1.0' in (await client.get("/metrics")).text
+        await reader.names["sio"].shutdown()
+        assert (await client.get("/healthz")).status_code == 503
+    [collector] = [one for one in REGISTRY._collector_to_names if type(one).__module__ == "sio_pg_adapter.metrics"]
+    REGISTRY.unregister(collector)
+    assert type(reader.names["sio"].manager.counters.spans).__module__ == "sio_pg_adapter.tracing"
+
+
 GIVEN = {"transactions.md": orders}
-AFTER = {
+AFTER: dict[str, Callable[[Reader], Any]] = {
     "command.md": after_command,
     "index.md": after_index,
     "limits.md": after_limits,
+    "monitoring.md": after_monitoring,
     "redis.md": after_redis,
     "transactions.md": after_transactions,
 }

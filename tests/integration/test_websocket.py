@@ -141,6 +141,18 @@ async def test_frames_are_written_past_the_queue_and_nodelay_is_set(served):
     assert transport.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
+async def test_who_counts_what_goes_out_is_told_of_it(served):
+    """As the Admin UI does, which wraps the longer way."""
+    node, connect = served
+    written = []
+    node.sio.eio.sio_pg_on_write = lambda packets, size: written.append((packets, size))
+    raw = await connected(connect)
+    written.clear()
+    await node.sio.emit("e", b"abc")
+    text, binary = await raw.frame(), await raw.frame()
+    assert written == [(2, len(text[1]) + len(binary[1]) + 4)]
+
+
 async def test_nothing_overtakes_what_waits_in_the_queue(served):
     node, connect = served
     raw = await connected(connect)

@@ -540,3 +540,15 @@ async def test_connecting_again_by_hand_presents_the_session(client):
 )
 def test_upstreams_signature(method, signature):
     assert str(inspect.signature(getattr(socketio.AsyncClient, method))) == signature
+
+
+@pytest.mark.parametrize(
+    ("method", "signature"),
+    [
+        ("disconnect", "(self, abort=False, reason=None)"),
+        ("_receive_packet", "(self, pkt)"),
+        ("_send_request", "(self, method, url, headers=None, body=None, timeout=None)"),
+    ],
+)
+def test_upstreams_engines_signature(method, signature):
+    assert str(inspect.signature(getattr(engineio.AsyncClient, method))) == signature

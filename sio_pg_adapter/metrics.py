@@ -1,0 +1,156 @@
+"""Prometheus metrics of managers, read at scrape time; the extra ``prometheus``::
+
+    from prometheus_client import REGISTRY
+    from sio_pg_adapter.metrics import collector
+
+    REGISTRY.register(collector(manager))
+
+No label grows: there is none for a sid, a room, a user or a namespace.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from itertools import accumulate
+from typing import TYPE_CHECKING
+
+try:
+    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+    from prometheus_client.registry import Collector
+except ImportError as e:
+    raise ImportError(
+        "sio_pg_adapter.metrics needs prometheus-client: pip install 'sio-pg-adapter[prometheus]'"
+    ) from e
+
+from .clients import Client, State
+from .errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from .manager import AsyncPostgresManager
+
+
+def collector(*managers: AsyncPostgresManager, **named: AsyncPostgresManager) -> Collector:
+    """A collector for a registry of ``prometheus_client``: one for all managers of the process.
+
+    Each metric has the label ``manager``: the given name, or else the schema. A manager need not have been started.
+
+    :param managers: told apart by their schemas.
+    :param named: further ones, by name: two of one schema on different databases, say.
+    :raises ConfigurationError: if there is none, or two have one name.
+    """
+    by_name = dict(named)
+    for manager in managers:
+        name = manager.database.schema
+        if name in by_name:
+            raise ConfigurationError(f"two managers are called {name!r}: collector({name}=..., other=...) names them")
+        by_name[name] = manager
+    if not by_name:
+        raise ConfigurationError("collector() takes the managers whose metrics it collects: there is none")
+    return _Collector(by_name)
+
+
+class _Collector(Collector):
+    def __init__(self, managers: dict[str, AsyncPostgresManager]) -> None:
+        self._managers = managers
+
+    def collect(self) -> Iterator[Metric]:
+        families = _Families()
+        for name, manager in self._managers.items():
+            families.read(name, manager)
+        yield from vars(families).values()
+
+
+class _Families:
+    """All metrics, of one scrape."""
+
+    def __init__(self) -> None:
+        one = ["manager"]
+        self.appended = CounterMetricFamily(
+            "sio_pg_packets_appended", "Events that this process wrote to the log.", labels=one
+        )
+        self.batches = HistogramMetricFamily(
+            "sio_pg_batch_entries", "Entries of each batch that was committed.", labels=one
+        )
+        self.applied = CounterMetricFamily(
+            "sio_pg_records_applied", "Records of the log, of all nodes, that this node has applied.", labels=one
+        )
+        self.delivered = CounterMetricFamily(
+            "sio_pg_packets_delivered", "Events times recipients, put on live connections.", labels=[*one, "kind"]
+        )
+        self.replayed = CounterMetricFamily(
+            "sio_pg_packets_replayed", "Missed events times recipients, sent to recovered clients.", labels=one
+        )
+        self.recoveries = CounterMetricFamily(
+            "sio_pg_recoveries", "Connects that presented a pid, as judged.", labels=[*one, "verdict", "reason"]
+        )
+        self.takeovers = CounterMetricFamily(
+            "sio_pg_takeovers", "Recovered sessions that another connection still held.", labels=one
+        )
+        self.broken = CounterMetricFamily(
+            "sio_pg_connects_broken", "Connects and replays that failed here: the clients try again.", labels=one
+        )
+        self.cut = CounterMetricFamily("sio_pg_slow_clients_cut", "Clients that took too little.", labels=one)
+        self.reconnects = CounterMetricFamily(
+            "sio_pg_listener_reconnects", "LISTEN connections that took the place of a lost one.", labels=one
+        )
+        self.listening = GaugeMetricFamily("sio_pg_listening", "1 while the node listens.", labels=one)
+        self.lag = GaugeMetricFamily(
+            "sio_pg_cursor_lag", "Offsets between the cursor and the last one that the node knows of.", labels=one
+        )
+        self.queues = GaugeMetricFamily(
+            "sio_pg_queue_length",
+            "What waits: entries for the log, messages to other nodes, frames for all clients together.",
+            labels=[*one, "queue"],
+        )
+        self.longest = GaugeMetricFamily(
+            "sio_pg_longest_client_queue", "Frames that wait for the client with the most.", labels=one
+        )
+        self.clients = GaugeMetricFamily("sio_pg_clients", "Clients of this node.", labels=[*one, "state"])
+        self.held = GaugeMetricFamily("sio_pg_sessions_held", "Sessions that clients of this node hold.", labels=one)
+
+    def read(self, name: str, manager: AsyncPostgresManager) -> None:
+        self._read_counters(name, manager)
+        started = hasattr(manager, "log")
+        self.queues.add_metric([name, "log"], manager.log.waiting if started else 0)
+        self.queues.add_metric([name, "messages"], manager.ephemeral.waiting if started else 0)
+        if manager.write_only:
+            return
+        self.reconnects.add_metric([name], manager.listener.reconnects if started else 0)
+        self.listening.add_metric([name], int(started and manager.listener.connected))
+        self.lag.add_metric([name], manager.dispatcher.lag if started else 0)
+        self._read_clients(name, manager)
+
+    def _read_counters(self, name: str, manager: AsyncPostgresManager) -> None:
+        counters = manager.counters
+        self.appended.add_metric([name], counters.appended)
+        histogram = counters.batches
+        bounds = [*(str(float(bound)) for bound in histogram.bounds), "+Inf"]
+        buckets = list(zip(bounds, accumulate(histogram.counts), strict=True))
+        self.batches.add_metric([name], buckets, histogram.sum)
+        self.applied.add_metric([name], counters.applied)
+        self.delivered.add_metric([name, "stored"], counters.stored)
+        self.delivered.add_metric([name, "unstored"], counters.unstored)
+        self.replayed.add_metric([name], counters.replayed)
+        self.recoveries.add_metric([name, "recovered", ""], counters.recovered)
+        for reason, count in counters.fresh.items():
+            self.recoveries.add_metric([name, "fresh", reason.name.lower()], count)
+        self.takeovers.add_metric([name], counters.takeovers)
+        self.broken.add_metric([name], counters.broken)
+        self.cut.add_metric([name], counters.cut)
+
+    def _read_clients(self, name: str, manager: AsyncPostgresManager) -> None:
+        clients = _snapshot(manager)
+        states = Counter(client.state for client in clients)
+        for state in (State.CONNECTING, State.REPLAYING, State.LIVE):
+            self.clients.add_metric([name, state.name.lower()], states[state])
+        waiting = [client.socket.queue.qsize() for client in clients]
+        self.queues.add_metric([name, "clients"], sum(waiting))
+        self.longest.add_metric([name], max(waiting, default=0))
+        self.held.add_metric([name], sum(client.held is not None for client in clients))
+
+
+def _snapshot(manager: AsyncPostgresManager) -> list[Client]:
+    """A scrape may come in a thread of its own, while clients come and go: each dict is copied in one step."""
+    of_namespaces = list(manager.clients.by_sid.values())
+    return [client for of_namespace in of_namespaces for client in list(of_namespace.values())]

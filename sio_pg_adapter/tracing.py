@@ -1,0 +1,100 @@
+"""OpenTelemetry spans of managers; the extra ``opentelemetry``::
+
+    from sio_pg_adapter.tracing import trace
+
+    trace(manager)
+
+There are three:
+
+- ``sio_pg.append``: the commit of a batch. It and the next are roots: a batch is of many emits, a record of any node.
+- ``sio_pg.deliver``: one stored event, put on the connections of this node.
+- ``sio_pg.recovery``: from the claim of a session to the first page of what was missed, or the verdict that there is
+  none. In the trace that is current where the CONNECT is handled.
+
+None has a payload, a room, a sid or a pid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import TYPE_CHECKING
+
+try:
+    from opentelemetry import context
+    from opentelemetry import trace as api
+except ImportError as e:
+    raise ImportError(
+        "sio_pg_adapter.tracing needs opentelemetry-api: pip install 'sio-pg-adapter[opentelemetry]'"
+    ) from e
+
+from .connection import Lost
+from .counters import NO_SPAN, Spans
+from .entries import Entry
+from .records import Kind, Record
+from .recovery import Fresh, Recovered
+
+if TYPE_CHECKING:
+    from .manager import AsyncPostgresManager
+
+
+def trace(manager: AsyncPostgresManager, provider: api.TracerProvider | None = None) -> None:
+    """Begin spans in what this manager does, from now on.
+
+    :param provider: whose tracer to use; without one, the global one.
+    """
+    manager.counters.spans = _Traced(api.get_tracer("sio_pg_adapter", tracer_provider=provider), manager)
+
+
+class _Traced(Spans):
+    def __init__(self, tracer: api.Tracer, manager: AsyncPostgresManager) -> None:
+        self._tracer = tracer
+        self._counters = manager.counters
+
+    @contextmanager
+    def append(self, entries: Sequence[Entry]) -> Iterator[None]:
+        # Not in the trace of whoever happened to start the writer's task.
+        with self._current("sio_pg.append", api.SpanKind.PRODUCER, context.Context()) as span:
+            span.set_attribute("sio_pg.entries", len(entries))
+            span.set_attribute("sio_pg.bytes", sum(entry.size for entry in entries))
+            yield
+
+    def deliver(self, record: Record) -> AbstractContextManager[None]:
+        return self._deliver(record) if record.kind is Kind.EVENT else NO_SPAN
+
+    @contextmanager
+    def _deliver(self, record: Record) -> Iterator[None]:
+        before = self._counters.stored
+        kind = api.SpanKind.CONSUMER
+        # Never current: nothing in it could have spans of its own.
+        with self._tracer.start_span("sio_pg.deliver", context=context.Context(), kind=kind) as span:
+            span.set_attribute("sio_pg.namespace", record.namespace)
+            span.set_attribute("sio_pg.offset", record.offset)
+            yield
+            span.set_attribute("sio_pg.recipients", self._counters.stored - before)
+
+    @contextmanager
+    def recovery(self, namespace: str) -> Iterator[None]:
+        with self._current("sio_pg.recovery", api.SpanKind.SERVER) as span:
+            span.set_attribute("sio_pg.namespace", namespace)
+            yield
+
+    def decided(self, decision: Recovered | Fresh) -> None:
+        span = api.get_current_span()
+        span.set_attribute("sio_pg.verdict", "recovered" if isinstance(decision, Recovered) else "fresh")
+        if isinstance(decision, Fresh):
+            span.set_attribute("sio_pg.reason", decision.reason.name.lower())
+
+    @contextmanager
+    def _current(self, name: str, kind: api.SpanKind, where: context.Context | None = None) -> Iterator[api.Span]:
+        with self._tracer.start_as_current_span(
+            name, context=where, kind=kind, record_exception=False, set_status_on_exception=False
+        ) as span:
+            try:
+                yield span
+            except Lost:  # connection or session ended meanwhile: no error
+                span.set_attribute("sio_pg.lost", True)
+                raise
+            except Exception as e:  # its text may show what was to be stored
+                span.set_status(api.Status(api.StatusCode.ERROR, type(e).__name__))
+                raise

@@ -1,0 +1,1 @@
+"""Applications as users write them, started as users start them; each reads SIO_PG_DSN."""
