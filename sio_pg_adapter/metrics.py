@@ -144,7 +144,8 @@ class _Families:
         states = Counter(client.state for client in clients)
         for state in (State.CONNECTING, State.REPLAYING, State.LIVE):
             self.clients.add_metric([name, state.name.lower()], states[state])
-        waiting = [client.socket.queue.qsize() for client in clients]
+        # By connection: clients of several namespaces share one.
+        waiting = {client.eio_sid: client.socket.queue.qsize() for client in clients}.values()
         self.queues.add_metric([name, "clients"], sum(waiting))
         self.longest.add_metric([name], max(waiting, default=0))
         self.held.add_metric([name], sum(client.held is not None for client in clients))
