@@ -16,8 +16,8 @@ from children import Child
 from peers import Backends, Cluster, Peer
 
 BENCH = {"room": "bench"}
-SETTLE = 20.0
-"""Seconds until PostgreSQL is quiet: backends report within 10, and a snapshot follows a checkpoint within 15."""
+SETTLE = 40.0
+"""Seconds until PostgreSQL is quiet: backends report within 10, and a snapshot follows a checkpoint within 25."""
 
 Figures = dict[str, float | None]
 

@@ -50,7 +50,7 @@ async def commits(dsn: str) -> int:
     """Of all databases, so far; each backend tells at the latest a second after it."""
     await asyncio.sleep(1.5)
     connection = await asyncpg.connect(dsn)
-    found: int = await connection.fetchval("SELECT sum(xact_commit) FROM pg_stat_database")
+    found: int = await connection.fetchval("SELECT sum(xact_commit)::bigint FROM pg_stat_database")
     await connection.close()
     return found
 
@@ -111,11 +111,11 @@ def main() -> None:
     backends = Backends()
     with backends.stack:
         runs = asyncio.run(run(backends, [int(n) for n in options.nodes.split(",")], options.repeats))
-    if options.json:
-        options.json.write_text(json.dumps(runs, indent=1))
     print(f"| median of {options.repeats} | {' | '.join(runs)} |\n|{' --- |' * (len(runs) + 1)}")
     for figure in next(iter(runs.values())):
         print(f"| {figure} | {' | '.join(f'{statistics.median(found[figure]):,.3g}' for found in runs.values())} |")
+    if options.json:
+        options.json.write_text(json.dumps(runs, indent=1))
 
 
 if __name__ == "__main__":

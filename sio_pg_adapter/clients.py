@@ -74,6 +74,7 @@ class Client:
     :ivar waiting: what must not overtake its replay.
     :ivar ended: its session has ended for good: kicked, or by its own DISCONNECT packet.
     :ivar closed: why its connection was closed while its connect was still being decided.
+    :ivar cut: its connection is being closed because too much waited for it.
     :ivar gone: set when all that its end takes has been done.
     :ivar frames_put: how many frames were put on its socket's queue; ``frames_replayed``: by then, when it went
                       live; ``bytes_put``: bytes of live ones since they were last counted.
@@ -100,6 +101,7 @@ class Client:
     ended: bool = False
     closed: str | None = None
     accepted: bool = False
+    cut: bool = False
     gone: asyncio.Event = field(default_factory=asyncio.Event)
     frames_put: int = 0
     frames_replayed: int = 0

@@ -68,8 +68,9 @@ class Endings:
 
     def slow(self, client: Client) -> None:
         """A client takes less than it is sent: cut, it comes back to the log, which keeps it for nothing."""
-        if client.socket.closing or client.socket.closed:
+        if client.cut or client.socket.closing or client.socket.closed:
             return
+        client.cut = True  # each further record of this tick finds it over the limit, too
         self._manager.counters.cut += 1
         logger.warning("a client was cut: more waited for it than max_queued_packets or max_queued_bytes")
         self._manager.spawn(hang_up(self._server, client.eio_sid, drop_queue=True), "sio_pg cut")

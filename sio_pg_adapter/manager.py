@@ -41,6 +41,7 @@ from .polls import Polls
 from .pruner import ExpiryHandlers, Pruner
 from .records import EVERYBODY, Kind, encode_event, encode_json, first_named, text_name, text_names
 from .recovery import Memberships
+from .report import Report
 from .server_events import ServerEvents
 from .sessions import Sessions
 
@@ -137,6 +138,7 @@ class AsyncPostgresManager(AsyncManager):
         self.census = Census(self)
         self.polls = Polls(self)
         self.server_events = ServerEvents(self)
+        self.report = Report(self)
 
     # -- start and end -----------------------------------------------------------------------------------
     def set_server(self, server: Any) -> None:

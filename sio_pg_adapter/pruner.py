@@ -116,26 +116,31 @@ class Pruner:
         async with self._use() as connection:
             return bool(await connection.fetchval(self._database.queries["look"]) > 0)
 
-    async def prune(self) -> Pruned:
+    async def prune(self, tell: Callable[[Pruned], None] | None = None) -> Pruned:
         """One pass.
 
+        :param tell: called after each batch with what is done so far.
         :raises StoreUnavailable: if the database did not answer; what was done before that is done.
         """
-        return await self._prune(await self._due())
+        return await self._prune(await self._due(), tell)
 
-    async def _prune(self, due: Any) -> Pruned:
+    async def _prune(self, due: Any, tell: Callable[[Pruned], None] | None = None) -> Pruned:
         queries = self._database.queries
         sessions = packets = 0
         if due["sessions"] or due["packets"] or due["attachments"]:
             async with self._use() as connection:
                 while due["sessions"] and (count := await connection.fetchval(queries["expire"], BATCH)):
                     sessions += count
+                    if tell is not None:
+                        tell(Pruned(sessions, packets))
                 if due["packets"]:
                     count = 1
                     while count:
                         await connection.execute(queries["turn"], due["keep"])
                         count = await connection.fetchval(queries["trim"], due["keep"], BATCH)
                         packets += count
+                        if tell is not None:
+                            tell(Pruned(sessions, packets))
                     await connection.execute(queries["drop_room_floors"])
                     await connection.execute(queries["drop_nodes"])
                 if due["attachments"]:
@@ -166,7 +171,7 @@ class Pruner:
 
 
 async def prune_once(dsn: str | None = None, *, schema: str = "public") -> Pruned:
-    """One pass on a database, as ``sio-pg prune`` does it; sessions with an expiry handler are left to it.
+    """One pass on a database; sessions with an expiry handler are left to it.
 
     :raises StoreUnavailable: if it cannot be reached.
     :raises SchemaMismatch: if it is not migrated.
@@ -174,9 +179,18 @@ async def prune_once(dsn: str | None = None, *, schema: str = "public") -> Prune
     database = Database(dsn, pool=None, listen_dsn=None, schema=schema)
     await database.open()
     try:
-        pruner = Pruner(database)
-        if (await pruner._due())["missing"]:  # noqa: SLF001 - its own module
-            await pruner._look()  # noqa: SLF001
-        return await pruner.prune()
+        return await prune_opened(database)
     finally:
         await database.close()
+
+
+async def prune_opened(database: Database, tell: Callable[[Pruned], None] | None = None) -> Pruned:
+    """One pass on a database, as ``sio-pg prune`` does it.
+
+    :param tell: called after each batch with what is done so far.
+    :raises StoreUnavailable: if it did not answer; what was done before that is done.
+    """
+    pruner = Pruner(database)
+    if (await pruner._due())["missing"]:  # noqa: SLF001 - its own module
+        await pruner._look()  # noqa: SLF001
+    return await pruner.prune(tell)

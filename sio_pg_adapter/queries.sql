@@ -241,3 +241,73 @@ WHERE coalesce(stopped_at, died_at) < clock_timestamp() - make_interval(secs => 
 -- Floors of rooms that lie below the start of every session: nobody can ask about them.
 DELETE FROM sio.sio_room_floors
 WHERE "offset" <= (SELECT coalesce(min(start_offset), 9223372036854775807) FROM sio.sio_sessions)
+
+-- name: status_nodes
+-- Nodes as presence shows them, with the sessions that the tables have them hold. Those that ended are left out, unless
+-- they left sessions, or died a short time ago.
+SELECT * FROM (
+    SELECT n.id, n.started_at, n.died_at, n.stopped_at, sio.sio_alive(n.number, n.role) AS alive,
+           extract(epoch FROM statement_timestamp() - n.started_at)::double precision AS seconds,
+           (SELECT count(*) FROM sio.sio_sessions s WHERE s.node = n.id) AS sessions
+    FROM sio.sio_nodes n) m
+WHERE stopped_at IS NULL AND died_at IS NULL OR sessions > 0 OR died_at > statement_timestamp() - interval '10 minutes'
+ORDER BY started_at, id
+
+-- name: status_sessions
+-- Sessions of each namespace: held by a node that is there; away; and those whose time is up.
+WITH nodes AS MATERIALIZED (
+    SELECT id, stopped_at IS NULL AND died_at IS NULL AND sio.sio_alive(number, role) AS alive,
+           sio.sio_runs_out(died_at, recovery_seconds) AS runs_out FROM sio.sio_nodes)
+SELECT namespace, count(*) FILTER (WHERE alive AND NOT up) AS live,
+       count(*) FILTER (WHERE NOT alive AND NOT up) AS away, count(*) FILTER (WHERE up) AS expiring
+FROM (SELECT s.namespace, s.expires_at IS NULL AND coalesce(n.alive, false) AS alive,
+             coalesce(s.expires_at <= statement_timestamp(), n.runs_out <= statement_timestamp(), false) AS up
+      FROM sio.sio_sessions s LEFT JOIN nodes n ON n.id = s.node) t
+GROUP BY namespace ORDER BY namespace
+
+-- name: status_log
+-- Where the log ends and begins, and how many records of its last 100,000 are of the last minute.
+SELECT current_setting('server_version') AS server, l.version, l.floor, r.records, r.began_at, o.created_at AS oldest_at,
+       statement_timestamp() AS now, (SELECT max(epoch) FROM sio.sio_epochs) AS epoch,
+       greatest((SELECT max("offset") FROM sio.sio_packets), l.floor) AS head
+FROM sio.sio_log l
+CROSS JOIN (SELECT count(*) AS records, min(created_at) AS began_at
+            FROM (SELECT created_at FROM sio.sio_packets ORDER BY "offset" DESC LIMIT 100000) q
+            WHERE created_at > statement_timestamp() - interval '1 minute') r
+LEFT JOIN (SELECT created_at FROM sio.sio_packets ORDER BY "offset" LIMIT 1) o ON true
+
+-- name: status_lag
+-- How many records lie between each of some cursors and the head, at most 100,000, and for how many seconds the first
+-- of them has been there.
+SELECT c.cursor, (SELECT count(*) FROM (SELECT FROM sio.sio_packets p
+                                        WHERE p."offset" > c.cursor AND p."offset" <= $2::bigint LIMIT 100000) b) AS records,
+       coalesce((SELECT extract(epoch FROM statement_timestamp() - p.created_at) FROM sio.sio_packets p
+                 WHERE p."offset" > c.cursor AND p."offset" <= $2::bigint
+                 ORDER BY p."offset" LIMIT 1), 0)::double precision AS seconds
+FROM unnest($1::bigint[]) AS c (cursor)
+
+-- name: status_tables
+-- What the tables and their indexes take up; rows by PostgreSQL's running count.
+SELECT c.relname AS name, pg_stat_get_live_tuples(c.oid) AS rows, coalesce(pg_table_size(c.oid), 0) AS table_bytes,
+       coalesce(pg_indexes_size(c.oid), 0) AS index_bytes
+FROM pg_class c
+WHERE c.relkind IN ('r', 'p', 'm') AND c.relname LIKE 'sio\_%'
+  AND c.relnamespace = (SELECT relnamespace FROM pg_class WHERE oid = (SELECT tableoid FROM sio.sio_log))
+ORDER BY pg_total_relation_size(c.oid) DESC, 1
+
+-- name: tail
+-- A page of the log above an offset as people read it: when, how large, and of the body no more than the event's name
+-- needs, unless $3. A name has 512 bytes, which JSON writes in 3,074 at the most.
+SELECT p."offset", p.created_at, p.kind, p.namespace, p.room, p.rooms, p.skip_sids, p.sid, p.node,
+       coalesce(octet_length(a.data), octet_length(p.body) + coalesce(octet_length(p.parts), 0), 0) AS bytes,
+       CASE WHEN $3::boolean THEN p.body ELSE left(p.body, 3074) END AS body,
+       CASE WHEN $3::boolean THEN p.parts END AS parts,
+       CASE WHEN $3::boolean THEN a.data ELSE substring(a.data FROM 1 FOR 3078) END AS data
+FROM (SELECT * FROM sio.sio_packets WHERE "offset" > $1::bigint ORDER BY "offset" LIMIT $2::integer) p
+LEFT JOIN sio.sio_attachments a ON a.id = p.attachment
+ORDER BY p."offset"
+
+-- name: back
+-- Below how many offsets the last records up to one ($1) begin, if $2 of them are wanted; null where there are none.
+SELECT min("offset") - 1
+FROM (SELECT "offset" FROM sio.sio_packets WHERE "offset" <= $1::bigint ORDER BY "offset" DESC LIMIT $2::integer) b

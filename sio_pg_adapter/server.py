@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import difflib
 import inspect
 import logging
 import re
@@ -56,6 +57,11 @@ class AsyncServer(ClusterMethods, socketio.AsyncServer):
         connection_state_recovery: ConnectionStateRecovery | Mapping[str, Any] | bool | None = None,
         **kwargs: Any,
     ) -> None:
+        for name in kwargs:  # upstream takes any keyword: without this, recovery would just stay off
+            if difflib.get_close_matches(name, ["connection_state_recovery"]):
+                raise ConfigurationError(
+                    f"AsyncServer has no option {name!r}: did you mean connection_state_recovery?"
+                )
         recovery = recovery_options(connection_state_recovery)
         self._ours = isinstance(client_manager, AsyncPostgresManager)
         if recovery is not None and not self._ours:

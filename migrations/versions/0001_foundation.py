@@ -229,29 +229,36 @@ FUNCTIONS = (
     $$
     """,
     # -- the offsets that a session is due above p_after, in order, at most p_limit --------------------
-    # A scan for each membership with its own ORDER BY and LIMIT, then a merge: `room = ANY (...) ORDER BY
-    # "offset" LIMIT n` walks the whole log where a room is common in it and silent in the range.
+    # A scan of the rooms' index for each membership with its own ORDER BY and LIMIT, then a merge. The room is given
+    # by two bounds: were it equal to something, the primary key would be in order, too, and PostgreSQL would walk
+    # it through all that was sent to others (350 ms among 100,000, with fresh statistics). For the same reason it is
+    # planned once, for whatever values, and without what reads more than the LIMIT asks for. `room <=` says no more than
+    # the comparison of rows below it, which ends no scan before PostgreSQL 18.
     """
     CREATE FUNCTION {s}.sio_due(p_session bigint, p_after bigint, p_limit integer) RETURNS SETOF bigint
-    LANGUAGE sql STABLE AS $$
+    LANGUAGE plpgsql STABLE ROWS 20
+    SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off
+    SET enable_hashjoin = off SET enable_mergejoin = off AS $$
+    BEGIN
+        RETURN QUERY
         SELECT DISTINCT d."offset"
         FROM {s}.sio_memberships(p_session, p_after) m CROSS JOIN LATERAL (
             (SELECT p."offset" FROM {s}.sio_packets p
-             WHERE p.kind = 0 AND p.namespace = m.namespace AND p.room = m.room
-               AND p."offset" > greatest(p_after, m.joined_at)
-               AND p."offset" < coalesce(m.left_at, 9223372036854775807)
+             WHERE p.kind = 0 AND p.namespace = m.namespace AND p.room <= m.room
+               AND (p.room, p."offset") > (m.room, greatest(p_after, m.joined_at))
+               AND (p.room, p."offset") < (m.room, coalesce(m.left_at, 9223372036854775807))
                AND NOT m.sid = ANY (coalesce(p.skip_sids, ARRAY[]::text[]))
-             ORDER BY p."offset" LIMIT p_limit)
+             ORDER BY p.room, p."offset" LIMIT p_limit)
             UNION ALL
-            (SELECT p."offset" FROM {s}.sio_packet_rooms x JOIN {s}.sio_packets p ON p."offset" = x."offset"
-             WHERE x.namespace = m.namespace AND x.room = m.room
-               AND x."offset" > greatest(p_after, m.joined_at)
-               AND x."offset" < coalesce(m.left_at, 9223372036854775807)
+            (SELECT x."offset" FROM {s}.sio_packet_rooms x JOIN {s}.sio_packets p ON p."offset" = x."offset"
+             WHERE x.namespace = m.namespace AND x.room <= m.room
+               AND (x.room, x."offset") > (m.room, greatest(p_after, m.joined_at))
+               AND (x.room, x."offset") < (m.room, coalesce(m.left_at, 9223372036854775807))
                AND NOT m.sid = ANY (coalesce(p.skip_sids, ARRAY[]::text[]))
-             ORDER BY x."offset" LIMIT p_limit)
+             ORDER BY x.room, x."offset" LIMIT p_limit)
         ) d
-        ORDER BY 1 LIMIT p_limit
-    $$
+        ORDER BY 1 LIMIT p_limit;
+    END $$
     """,
     # -- did retention delete anything that a session may be due above p_after? -----------------------
     """

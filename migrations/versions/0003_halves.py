@@ -227,38 +227,39 @@ FUNCTIONS = (
     END $$
     """),
     # -- the offsets that a session is due above p_after, in order, at most p_limit --------------------
-    # A scan for each membership and half with its own ORDER BY and LIMIT, then a merge. Not through the table
-    # that the halves inherit from: a plan made while they were empty, and kept, would read and sort all of them. What has nothing above
-    # p_after, as the older half mostly, is looked at once and not for each membership.
+    # As before, of each half: not through the table that the halves inherit from, where a plan made while they were
+    # empty, and kept, would read and sort all of them.
     """
     CREATE OR REPLACE FUNCTION {s}.sio_due(p_session bigint, p_after bigint, p_limit integer) RETURNS SETOF bigint
-    LANGUAGE sql STABLE AS $$
+    LANGUAGE plpgsql STABLE ROWS 20
+    SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off
+    SET enable_hashjoin = off SET enable_mergejoin = off AS $$
+    BEGIN
+        RETURN QUERY
         SELECT DISTINCT d."offset"
         FROM {s}.sio_memberships(p_session, p_after) m CROSS JOIN LATERAL (
             """
     + "UNION ALL".join(
         """
             (SELECT p."offset" FROM {s}.sio_packets_{h} p
-             WHERE p_after < (SELECT max("offset") FROM {s}.sio_packets_{h})
-               AND p.kind = 0 AND p.namespace = m.namespace AND p.room = m.room
-               AND p."offset" > greatest(p_after, m.joined_at)
-               AND p."offset" < coalesce(m.left_at, 9223372036854775807)
+             WHERE p.kind = 0 AND p.namespace = m.namespace AND p.room <= m.room
+               AND (p.room, p."offset") > (m.room, greatest(p_after, m.joined_at))
+               AND (p.room, p."offset") < (m.room, coalesce(m.left_at, 9223372036854775807))
                AND NOT m.sid = ANY (coalesce(p.skip_sids, ARRAY[]::text[]))
-             ORDER BY p."offset" LIMIT p_limit)
+             ORDER BY p.room, p."offset" LIMIT p_limit)
             UNION ALL
-            (SELECT p."offset" FROM {s}.sio_packet_rooms_{h} x JOIN {s}.sio_packets_{h} p ON p."offset" = x."offset"
-             WHERE p_after < (SELECT max("offset") FROM {s}.sio_packet_rooms_{h})
-               AND x.namespace = m.namespace AND x.room = m.room
-               AND x."offset" > greatest(p_after, m.joined_at)
-               AND x."offset" < coalesce(m.left_at, 9223372036854775807)
+            (SELECT x."offset" FROM {s}.sio_packet_rooms_{h} x JOIN {s}.sio_packets_{h} p ON p."offset" = x."offset"
+             WHERE x.namespace = m.namespace AND x.room <= m.room
+               AND (x.room, x."offset") > (m.room, greatest(p_after, m.joined_at))
+               AND (x.room, x."offset") < (m.room, coalesce(m.left_at, 9223372036854775807))
                AND NOT m.sid = ANY (coalesce(p.skip_sids, ARRAY[]::text[]))
-             ORDER BY x."offset" LIMIT p_limit)
+             ORDER BY x.room, x."offset" LIMIT p_limit)
             """.replace("{h}", half)
         for half in "01"
     )
     + """) d
-        ORDER BY 1 LIMIT p_limit
-    $$
+        ORDER BY 1 LIMIT p_limit;
+    END $$
     """,
     # -- the one way to write -----------------------------------------------------------------------
     # As before, to the half that is appended to.

@@ -101,6 +101,17 @@ async def test_a_client_over_max_queued_packets_is_cut_and_recovers_what_it_miss
             assert [*seen, *(value for _, value in await again.events_until("end"))] == list(range(50))
 
 
+async def test_a_client_that_many_records_of_one_tick_find_too_slow_is_cut_once(start_node, caplog):
+    node = await start_node(manager={"max_queued_packets": 20})
+    async with node.client() as slow:
+        slow.stall()
+        await asyncio.gather(*(node.sio.emit("e") for _ in range(60)))
+        await until(lambda: node.manager.clients.get(slow.sid, "/") is None)
+        slow.flow()
+        await slow.drop()
+    assert sum("a client was cut" in record.getMessage() for record in caplog.records) == 1
+
+
 async def test_a_client_over_max_queued_bytes_is_cut(start_node):
     node = await start_node(manager={"max_queued_bytes": 10_000})
     async with node.client() as slow:

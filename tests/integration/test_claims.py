@@ -170,6 +170,16 @@ async def claim_of(store, after, pid="p"):
     return Claim(pid, after, key)
 
 
+async def test_a_page_that_is_read_is_one_round_trip(store, db):
+    """What the pool's connection ran last is the page: asyncpg would reset it at its release, by a statement."""
+    held = await store.open()
+    await store.sessions.page(held, 0, 10)
+    rows = await db.fetch("SELECT query FROM pg_stat_activity WHERE application_name = 'sio_pg_adapter'")
+    queries = [row["query"] for row in rows]
+    assert store.manager.database.queries["page"] in queries
+    assert not [query for query in queries if "RESET" in query]
+
+
 # -- only in its own moment -------------------------------------------------------------------------------------
 async def test_a_room_that_the_handler_leaves_is_not_sent_from_the_claims_page(start_node):
     a = await start_node()

@@ -165,12 +165,12 @@ async def test_case_57_an_error_in_the_query_of_what_was_missed(start_node, db, 
     async with node.client() as wire:
         await wire.drop()
         await node.sio.emit("e", 1)
-        await db.execute("ALTER FUNCTION sio_lost RENAME TO sio_lost_away")
+        await db.execute("ALTER FUNCTION sio_due RENAME TO sio_due_away")
         async with Wire(node.sio) as again:
             again.send(f'0{{"pid":"{wire.pid}"}}')
             async with asyncio.timeout(15):
                 assert await again.rest() == []
-        await db.execute("ALTER FUNCTION sio_lost_away RENAME TO sio_lost")
+        await db.execute("ALTER FUNCTION sio_due_away RENAME TO sio_due")
         async with node.client(pid=wire.pid) as again:
             assert again.sid == wire.sid and await again.event() == ["e", 1]
 

@@ -21,7 +21,7 @@ import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict
 
-from sio_pg_adapter import ConfigurationError, StoreUnavailable, migrate
+from sio_pg_adapter import ConfigurationError, StoreUnavailable, cli, migrate
 from sio_pg_adapter.pruner import prune_once
 
 SETTINGS = """
@@ -217,3 +217,24 @@ async def test_migrate_and_prune_through_it(bouncer, pg_empty_dsn):
             await asyncio.to_thread(subprocess.run, [*command, schema], check=True, capture_output=True)
             assert (await prune_once(dsn, schema=schema)).packets == 0
         await asyncio.to_thread(migrate.downgrade, dsn, schema="a")
+
+
+async def test_the_command_line_through_it_needs_a_direct_connection_to_listen(start_node, bouncer, pg_dsn, capsys):
+    node = await start_node()
+    with bouncer() as through:
+
+        async def run(*argv: str) -> tuple[int, str, str]:
+            code = await asyncio.to_thread(cli.main, [argv[0], "--dsn", through, *argv[1:]])
+            said = capsys.readouterr()
+            return code, said.out, said.err
+
+        code, out, _ = await run("status", "--json")
+        (one,) = json.loads(out)["nodes"]
+        assert (code, one["state"], one["cursor"]) == (0, "live", None) and "--listen-dsn" in json.loads(out)["note"]
+        code, out, _ = await run("status", "--json", "--listen-dsn", pg_dsn)
+        (one,) = json.loads(out)["nodes"]
+        assert (code, one["cursor"]) == (0, node.manager.dispatcher.cursor) and json.loads(out)["note"] is None
+        code, out, err = await run("tail")
+        assert (code, out, err.count("\n")) == (1, "", 1) and "--listen-dsn" in err
+        code, out, _ = await run("emit", "e", "1")
+        assert code == 0 and out.startswith("stored at offset ")

@@ -121,3 +121,15 @@ def test_one_tree_of_errors_says_what_is_stored():
     assert "nothing was stored" in str(StoreUnavailable("x"))
     unsure = StoreUnavailable("x", may_be_stored=True)
     assert unsure.may_be_stored and "may be stored" in str(unsure)
+
+
+@pytest.mark.parametrize("name", ["connection_state_recovry", "connectionStateRecovery", "state_recovery"])
+def test_a_misspelt_option_does_not_leave_recovery_off_in_silence(name):
+    with pytest.raises(ConfigurationError, match=f"{name}.*did you mean connection_state_recovery"):
+        AsyncServer(client_manager=AsyncPostgresManager(), **{name: True})
+
+
+def test_upstreams_options_pass():
+    options = {"ping_interval": 7, "cors_allowed_origins": [], "always_connect": True, "http_compression": False}
+    sio = AsyncServer(async_mode="asgi", client_manager=AsyncPostgresManager(), **options)
+    assert sio.eio.ping_interval == 7 and sio.always_connect

@@ -1,0 +1,57 @@
+"""``sio-pg emit``: an event to clients, stored as one of a server's."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import uuid
+from typing import Any, NoReturn
+
+from sio_pg_adapter.entries import Entry
+from sio_pg_adapter.log import LogWriter
+from sio_pg_adapter.records import EVERYBODY, Kind, encode_event, text_name, text_names
+
+from . import terminal
+from .store import opened
+
+
+def main(args: argparse.Namespace) -> int:
+    """Check all, store it, and tell its offset."""
+    data = tuple(_argument(args, number, text) for number, text in enumerate(args.data, 1))
+    body, _ = encode_event(args.event, data)
+    entry = Entry(
+        Kind.EVENT,
+        text_name(args.namespace, "--namespace"),
+        text_names(args.room, "room") or (EVERYBODY,),
+        text_names(args.skip_sid, "--skip-sid"),
+        body=body,
+    )
+    offset = asyncio.run(_append(args, entry))
+    if args.json:
+        terminal.print_json({"offset": offset})
+    else:
+        print(f"stored at offset {offset}")
+    return 0
+
+
+def _argument(args: argparse.Namespace, number: int, text: str) -> Any:
+    try:
+        return json.loads(text, parse_constant=_no_constant)
+    except (ValueError, RecursionError) as e:
+        hint = "" if text[:1] in '[{"' else "; text is written in quotes, as '\"text\"'"
+        args.parser.error(f"argument {number} of the event is not JSON: {e}{hint}")
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is JavaScript")
+
+
+async def _append(args: argparse.Namespace, entry: Entry) -> int:
+    async with opened(args) as database:
+        log = LogWriter(database, lambda *_: None, uuid.uuid4().hex)
+        log.start()
+        try:
+            return (await log.append(entry)).offset
+        finally:
+            await log.close()

@@ -1,0 +1,116 @@
+"""``sio-pg status``: nodes, sessions, the log, and what the tables take up."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+from typing import Any
+
+from sio_pg_adapter.database import Database
+from sio_pg_adapter.records import EPOCH_BITS
+
+from . import terminal
+from .roll_call import roll_call
+from .status_view import view
+from .store import CannotListen, listening, opened
+
+RATE_SECONDS = 60.0
+RATE_RECORDS = 100_000
+"""What the rate is counted over: the last minute, or less where the log is younger, or that many took less."""
+
+
+def main(args: argparse.Namespace) -> int:
+    """Print it; the database having answered, that is success, whatever the nodes do."""
+    status = asyncio.run(_status(args))
+    if args.json:
+        terminal.print_json(status)
+    else:
+        console = terminal.out()
+        for part in view(status, console.width):
+            console.print(part)
+    return 0
+
+
+async def _status(args: argparse.Namespace) -> dict[str, Any]:
+    async with opened(args) as database:
+        (log,) = await database.fetch("status_log")
+        present = await database.fetch("status_nodes")
+        there = {row["id"].hex for row in present if _state(row) == "live"}
+        answers: dict[str, Any] | None = None
+        note = None
+        try:
+            with listening():
+                answers = await roll_call(database, there, timeout=args.timeout)
+        except CannotListen as e:  # what the tables tell can be told all the same
+            note = f"nodes are not asked: {e}"
+        nodes = [_node(row, answers) for row in present]
+        await _add_lag(database, nodes, log["head"])
+        return {
+            "schema": {"name": args.schema, "version": log["version"], "server": log["server"]},
+            "nodes": nodes,
+            "note": note,
+            "sessions": _sessions(await database.fetch("status_sessions")),
+            "log": _log(log),
+            "tables": [dict(row) for row in await database.fetch("status_tables")],
+        }
+
+
+def _state(row: Any) -> str:
+    if row["stopped_at"] is not None:
+        return "stopped"
+    if row["died_at"] is not None:
+        return "dead"
+    return "live" if row["alive"] else "missing"
+
+
+def _node(row: Any, answers: dict[str, Any] | None) -> dict[str, Any]:
+    node, state = row["id"].hex, _state(row)
+    answer = (answers or {}).get(node) or {}
+    if state == "live" and answers is not None and not answer:
+        state = "silent"
+    return {
+        "id": node,
+        "state": state,
+        "host": answer.get("host"),
+        "process": answer.get("process"),
+        "started_at": terminal.timestamp(row["started_at"]),
+        "seconds": row["seconds"],
+        "clients": answer.get("clients"),
+        "sessions": row["sessions"],
+        "cursor": answer.get("cursor"),
+        "lag": None,
+        "lag_seconds": None,
+        "reconnects": answer.get("reconnects"),
+    }
+
+
+async def _add_lag(database: Database, nodes: list[dict[str, Any]], head: int) -> None:
+    """Counted in the log, from each node's cursor to where the log ended before it was asked: a node that hears
+    nothing does not know that it is behind."""
+    cursors = sorted({node["cursor"] for node in nodes if node["cursor"] is not None})
+    behind = {row["cursor"]: row for row in await database.fetch("status_lag", cursors, head)}
+    for node in nodes:
+        if row := behind.get(node["cursor"]):
+            node["lag"], node["lag_seconds"] = row["records"], row["seconds"]
+
+
+def _sessions(rows: list[Any]) -> dict[str, Any]:
+    kinds = ("live", "away", "expiring")
+    total: dict[str, Any] = {kind: sum(row[kind] for row in rows) for kind in kinds}
+    return {**total, "namespaces": [dict(row) for row in rows]}
+
+
+def _log(row: Any) -> dict[str, Any]:
+    seconds, oldest = RATE_SECONDS, row["oldest_at"]
+    if row["records"] == RATE_RECORDS or (row["records"] and oldest == row["began_at"]):
+        seconds = min(RATE_SECONDS, max(1.0, (row["now"] - row["began_at"]).total_seconds()))
+    return {
+        "head": row["head"],
+        "floor": row["floor"],
+        "epoch": row["epoch"],
+        "position": row["head"] - (row["epoch"] << EPOCH_BITS),
+        "rate": row["records"] / seconds,
+        "rate_seconds": seconds,
+        "oldest_at": terminal.timestamp(oldest),
+        "oldest_seconds": None if oldest is None else max(0.0, (row["now"] - oldest).total_seconds()),
+    }

@@ -1,0 +1,426 @@
+"""``sio-pg`` on a database with nodes: what it prints, how it ends, and what it says where it cannot."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import sys
+import uuid
+from contextlib import asynccontextmanager
+
+import pytest
+
+from integration.conftest import until
+from sio_pg_adapter import cli
+from sio_pg_adapter.database import Database
+from sio_pg_adapter.pruner import Pruned, prune_opened
+from sio_pg_adapter.queries import Queries
+from sio_pg_adapter.records import Kind
+
+QUERIES = Queries("public")
+NODE = "INSERT INTO sio_nodes (id, channel, role, margin_seconds) VALUES ($1, '', 0, 0)"
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch, pg_dsn):
+    monkeypatch.setenv("SIO_PG_DSN", pg_dsn)
+    monkeypatch.delenv("COLUMNS", raising=False)
+
+
+async def run(*argv: str) -> int:
+    """A command, beside the nodes of the test's own loop."""
+    return await asyncio.to_thread(cli.main, list(argv))
+
+
+@asynccontextmanager
+async def command(*argv: str):
+    """A command as a process of its own: with signals, and a pipe for its output."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "sio_pg_adapter", *argv),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        limit=1 << 22,
+    )
+    try:
+        yield process
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.communicate()
+
+
+async def status(capsys, *more: str) -> dict:
+    capsys.readouterr()
+    assert await run("status", "--json", *more) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+async def kept(db) -> int:
+    return await db.fetchval("SELECT count(*) FROM sio_packets")
+
+
+# -- status -------------------------------------------------------------------------------------------------
+async def test_status_of_two_nodes_with_sessions(start_node, db, capsys):
+    a, b = await start_node(), await start_node(namespaces=["/n"])
+    async with a.client(), a.client() as away, b.client("/n"):
+        await away.drop()
+        await a.sio.emit("e", 1)
+        await b.passed(a.manager.dispatcher.cursor)
+        told = await status(capsys)
+        nodes = {node["id"]: node for node in told["nodes"]}
+        for node in (a, b):
+            one = nodes[node.manager.node]
+            assert one.pop("started_at") and one.pop("seconds") > 0
+            assert one == {
+                "id": node.manager.node,
+                "state": "live",
+                "host": socket.gethostname(),
+                "process": os.getpid(),
+                "clients": 1,
+                "sessions": 1,
+                "cursor": node.manager.dispatcher.cursor,
+                "lag": 0,
+                "lag_seconds": 0.0,
+                "reconnects": 0,
+            }
+        assert told["sessions"] == {
+            "live": 2,
+            "away": 1,
+            "expiring": 0,
+            "namespaces": [
+                {"namespace": "/", "live": 1, "away": 1, "expiring": 0},
+                {"namespace": "/n", "live": 1, "away": 0, "expiring": 0},
+            ],
+        }
+        assert told["log"].keys() == {
+            *("head", "floor", "epoch", "position", "rate", "rate_seconds", "oldest_at", "oldest_seconds")
+        }
+        assert told["log"]["head"] == a.manager.dispatcher.cursor and 0 < told["log"]["rate"] <= 1
+        assert told["note"] is None and told["schema"]["name"] == "public"
+        names = {row[0] for row in await db.fetch(r"SELECT relname FROM pg_class WHERE relname LIKE 'sio\_%'")}
+        sizes = {table["name"]: table for table in told["tables"]}
+        assert {"sio_packets", "sio_sessions", "sio_alembic_version"} <= sizes.keys() <= names
+        assert sizes["sio_sessions"]["table_bytes"] == await db.fetchval("SELECT pg_table_size('sio_sessions')")
+        assert sizes["sio_sessions"]["index_bytes"] == await db.fetchval("SELECT pg_indexes_size('sio_sessions')")
+
+
+@pytest.mark.parametrize("columns", [60, 120])
+async def test_status_for_people_fits_the_terminal(start_node, db, capsys, monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    node = await start_node()
+    async with node.client():
+        await db.execute(NODE, uuid.UUID(int=1))
+        assert await run("status") == 0
+    out = capsys.readouterr().out
+    assert max(map(len, out.splitlines())) <= columns
+    assert node.manager.node[:8] in out and "live" in out and "…" not in out
+    assert "00000000" in out and "missing" in out and "\x1b" not in out
+
+
+async def test_a_node_that_is_there_and_does_not_answer_is_shown_as_such(start_node, db, capsys):
+    node, other = await start_node(), uuid.uuid4()
+    async with db.transaction():  # as a node enters, which then hears nothing
+        row = await db.fetchrow(QUERIES["node_start"], other, "nowhere", 120.0, 120.0)
+    assert await db.fetchval(QUERIES["node_lock"], row["number"])
+    told = await status(capsys, "--timeout", "0.2")
+    assert {one["id"]: one["state"] for one in told["nodes"]} == {node.manager.node: "live", other.hex: "silent"}
+    silent = next(one for one in told["nodes"] if one["state"] == "silent")
+    assert silent["lag"] is silent["cursor"] is silent["clients"] is None
+    assert await run("status", "--timeout", "0.2") == 0
+    assert f"{other.hex[:8]} is there, but has not answered" in capsys.readouterr().out
+
+
+async def test_a_node_of_an_earlier_version_is_not_waited_for(start_node, capsys):
+    node = await start_node()
+    del node.manager.peers._services["status"]
+    async with asyncio.timeout(30):  # it answers that it does not know the request
+        (one,) = (await status(capsys, "--timeout", "60"))["nodes"]
+    assert (one["state"], one["cursor"]) == ("silent", None)
+
+
+async def test_a_node_that_is_behind_says_so_at_once_and_its_lag_is_counted_in_the_log(start_node, store, db, capsys):
+    node = await start_node()
+    await node.manager.dispatcher.close()
+    node.manager.dispatcher._reading = True  # takes nothing from notifications either
+    for _ in range(3):
+        await store.emit()
+    await db.execute("UPDATE sio_packets SET created_at = created_at - interval '1 hour'")
+    (one,) = (await status(capsys))["nodes"]
+    assert (one["state"], one["lag"]) == ("live", 3) and one["lag_seconds"] >= 3600
+
+
+async def test_who_is_gone_is_missing_then_dead_and_its_sessions_are_not_live(start_node, living, db, capsys):
+    await living.open("s")
+    await living.open("t", "q")
+    await db.execute("UPDATE sio_sessions SET node = NULL, expires_at = clock_timestamp() WHERE sid = 't'")
+    assert (await status(capsys))["sessions"]["live"] == 1
+    gone = uuid.uuid4()
+    await db.execute(NODE, gone)
+    await db.execute("UPDATE sio_sessions SET node = $1 WHERE sid = 's'", gone)
+    told = await status(capsys)
+    assert {one["id"]: one["state"] for one in told["nodes"]}[gone.hex] == "missing"
+    del told["sessions"]["namespaces"]
+    assert told["sessions"] == {"live": 0, "away": 1, "expiring": 1}
+    await db.execute(
+        "UPDATE sio_nodes SET died_at = clock_timestamp() - interval '1 h', recovery_seconds = 60 WHERE id = $1", gone
+    )
+    told = await status(capsys)
+    assert {one["id"]: one["state"] for one in told["nodes"]}[gone.hex] == "dead"
+    assert (told["sessions"]["away"], told["sessions"]["expiring"]) == (0, 2)
+
+
+async def test_status_without_a_node_and_without_a_record(capsys):
+    told = await status(capsys)
+    assert told["nodes"] == [] and told["log"]["oldest_at"] is None and told["log"]["rate"] == 0
+    assert await run("status") == 0
+    out = capsys.readouterr().out
+    assert "no node is running" in out and "the log is empty" in out
+
+
+# -- emit ----------------------------------------------------------------------------------------------------
+async def test_emit_reaches_those_it_is_for(start_node, db, capsys):
+    node = await start_node()
+    async with node.client() as first, node.client() as second:
+        assert await run("emit", "hello", '{"n": 1}', "[2]", "--room", first.sid, "--room", second.sid) == 0
+        assert await first.event() == await second.event() == ["hello", {"n": 1}, [2]]
+        offset = await db.fetchval('SELECT max("offset") FROM sio_packets')
+        assert capsys.readouterr().out == f"stored at offset {offset}\n"
+        assert await run("emit", "bye", "--skip-sid", first.sid, "--json") == 0
+        assert await second.event() == ["bye"] and first.waiting() == []
+        assert json.loads(capsys.readouterr().out) == {"offset": offset + 1}
+
+
+@pytest.mark.parametrize(
+    ("argv", "code", "words"),
+    [
+        (["emit", "e", "{"], 2, "argument 1 of the event is not JSON"),
+        (["emit", "e", "1", "hello"], 2, "argument 2 of the event is not JSON"),
+        (["emit", "e", "--namespace", "chat"], 2, "takes a name that begins with /"),
+        (["emit", "e", "[NaN]"], 2, "argument 1 of the event is not JSON: NaN"),
+        (["emit", "e", "1e400"], 1, "inf at [1]"),
+        (["emit", "e", "--room", "x" * 600], 1, "room has 600 bytes"),
+        (["emit"], 2, "EVENT"),
+        (["tail", "--last", "-1"], 2, "whole number"),
+        (["status", "--timeout", "x"], 2, "takes seconds"),
+        (["nothing"], 2, "invalid choice"),
+    ],
+)
+async def test_wrong_arguments_are_named_in_one_line_before_anything_is_stored(db, argv, code, words):
+    async with command(*argv) as process:
+        out, err = await process.communicate()
+    assert (process.returncode, out) == (code, b"")
+    assert words in err.decode() and err.count(b"\n") == 1 and err.startswith(b"sio-pg")
+    assert await kept(db) == 0
+
+
+# -- prune -----------------------------------------------------------------------------------------------------
+async def test_prune_tells_what_it_deleted(store, db, capsys):
+    for _ in range(3):
+        await store.emit()
+    await db.execute("UPDATE sio_packets SET created_at = created_at - interval '1 hour'")
+    assert await run("prune", "--json") == 0
+    said = capsys.readouterr()
+    assert json.loads(said.out) == {"sessions": 0, "packets": 3} and await kept(db) == 0
+    assert await run("prune") == 0
+    assert capsys.readouterr().out == "deleted 0 sessions and 0 packets\n"
+
+
+async def test_prune_tells_how_far_it_is(store, db, pg_dsn):
+    for sid in "ab":
+        await store.open(sid, sid)
+    await store.emit()
+    await db.execute("UPDATE sio_sessions SET expires_at = clock_timestamp()")
+    await db.execute("UPDATE sio_packets SET created_at = created_at - interval '1 hour'")
+    database, told = Database(pg_dsn, pool=None, listen_dsn=None, schema="public"), []
+    await database.open()
+    try:
+        assert await prune_opened(database, told.append) == Pruned(2, 1)
+    finally:
+        await database.close()
+    assert told[0] == Pruned(2, 0) and told[-1] == Pruned(2, 1)
+
+
+# -- where it cannot ---------------------------------------------------------------------------------------
+COMMANDS = [["status"], ["tail"], ["emit", "e", "1"], ["prune"]]
+
+
+@pytest.mark.parametrize("argv", COMMANDS, ids=" ".join)
+async def test_an_unmigrated_database_is_an_error_that_names_the_command(pg_empty_dsn, capsys, argv):
+    assert await run(*argv, "--dsn", pg_empty_dsn, "--schema", "chat") == 1
+    said = capsys.readouterr()
+    assert said.out == "" and said.err.count("\n") == 1 and "`sio-pg migrate --schema chat`" in said.err
+
+
+@pytest.mark.parametrize("argv", [*COMMANDS, ["migrate"]], ids=" ".join)
+async def test_a_database_that_cannot_be_reached_is_an_error_that_names_the_option(capsys, argv):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # and does not listen
+        dsn = f"postgresql://app@127.0.0.1:{taken.getsockname()[1]}/app"
+        assert await run(*argv, "--dsn", dsn) == 1
+    said = capsys.readouterr()
+    assert said.out == "" and said.err.count("\n") == 1
+    assert "cannot be reached" in said.err and "--dsn" in said.err and "SIO_PG_DSN" in said.err
+
+
+@pytest.mark.parametrize("argv", [*COMMANDS, ["migrate"]], ids=" ".join)
+@pytest.mark.parametrize("dsn", ["http://localhost/app", "postgresql://app@localhost:port/app"])
+async def test_a_wrong_dsn_is_an_error_of_one_line(capsys, argv, dsn):
+    assert await run(*argv, "--dsn", dsn) == 1
+    said = capsys.readouterr()
+    assert said.out == "" and said.err.count("\n") == 1 and "dsn" in said.err.lower()
+
+
+# -- tail --------------------------------------------------------------------------------------------------
+async def lines(process, number: int) -> list[str]:
+    async with asyncio.timeout(60):
+        return [(await process.stdout.readline()).decode().rstrip("\n") for _ in range(number)]
+
+
+async def records(process, number: int) -> list[dict]:
+    return [json.loads(line) for line in await lines(process, number)]
+
+
+async def test_tail_shows_the_last_ones_then_follows_until_interrupted(store):
+    for n in range(3):
+        await store.emit(body=f'["old",{n}]')
+    async with command("tail", "--json", "--last", "2", "--payload") as tail:
+        assert [one["payload"] for one in await records(tail, 2)] == [[1], [2]]
+        offset = await store.emit("x", "y", namespace="/n", skip=("s",), body='["new",{"a":"ü"}]')
+        (one,) = await records(tail, 1)
+        assert one.pop("at").endswith("Z")
+        assert one == {
+            "offset": offset,
+            "kind": "event",
+            "namespace": "/n",
+            "rooms": ["x", "y"],
+            "event": "new",
+            "skip_sids": ["s"],
+            "sid": None,
+            "node": None,
+            "bytes": len('["new",{"a":"ü"}]'.encode()),
+            "payload": [{"a": "ü"}],
+            "binary": [],
+        }
+        tail.send_signal(signal.SIGINT)
+        assert await tail.wait() == 130
+        assert (await tail.stdout.read(), await tail.stderr.read()) == (b"", b"")
+
+
+async def test_tail_without_last_begins_now(store):
+    await store.emit(body='["old"]')
+    async with command("tail", "--json") as tail:
+        first = asyncio.create_task(records(tail, 1))
+        while not first.done():
+            await store.emit(body='["new"]')
+            await asyncio.wait({first}, timeout=0.05)  # it tells nobody when it has begun
+        assert (await first)[0]["event"] == "new"
+
+
+async def test_tail_takes_what_the_filters_say_also_across_pages(store):
+    wanted = []
+    for n in range(1_300):  # pages are of 500
+        event = n in (1, 2, 700)
+        future = store.emit("r" if event else "q", namespace="/n", body='["e"]')
+        if event:
+            wanted.append(await future)
+        else:
+            task = asyncio.ensure_future(future)
+    await task
+    for room, namespace, name in (("r", "/", "e"), ("q", "/n", "e"), ("r", "/n", "f")):
+        await store.emit(room, namespace=namespace, body=json.dumps([name]))
+    await store.move(Kind.ENTER, "s", "r")
+    filters = ("--namespace", "/n", "--room", "r", "--event", "e", "--json")
+    async with command("tail", "--last", "9", *filters) as nine, command("tail", "--last", "2", *filters) as two:
+        assert [one["offset"] for one in await records(nine, 3)] == wanted
+        assert [one["offset"] for one in await records(two, 2)] == wanted[1:]
+        await store.emit("q", namespace="/n")
+        offset = await store.emit("r", namespace="/n")
+        assert (await records(two, 1))[0]["offset"] == offset
+
+
+async def test_tail_hides_payloads_and_shows_moves_and_large_events(store, start_node):
+    node = await start_node()
+    large = "ü" * 100_000
+    await node.sio.emit("läuft", {"secret": large, "b": b"\0\1"}, room="x")
+    await node.sio.emit("small", "secret")
+    async with node.client() as wire:
+        await node.sio.enter_room(wire.sid, "x")
+        async with command("tail", "--last", "3") as tail:
+            first, second, third = await lines(tail, 3)
+        assert "läuft to x" in first and " 600 kB " in first and "secret" not in first
+        assert "small to everybody" in second and "secret" not in second
+        assert f"{wire.sid} enters x" in third
+        async with command("tail", "--last", "3", "--json", "--payload") as tail:
+            first, _, third = await records(tail, 3)
+        assert first["payload"] == [{"secret": large, "b": {"_placeholder": True, "num": 0}}]
+        assert first["binary"] == ["AAE="] and first["event"] == "läuft"
+        assert (third["kind"], third["sid"], third["rooms"], third["payload"]) == ("enter", wire.sid, ["x"], None)
+
+
+async def test_tail_gives_a_terminal_no_orders_of_clients(store):
+    await store.emit("\x1b]0;room\x07", body='["\\u001b[31mred\\n", "\x9b2J"]')
+    async with command("tail", "--last", "1", "--payload") as tail:
+        (line,) = await lines(tail, 1)
+    assert line.isprintable() and r"\x1b[31mred\n to \x1b]0;room\x07" in line
+
+
+async def test_tail_ends_when_nobody_reads_any_more(store):
+    await store.emit()
+    reading, writing = os.pipe()
+    tail = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "sio_pg_adapter", "tail", "--last", "1"),
+        stdout=writing,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    os.close(writing)
+    try:
+        assert (await asyncio.to_thread(os.read, reading, 1_000)).endswith(b"\n")
+    finally:
+        os.close(reading)
+    _, err = await tail.communicate()  # the log is quiet
+    assert (tail.returncode, err) == (0, b"")
+
+
+@pytest.mark.parametrize("argv", [["migrate", "--sql"], ["status"], ["emit", "e", "--json"]], ids=" ".join)
+async def test_output_that_nobody_reads_is_an_ordinary_end(argv):
+    reading, writing = os.pipe()
+    os.close(reading)
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "sio_pg_adapter", *argv), stdout=writing, stderr=asyncio.subprocess.PIPE
+    )
+    os.close(writing)
+    _, err = await process.communicate()
+    assert (process.returncode, err) == (0, b"")
+
+
+async def test_tail_goes_on_after_the_database_was_away_and_says_so(store, db, pg_admin):
+    await store.emit(body='["first"]')
+    async with command("tail", "--last", "1", "--json") as tail:
+        assert (await records(tail, 1))[0]["event"] == "first"
+        name = await db.fetchval("SELECT current_database()")
+        pg_admin.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS false')
+        cut = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE datname = current_database()"
+        mine = [
+            (await store.manager.database.writer._connection.fetchval("SELECT pg_backend_pid()")),
+            db.get_server_pid(),
+        ]
+        assert await db.fetchval(f"{cut} AND pid <> ALL ($1)", mine) >= 2
+        assert b"was lost, trying again" in await tail.stderr.readline()
+        offset = await store.emit(body='["missed"]')
+        pg_admin.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS true')
+        assert await tail.stderr.readline() == b"sio-pg: connected again\n"
+        assert [one["offset"] for one in await records(tail, 1)] == [offset]
+        assert (await store.emit(body='["last"]')) == (await records(tail, 1))[0]["offset"]
+        tail.send_signal(signal.SIGINT)
+        assert await tail.wait() == 130 and await tail.stderr.read() == b""
+
+
+async def test_the_console_script_is_this(start_node):
+    node = await start_node()
+    async with command("status") as process:
+        out, err = await process.communicate()
+    assert (process.returncode, err) == (0, b"") and node.manager.node[:8].encode() in out
+    await until(lambda: not node.manager.peers)

@@ -1,0 +1,133 @@
+"""Reads of the log use their indexes, whatever PostgreSQL believes of the tables: by the pages of memory and disk
+that a statement touches, functions included, among 100,000 packets of which next to none concern it."""
+
+from __future__ import annotations
+
+import json
+import secrets
+
+import asyncpg
+import pytest
+
+from sio_pg_adapter.queries import Queries
+from sio_pg_adapter.records import Kind
+from sio_pg_adapter.recovery import pid_hash
+
+OTHERS = 100_000
+PAGES = 1_000
+"""What a statement may touch, the catalog for its plan included. One that goes wrong took 8,000 to 17,000."""
+
+QUERIES = Queries("public")
+
+LIES = {
+    # What PostgreSQL was told of the tables, and when: "" is never.
+    "never": "",
+    "when they were empty": "before",
+    "when all that was stored was for the session's room": "meanwhile",
+    "at last": "after",
+}
+
+
+@pytest.fixture(params=LIES, ids=lambda told: told.replace(" ", "-"))
+async def log(db: asyncpg.Connection, request: pytest.FixtureRequest) -> int:
+    """A log in which the session's room "x" is common at first and then silent, but for 20; where that was."""
+    told = LIES[request.param]
+    await db.execute(QUERIES["check_epoch"])  # before there is an offset, so that all are of one epoch
+    analyze = "ANALYZE sio_packets, sio_packet_rooms, sio_sessions, sio_rooms"
+    if told == "before":
+        await db.execute(analyze)
+    fill = """
+        INSERT INTO sio_packets (kind, namespace, room, rooms, body)
+        SELECT 0, '/', $1, CASE WHEN i % 10 = 0 THEN ARRAY[$1, 'second'] END, '["n",' || repeat('x', 100) || ']'
+        FROM generate_series(1, $2::integer) i"""
+    await db.execute(fill, "x", OTHERS // 2)
+    if told == "meanwhile":
+        await db.execute(analyze)
+    start = await db.fetchval('SELECT max("offset") FROM sio_packets')
+    for i in range(20):
+        await db.execute(fill, f"other {i}", OTHERS // 40)
+        await db.execute(fill, "x", 1)
+    await db.execute(
+        "INSERT INTO sio_packet_rooms SELECT namespace, 'second', \"offset\" FROM sio_packets WHERE rooms IS NOT NULL"
+    )
+    if told == "after":
+        await db.execute(analyze)
+    return int(start)
+
+
+async def session(db: asyncpg.Connection, start: int, pid: str) -> int:
+    """A session that was in many rooms, "x" among them, and has got all up to ``start``."""
+    args = {"pid_hash": pid_hash(pid), "start": 0, "cursor": await head(db)}
+    args["rooms"] = [
+        ["x", 1, None],
+        ["second", start + 1, start + 2],
+        ["other 7", 1, start - 1],
+        *([f"of my own {i}", 1, None] for i in range(10)),
+    ]
+    opened = await write(db, Kind.OPEN, sid=pid, args=args)
+    return int(json.loads(opened["results"][0])["id"])
+
+
+async def head(db: asyncpg.Connection) -> int:
+    return int(await db.fetchval(QUERIES["head"]))
+
+
+def entry(kind: Kind, *, sid: str | None = None, body: str | None = None, args: object = None) -> list[object]:
+    nothing = [None]
+    columns: list[object] = [[int(kind)], ["/"], [""], nothing, nothing, [sid], [body], nothing, nothing]
+    return [secrets.randbits(62), *columns, [json.dumps(args or {})], None]
+
+
+async def write(db: asyncpg.Connection, kind: Kind, **more: object) -> asyncpg.Record:
+    return await db.fetchrow(QUERIES["write"], *entry(kind, **more))
+
+
+async def pages(db: asyncpg.Connection, query: str, *args: object) -> int:
+    """The pages that a statement touches."""
+    explained = json.loads(await db.fetchval("EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) " + QUERIES[query], *args))
+    plan = explained[0]["Plan"]
+    return int(plan["Shared Hit Blocks"] + plan["Shared Read Blocks"])
+
+
+ROUNDS = 8  # PostgreSQL plans a statement five times for its values, then, perhaps, once for all values
+
+
+@pytest.mark.parametrize("page", [0, 100])
+async def test_a_claim(db, log, page):
+    await session(db, log, "p")
+    key = await db.fetchval("SELECT encode(key, 'hex') FROM sio_epochs ORDER BY epoch DESC LIMIT 1")
+    args = {"pid_hash": pid_hash("p"), "after": log, "key": key, "missed": 10_000, "page": page, "page_bytes": 32_768}
+    for _ in range(ROUNDS):
+        assert await pages(db, "write", *entry(Kind.CLAIM, args=args)) < PAGES
+    claimed = json.loads((await write(db, Kind.CLAIM, args=args))["results"][0])
+    assert claimed["missed"] == 20 and len(claimed["page"]) == (20 if page else 0)
+
+
+async def test_a_page(db, log):
+    key = await session(db, log, "p")
+    for _ in range(ROUNDS):
+        assert await pages(db, "page", key, 1, log, 500) < PAGES
+    assert len(await db.fetch(QUERIES["page"], key, 1, log, 500)) == 20
+
+
+async def test_the_end_of_a_long_replay(db, log):
+    """Nothing is left but what does not concern the session."""
+    key = await session(db, log, "p")
+    last = await head(db)
+    for _ in range(ROUNDS):
+        assert await pages(db, "page", key, 1, last, 500) < PAGES
+    assert [row["offset"] for row in await db.fetch(QUERIES["page"], key, 1, last, 500)] == [None]
+
+
+async def test_a_range_at_the_head(db, log):
+    last = await head(db)
+    for _ in range(ROUNDS):
+        assert await pages(db, "range", last - 20, 500) < PAGES
+        assert await pages(db, "head") < PAGES
+
+
+async def test_a_session_that_is_opened(db, log):
+    """It looks for what moved its sid above the node's cursor."""
+    for i in range(ROUNDS):
+        args = {"pid_hash": pid_hash(f"p{i}"), "start": 0, "cursor": await head(db) - 20, "rooms": []}
+        assert await pages(db, "write", *entry(Kind.OPEN, sid=f"s{i}", args=args)) < PAGES
