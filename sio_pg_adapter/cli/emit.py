@@ -8,6 +8,7 @@ import json
 import uuid
 from typing import Any, NoReturn
 
+from sio_pg_adapter.counters import Counters
 from sio_pg_adapter.entries import Entry
 from sio_pg_adapter.log import LogWriter
 from sio_pg_adapter.records import EVERYBODY, Kind, encode_event, text_name, text_names
@@ -49,7 +50,7 @@ def _no_constant(name: str) -> NoReturn:
 
 async def _append(args: argparse.Namespace, entry: Entry) -> int:
     async with opened(args) as database:
-        log = LogWriter(database, lambda *_: None, uuid.uuid4().hex)
+        log = LogWriter(database, lambda *_: None, uuid.uuid4().hex, Counters())
         log.start()
         try:
             return (await log.append(entry)).offset
