@@ -302,8 +302,7 @@ class AsyncPostgresManager(AsyncManager):
     # -- what the loops tell -------------------------------------------------------------------------------
     def _apply(self, record: Any) -> None:
         self.counters.applied += 1
-        with self.counters.spans.deliver(record):
-            self.delivery.apply(record)
+        self.counters.spans.deliver(record, self.delivery.apply)
 
     def _on_appended(self, prev: int, last: int, records: list[Any] | None) -> None:
         self.dispatcher.offer(prev, last, records)

@@ -16,9 +16,9 @@ None has a payload, a room, a sid or a pid.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 try:
     from opentelemetry import context
@@ -29,7 +29,7 @@ except ImportError as e:
     ) from e
 
 from .connection import Lost
-from .counters import NO_SPAN, Spans
+from .counters import Spans
 from .entries import Entry
 from .records import Kind, Record
 from .recovery import Fresh, Recovered
@@ -59,18 +59,17 @@ class _Traced(Spans):
             span.set_attribute("sio_pg.bytes", sum(entry.size for entry in entries))
             yield
 
-    def deliver(self, record: Record) -> AbstractContextManager[None]:
-        return self._deliver(record) if record.kind is Kind.EVENT else NO_SPAN
-
-    @contextmanager
-    def _deliver(self, record: Record) -> Iterator[None]:
+    def deliver(self, record: Record, apply: Callable[[Record], None]) -> None:
+        if record.kind is not Kind.EVENT:
+            apply(record)
+            return
         before = self._counters.stored
-        kind = api.SpanKind.CONSUMER
+        options = {"kind": api.SpanKind.CONSUMER, **_ERRORS_ARE_TOLD_HERE}
         # Never current: nothing in it could have spans of its own.
-        with self._tracer.start_span("sio_pg.deliver", context=context.Context(), kind=kind) as span:
+        with self._tracer.start_span("sio_pg.deliver", context.Context(), **options) as span, _errors(span):
             span.set_attribute("sio_pg.namespace", record.namespace)
             span.set_attribute("sio_pg.offset", record.offset)
-            yield
+            apply(record)
             span.set_attribute("sio_pg.recipients", self._counters.stored - before)
 
     @contextmanager
@@ -87,14 +86,22 @@ class _Traced(Spans):
 
     @contextmanager
     def _current(self, name: str, kind: api.SpanKind, where: context.Context | None = None) -> Iterator[api.Span]:
-        with self._tracer.start_as_current_span(
-            name, context=where, kind=kind, record_exception=False, set_status_on_exception=False
-        ) as span:
-            try:
-                yield span
-            except Lost:  # connection or session ended meanwhile: no error
-                span.set_attribute("sio_pg.lost", True)
-                raise
-            except Exception as e:  # its text may show what was to be stored
-                span.set_status(api.Status(api.StatusCode.ERROR, type(e).__name__))
-                raise
+        options = {"kind": kind, **_ERRORS_ARE_TOLD_HERE}
+        with self._tracer.start_as_current_span(name, where, **options) as span, _errors(span):
+            yield span
+
+
+_ERRORS_ARE_TOLD_HERE: dict[str, Any] = {"record_exception": False, "set_status_on_exception": False}
+
+
+@contextmanager
+def _errors(span: api.Span) -> Iterator[None]:
+    """An error by its name alone: its text may show what was to be stored."""
+    try:
+        yield
+    except Lost:  # connection or session ended meanwhile: no error
+        span.set_attribute("sio_pg.lost", True)
+        raise
+    except Exception as e:
+        span.set_status(api.Status(api.StatusCode.ERROR, type(e).__name__))
+        raise

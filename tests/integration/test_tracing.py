@@ -157,6 +157,23 @@ async def test_an_append_that_fails_is_an_error_by_its_name_alone(start_node, tr
     assert "secret" not in traces.told()
 
 
+async def test_a_record_that_cannot_be_applied_is_an_error_by_its_name_alone(
+    start_node, traces, monkeypatch, expected_errors
+):
+    expected_errors.append("could not be applied")
+    node = await start_node()
+    trace(node.manager, traces.provider)
+
+    def fail(record):
+        raise RuntimeError("secret")
+
+    monkeypatch.setattr(node.manager.delivery, "apply", fail)
+    await node.sio.emit("e")
+    [span] = traces.of("deliver")
+    assert (span.status.status_code, span.status.description) == (StatusCode.ERROR, "RuntimeError")
+    assert "secret" not in traces.told()
+
+
 async def test_a_recovery_that_breaks_is_an_error(start_node, traces, monkeypatch):
     node = await start_node()
     trace(node.manager, traces.provider)
