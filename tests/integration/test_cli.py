@@ -376,10 +376,16 @@ async def test_tail_ends_when_nobody_reads_any_more(store):
         stderr=asyncio.subprocess.PIPE,
     )
     os.close(writing)
-    with os.fdopen(reading) as pipe:
-        assert "e to everybody" in await asyncio.to_thread(pipe.readline)
-    _, err = await tail.communicate()  # the log is quiet
-    assert (tail.returncode, err) == (0, b"")
+    try:
+        with os.fdopen(reading) as pipe:
+            assert "e to everybody" in await asyncio.to_thread(pipe.readline)
+        async with asyncio.timeout(60):
+            assert await tail.wait() == 0  # the log is quiet
+    finally:
+        if tail.returncode is None:
+            tail.kill()
+        _, err = await tail.communicate()
+    assert err == b""
 
 
 @pytest.mark.parametrize("argv", [["migrate", "--sql"], ["status"], ["emit", "e", "--json"]], ids=" ".join)
