@@ -17,7 +17,8 @@ class lifespan:  # noqa: N801 - used as a function
     lifespan of the application's own.
 
     :param sio: an ``AsyncServer`` with an ``AsyncPostgresManager``.
-    :raises StoreUnavailable, SchemaMismatch: at the start: the application then does not start.
+    :raises StoreUnavailable: at the start: the application then does not start.
+    :raises SchemaMismatch: likewise.
     """
 
     def __init__(self, sio: Any) -> None:

@@ -72,7 +72,9 @@ async def test_case_45_odd_values_arrive_as_they_were(start_node, value):
         assert await wire.event() == ["e", value]
 
 
-@pytest.mark.parametrize("value", [float("nan"), object(), {1, 2}, {("a",): 1}], ids=repr)
+@pytest.mark.parametrize(
+    "value", [float("nan"), object(), {1, 2}, {("a",): 1}], ids=["NaN", "object", "set", "tuple key"]
+)
 async def test_case_45_what_has_no_json_form_is_refused_before_anything(start_node, db, value):
     node = await start_node()
     async with node.client() as wire:
