@@ -463,6 +463,9 @@ FUNCTIONS = (
                    AND {s}.sio_may_truncate()
             INTO v_due FROM {s}.sio_packets_{h} ORDER BY "offset" LIMIT 1;
             IF v_due AND {s}.sio_lock_half({o}) THEN
+                IF EXISTS (SELECT FROM {s}.sio_packets_{o}) THEN
+                    RETURN false;  -- before it was locked, somebody turned to it, or appended late
+                END IF;
                 TRUNCATE {s}.sio_packets_{o}, {s}.sio_packet_rooms_{o};
                 PERFORM setval('{l}.sio_half', {o});
                 RETURN true;
