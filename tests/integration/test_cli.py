@@ -43,6 +43,8 @@ async def command(*argv: str):
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
         limit=1 << 22,
+        # as in a terminal: a shell's background job, which the tests may run in, ignores it
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:
         yield process
