@@ -35,16 +35,20 @@ class Tally(Gathering):
         self.asked: dict[str, list[str]] = {}
         self.open: dict[str, set[str]] = {}
         self.values: dict[str, Any] = {}
+        self._early: dict[str, set[str]] = {}  # who is settled at nodes that have not told whom they asked
 
     def take(self, node: str, value: Any) -> None:
-        if "asked" in value:
-            self.asked[node] = value["asked"]
-            self.open[node] = self.open.get(node, set()) | set(value["asked"])
+        told = [sid for sid, _ in value.get("answers", ())] + list(value.get("gone", ()))
         for sid, args in value.get("answers", ()):
             self.values.setdefault(sid, args[0] if len(args) == 1 else tuple(args) if args else None)
-            self.open[node].discard(sid)
-        for sid in value.get("gone", ()):
-            self.open[node].discard(sid)
+        if "asked" in value:
+            self.asked[node] = value["asked"]
+            self.open[node] = set(value["asked"]) - self._early.pop(node, set())
+        # A long list of who was asked goes through a table: what is short may come before it.
+        if node in self.asked:
+            self.open[node].difference_update(told)
+        else:
+            self._early.setdefault(node, set()).update(told)
         self.changed.set()
 
     def owing(self) -> set[str]:

@@ -59,7 +59,10 @@ class Wire:
     def write(self, frames: Frames) -> bool:
         """Write an event, or leave it to the queue (``False``)."""
         transport = self._transport
-        if not self._idle or not self._queue.empty() or transport.get_write_buffer_size() > UNSENT_BYTES:
+        if not self._idle or not self._queue.empty() or transport.is_closing() or not self._is_open():
+            return False
+        # Not before: asyncio's of TLS has no buffer any more once it was closed twice, as uvicorn does.
+        if transport.get_write_buffer_size() > UNSENT_BYTES:
             return False
         if len(frames) == 1:
             data = frames[0].wire
@@ -68,8 +71,6 @@ class Wire:
         else:
             return True
         if self._largest is not None and len(data) > self._largest:
-            return False
-        if transport.is_closing() or not self._is_open():
             return False
         transport.write(data)
         if self._on_write is not None:

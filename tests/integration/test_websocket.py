@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import socket
+import ssl
 import struct
 import zlib
 from collections.abc import AsyncIterator
@@ -18,7 +19,8 @@ import uvicorn
 from aiohttp import web
 
 from integration.conftest import until
-from sio_pg_adapter.websocket import UNSENT_BYTES
+from sio_pg_adapter.frames import framed
+from sio_pg_adapter.websocket import UNSENT_BYTES, Wire
 
 PATIENCE = 20.0  # seconds until a test that waits in vain fails
 HANDSHAKE = (
@@ -250,3 +252,31 @@ async def test_an_upgrade_that_fails_leaves_the_poll_as_it_was(served):
     assert b'["e","after"' in await get(f"&sid={eio_sid}")
     assert getattr(eio.sockets[eio_sid], "sio_pg_wire", None) is None
     assert (await raw.event())[:2] == ["e", "after"]
+
+
+async def test_a_transport_under_tls_that_was_closed_twice_takes_nothing():
+    """As uvicorn closes it: with the client's close frame, and again when the connection is lost. asyncio's then has
+    no buffer whose size it could tell; raised in the midst of a broadcast, that would be all others' loss."""
+    contexts = [ssl.SSLContext(side) for side in (ssl.PROTOCOL_TLS_SERVER, ssl.PROTOCOL_TLS_CLIENT)]
+    for context in contexts:  # without a certificate
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        context.maximum_version = ssl.TLSVersion.TLSv1_2
+        context.set_ciphers("AECDH-AES128-SHA:@SECLEVEL=0")
+    accepted: asyncio.Future[asyncio.StreamWriter] = asyncio.get_running_loop().create_future()
+    server = await asyncio.start_server(lambda _, w: accepted.set_result(w), "127.0.0.1", 0, ssl=contexts[0])
+    host, port = server.sockets[0].getsockname()
+    reader, writer = await asyncio.open_connection(host, port, ssl=contexts[1])
+    transport = (await accepted).transport
+    wire = Wire(asyncio.Queue(), transport, lambda: True, compresses=False)
+    waiting = asyncio.create_task(wire.poll())
+    await until(lambda: wire._idle)
+    assert wire.write([framed("2[]")]) is True
+    assert await reader.readexactly(6) == b"\x81\x04" + b"42[]"
+    transport.close()
+    assert wire.write([framed("2[]")]) is False
+    transport.close()
+    assert wire.write([framed("2[]")]) is False
+    waiting.cancel()
+    writer.close()
+    server.close()
+    await server.wait_closed()
