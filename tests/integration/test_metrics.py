@@ -218,19 +218,40 @@ async def test_a_session_that_a_connection_still_held_is_a_takeover_where_it_cam
         assert of_b.verdicts() == {"recovered": 1}
 
 
-async def test_a_connect_that_the_database_breaks_is_counted(start_node, monkeypatch):
+async def test_a_connect_that_the_database_breaks_is_counted(start_node, db):
     node = await start_node()
     scraped = Scraped(node.manager)
-
-    async def away(*args, **kwargs):
-        raise StoreUnavailable("opening a session")
-
     async with node.client():
-        monkeypatch.setattr(node.manager.sessions, "open", away)
+        await db.execute("ALTER TABLE sio_sessions RENAME TO gone")
         async with Wire(node.sio) as wire:
             wire.send("0")
             assert await wire.rest() == []
         assert scraped("connects_broken_total") == 1
+        await db.execute("ALTER TABLE gone RENAME TO sio_sessions")
+
+
+async def test_a_replay_that_breaks_is_counted(start_node, monkeypatch):
+    async def away(*args):
+        raise StoreUnavailable("reading what a client missed")
+
+    monkeypatch.setattr("sio_pg_adapter.connection.PAGE", 7)
+    monkeypatch.setattr("sio_pg_adapter.dispatcher.RECENT_RECORDS", 3)
+    node = await start_node()
+    scraped = Scraped(node.manager)
+    async with node.client() as wire:
+        await wire.drop()
+        for i in range(50):
+            await node.sio.emit("e", i)
+        async with Wire(node.sio) as again:
+            again.stall()
+            again.send(f'0{{"pid":"{wire.pid}"}}')
+            await again.held.wait()
+            monkeypatch.setattr(node.manager.sessions, "page", away)
+            again.flow()
+            connected, *events = await again.rest()
+            assert connected.startswith("0") and 0 < len(events) < 50
+        assert scraped("connects_broken_total") == 1
+        assert scraped("packets_replayed_total") == len(events)
 
 
 async def test_a_handler_that_raises_breaks_its_connect(start_node, expected_errors):
