@@ -224,7 +224,7 @@ class Commits:
                 if last:
                     self._last = last
                     self._on_appended(row["prev"], last, None)
-                return Written(last)
+                return Written(max(map(abs, row["offsets"])) if row else 0)  # of what had already done it, too
             await asyncio.sleep(0.1)  # the database starts, or another becomes the primary
 
 

@@ -78,7 +78,11 @@ class Delivery:
                 offset = self._codec().encode(record.offset, record.namespace)
             if client.over(self._limit):  # what waited already: one large packet on its own is no fault
                 slow.append(client)
-            client.put(stored_frames(record, self._packet_class, offset if client.recoverable else None))
+            try:
+                client.put(stored_frames(record, self._packet_class, offset if client.recoverable else None))
+            except Exception:  # one connection that breaks must not keep it from all that follow
+                logger.exception("an event could not be put on a connection: it is cut, to recover from the log")
+                slow.append(client)
             sent += 1
         self._manager.counters.stored += sent
         for client in slow:

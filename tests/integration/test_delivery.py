@@ -10,6 +10,7 @@ import pytest
 import socketio
 
 from integration.conftest import until
+from integration.wire import Closed
 from sio_pg_adapter import NotSerializable
 
 
@@ -245,3 +246,25 @@ async def test_a_client_that_takes_nothing_holds_up_nobody(start_node):
         slow.flow()
         assert len(await slow.events_until("end")) == 50
         await until(lambda: not slow.waiting())
+
+
+async def test_one_connection_that_breaks_keeps_an_event_from_nobody_else(start_node, expected_errors):
+    expected_errors.append("could not be put on a connection")
+    node = await start_node()
+    async with node.client() as broken, node.client() as other:
+        queue = node.manager.clients.get(broken.sid, "/").socket.queue
+        put = queue.put_nowait
+
+        def once(frame):
+            queue.put_nowait = put
+            raise RuntimeError("broken")
+
+        queue.put_nowait = once
+        await node.sio.emit("e", 1)
+        assert await other.event() == ["e", 1]
+        with pytest.raises(Closed):
+            while True:
+                await broken.recv()
+        async with node.client(pid=broken.pid) as again:
+            assert again.sid == broken.sid
+            assert await again.event() == ["e", 1]
