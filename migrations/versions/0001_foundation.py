@@ -456,11 +456,8 @@ FUNCTIONS = (
             settled = CASE WHEN v_held THEN s.settled ELSE s.generation + 1 END
         WHERE id = s.id;
         v_after := greatest(v_after, s.start_offset);
-        IF v_after < (SELECT floor FROM {s}.sio_log) THEN
-            v_lost := {s}.sio_lost(s.id, v_after);
-        END IF;
         v_missed := v_at - v_after;  -- at the most: counted only where that may be over the cap
-        IF v_limit > 0 AND NOT v_held AND NOT v_lost THEN
+        IF v_limit > 0 AND NOT v_held THEN
             SELECT max(x.n), count(*) FILTER (WHERE x.fits), max(x."offset") FILTER (WHERE x.fits),
                    json_agg(json_build_array(x."offset", coalesce(x.rooms, ARRAY[x.room]), x.skip_sids, x.body)
                             ORDER BY x."offset") FILTER (WHERE x.fits)
@@ -472,6 +469,10 @@ FUNCTIONS = (
                   WINDOW w AS (ORDER BY p."offset")) x;
             v_due := coalesce(v_due, 0);
             v_upto := CASE WHEN v_due < v_limit AND v_carried = v_due THEN v_at ELSE coalesce(v_upto, v_after) END;
+        END IF;
+        -- After the page: retention may have deleted while that was read, or was waited for.
+        IF v_after < (SELECT floor FROM {s}.sio_log) THEN
+            v_lost := {s}.sio_lost(s.id, v_after);
         END IF;
         IF v_due < v_limit THEN
             v_missed := v_due;

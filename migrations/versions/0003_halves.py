@@ -288,6 +288,15 @@ FUNCTIONS = (
                     WITH ORDINALITY AS x (namespace, room, more, skips, body, parts, attachment, i);
             ]]
             offsets := ARRAY(SELECT generate_series(prev + 1, v_last));
+            IF EXISTS (SELECT FROM unnest(p_more) m WHERE m IS NOT NULL) THEN
+                [[
+                    INSERT INTO {s}.sio_packet_rooms_{h} (namespace, room, "offset")
+                    SELECT DISTINCT p_namespaces[x.i], e.room, offsets[x.i]
+                    FROM unnest(p_more) WITH ORDINALITY AS x (more, i)
+                        CROSS JOIN LATERAL json_array_elements_text(x.more::json) WITH ORDINALITY AS e (room, j)
+                    WHERE x.more IS NOT NULL AND e.j > 1;
+                ]]
+            END IF;
         ELSE
             FOR r IN SELECT * FROM unnest(p_kinds, p_namespaces, p_rooms, p_more, p_skips, p_sids, p_bodies,
                                           p_parts, p_attachments, p_args)
@@ -308,6 +317,14 @@ FUNCTIONS = (
                             r.body, r.parts, r.attachment, p_batch)
                         RETURNING "offset" INTO v_at;
                     ]]
+                    IF r.more IS NOT NULL THEN  -- at once: a claim behind it in the batch reads what it is due
+                        [[
+                            INSERT INTO {s}.sio_packet_rooms_{h} (namespace, room, "offset")
+                            SELECT DISTINCT r.namespace, e.room, v_at
+                            FROM json_array_elements_text(r.more::json) WITH ORDINALITY AS e (room, j)
+                            WHERE e.j > 1;
+                        ]]
+                    END IF;
                 WHEN 1, 2 THEN
                     v_at := {s}.sio_move(p_batch, r.kind, r.namespace, r.room, r.sid, r.args::json);
                 WHEN 3 THEN v_at := {s}.sio_close(p_batch, r.namespace, r.room);
@@ -326,15 +343,6 @@ FUNCTIONS = (
             END LOOP;
             SELECT CASE WHEN is_called THEN last_value ELSE last_value - 1 END INTO v_last
             FROM {s}.sio_packets_offset_seq;
-        END IF;
-        IF EXISTS (SELECT FROM unnest(p_more) m WHERE m IS NOT NULL) THEN
-            [[
-                INSERT INTO {s}.sio_packet_rooms_{h} (namespace, room, "offset")
-                SELECT DISTINCT p_namespaces[x.i], e.room, offsets[x.i]
-                FROM unnest(p_more) WITH ORDINALITY AS x (more, i)
-                    CROSS JOIN LATERAL json_array_elements_text(x.more::json) WITH ORDINALITY AS e (room, j)
-                WHERE x.more IS NOT NULL AND e.j > 1;
-            ]]
         END IF;
         IF v_last > prev THEN
             SELECT channel INTO v_channel FROM {s}.sio_log;
@@ -464,6 +472,9 @@ FUNCTIONS = (
                    AND {s}.sio_may_truncate()
             INTO v_due FROM {s}.sio_packets_{h} ORDER BY "offset" LIMIT 1;
             IF v_due AND {s}.sio_lock_half({o}) THEN
+                IF EXISTS (SELECT FROM {s}.sio_packets_{o}) THEN
+                    RETURN false;  -- before it was locked, somebody turned to it, or appended late
+                END IF;
                 TRUNCATE {s}.sio_packets_{o}, {s}.sio_packet_rooms_{o};
                 PERFORM setval('{l}.sio_half', {o});
                 RETURN true;

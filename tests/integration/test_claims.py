@@ -12,10 +12,12 @@ import json
 import pytest
 
 from integration.conftest import until
+from integration.test_halves import KEEP, MANY, QUERIES, turned
 from integration.test_seam import Deaf
 from integration.wire import Wire
 from sio_pg_adapter import sessions
 from sio_pg_adapter.clients import Held
+from sio_pg_adapter.entries import Entry
 from sio_pg_adapter.records import EPOCH_BITS, Kind
 from sio_pg_adapter.recovery import Claim
 
@@ -120,6 +122,35 @@ async def test_the_page_of_a_claim_is_what_the_session_is_due(store):
         assert list(claimed.page) == read.records
         assert claimed.upto == (claimed.offset if limit > 3 else due[count - 1])
         await store.sessions.release(Held(claimed.id, claimed.generation), seconds=60.0)
+
+
+async def test_the_page_has_an_event_for_several_rooms_of_the_claims_own_batch(store):
+    """Emitted just before it, and written in one commit with it: its second room counts as much as its first."""
+    held = await store.open(rooms={"x": [(0, None)]})
+    start = await store.reader.head()
+    await store.sessions.release(held, seconds=60.0)
+    claim = await claim_of(store, start)
+    emitting = store.log.append(Entry(Kind.EVENT, "/", ("y", "x"), body='["e"]'))
+    claimed = await store.sessions.claim("/", claim, 10_000, 10)
+    assert [record.offset for record in claimed.page] == [(await emitting).offset]
+    assert claimed.offset == claimed.page[0].offset + 1  # it was one batch
+
+
+async def test_what_retention_deletes_while_a_claim_waits_for_it_counts_as_lost(pg_dsn, store, db):
+    """The claim finds nothing deleted yet, waits to read the half that is being truncated, and finds it empty."""
+    held = await store.open()
+    start = await store.reader.head()
+    await store.emit()
+    await turned(db)
+    await store.sessions.release(held, seconds=60.0)
+    claim = await claim_of(store, start)
+    async with db.transaction():
+        assert await db.fetchval(QUERIES["trim"], KEEP, MANY) == MANY + 1
+        claiming = asyncio.create_task(store.sessions.claim("/", claim, 10_000, 10))
+        while not await db.fetchval("SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted)"):
+            await asyncio.sleep(0)
+    claimed = await claiming
+    assert claimed.lost and not claimed.page
 
 
 async def test_a_claim_that_brings_a_page_counts_what_was_missed(store):

@@ -164,6 +164,24 @@ async def test_a_half_that_is_read_is_not_turned_to(pg_dsn, db, held):
         await other.close()
 
 
+async def test_a_half_that_got_a_record_before_it_was_locked_is_not_turned_to(pg_dsn, db):
+    """Another node's turn came between, say, and an append behind it: what is to be truncated holds a record."""
+    await fill(db)
+    other, third = await asyncpg.connect(pg_dsn), await asyncpg.connect(pg_dsn)
+    asleep = "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE pid = $1 AND wait_event = 'PgSleep')"
+    try:
+        async with other.transaction():
+            await other.execute(FILL.format(1), 1, 0.0)
+            turning = asyncio.create_task(db.fetchval(QUERIES["turn"], KEEP))
+            while not await third.fetchval(asleep, db.get_server_pid()):
+                assert not turning.done()
+        assert await turning is False
+        assert await db.fetchval("SELECT count(*) FROM sio_packets_1") == 1 and await half(db) == 0
+    finally:
+        await other.close()
+        await third.close()
+
+
 async def test_a_role_that_may_not_truncate_deletes(pg_dsn, pg_admin, db):
     role = f"siopg_{pg_dsn.rpartition('/')[2][:20]}"
     pg_admin.execute(sql.SQL("CREATE ROLE {} LOGIN").format(sql.Identifier(role)))

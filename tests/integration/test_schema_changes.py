@@ -49,7 +49,7 @@ FORMER = {
         SELECT prev, offsets[1] AS at
         FROM sio_write($1::bigint, ARRAY[0]::smallint[], ARRAY[$2::text], ARRAY[$3::text], ARRAY[NULL::text],
                        ARRAY[NULL::text], ARRAY[NULL::text], ARRAY[$4::text], ARRAY[NULL::bytea], ARRAY[NULL::uuid],
-                       ARRAY[NULL::text], $5::text)
+                       ARRAY['{}'], $5::text)
     """,
     "range": """
         SELECT l.floor, p."offset", p.kind, p.namespace, p.room, p.rooms, p.skip_sids, p.sid, p.generation, p.node,
