@@ -7,6 +7,7 @@ import difflib
 import inspect
 import logging
 import re
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, TypeVar, overload
 
@@ -408,6 +409,8 @@ class AsyncServer(ClusterMethods, socketio.AsyncServer):
             return
         self._binary_packet.pop(eio_sid, None)
         clients = list(self.manager.clients.by_socket.get(eio_sid, {}).values())
+        if reason == self.reason.TRANSPORT_CLOSE and any(_timed_out(client.socket) for client in clients):
+            reason = self.reason.PING_TIMEOUT
         for client in clients:
             client.closed = reason
         for client in clients:
@@ -425,6 +428,13 @@ class AsyncServer(ClusterMethods, socketio.AsyncServer):
                 client.put_behind_replay(frames)
                 return
         await super()._send_packet(eio_sid, pkt)
+
+
+def _timed_out(socket: Any) -> bool:
+    """Did a ping stay unanswered? Upstream's reader gives up at the same time as who looks for that, and calls it a
+    closed transport; its clock began with the last packet, so the last fifth may be missing."""
+    pinged: float | None = socket.last_ping
+    return pinged is not None and time.time() - pinged > 0.8 * socket.server.ping_timeout
 
 
 _PID = re.compile(r'("pid"\s*:\s*")[^"]*')

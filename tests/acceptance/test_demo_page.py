@@ -141,9 +141,13 @@ async def test_what_is_broken_by_hand_recovers(show):
         missed, replayed = re.search(r"with the same sid after .* s; (\d+) missed, (\d+) replayed", story).groups()
         assert int(missed) == int(replayed) > 0, story
         assert await page.inner_text("#Ada .sid code") == sid
+    await page.evaluate("""() => {
+        const database = document.getElementById("database");
+        window.states = [];
+        new MutationObserver(() => states.push(database.className)).observe(database, {attributes: true});
+    }""")
     await shown.press("Restart PostgreSQL")
-    await page.wait_for_selector("#database.down")
-    await page.wait_for_selector("#database.up")
+    await shown.until("states.includes('down') && states.at(-1) === 'up'")
     received = await shown.number("#Ada [data-count=received]")
     await shown.until(f"+document.querySelector('#Ada [data-count=received]').textContent > {received + 5}")
     totals = await shown.totals()

@@ -123,11 +123,14 @@ function restart() {
   if (!chaos.on) say("PostgreSQL is restarted.");
   for (const view of views) view.timeline.note(newest(view.client) + 1, {mark: "PostgreSQL restarted"});
   world.database = false;
-  fetch("/database/restart", {method: "POST"});
+  fetch("/database/restart", {method: "POST"}).then(async (answer) => tellServers(await answer.json()));
 }
 
 async function look() {
-  const state = await (await fetch("/state")).json();
+  return tellServers(await (await fetch("/state")).json());
+}
+
+function tellServers(state) {
   world.up = Object.keys(state.nodes).filter((name) => state.nodes[name].up);
   world.database = state.database;
   world.head = state.head;

@@ -84,6 +84,8 @@ const cuts = {
     else cuts.silence(client); // polling holds no connection that could be reset
   },
   silence(client) {
+    // While it opens one, this would leave its manager reconnecting for ever: seen with a server of Node's, too.
+    if (client.socket.io._readyState !== "open") throw new Error("it has no connection to fall silent");
     abandon(client);
     client.socket.io.onclose("transport close");
   },
