@@ -196,7 +196,7 @@ class Dispatcher:
             then = heapq.heappop(self._passed)[2]
             try:
                 then()
-            except Exception:
+            except Exception:  # one waiter must not keep the others waiting
                 logger.exception("a message that waited for offset %s could not be handled", self.cursor)
 
     async def _run(self) -> None:

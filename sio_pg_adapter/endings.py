@@ -110,7 +110,7 @@ class Endings:
     async def _let_go_later(self, client: Client, at: float) -> None:
         """The database was away when a connection ended: until that is stored its session would never run out."""
         while client.held is not None and self._manager.recovery is not None:
-            await asyncio.sleep(LET_GO_RETRY)
+            await asyncio.sleep(LET_GO_RETRY)  # the database has nothing that tells when it is back
             try:
                 if client.ended:
                     await self._manager.sessions.end(client.held)
@@ -125,7 +125,7 @@ class Endings:
         token = handling.set(client)
         try:
             await self._server._trigger_event("disconnect", client.namespace, client.sid, reason)
-        except Exception:
+        except Exception:  # of the application's: the session is to be let go all the same
             logger.exception("the disconnect handler failed")
         finally:
             handling.reset(token)

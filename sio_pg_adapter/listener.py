@@ -97,7 +97,7 @@ class Listener:
                 for channel in self._channels:
                     await self._connection.add_listener(channel, self._on_notify)
                 await self._on_ready(self._connection)
-        except BaseException:
+        except BaseException:  # cancelled, too: half a connection is none
             await self._disconnect()
             raise
         self.connected = True

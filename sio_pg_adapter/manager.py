@@ -217,7 +217,7 @@ class AsyncPostgresManager(AsyncManager):
                 if self.expiry_namespaces:
                     await self.database.fetch("expiry_handlers", self.expiry_namespaces)
                 self.pruner.start()
-        except BaseException:
+        except BaseException:  # cancelled, too: nothing of it is left running
             await self._stop()
             raise
         self._running = True

@@ -61,7 +61,7 @@ class ServerEvents:
             result = handler(*args)
             if inspect.isawaitable(result):
                 result = await result
-        except Exception:
+        except Exception:  # of the application's: told here, where it can be mended, and to who asked
             logger.exception("the handler of server event %r failed", event)
             raise
         return {"handled": True, "value": result}

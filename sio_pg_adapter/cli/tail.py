@@ -112,7 +112,7 @@ class Tail:
             with listening():
                 await self._listener.start()
             self._cursor = await self._database.fetch_value("head")
-        except BaseException:
+        except BaseException:  # cancelled, too: what was opened is closed
             await self.__aexit__()
             raise
         return self
@@ -141,7 +141,7 @@ class Tail:
                 page = await self._read(self._cursor)
             except SioPgError as e:
                 self._lost(f": {e}")
-                await asyncio.sleep(RETRY)
+                await asyncio.sleep(RETRY)  # the database is away: it has nothing that could be awaited
                 continue
             self._back()
             for entry in page:

@@ -55,7 +55,7 @@ class Node:
         if not await self._run_once():
             raise NodeFailed(self._told(f"node {self.name} did not start"))
         while True:
-            await asyncio.sleep(self._restart_after)
+            await asyncio.sleep(self._restart_after)  # so that one sees it missing
             await self._run_once()
 
     async def started(self) -> None:

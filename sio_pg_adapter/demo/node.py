@@ -53,7 +53,7 @@ def _end_with_parent(server: uvicorn.Server) -> None:
     while os.read(0, 1024):  # not sys.stdin: a thread in it holds a lock that the interpreter's end wants
         pass
     server.should_exit = True
-    time.sleep(2)
+    time.sleep(2)  # for its end in order; nobody is left to wait for it
     os._exit(1)
 
 

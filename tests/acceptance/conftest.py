@@ -105,7 +105,7 @@ async def make_cluster(pg_dsn: str) -> AsyncIterator[Callable[..., Cluster]]:
             await cluster.check()
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def chromium() -> str:
     path = shutil.which("chromium")
     if path is None:

@@ -4,9 +4,7 @@ phone, and that it asks nobody else for anything."""
 from __future__ import annotations
 
 import contextlib
-import os
 import re
-import shutil
 import signal
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
@@ -18,30 +16,13 @@ from playwright.async_api import Browser, Page, WebSocketRoute, async_playwright
 from sio_pg_adapter.demo.cluster import Cluster
 from sio_pg_adapter.demo.web import Page as PageApplication
 
+from .browser import CHROMIUM_OPTIONS
 from .demo_process import TIMEOUT, Demo, alive, children
 from .test_demo import TALLIES
 
-CHROMIUM_OPTIONS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 TOTALS = ("lost", "doubled", "recovered", "breaks", "replayed")
 SETTLED = "#clients:has(article + article + article):not(:has(article:not([data-state=live])))"
 SERVING = ".servers:has(#node-A.up):has(#node-B.up):has(#database.up)"
-
-
-@pytest.fixture(scope="module")
-def chromium() -> str:
-    path = shutil.which("chromium")
-    if path is None:
-        message = "chromium is not on the path: apt-get install chromium"
-        if os.environ.get("CI") == "true":
-            pytest.fail(message)
-        pytest.skip(message)
-    return path
 
 
 @pytest.fixture(scope="module")

@@ -2,33 +2,20 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
-import shutil
 import signal
 import sys
 from pathlib import Path
 
-import pytest
 from playwright.async_api import Page, async_playwright
 
 from newcomer import ROOT, Newcomer, block, document
 
+from .browser import CHROMIUM_OPTIONS
+
 TUTORIAL = "docs/tutorial.md"
-CHROMIUM_OPTIONS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 CDN = r"https://cdn\.socket\.io/4\.8\.\d+/socket\.io\.min\.js"
-
-
-@pytest.fixture
-def chromium() -> str:
-    path = shutil.which("chromium")
-    if path is None:
-        message = "chromium is not on the path: apt-get install chromium"
-        if os.environ.get("CI") == "true":
-            pytest.fail(message)
-        pytest.skip(message)
-    return path
 
 
 def command(part: str) -> list[str]:
