@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import inspect
 from typing import Any
 
@@ -21,13 +22,14 @@ class Instrumented(InstrumentedAsyncServer):
     stats_task: asyncio.Future[Any] | None
 
     def instrument(self) -> None:
-        """Upstream's, which counts what a websocket sends; and what is written past it."""
+        """Upstream's, whose counting of what goes over websockets is this package's to do."""
         super().instrument()
-        self.sio.eio.sio_pg_on_write = self._count
+        self.sio.eio.sio_pg_on_read = functools.partial(self._count, "packetsIn", "bytesIn")
+        self.sio.eio.sio_pg_on_write = functools.partial(self._count, "packetsOut", "bytesOut")
 
-    def _count(self, packets: int, size: int) -> None:
-        self.event_buffer.push("packetsOut", packets)
-        self.event_buffer.push("bytesOut", size)
+    def _count(self, packets: str, octets: str, count: int, size: int) -> None:
+        self.event_buffer.push(packets, count)
+        self.event_buffer.push(octets, size)
 
     async def admin_connect(self, sid: str, environ: dict[str, Any], client_auth: Any) -> None:
         """Let an operator in, and tell the features and the clients of this node."""

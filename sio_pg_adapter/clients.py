@@ -14,7 +14,7 @@ from typing import Any
 from .frames import Frames
 from .moment import Moment
 from .recovery import Memberships
-from .websocket import Wire
+from .wire import Wire
 
 
 class State(enum.Enum):

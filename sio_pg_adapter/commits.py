@@ -53,6 +53,16 @@ class Commits:
         self._backend: tuple[int, Any] | None = None  # pid and start time: which it is for certain
         self._backend_of: Connection = None
 
+    @property
+    def backend(self) -> int | None:
+        """The pid of the backend that stores this node's batches, while it is certainly this node's alone.
+
+        Behind a pooler it serves others, too, and so it may once it was given back to the application's pool.
+        """
+        if self._backend is None or self._database.pooled or self._database.writer.connection is not self._backend_of:
+            return None
+        return self._backend[0]
+
     async def batch(self, entries: list[Entry]) -> list[Written]:
         """Store a batch, through lost connections where it is certain that nothing was stored yet."""
         batch_id = secrets.randbits(62)
@@ -62,7 +72,7 @@ class Commits:
         lost: tuple[int, Any] | None = None
         while True:
             try:
-                async with self._database.writer.use() as connection:
+                async with self._database.writer as connection:
                     await self._name_backend(connection)
                     found = await self._find_out(connection, lost, batch_id) if unsure else None
                     unsure = False
@@ -115,7 +125,9 @@ class Commits:
         except (asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, TimeoutError) as e:
             raise Unsure(f"{type(e).__name__}: {e}") from e
         if query == "write_event":
-            return self._committed(entries, row["prev"], [row["at"]], None)
+            at = self._last = row["at"]
+            self._on_appended(at - 1, at, [self._record(entries[0], at, None)])
+            return [Written(at)]
         return self._committed(entries, row["prev"], row["offsets"], row["results"])
 
     def _committed(
@@ -186,7 +198,7 @@ class Commits:
         return written
 
     async def _commit_again(self, entry: Entry) -> list[Written]:
-        async with self._database.writer.use() as connection:
+        async with self._database.writer as connection:
             return await self._send(connection, [entry], [None], secrets.randbits(62))
 
     # -- all members of a room ------------------------------------------------------------------------
@@ -197,7 +209,7 @@ class Commits:
         while True:
             committing = False
             try:
-                async with self._database.writer.use() as connection:
+                async with self._database.writer as connection:
                     transaction = connection.transaction(isolation="read_committed")
                     await transaction.start()
                     try:

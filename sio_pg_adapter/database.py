@@ -51,6 +51,9 @@ LOST = (
 )
 """What means that the database cannot be reached, or did not answer."""
 
+BROKEN = (asyncpg.InterfaceError, asyncpg.InternalClientError, asyncpg.PostgresConnectionError, OSError)
+"""What means that a connection cannot be used any more."""
+
 _UNMIGRATED = (
     asyncpg.UndefinedTableError,
     asyncpg.UndefinedFunctionError,
@@ -117,7 +120,8 @@ def _closed(connection: Connection) -> bool:
 
 
 class Kept:
-    """One connection that is kept, opened anew when it was lost. Who uses it holds its lock."""
+    """One connection that is kept, opened anew when it was lost: ``async with kept as connection``. Who uses it holds
+    its lock."""
 
     def __init__(self, database: Database, name: str) -> None:
         self._database = database
@@ -125,17 +129,28 @@ class Kept:
         self._connection: Connection = None
         self._lock = asyncio.Lock()
 
-    @contextlib.asynccontextmanager
-    async def use(self) -> AsyncIterator[Connection]:
-        async with self._lock:
+    @property
+    def connection(self) -> Connection:
+        """The connection that is kept at present; ``None`` where it was lost or given back."""
+        return self._connection
+
+    async def __aenter__(self) -> Connection:
+        await self._lock.acquire()
+        try:
             if self._connection is None or _closed(self._connection):
                 await self.drop()
                 self._connection = await self._database.acquire(self._name)
-            try:
-                yield self._connection
-            except (asyncpg.InterfaceError, asyncpg.InternalClientError, asyncpg.PostgresConnectionError, OSError):
+        except BaseException:
+            self._lock.release()
+            raise
+        return self._connection
+
+    async def __aexit__(self, _: object, error: BaseException | None, __: object) -> None:
+        try:
+            if isinstance(error, BROKEN):
                 await self.drop()
-                raise
+        finally:
+            self._lock.release()
 
     async def drop(self) -> None:
         """Give the connection back, or up where it is broken."""
@@ -192,10 +207,10 @@ class Database:
                     **await self._settings(),
                 )
             try:
-                async with self.writer.use() as connection:
+                async with self.writer as connection:
                     self.pooled = await hides_backend(connection)
                     await self._check_version(connection)
-                async with self.reader.use() as connection:
+                async with self.reader as connection:
                     if not await connection.fetchval(self.queries["in_history"]):
                         await connection.execute(self.queries["check_epoch"])
                 self.codec = await self.read_epochs()
@@ -325,7 +340,7 @@ class Database:
         :raises StoreUnavailable: if the database did not answer.
         """
         with translated(query):
-            async with self.reader.use() as connection:
+            async with self.reader as connection:
                 rows: list[asyncpg.Record] = await connection.fetch(self.queries[query], *args, timeout=QUERY_TIMEOUT)
                 return rows
 

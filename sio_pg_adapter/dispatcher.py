@@ -14,6 +14,7 @@ import itertools
 import logging
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 
 from .errors import SioPgError
 from .log import LogReader
@@ -28,10 +29,18 @@ RECENT_OTHERS = 20_000
 """What the buffer of the last applied records holds at the most, for replays to end in: events, and what is small.
 Apart, since a storm of 5,000 clients writes as many claims: they shall not push out what the clients missed."""
 
+HEARD_BYTES = 4 * 1024 * 1024
+"""Of what is told of appends while a range of the log is being read. What is beyond that is read, too."""
+
 RETRY = 0.5
 """Seconds between range reads that fail: the database is away."""
 
+NOTHING: AbstractContextManager[object] = contextlib.nullcontext()
+
 logger = logging.getLogger("sio_pg_adapter")
+
+Offer = tuple[int, int, list[Record] | None]
+"""What is told of an append: the offset before it, its last one, and its records where they came along."""
 
 
 class Recent:
@@ -96,22 +105,51 @@ def _above(records: Sequence[Record], position: int) -> list[Record]:
     return newest_first
 
 
+class Heard:
+    """What was told of appends while a range of the log is being read: for after that."""
+
+    def __init__(self) -> None:
+        self._offers: list[Offer] = []
+        self._size = 0
+
+    def keep(self, prev: int, last: int, records: list[Record] | None) -> None:
+        self._size += 100 + sum(record.size for record in records or ())
+        if self._size > HEARD_BYTES:
+            self._offers = [(prev, last, None)]  # it will be read
+        else:
+            self._offers.append((prev, last, records))
+
+    def take(self) -> list[Offer]:
+        """All of it, in order; nothing is left."""
+        offers, self._offers, self._size = self._offers, [], 0
+        return offers
+
+
 class Dispatcher:
     """Walks the log with one cursor.
 
     :param reader: where ranges are read.
     :param apply: called with each record, in order, once; synchronous: no application code, no await.
     :param on_hole: called when retention deleted records that this node had not seen, with the new cursor.
+    :param together: entered around several records that are applied in one go.
     """
 
-    def __init__(self, reader: LogReader, apply: Callable[[Record], None], on_hole: Callable[[int], None]) -> None:
+    def __init__(
+        self,
+        reader: LogReader,
+        apply: Callable[[Record], None],
+        on_hole: Callable[[int], None],
+        together: AbstractContextManager[object] = NOTHING,
+    ) -> None:
         self._reader = reader
         self._apply = apply
         self._on_hole = on_hole
+        self._together = together
         self.cursor = 0
         self.head = 0
         self.recent = Recent(0)
         self._reading = False
+        self._heard = Heard()
         self._ring = asyncio.Event()
         self._passed: list[tuple[int, int, Callable[[], None]]] = []
         self._order = itertools.count()
@@ -148,12 +186,10 @@ class Dispatcher:
         self.head = max(self.head, last)
         if last <= self.cursor:
             return
-        # Not while a range read is under way: what it returns is applied from the cursor that it began at.
-        if records and not self._reading and prev <= self.cursor and self._reader.knows(last):
-            for record in records:
-                if record.offset > self.cursor:
-                    self._advance(record)
-            self._tell()
+        if self._reading:  # what that returns is applied from the cursor that it began at
+            self._heard.keep(prev, last, records)
+        elif records and prev <= self.cursor and self._reader.knows(last):
+            self._sweep(records)
         else:
             self._ring.set()
 
@@ -170,7 +206,8 @@ class Dispatcher:
             return True
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.when(offset, lambda: None if future.done() else future.set_result(None))
-        self._ring.set()
+        if offset > self.head:  # nobody has told of it: what was told is applied, being read, or kept until then
+            self._ring.set()
         done, _ = await asyncio.wait((future,), timeout=timeout)
         future.cancel()
         return bool(done)
@@ -182,6 +219,14 @@ class Dispatcher:
         self._tell()
 
     # -- the walk --------------------------------------------------------------------------------------
+    def _sweep(self, records: Sequence[Record]) -> None:
+        """Apply what is above the cursor; synchronous."""
+        with self._together if len(records) > 1 else NOTHING:
+            for record in records:
+                if record.offset > self.cursor:
+                    self._advance(record)
+        self._tell()
+
     def _advance(self, record: Record) -> None:
         try:
             self._apply(record)
@@ -211,8 +256,9 @@ class Dispatcher:
                 logger.warning("the log cannot be read at offset %s, trying again: %s", self.cursor, e)
                 await asyncio.sleep(RETRY)  # the database is away: it has nothing that could be awaited
                 self._ring.set()
-            finally:
-                self._reading = False
+            self._reading = False
+            for heard in self._heard.take():  # else who reads would go on reading, while others append
+                self.offer(*heard)
 
     async def _read_page(self) -> bool:
         """Read and apply a page; is there more?"""
@@ -223,9 +269,11 @@ class Dispatcher:
             self._on_hole(floor)
         if records and not self._reader.knows(records[-1].offset):
             await self._reader.learn()  # a new epoch has begun: its key is needed for the offsets on the wire
-        for record in records:
-            whole = record if record.attachment is None else await self._reader.whole(record)
-            if whole.offset > self.cursor:  # unless the cursor jumped meanwhile
-                self._advance(whole)
-            self._tell()
+        begun = 0
+        for i, record in enumerate(records):
+            if record.attachment is not None:
+                self._sweep(records[begun:i])
+                self._sweep([await self._reader.whole(record)])
+                begun = i + 1
+        self._sweep(records[begun:])
         return len(records) == PAGE

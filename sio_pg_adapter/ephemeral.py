@@ -108,7 +108,7 @@ class Ephemeral:
     async def _send_batch(self, batch: list[tuple[str, str, bytes | None, asyncio.Future[None]]]) -> None:
         queries = self._database.queries
         large = [(json.loads(text)["attachment"], data) for _, text, data, _ in batch if data is not None]
-        async with self._database.reader.use() as connection:
+        async with self._database.reader as connection:
             if large:
                 keys = [uuid.UUID(key) for key, _ in large]
                 data = [data for _, data in large]

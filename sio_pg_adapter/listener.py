@@ -29,7 +29,8 @@ class Listener:
     listens again, so that the owner can look what it missed.
 
     :param channels: the channels.
-    :param on_message: called with a channel and a payload, synchronously, in order.
+    :param on_message: called with the pid of the backend that notified, a channel and a payload, synchronously, in
+                       order.
     :param on_ready: awaited with the connection on each (re)connect, before anything else; if it raises, the
                      connection counts as failed.
     """
@@ -38,7 +39,7 @@ class Listener:
         self,
         database: Database,
         channels: list[str],
-        on_message: Callable[[str, str], None],
+        on_message: Callable[[int, str, str], None],
         on_ready: Callable[[Connection], Awaitable[None]],
     ) -> None:
         self._database = database
@@ -129,8 +130,8 @@ class Listener:
         self.connected = False
         self._lost.set()
 
-    def _on_notify(self, _connection: Connection, _backend: int, channel: str, payload: Any) -> None:
+    def _on_notify(self, _connection: Connection, backend: int, channel: str, payload: Any) -> None:
         try:
-            self._on_message(channel, payload)
+            self._on_message(backend, channel, payload)
         except Exception:  # asyncpg would only log it, too, and so far from here
             logger.exception("a notification could not be handled")

@@ -42,18 +42,21 @@ class LogWriter:
 
     :param on_appended: called as soon as a batch is committed, with the offset before it, its last one, and
                         its records if they are known without a read; before any of its waiters go on.
+    :param on_failed: called when a batch failed: it may be stored all the same.
     """
 
     def __init__(
         self,
         database: Database,
         on_appended: Callable[[int, int, list[Record] | None], None],
+        on_failed: Callable[[], None],
         node: str,
         counters: Counters,
     ) -> None:
+        self._on_failed = on_failed
         self._counters = counters
         self._commits = Commits(database, on_appended, node)
-        self._waiting: deque[tuple[Entry | Members, asyncio.Future[Written]]] = deque()
+        self._waiting: deque[tuple[Entry | Members, asyncio.Future[Written], int]] = deque()
         self._backlog = Backlog(BACKLOG)
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -63,6 +66,11 @@ class LogWriter:
     def waiting(self) -> int:
         """Entries in line, and emits that wait for a place in it; what is being committed is neither."""
         return len(self._waiting) + self._backlog.waiting
+
+    @property
+    def backend(self) -> int | None:
+        """See :attr:`.commits.Commits.backend`."""
+        return self._commits.backend
 
     def start(self) -> None:
         self._task = asyncio.create_task(self._run(), name="sio_pg log writer")
@@ -80,11 +88,15 @@ class LogWriter:
 
         :raises StoreUnavailable: from the future, if it is not stored, or that cannot be known.
         """
+        return self._enqueue(entry, places=0)
+
+    def _enqueue(self, entry: Entry | Members, *, places: int) -> asyncio.Future[Written]:
         future: asyncio.Future[Written] = asyncio.get_running_loop().create_future()
         if self._closing or self._task is None:
             future.set_exception(StoreUnavailable("appending to the log: closed"))
+            self._backlog.leave(places)
         else:
-            self._waiting.append((entry, future))
+            self._waiting.append((entry, future, places))
             self._wake.set()
         return future
 
@@ -95,9 +107,7 @@ class LogWriter:
         :raises StoreUnavailable: as :meth:`append`. Cancelled while it waits for its turn it is not stored.
         """
         await self._backlog.take()
-        future = self.append(entry)
-        future.add_done_callback(lambda _: self._backlog.leave(1))
-        return await future
+        return await self._enqueue(entry, places=1)
 
     async def _run(self) -> None:
         while True:
@@ -108,18 +118,20 @@ class LogWriter:
                 await self._wake.wait()
                 continue
             batch: list[tuple[Entry, asyncio.Future[Written]]] = []
-            size = 0
+            size = places = 0
             while self._waiting and len(batch) < BATCH_ENTRIES and (not batch or size < BATCH_BYTES):
-                entry, future = self._waiting[0]
+                entry, future, taken = self._waiting[0]
                 if isinstance(entry, Members):
                     break
                 self._waiting.popleft()
                 batch.append((entry, future))
+                places += taken
                 size += entry.size + entry.answer
             if batch:
                 await self._write(batch)
+                self._backlog.leave(places)
             else:
-                entry, future = self._waiting.popleft()
+                entry, future, _ = self._waiting.popleft()
                 assert isinstance(entry, Members)
                 await self._move(entry, future)
 
@@ -127,9 +139,9 @@ class LogWriter:
         try:
             written = await self._commits.move(members)
         except Exception as e:  # noqa: BLE001 - the waiter's to handle
-            _fail([future], refusal("appending to the log", e) if isinstance(e, asyncpg.PostgresError) else e)
+            self._fail([future], refusal("appending to the log", e) if isinstance(e, asyncpg.PostgresError) else e)
         except BaseException as e:
-            _fail([future], e)
+            self._fail([future], e)
             raise
         else:
             if not future.done():
@@ -143,28 +155,28 @@ class LogWriter:
             self._counters.wrote(entries)
         except ONE_AT_FAULT as e:
             if len(batch) == 1:
-                _fail([future for _, future in batch], PayloadTooLarge(f"PostgreSQL refuses it: {e}"))
+                self._fail([future for _, future in batch], PayloadTooLarge(f"PostgreSQL refuses it: {e}"))
             for one in batch if len(batch) > 1 else ():  # the others shall not suffer
                 await self._write([one])
         except Exception as e:
             if not isinstance(e, SioPgError | asyncpg.PostgresError):
                 logger.exception("appending to the log failed")
             error = refusal("appending to the log", e) if isinstance(e, asyncpg.PostgresError) else e
-            _fail([future for _, future in batch], error)
+            self._fail([future for _, future in batch], error)
         except BaseException as e:
-            _fail([future for _, future in batch], e)
+            self._fail([future for _, future in batch], e)
             raise
         else:
             for (_, future), result in zip(batch, written, strict=True):
                 if not future.done():
                     future.set_result(result)
 
-
-def _fail(futures: list[asyncio.Future[Written]], error: BaseException) -> None:
-    for future in futures:
-        if not future.done():
-            future.set_exception(error)
-            future.exception()  # the waiter may have gone: that is no news then
+    def _fail(self, futures: list[asyncio.Future[Written]], error: BaseException) -> None:
+        for future in futures:
+            if not future.done():
+                future.set_exception(error)
+                future.exception()  # the waiter may have gone: that is no news then
+        self._on_failed()
 
 
 # -- reading -----------------------------------------------------------------------------------------

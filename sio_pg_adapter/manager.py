@@ -44,6 +44,7 @@ from .recovery import Memberships
 from .report import Report
 from .server_events import ServerEvents
 from .sessions import Sessions
+from .wire import Cork
 
 EMIT_WAIT = 5.0
 """Seconds that an emit waits for this node's cursor. It is in the log by then: the node is behind, not the emit."""
@@ -116,6 +117,7 @@ class AsyncPostgresManager(AsyncManager):
         self.database = Database(dsn, pool=pool, listen_dsn=listen_dsn, schema=schema)
         self.clients = Clients()
         self.counters = Counters()
+        self.cork = Cork()
         for name, value in (("max_queued_packets", max_queued_packets), ("max_queued_bytes", max_queued_bytes)):
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ConfigurationError(f"{name} takes a whole number from 1 on: not {value!r}")
@@ -145,7 +147,7 @@ class AsyncPostgresManager(AsyncManager):
         if self.write_only:
             raise ConfigurationError("a manager with write_only=True serves no server: leave write_only out")
         super().set_server(server)
-        websocket.install(server.eio)
+        websocket.install(server.eio, self.cork)
 
     def initialize(self) -> None:
         """Upstream's hook at the first connection: synchronous, so this only begins to start."""
@@ -189,8 +191,8 @@ class AsyncPostgresManager(AsyncManager):
         self.channel = "sio_" + secrets.token_hex(20)
         self.history = History(self)
         self.log_reader = LogReader(self.database, self.history.check)
-        self.dispatcher = Dispatcher(self.log_reader, self._apply, self.history.hole)
-        self.log = LogWriter(self.database, self._on_appended, self.node, self.counters)
+        self.dispatcher = Dispatcher(self.log_reader, self._apply, self.history.hole, self.cork)
+        self.log = LogWriter(self.database, self.dispatcher.offer, self.dispatcher.ring, self.node, self.counters)
         self.sessions = Sessions(self.database, self.log, self.node)
         self.delivery = Delivery(
             self,
@@ -304,9 +306,6 @@ class AsyncPostgresManager(AsyncManager):
         self.counters.applied += 1
         self.counters.spans.deliver(record, self.delivery.apply)
 
-    def _on_appended(self, prev: int, last: int, records: list[Any] | None) -> None:
-        self.dispatcher.offer(prev, last, records)
-
     async def _on_listening(self, connection: Connection) -> None:
         assert self.presence is not None
         back = await self.presence.show(connection)
@@ -314,11 +313,13 @@ class AsyncPostgresManager(AsyncManager):
         self.dispatcher.ring()  # what was notified before this connection listened was not heard
         await self.history.back(back)
 
-    def _on_notify(self, channel: str, payload: str) -> None:
+    def _on_notify(self, backend: int, channel: str, payload: str) -> None:
         if payload.startswith("{"):
             self.ephemeral.receive(payload)
         elif channel == self.database.channel:
-            self.dispatcher.offer(*read_notification(payload, self.dispatcher.cursor))
+            # What this node appends, its own answer tells, with the records. Heard before that, it would be read.
+            if backend != self.log.backend:
+                self.dispatcher.offer(*read_notification(payload, self.dispatcher.cursor))
         elif payload.startswith("released "):
             _, session, generation = payload.split()
             self.released((int(session), int(generation))).set()
@@ -389,7 +390,8 @@ class AsyncPostgresManager(AsyncManager):
                 raise RuntimeError("Callbacks can only be issued from the context of a server.")
             if rooms == (EVERYBODY,):
                 raise ValueError("Cannot use callback without a room set.")
-        await self.ready()
+        if not self._running:
+            await self.ready()
         if callback is not None:
             await self.callbacks.ask(namespace, rooms, skip_sids, body, parts, callback, only_here=ignore_queue)
         elif ignore_queue:
@@ -410,7 +412,8 @@ class AsyncPostgresManager(AsyncManager):
 
     async def append(self, entry: Entry | Members) -> None:
         """Append, and wait until it has taken effect here."""
-        await self.ready()
+        if not self._running:
+            await self.ready()
         if isinstance(entry, Entry) and entry.kind is Kind.EVENT:
             written = await self.log.append_event(entry)
         else:
@@ -419,7 +422,9 @@ class AsyncPostgresManager(AsyncManager):
             written = await appended
         if written.offset < 0:
             raise ValueError(f"cannot {'close' if entry.kind is Kind.CLOSE else 'enter'} a sid room")
-        if not self.write_only and not await self.dispatcher.passed(written.offset, EMIT_WAIT):
+        if written.offset <= self.dispatcher.cursor or self.write_only:
+            return
+        if not await self.dispatcher.passed(written.offset, EMIT_WAIT):
             self._get_logger().warning("this node is behind the log: at %s", self.dispatcher.cursor)
 
     async def trigger_callback(self, sid: str, id: int, data: Any) -> None:  # noqa: A002 - upstream's

@@ -30,8 +30,8 @@ FROM sio.sio_write($1::bigint, $2::smallint[], $3::text[], $4::text[], $5::text[
                    $9::bytea[], $10::uuid[], $11::text[], $12::text)
 
 -- name: write_event
--- The same of one event for one room.
-SELECT prev, at FROM sio.sio_write_event($1::bigint, $2::text, $3::text, $4::text, $5::text)
+-- The same of one event for one room: its offset.
+SELECT sio.sio_write_event($1::bigint, $2::text, $3::text, $4::text, $5::text) AS at
 
 -- name: move_members
 -- After "lock", in its transaction: all members of some rooms ($4; '' is everybody), those away too, and sids that have

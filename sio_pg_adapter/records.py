@@ -144,16 +144,26 @@ def encode_event(event: object, data: object, json: ModuleType | Any = stdlib_js
     :raises NotSerializable: naming the place of a value that has no JSON form.
     :raises PayloadTooLarge: over 256 MiB.
     """
-    parts: list[bytes] = []
-    name = text_name(event, "event")
-    try:
-        values = _without_binary([name, *event_arguments(data)], parts)
-    except RecursionError as e:
-        raise NotSerializable(f"event {event!r}: {_culprit(data) or e}") from e
-    body = encode_json(values, f"event {event!r}", json)
+    values = [text_name(event, "event"), *event_arguments(data)]
+    body, parts = _plain_json(values) if json is stdlib_json else None, list[bytes]()
+    if body is None:
+        try:
+            values = _without_binary(values, parts)
+        except RecursionError as e:
+            raise NotSerializable(f"event {event!r}: {_culprit(data) or e}") from e
+        body = encode_json(values, f"event {event!r}", json)
     if len(body) + sum(map(len, parts)) > MAX_BODY_BYTES:
         raise PayloadTooLarge(f"event {event!r} is larger than {MAX_BODY_BYTES} bytes")
     return body, tuple(parts)
+
+
+def _plain_json(values: list[Any]) -> str | None:
+    """What nearly every event is: nothing binary in it, and nothing that has no JSON form. ``None``: something may be."""
+    try:
+        text = compact(values)
+    except (TypeError, ValueError, RecursionError):
+        return None
+    return None if "NaN" in text or "Infinity" in text else text
 
 
 def encode_json(value: object, what: str, json: ModuleType | Any = stdlib_json) -> str:

@@ -1,156 +1,169 @@
-"""A shorter way onto a websocket: one frame, made once, written to the transports of all who receive it.
+"""The websockets of an Engine.IO server: each is read in one task, and written to directly where that is possible.
 
-The longer one, which upstream takes for every packet of every client, is a queue, a task that waits on it under a
-timeout, a message to the ASGI server, and an encoder there: five sixths of the CPU of a large fan-out. It is still
-taken whenever the shorter one could overtake or overrun something: while packets wait in the queue or one of them is
-being sent, while the client takes less than it is sent, while an upgrade is under way, and under a server whose
-transport is not known. So the order and the limit for slow consumers are the queue's, as before.
+Upstream makes a task and a timer for each packet that it waits for, and two turns of the event loop more.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import contextvars
 import enum
+import logging
 import socket as sockets
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 
-from .frames import Frames
+from engineio.exceptions import QueueEmpty, SocketIsClosedError, UnknownPacketError
+from engineio.packet import NOOP, PING, PONG, UPGRADE, Packet
+
+from .wire import Cork, Wire
 
 if TYPE_CHECKING:
     from engineio.async_socket import AsyncSocket
 
     Handler = Callable[[Any], Coroutine[Any, Any, None]]
 
-UNSENT_BYTES = 64 * 1024
-"""What may wait in a transport's own buffer before the queue is used: asyncio's high-water mark."""
-
-COMPRESS_FROM = 1024
-"""Bytes from which on a frame is left to the server to compress, where it may: engine.io's own threshold."""
+logger = logging.getLogger("sio_pg_adapter")
 
 
-class Wire:
-    """The transport below the websocket of an Engine.IO socket.
+def install(eio: Any, cork: Cork) -> None:
+    """Have an Engine.IO server's websockets read and written in the ways of this package.
 
-    :param queue: the socket's queue.
-    :param is_open: tells whether data may be sent: no close frame has been sent or received.
-    :param compresses: the server may have agreed with the client to compress what is large.
-    :param on_write: called with the packets and bytes of each write: who counts them wraps the longer way.
+    :param eio: its ``sio_pg_on_read`` and ``sio_pg_on_write``, if it has them, are called with how many packets and
+                bytes are read from and written to one.
+    :param cork: of what is written to them.
     """
-
-    def __init__(
-        self,
-        queue: asyncio.Queue[Any],
-        transport: asyncio.Transport,
-        is_open: Callable[[], bool],
-        *,
-        compresses: bool,
-        on_write: Callable[[int, int], None] | None = None,
-    ) -> None:
-        self._queue = queue
-        self._transport = transport
-        self._is_open = is_open
-        self._largest = COMPRESS_FROM if compresses else None
-        self._on_write = on_write
-        self._idle = False
-
-    def write(self, frames: Frames) -> bool:
-        """Write an event, or leave it to the queue (``False``)."""
-        transport = self._transport
-        if not self._idle or not self._queue.empty() or transport.is_closing() or not self._is_open():
-            return False
-        # Not before: asyncio's of TLS has no buffer any more once it was closed twice, as uvicorn does.
-        if transport.get_write_buffer_size() > UNSENT_BYTES:
-            return False
-        if len(frames) == 1:
-            data = frames[0].wire
-        elif frames:
-            data = b"".join(frame.wire for frame in frames)
-        else:
-            return True
-        if self._largest is not None and len(data) > self._largest:
-            return False
-        transport.write(data)
-        if self._on_write is not None:
-            self._on_write(len(frames), len(data))
-        return True
-
-    async def poll(self) -> list[Any]:
-        """Wait for packets in the queue: upstream's, without its timeout, which the reader of the socket has, too.
-
-        Only while it waits here is nothing under way to the transport.
-        """
-        queue = self._queue
-        self._idle = True
-        try:
-            packets = [await queue.get()]
-        finally:
-            self._idle = False
-        queue.task_done()
-        while packets[-1] is not None and not queue.empty():
-            packets.append(queue.get_nowait())
-            queue.task_done()
-        if packets[-1] is None and len(packets) > 1:
-            packets.pop()
-            queue.put_nowait(None)  # found again by the next poll, which ends the writer
-        return [] if packets == [None] else packets
-
-
-def install(eio: Any) -> None:
-    """Have an Engine.IO server's websockets written to directly, where their transport is known."""
-    upstream = eio._async.get("websocket")  # noqa: SLF001 - where upstream looks up its websocket class
+    upstream = eio._async.get("websocket")  # where upstream looks up its websocket class
     if upstream is None:
         return
 
     def websocket(handler: Handler, server: Any) -> Any:
         async def accepted(ws: Any) -> None:
-            attach(handler.__self__, ws)  # type: ignore[attr-defined] # a method of the socket
-            await handler(ws)
+            await Websocket(handler.__self__, ws, cork).run()  # type: ignore[attr-defined] # a method of the socket
 
         return upstream(accepted, server)
 
-    eio._async = {**eio._async, "websocket": websocket}  # noqa: SLF001 - of this server only
+    eio._async = {**eio._async, "websocket": websocket}  # of this server only
 
 
-def attach(socket: AsyncSocket, ws: Any) -> None:
-    """Give an Engine.IO socket its wire, if the transport below its websocket is known.
+class Websocket:
+    """The life of a websocket, in place of upstream's ``_websocket_handler``.
 
-    It has it from its writer's first poll on: before that the socket may be in an upgrade that fails, or have two.
+    :param socket: its Engine.IO socket. It has the wire, as ``sio_pg_wire``, from the writer's start to its end:
+                   before that it may be in an upgrade that fails, or have two.
+    :param ws: upstream's, which its framework has accepted.
     """
-    try:
-        below = _below_aiohttp(ws) if hasattr(ws, "_sock") else _below_uvicorn(ws)
-    except AttributeError:  # a server of another version: the longer way
-        return
-    if below is None:
-        return
-    transport, is_open, compresses = below
-    _send_at_once(transport)
-    on_write = getattr(socket.server, "sio_pg_on_write", None)
-    written.set(Wire(socket.queue, transport, is_open, compresses=compresses, on_write=on_write))
-    if getattr(socket, "sio_pg_wire", None) is None:
-        poll_of_requests = socket.poll
 
-        async def poll() -> list[Any]:
-            wire = written.get()
-            if wire is None:
-                packets: list[Any] = await poll_of_requests()
-                return packets
-            socket.sio_pg_wire = wire
-            return await wire.poll()
+    def __init__(self, socket: AsyncSocket, ws: Any, cork: Cork) -> None:
+        server = socket.server
+        self._socket = socket
+        self._ws = ws
+        self._on_read: Callable[[int, int], None] | None = getattr(server, "sio_pg_on_read", None)
+        self._on_write: Callable[[int, int], None] | None = getattr(server, "sio_pg_on_write", None)
+        self._wire: Wire | None = None
+        if (below := _below(ws)) is not None:
+            transport, is_open, compresses = below
+            _send_at_once(transport)
+            self._wire = Wire(socket.queue, transport, is_open, cork, compresses=compresses, on_write=self._on_write)
 
-        socket.poll = poll
+    async def run(self) -> None:
+        """Change over to it from polling, if it comes to that; then read and write until it ends."""
+        socket = self._socket
+        if socket.connected:
+            socket.upgrading = True  # holds polls off
+            try:
+                upgraded = await self._upgrade()
+            finally:
+                socket.upgrading = False
+            if not upgraded:
+                return
+        socket.connected = socket.upgraded = True
+        socket.server.logger.info("%s: Upgrade to websocket successful", socket.sid)
+        writing = asyncio.create_task(self._write(), name="sio_pg websocket writer")
+        try:
+            await self._read()
+        except asyncio.CancelledError:  # by the web server, which stops or has lost the client: it ends in order
+            logger.debug("a websocket's reader was cancelled")
+        socket.queue.put_nowait(None)  # ends the writer
+        await asyncio.wait((writing,))
+        await socket.close(wait=False, abort=True, reason=socket.server.reason.TRANSPORT_CLOSE)
 
+    async def _upgrade(self) -> bool:
+        """A ping "probe" and its answer, a poll that ends, and the client's word that it has changed over (Engine.IO
+        protocol, Upgrade)."""
+        try:
+            probe = Packet(encoded_packet=await self._next())
+            if probe.packet_type != PING or probe.data != "probe":
+                return False
+            await self._ws.send(Packet(PONG, data="probe").encode())
+            self._socket.queue.put_nowait(Packet(NOOP))  # ends the poll
+            return bool(Packet(encoded_packet=await self._next()).packet_type == UPGRADE)
+        except (OSError, ValueError) as e:  # closed; no packet, or too large
+            logger.debug("a websocket ended before its upgrade: %r", e)
+            return False
 
-# The wire of the websocket whose handler, or writer, runs: the writer is a task of the handler's.
-written: contextvars.ContextVar[Wire | None] = contextvars.ContextVar("sio_pg_written", default=None)
+    async def _next(self) -> Any:
+        data = await self._ws.wait()
+        if len(data) > self._socket.server.max_http_buffer_size:
+            raise ValueError("packet is too large")
+        if self._on_read is not None:
+            self._on_read(1, len(data))
+        return data
+
+    async def _read(self) -> None:
+        """Until it is closed, breaks, or is silent for longer than a ping and its answer take."""
+        server = self._socket.server
+        while True:
+            try:
+                async with asyncio.timeout(server.ping_interval + server.ping_timeout):
+                    data = await self._next()
+                packet = Packet(encoded_packet=data)
+            except Exception as e:  # noqa: BLE001 - what a web server raises where a connection ends differs
+                logger.debug("a websocket ended: %r", e)
+                return
+            try:
+                await self._socket.receive(packet)
+            except UnknownPacketError:
+                continue
+            except SocketIsClosedError:
+                return
+            except Exception:  # one packet that cannot be handled is no end of the connection
+                server.logger.exception("Unknown receive error")
+
+    async def _write(self) -> None:
+        """Until None is in the queue, or it breaks."""
+        socket, ws, wire = self._socket, self._ws, self._wire
+        socket.sio_pg_wire = wire
+        try:
+            while packets := await (socket.poll() if wire is None else wire.poll()):
+                for packet in packets:
+                    encoded = packet.encode()
+                    await ws.send(encoded)
+                    if self._on_write is not None:
+                        self._on_write(1, len(encoded))
+        except QueueEmpty:
+            pass
+        except Exception as e:  # noqa: BLE001 - as in _read
+            logger.debug("a websocket ended: %r", e)
+        finally:
+            socket.sio_pg_wire = None  # upstream's pings hold the socket for some time yet
+        await ws.close()
+
 
 Below = tuple[asyncio.Transport, Callable[[], bool], bool]
+"""A transport; whether it is open for data; whether the server may compress what goes there."""
+
+
+def _below(ws: Any) -> Below | None:
+    """What is below a websocket, if that is known."""
+    try:
+        return _below_aiohttp(ws) if hasattr(ws, "_sock") else _below_uvicorn(ws)
+    except AttributeError:  # a server of another version: the longer way
+        return None
 
 
 def _below_aiohttp(ws: Any) -> Below | None:
-    response = ws._sock  # noqa: SLF001 - upstream's, set before its handler is called
+    response = ws._sock  # upstream's, set before its handler is called
     transport = ws.environ["aiohttp.request"].transport
     return None if transport is None else (transport, lambda: not response.closed, bool(response.compress))
 

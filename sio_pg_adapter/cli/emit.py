@@ -50,7 +50,7 @@ def _no_constant(name: str) -> NoReturn:
 
 async def _append(args: argparse.Namespace, entry: Entry) -> int:
     async with opened(args) as database:
-        log = LogWriter(database, lambda *_: None, uuid.uuid4().hex, Counters())
+        log = LogWriter(database, lambda *_: None, lambda: None, uuid.uuid4().hex, Counters())
         log.start()
         try:
             return (await log.append(entry)).offset

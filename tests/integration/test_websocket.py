@@ -20,7 +20,7 @@ from aiohttp import web
 
 from integration.conftest import until
 from sio_pg_adapter.frames import framed
-from sio_pg_adapter.websocket import UNSENT_BYTES, Wire
+from sio_pg_adapter.wire import UNSENT_BYTES, Cork, Wire
 
 PATIENCE = 20.0  # seconds until a test that waits in vain fails
 HANDSHAKE = (
@@ -267,7 +267,7 @@ async def test_a_transport_under_tls_that_was_closed_twice_takes_nothing():
     host, port = server.sockets[0].getsockname()
     reader, writer = await asyncio.open_connection(host, port, ssl=contexts[1])
     transport = (await accepted).transport
-    wire = Wire(asyncio.Queue(), transport, lambda: True, compresses=False)
+    wire = Wire(asyncio.Queue(), transport, lambda: True, Cork(), compresses=False)
     waiting = asyncio.create_task(wire.poll())
     await until(lambda: wire._idle)
     assert wire.write([framed("2[]")]) is True

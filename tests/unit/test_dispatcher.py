@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 
 import pytest
 
-from sio_pg_adapter.dispatcher import PAGE, RECENT_BYTES, RECENT_OTHERS, RECENT_RECORDS, Dispatcher, Recent
+from sio_pg_adapter.dispatcher import (
+    HEARD_BYTES,
+    PAGE,
+    RECENT_BYTES,
+    RECENT_OTHERS,
+    RECENT_RECORDS,
+    Dispatcher,
+    Recent,
+)
 from sio_pg_adapter.errors import StoreUnavailable
 from sio_pg_adapter.log import read_notification
 from sio_pg_adapter.records import Kind, Record
@@ -183,6 +192,68 @@ async def test_nothing_is_applied_while_a_range_read_is_under_way(walk):
     walk.log.gate.set()
     assert await walk.passed(102, 5)
     assert walk.applied == [101, 102]
+
+
+async def test_what_is_heard_while_a_range_is_read_is_applied_after_it_and_not_read_again(walk):
+    walk.log.append(101)
+    walk.log.gate.clear()
+    walk.ring()
+    await walk.log.entered.wait()
+    walk.offer(101, 102, [record(102)])
+    walk.offer(102, 104, [record(103), record(104)])
+    waiting = asyncio.create_task(walk.passed(104, 5))
+    await asyncio.sleep(0)  # it waits, and has not to ring: it is told of
+    walk.log.gate.set()
+    assert await waiting
+    assert walk.applied == [101, 102, 103, 104] and walk.log.reads == 1
+
+
+async def test_what_is_heard_with_a_gap_while_a_range_is_read_is_read(walk):
+    walk.log.append(101)
+    walk.log.gate.clear()
+    walk.ring()
+    await walk.log.entered.wait()
+    walk.log.append(102, 103)
+    walk.offer(102, 103, [record(103)])
+    walk.log.gate.set()
+    assert await walk.passed(103, 5)
+    assert walk.applied == [101, 102, 103] and walk.log.reads == 2
+
+
+async def test_what_is_heard_while_a_range_is_read_is_bounded(walk):
+    walk.log.append(101)
+    walk.log.gate.clear()
+    walk.ring()
+    await walk.log.entered.wait()
+    body = "x" * (HEARD_BYTES // 3)
+    for offset in range(102, 112):
+        walk.log.append(offset)
+        walk.offer(offset - 1, offset, [record(offset, body)])
+    assert sum(len(records or ()) for *_, records in walk._heard._offers) <= 3
+    walk.log.gate.set()
+    assert await walk.passed(111, 5)
+    assert walk.applied == list(range(101, 112))
+
+
+async def test_records_that_are_applied_in_one_go_are_applied_together():
+    log, seen, inside = Log(head=100), [], []
+
+    class Together(contextlib.AbstractContextManager):
+        def __enter__(self):
+            inside.append(True)
+
+        def __exit__(self, *_):
+            inside.pop()
+
+    dispatcher = Dispatcher(log, lambda r: seen.append((r.offset, bool(inside))), lambda _: None, Together())
+    await dispatcher.start()
+    dispatcher.offer(100, 102, [record(101), record(102)])
+    dispatcher.offer(102, 103, [record(103)])
+    log.append(104, 105)
+    dispatcher.ring()
+    assert await dispatcher.passed(105, 5)
+    await dispatcher.close()
+    assert seen == [(101, True), (102, True), (103, False), (104, True), (105, True)]
 
 
 async def test_pages_follow_each_other_to_the_end(walk):
