@@ -390,8 +390,7 @@ class AsyncPostgresManager(AsyncManager):
                 raise RuntimeError("Callbacks can only be issued from the context of a server.")
             if rooms == (EVERYBODY,):
                 raise ValueError("Cannot use callback without a room set.")
-        if not self._running:
-            await self.ready()
+        await self.ready()
         if callback is not None:
             await self.callbacks.ask(namespace, rooms, skip_sids, body, parts, callback, only_here=ignore_queue)
         elif ignore_queue:

@@ -158,7 +158,7 @@ def encode_event(event: object, data: object, json: ModuleType | Any = stdlib_js
 
 
 def _plain_json(values: list[Any]) -> str | None:
-    """What nearly every event is: nothing binary in it, and nothing that has no JSON form. ``None``: something may be."""
+    """What nearly every event is: without anything binary, or that has no JSON form. ``None``: it may have that."""
     try:
         text = compact(values)
     except (TypeError, ValueError, RecursionError):

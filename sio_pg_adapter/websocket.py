@@ -84,9 +84,9 @@ class Websocket:
             await self._read()
         except asyncio.CancelledError:  # by the web server, which stops or has lost the client: it ends in order
             logger.debug("a websocket's reader was cancelled")
-        socket.queue.put_nowait(None)  # ends the writer
-        await asyncio.wait((writing,))
+        socket.queue.put_nowait(None)  # ends the writer, which may have to wait for the client's close frame
         await socket.close(wait=False, abort=True, reason=socket.server.reason.TRANSPORT_CLOSE)
+        await asyncio.wait((writing,))
 
     async def _upgrade(self) -> bool:
         """A ping "probe" and its answer, a poll that ends, and the client's word that it has changed over (Engine.IO

@@ -6,6 +6,7 @@ import asyncio
 import json
 import random
 
+import asyncpg
 import pytest
 import socketio
 
@@ -42,6 +43,40 @@ async def test_case_87_emits_of_one_tick_are_seen_in_order(start_node):
         await a.sio.emit("end")
         for one in (wire, own):
             assert [args for _, args in await one.events_until("end")] == list(range(300))
+
+
+async def test_a_node_reads_nothing_of_what_it_appends_itself(start_node):
+    """Its answer tells it. Its own notification, heard before that, would have it read what it has."""
+    node = await start_node()
+    reads, read = [], node.manager.log_reader.range
+    node.manager.log_reader.range = lambda *args: reads.append(args) or read(*args)
+    async with node.client() as wire:
+        await node.sio.emit("e")
+        assert await wire.event() == ["e"]
+        cursor = node.manager.dispatcher.cursor
+        reads.clear()  # of the start
+        node.manager._on_notify(node.manager.log.backend, node.manager.database.channel, f"{cursor} {cursor + 500}")
+        for _ in range(10):
+            await asyncio.gather(*(node.sio.emit("e", i) for i in range(300)))
+        await node.sio.emit("end")
+        assert len(await wire.events_until("end")) == 3_000
+    assert reads == []
+
+
+async def test_what_another_transaction_of_the_writers_backend_notifies_is_heard(start_node, pg_dsn):
+    """A pool of the application's: what it emits in SQL may come from the backend that wrote for the node before."""
+    async with asyncpg.create_pool(pg_dsn, min_size=3, max_size=3) as pool:
+        node = await start_node(dsn=None, manager={"pool": pool})
+        async with node.client() as wire:
+            await node.sio.emit("e", 1)
+            backend = node.manager.log.backend
+            await node.manager.database.writer.drop()
+            assert node.manager.log.backend is None
+            async with pool.acquire() as connection:
+                assert await connection.fetchval("SELECT pg_backend_pid()") == backend
+                await connection.execute("SELECT sio_emit('e', '2')")
+            assert [await wire.event() for _ in range(2)] == [["e", 1], ["e", 2]]
+        await node.sio.shutdown()
 
 
 async def test_two_clients_on_two_nodes_see_one_order(start_node):

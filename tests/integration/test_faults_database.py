@@ -30,6 +30,8 @@ class Proxy:
         self._flowing = asyncio.Event()
         self._flowing.set()
         self._deaf: set[asyncio.StreamWriter] = set()
+        self._clients: set[asyncio.StreamWriter] = set()
+        self.refuses = False
         self._writers: set[asyncio.StreamWriter] = set()
         self._tasks: set[asyncio.Task] = set()
 
@@ -56,13 +58,21 @@ class Proxy:
         """What is connected now stays silent for ever; what connects later is served."""
         self._deaf |= self._writers
 
+    def mute(self) -> None:
+        """Of what is connected now statements go through, and their answers are lost."""
+        self._deaf |= self._clients
+
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self.refuses:
+            writer.close()
+            return
         host, port = self._to["host"], self._to["port"]
         if host.startswith("/"):
             there, back = await asyncio.open_unix_connection(f"{host}/.s.PGSQL.{port}")
         else:
             there, back = await asyncio.open_connection(host, int(port))
         self._writers |= {writer, back}
+        self._clients.add(writer)
         for source, sink in ((reader, back), (there, writer)):
             task = asyncio.create_task(self._pump(source, sink), name="proxy")
             self._tasks.add(task)
@@ -124,6 +134,26 @@ async def test_case_85_an_emit_into_silence_raises_or_is_in_the_log(start_node, 
         assert got == [i for i in range(4) if await db.fetchval(count, f'["e",{i}]')]
         assert {i for i, outcome in outcomes.items() if outcome == "sent"} <= set(got)
         assert not {i for i, outcome in outcomes.items() if outcome == "not"} & set(got)
+
+
+async def test_an_append_whose_answer_never_comes_is_applied_once_the_log_can_be_read(
+    start_node, proxy, pg_dsn, db, monkeypatch
+):
+    """A node does not listen to what it notifies itself, since the answer tells it: without one, it has to look."""
+    monkeypatch.setattr("sio_pg_adapter.commits.QUERY_TIMEOUT", 0.5)
+    monkeypatch.setattr("sio_pg_adapter.database.QUERY_TIMEOUT", 0.5)
+    monkeypatch.setattr("sio_pg_adapter.commits.GIVE_UP_AFTER", 1.0)
+    node = await start_node(dsn=proxy.dsn, manager={"listen_dsn": pg_dsn})
+    async with node.client() as wire:
+        await node.sio.emit("e", 0)
+        proxy.mute()
+        proxy.refuses = True
+        with pytest.raises(StoreUnavailable) as raised:
+            await node.sio.emit("e", 1)
+        assert raised.value.may_be_stored
+        assert await db.fetchval("SELECT count(*) FROM sio_packets WHERE kind = 0") == 2
+        proxy.refuses = False
+        assert [await wire.event() for _ in range(2)] == [["e", 0], ["e", 1]]
 
 
 # -- case 57 ---------------------------------------------------------------------------------------------------

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import json
 import socket
 import ssl
 import struct
+import weakref
 import zlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
@@ -62,8 +64,10 @@ class Raw:
 
     def send(self, text: str) -> None:
         payload = text.encode()
-        assert len(payload) < 126
-        self.writer.write(bytes([0x81, 0x80 | len(payload), 0, 0, 0, 0]) + payload)
+        size = (
+            struct.pack("!B", 0x80 | len(payload)) if len(payload) < 126 else struct.pack("!BH", 0xFE, len(payload))
+        )
+        self.writer.write(b"\x81" + size + bytes(4) + payload)
 
 
 @contextlib.asynccontextmanager
@@ -221,6 +225,129 @@ async def test_a_client_that_takes_nothing_fills_the_queue_and_not_the_transport
     assert client.socket.sio_pg_wire._transport.get_write_buffer_size() <= UNSENT_BYTES + own + 2_000
     raw.writer.transport.resume_reading()
     assert [(await raw.event())[1] for _ in range(sent)] == list(range(sent))
+
+
+class Recorded:
+    """A transport that notes what is written to it."""
+
+    def __init__(self, transport: Any, fails: bool = False) -> None:
+        self._transport = transport
+        self.fails = fails
+        self.written: list[bytes] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def write(self, data: bytes) -> None:
+        if self.fails:
+            raise RuntimeError("broken")
+        self.written.append(data)
+        self._transport.write(data)
+
+
+async def of(node: Any, raw: Raw, *, fails: bool = False) -> Recorded:
+    """The transport of a client whose writer waits."""
+    client = node.manager.clients.get(raw.sid, "/")
+    assert client is not None
+    wire = client.socket.sio_pg_wire
+    await until(lambda: wire._idle)
+    wire._transport = recorded = Recorded(wire._transport, fails)
+    return recorded
+
+
+async def test_what_is_applied_in_one_go_is_one_write_for_each_connection(served):
+    node, connect = served
+    raws = [await connected(connect) for _ in range(3)]
+    recorded = [await of(node, raw) for raw in raws]
+    await asyncio.gather(*(node.sio.emit("e", n) for n in range(50)))
+    for raw, transport in zip(raws, recorded, strict=True):
+        assert [(await raw.event())[1] for _ in range(50)] == list(range(50))
+        assert len(transport.written) == 1
+
+
+async def test_what_is_queued_behind_what_is_held_does_not_overtake_it(served):
+    node, connect = served
+    raw = await connected(connect)
+    transport = await of(node, raw)
+    client = node.manager.clients.get(raw.sid, "/")
+    with node.manager.cork:
+        for n in range(3):
+            node.manager.delivery.unstored("/", (raw.sid,), (), f'["held",{n}]', ())
+        client.socket.queue.put_nowait(framed('2["queued"]'))
+        node.manager.delivery.unstored("/", (raw.sid,), (), '["behind"]', ())
+        assert transport.written == []
+    names = [(await raw.event())[0] for _ in range(5)]
+    assert names == ["held", "held", "held", "queued", "behind"]
+
+
+async def test_no_more_is_held_than_a_transport_may_take(served):
+    node, connect = served
+    raw = await connected(connect)
+    transport = await of(node, raw)
+    raw.writer.transport.pause_reading()
+    size = 900  # more is left to a server that may compress it
+    with node.manager.cork:
+        for n in range(5_000):
+            node.manager.delivery.unstored("/", (raw.sid,), (), f'["e",{n},"{"x" * size}",0]', ())
+        assert max(map(len, transport.written)) <= UNSENT_BYTES + size + 100
+    assert transport.get_write_buffer_size() <= 2 * UNSENT_BYTES + size + 100
+    raw.writer.transport.resume_reading()
+    assert [(await raw.event())[1] for _ in range(5_000)] == list(range(5_000))
+
+
+async def test_a_connection_that_breaks_while_it_is_written_to_costs_nobody_else(served, expected_errors):
+    expected_errors.append("events could not be written to a connection")
+    node, connect = served
+    first, broken, last = [await connected(connect) for _ in range(3)]
+    client = node.manager.clients.get(broken.sid, "/")
+    await of(node, broken, fails=True)
+    await asyncio.gather(*(node.sio.emit("e", n) for n in range(20)))
+    for raw in (first, last):
+        assert [(await raw.event())[1] for _ in range(20)] == list(range(20))
+    async with asyncio.timeout(PATIENCE):
+        await client.gone.wait()
+
+
+async def test_a_socket_that_has_ended_holds_its_websocket_no_more(served):
+    """Upstream's ping waits 25 s, and holds the socket: a storm of reconnects would pile all of it up."""
+    node, connect = served
+    raw = await connected(connect)
+    client = node.manager.clients.get(raw.sid, "/")
+    wire = weakref.ref(client.socket.sio_pg_wire)
+    assert wire() is not None
+    raw.writer.transport.abort()
+    async with asyncio.timeout(PATIENCE):
+        await client.gone.wait()
+    await until(lambda: client.socket.sio_pg_wire is None)
+    del raw
+    await until(lambda: gc.collect() is not None and wire() is None, "an end of the wire")
+
+
+async def test_a_packet_that_is_too_large_ends_a_connection_and_not_the_session(served):
+    node, connect = served
+    node.sio.eio.max_http_buffer_size = 100
+    raw = await connected(connect)
+    raw.send('42["e","' + "x" * 110 + '"]')
+    assert await raw.reader.read(1) in (b"", b"\x88")  # its end
+
+
+async def test_an_unknown_packet_ends_nothing(served):
+    node, connect = served
+    raw = await connected(connect)
+    raw.send("0")
+    raw.send("6")
+    await node.sio.emit("e", 1)
+    assert (await raw.event())[1] == 1
+
+
+async def test_a_silent_connection_is_given_up_after_a_ping_and_its_answer(served):
+    node, connect = served
+    raw = await connected(connect)
+    node.sio.eio.ping_interval, node.sio.eio.ping_timeout = 0.05, 0.05
+    raw.send("3")  # from here on
+    client = node.manager.clients.get(raw.sid, "/")
+    async with asyncio.timeout(PATIENCE):
+        await client.gone.wait()
 
 
 async def test_an_upgrade_that_fails_leaves_the_poll_as_it_was(served):
