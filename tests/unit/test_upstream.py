@@ -1,5 +1,5 @@
-"""What of python-socketio's server this package overrides, calls or stands in for: a version that changes one of these
-fails here, by its name. Those of the client are in test_client.py."""
+"""What of python-socketio's server this package overrides, calls or stands in for: a version that changes one of
+these fails here, by its name. Those of the client are in test_client.py."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from socketio.async_admin import InstrumentedAsyncServer
 
 from sio_pg_adapter import AsyncPostgresManager, AsyncServer
 from sio_pg_adapter.admin import Instrumented
+
+WEBSOCKET = {"close": "(self)", "send": "(self, message)", "wait": "(self)"}
 
 SIGNATURES = {
     socketio.AsyncServer: {
@@ -74,9 +76,8 @@ SIGNATURES = {
         "poll": "(self)",
         "receive": "(self, pkt)",
     },
-    **dict.fromkeys(
-        (asgi.WebSocket, aiohttp.WebSocket), {"close": "(self)", "send": "(self, message)", "wait": "(self)"}
-    ),
+    asgi.WebSocket: WEBSOCKET,
+    aiohttp.WebSocket: WEBSOCKET,
 }
 
 
