@@ -66,7 +66,6 @@ class Delivery:
         clients = self._clients.by_sid.get(record.namespace)
         if not clients:
             return
-        offset: str | None = None
         slow: list[Client] = []
         sent = 0
         for sid in self._members(record.namespace, record.rooms):
@@ -74,12 +73,13 @@ class Delivery:
             if client is None or record.offset <= client.sent or sid in record.skip_sids:
                 continue
             client.sent = record.offset
-            if client.recoverable and offset is None:
-                offset = self._codec().encode(record.offset, record.namespace)
+            frames = record.frames.get(client.recoverable)
+            if frames is None:
+                frames = self._frames(record, recoverable=client.recoverable)
             if client.over(self._limit):  # what waited already: one large packet on its own is no fault
                 slow.append(client)
             try:
-                client.put(stored_frames(record, self._packet_class, offset if client.recoverable else None))
+                client.put(frames)
             except Exception:  # one connection that breaks must not keep it from all that follow
                 logger.exception("an event could not be put on a connection: it is cut, to recover from the log")
                 slow.append(client)
@@ -91,9 +91,16 @@ class Delivery:
     def replay(self, client: Client, record: Record) -> None:
         """Send a client a record that it is due."""
         client.sent = record.offset
-        offset = self._codec().encode(record.offset, record.namespace) if client.recoverable else None
-        client.put(stored_frames(record, self._packet_class, offset))
+        client.put(self._frames(record, recoverable=client.recoverable))
         self._manager.counters.sent_from_log(recovered=client.recovered)
+
+    def _frames(self, record: Record, *, recoverable: bool) -> Frames:
+        """Those of a record, made once: with its offset for clients that keep it, else without."""
+        frames: Frames | None = record.frames.get(recoverable)
+        if frames is None:
+            offset = self._codec().encode(record.offset, record.namespace) if recoverable else None
+            frames = record.frames[recoverable] = stored_frames(record, self._packet_class, offset)
+        return frames
 
     def _members(self, namespace: str, rooms: tuple[str, ...]) -> Iterator[str]:
         """The sids of live clients in any of the rooms, each once. No copy: nothing is awaited meanwhile."""

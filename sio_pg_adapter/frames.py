@@ -95,18 +95,13 @@ def event_frames(
 
 
 def stored_frames(record: Record, packet_class: type[Packet], offset: str | None) -> Frames:
-    """The frames of a record, with its offset or, for clients that get none, without; made once for each."""
-    key = (packet_class, offset is None)
-    frames: Frames | None = record.frames.get(key)
-    if frames is None:
-        tail = None if offset is None else f'"{offset}"'
-        try:
-            frames = event_frames(packet_class, record.namespace, record.body or "", record.parts, tail=tail)
-        except NotSerializable as e:  # SQL has emitted it, or a server of another serializer: left out, live or later
-            logger.error("record %s of the log cannot be sent: %s", record.offset, e)  # noqa: TRY400
-            frames = []
-        record.frames[key] = frames
-    return frames
+    """The frames of a record, with its offset or, for clients that get none, without."""
+    tail = None if offset is None else f'"{offset}"'
+    try:
+        return event_frames(packet_class, record.namespace, record.body or "", record.parts, tail=tail)
+    except NotSerializable as e:  # SQL has emitted it, or a server of another serializer: left out, live or later
+        logger.error("record %s of the log cannot be sent: %s", record.offset, e)  # noqa: TRY400
+        return []
 
 
 def unstored_tail(body: str) -> str | None:

@@ -72,7 +72,7 @@ class Record:
     body: str | None = None
     parts: tuple[bytes, ...] = ()
     attachment: str | None = None
-    frames: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)  # of frames.py: made once
+    frames: dict[bool, Any] = field(default_factory=dict, compare=False, repr=False)  # of delivery.py: made once
 
     @property
     def size(self) -> int:

@@ -158,7 +158,7 @@ def _below(ws: Any) -> Below | None:
     """What is below a websocket, if that is known."""
     try:
         return _below_aiohttp(ws) if hasattr(ws, "_sock") else _below_uvicorn(ws)
-    except AttributeError:  # a server of another version: the longer way
+    except (AttributeError, KeyError):  # a server of another version: the longer way
         return None
 
 
@@ -176,8 +176,9 @@ def _below_uvicorn(ws: Any) -> Below | None:
     connection = getattr(protocol, "conn", protocol)  # of websockets-sansio and wsproto; "websockets" is one itself
     if not isinstance(connection.state, enum.Enum):
         return None
+    opened = type(connection.state)["OPEN"]
     compresses = bool(protocol.config.ws_per_message_deflate)
-    return protocol.transport, lambda: bool(connection.state.name == "OPEN"), compresses
+    return protocol.transport, lambda: connection.state is opened, compresses
 
 
 def _send_at_once(transport: asyncio.Transport) -> None:

@@ -79,6 +79,23 @@ async def test_what_another_transaction_of_the_writers_backend_notifies_is_heard
         await node.sio.shutdown()
 
 
+async def test_frames_are_made_once_for_all_who_get_an_offset_and_once_for_the_others(start_node):
+    node = await start_node(recovery={"accepts": lambda _, auth: not auth})
+    async with (
+        node.client() as one,
+        node.client() as two,
+        node.client(plain=1) as three,
+        node.client(plain=1) as four,
+    ):
+        await node.sio.emit("e", 1)
+        for wire in (one, two):
+            assert await wire.event() == ["e", 1]
+        for wire in (three, four):
+            assert await wire.recv() == '2["e",1]'
+    record = node.manager.dispatcher.recent.events("/", 0)[-1]
+    assert sorted(record.frames) == [False, True]
+
+
 async def test_two_clients_on_two_nodes_see_one_order(start_node):
     nodes = [await start_node(), await start_node()]
     async with nodes[0].client() as one, nodes[1].client() as two:
