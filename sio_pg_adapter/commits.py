@@ -52,14 +52,16 @@ class Commits:
         self._last = 0  # the highest offset known here
         self._backend: tuple[int, Any] | None = None  # pid and start time: which it is for certain
         self._backend_of: Connection = None
+        self._sending = False
 
     @property
     def backend(self) -> int | None:
-        """The pid of the backend that stores this node's batches, while it is certainly this node's alone.
+        """The pid of the backend that is storing a batch of this node.
 
-        Behind a pooler it serves others, too, and so it may once it was given back to the application's pool.
+        Not between batches: it may be lost by then, and its pid be another's, of another node perhaps. Nor behind a
+        pooler, where it serves others, too.
         """
-        if self._backend is None or self._database.pooled or self._database.writer.connection is not self._backend_of:
+        if not self._sending or self._backend is None or self._database.pooled:
             return None
         return self._backend[0]
 
@@ -114,6 +116,7 @@ class Commits:
         if not arguments or large:
             query, arguments = "write", _columns(entries, attachments)
         carried = _carried(entries)
+        self._sending = self._backend_of is connection
         try:
             row = await connection.fetchrow(
                 self._database.queries[query], batch_id, *arguments, carried, timeout=QUERY_TIMEOUT
@@ -124,6 +127,8 @@ class Commits:
             raise  # an answer of the server's: rolled back
         except (asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, TimeoutError) as e:
             raise Unsure(f"{type(e).__name__}: {e}") from e
+        finally:
+            self._sending = False
         if query == "write_event":
             at = self._last = row["at"]
             self._on_appended(at - 1, at, [self._record(entries[0], at, None)])

@@ -129,11 +129,6 @@ class Kept:
         self._connection: Connection = None
         self._lock = asyncio.Lock()
 
-    @property
-    def connection(self) -> Connection:
-        """The connection that is kept at present; ``None`` where it was lost or given back."""
-        return self._connection
-
     async def __aenter__(self) -> Connection:
         await self._lock.acquire()
         try:

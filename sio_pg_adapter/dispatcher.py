@@ -115,14 +115,15 @@ class Heard:
     def keep(self, prev: int, last: int, records: list[Record] | None) -> None:
         self._size += 100 + sum(record.size for record in records or ())
         if self._size > HEARD_BYTES:
-            self._offers = [(prev, last, None)]  # it will be read
+            self._offers.clear()
         else:
             self._offers.append((prev, last, records))
 
-    def take(self) -> list[Offer]:
-        """All of it, in order; nothing is left."""
-        offers, self._offers, self._size = self._offers, [], 0
-        return offers
+    def take(self) -> tuple[list[Offer], bool]:
+        """All of it, in order, and whether it was too much to be kept; nothing is left."""
+        found = self._offers, self._size > HEARD_BYTES
+        self._offers, self._size = [], 0
+        return found
 
 
 class Dispatcher:
@@ -216,6 +217,7 @@ class Dispatcher:
         """What was applied is not of this history: go on from its head."""
         self.cursor = self.head = head
         self.recent = Recent(head)
+        self._heard.take()
         self._tell()
 
     # -- the walk --------------------------------------------------------------------------------------
@@ -257,8 +259,11 @@ class Dispatcher:
                 await asyncio.sleep(RETRY)  # the database is away: it has nothing that could be awaited
                 self._ring.set()
             self._reading = False
-            for heard in self._heard.take():  # else who reads would go on reading, while others append
-                self.offer(*heard)
+            heard, too_much = self._heard.take()
+            for offer in heard:  # else who reads would go on reading, while others append
+                self.offer(*offer)
+            if too_much:
+                self._ring.set()
 
     async def _read_page(self) -> bool:
         """Read and apply a page; is there more?"""

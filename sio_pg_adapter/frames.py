@@ -7,13 +7,15 @@ import json
 import logging
 import struct
 from collections.abc import Sequence
+from types import ModuleType
+from typing import Any
 
 from engineio import packet as engineio_packet
 from engineio.packet import MESSAGE
-from socketio.packet import EVENT, Packet
+from socketio.packet import ACK, BINARY_EVENT, EVENT, Packet
 
 from .errors import NotSerializable
-from .records import Record, with_binary
+from .records import Record, encode_values, with_binary
 
 
 class Frame(engineio_packet.Packet):
@@ -45,6 +47,9 @@ class BinaryFrame(Frame):
 
 
 Frames = list[Frame]
+
+BINARY = BINARY_EVENT - EVENT
+"""What a packet's type is raised by where it has binary parts (Socket.IO protocol, Packet format)."""
 
 
 UNSTORED_TAIL = "null"
@@ -80,14 +85,37 @@ def event_frames(
     if tail is not None:
         body = f"{body.rstrip()[:-1]},{tail}]"
     if another_serializer(packet_class):  # it gets the values, not the text
-        values = with_binary(json.loads(body), parts)
         try:
-            encoded = packet_class(EVENT, data=values, namespace=namespace, id=ack_id).encode()
-        except (ArithmeticError, TypeError, ValueError) as e:
-            raise NotSerializable(f"event {values[0]!r} has no form in {packet_class.__name__}: {e}") from e
-        return [framed(one) for one in (encoded if isinstance(encoded, list) else [encoded])]
-    head = f"5{len(parts)}-" if parts else "2"
-    if namespace != "/":
+            values = with_binary(json.loads(body), parts)
+        except (RecursionError, ValueError) as e:
+            raise NotSerializable(f"{body[:80]} cannot be read: {e}") from e
+        return _serialized(packet_class(EVENT, data=values, namespace=namespace, id=ack_id))
+    return _text_frames(EVENT, namespace, ack_id, body, parts)
+
+
+def ack_frames(acknowledgement: Packet, json: ModuleType | Any) -> Frames:
+    """The frames of what a handler returned, for the client that asked.
+
+    :param json: the server's module to encode with.
+    :raises NotSerializable: if it has no form on the wire.
+    """
+    if another_serializer(type(acknowledgement)):
+        return _serialized(acknowledgement)
+    body, parts = encode_values(acknowledgement.data, "what a handler returned", json)
+    return _text_frames(ACK, acknowledgement.namespace, acknowledgement.id, body, parts)
+
+
+def _serialized(whole: Packet) -> Frames:
+    try:
+        encoded = whole.encode()
+    except (ArithmeticError, RecursionError, TypeError, ValueError) as e:
+        raise NotSerializable(f"{str(whole.data)[:80]} has no form in {type(whole).__name__}: {e}") from e
+    return [framed(one) for one in (encoded if isinstance(encoded, list) else [encoded])]
+
+
+def _text_frames(kind: int, namespace: str | None, ack_id: int | None, body: str, parts: Sequence[bytes]) -> Frames:
+    head = f"{kind + BINARY}{len(parts)}-" if parts else str(kind)
+    if namespace and namespace != "/":
         head += namespace + ","
     if ack_id is not None:
         head += str(ack_id)

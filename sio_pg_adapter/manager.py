@@ -10,7 +10,7 @@ import json as stdlib_json
 import logging
 import secrets
 import uuid
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, Self
@@ -28,7 +28,7 @@ from .dispatcher import Dispatcher
 from .emitter import emit_async
 from .entries import Entry, Members
 from .ephemeral import Ephemeral, Message
-from .errors import ConfigurationError, SioPgError, StoreUnavailable
+from .errors import ConfigurationError, NotSerializable, SioPgError, StoreUnavailable
 from .frames import another_serializer, event_frames
 from .history import History
 from .listener import Listener
@@ -39,7 +39,7 @@ from .options import ConnectionStateRecovery
 from .peers import Peers
 from .polls import Polls
 from .pruner import ExpiryHandlers, Pruner
-from .records import EVERYBODY, Kind, encode_event, encode_json, first_named, text_name, text_names
+from .records import EVERYBODY, Kind, encode_event, encode_json, first_named, levels, text_name, text_names
 from .recovery import Memberships
 from .report import Report
 from .server_events import ServerEvents
@@ -563,6 +563,11 @@ class AsyncPostgresManager(AsyncManager):
     def encode_session(self, session: object) -> str:
         """Session data as JSON.
 
-        :raises NotSerializable: naming the key.
+        :raises NotSerializable: naming the key; also for what is nested too deeply to be read back.
         """
-        return encode_json(session, "session", stdlib_json)
+        data = encode_json(session, "session", stdlib_json)
+        try:
+            deque(levels(session), maxlen=0)
+        except NotSerializable as e:
+            raise NotSerializable(f"session: {e}") from None
+        return data

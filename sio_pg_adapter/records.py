@@ -144,16 +144,29 @@ def encode_event(event: object, data: object, json: ModuleType | Any = stdlib_js
     :raises NotSerializable: naming the place of a value that has no JSON form.
     :raises PayloadTooLarge: over 256 MiB.
     """
-    values = [text_name(event, "event"), *event_arguments(data)]
+    return encode_values([text_name(event, "event"), *event_arguments(data)], f"event {event!r}", json)
+
+
+def encode_values(
+    values: list[Any], what: str, json: ModuleType | Any = stdlib_json
+) -> tuple[str, tuple[bytes, ...]]:
+    """The data of a packet as JSON text and binary parts; see :func:`encode_event`.
+
+    :param what: what they are, for the message of an error.
+    """
     body, parts = _plain_json(values) if json is stdlib_json else None, list[bytes]()
     if body is None:
         try:
-            values = _without_binary(values, parts)
+            encoded = _without_binary(values, parts)
+            if parts and _has_placeholder(values):
+                raise NotSerializable(
+                    f"{what}: a dict with '_placeholder': True would be taken for a binary part, beside binary"
+                )
         except RecursionError as e:
-            raise NotSerializable(f"event {event!r}: {_culprit(data) or e}") from e
-        body = encode_json(values, f"event {event!r}", json)
+            raise NotSerializable(f"{what}: {_culprit(values) or e}") from e
+        body = encode_json(encoded, what, json)
     if len(body) + sum(map(len, parts)) > MAX_BODY_BYTES:
-        raise PayloadTooLarge(f"event {event!r} is larger than {MAX_BODY_BYTES} bytes")
+        raise PayloadTooLarge(f"{what} is larger than {MAX_BODY_BYTES} bytes")
     return body, tuple(parts)
 
 
@@ -164,6 +177,30 @@ def _plain_json(values: list[Any]) -> str | None:
     except (TypeError, ValueError, RecursionError):
         return None
     return None if "NaN" in text or "Infinity" in text else text
+
+
+MAX_DEPTH = 500
+"""Lists and dicts in each other, in what has to be read back: half of what Python's own stack lets it read."""
+
+
+def levels(value: object) -> Iterator[list[Any]]:
+    """A value, what it holds, what that holds, and so on; no deeper than :data:`MAX_DEPTH`.
+
+    :raises NotSerializable: if it is nested more deeply.
+    """
+    level: list[Any] = [value]
+    for _ in range(MAX_DEPTH):
+        yield level
+        level = [child for one in level for child in _children(one)]
+        if not level:
+            return
+    raise NotSerializable(f"it is nested more than {MAX_DEPTH} deep")
+
+
+def _children(value: Any) -> Iterable[Any]:
+    if isinstance(value, dict):
+        return value.values()
+    return value if isinstance(value, list | tuple) else ()
 
 
 def encode_json(value: object, what: str, json: ModuleType | Any = stdlib_json) -> str:
@@ -205,10 +242,20 @@ def _without_binary(value: Any, parts: list[bytes]) -> Any:
     return value
 
 
+def _has_placeholder(value: Any) -> bool:
+    """Does it hold what a client would replace by a binary part? Where it finds no such part it breaks off, comes
+    back, and is sent the same again."""
+    if isinstance(value, dict):
+        return value.get("_placeholder") is True or any(map(_has_placeholder, value.values()))
+    return isinstance(value, list | tuple) and any(map(_has_placeholder, value))
+
+
 def with_binary(value: Any, parts: Sequence[bytes]) -> Any:
     """The reverse of what :func:`encode_event` does to binary values."""
+    if not parts:
+        return value
     if isinstance(value, dict):
-        if value.get("_placeholder") is True and isinstance(num := value.get("num"), int) and num < len(parts):
+        if value.get("_placeholder") is True and isinstance(num := value.get("num"), int) and 0 <= num < len(parts):
             return parts[num]
         return {k: with_binary(v, parts) for k, v in value.items()}
     if isinstance(value, list):

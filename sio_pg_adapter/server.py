@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import difflib
+import functools
 import inspect
 import logging
 import re
@@ -12,6 +13,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, TypeVar, overload
 
 import socketio
+from engineio.exceptions import EngineIOError
 from socketio import packet
 
 from .admin import Instrumented
@@ -19,9 +21,10 @@ from .clients import Client, State, handling
 from .cluster import ClusterMethods
 from .connection import Connect
 from .decorators import Event, On
-from .endings import Endings
-from .errors import ConfigurationError, SioPgError, StoreUnavailable
-from .frames import framed
+from .endings import Endings, hang_up
+from .errors import ConfigurationError, SioPgError
+from .frames import ack_frames
+from .incoming import ACKS, EVENTS, Incoming, NoPacket, take_post
 from .manager import AsyncPostgresManager
 from .options import ConnectionStateRecovery, recovery_options
 from .pace import Pace
@@ -227,7 +230,7 @@ class AsyncServer(ClusterMethods, socketio.AsyncServer):
                 ignore_queue=ignore_queue,
                 **more,
             )
-        except StoreUnavailable as e:
+        except SioPgError as e:
             if namespace not in self.manager.unstored:
                 raise
             logger.debug("not told to the Admin UI: %s", e)
@@ -370,6 +373,42 @@ class AsyncServer(ClusterMethods, socketio.AsyncServer):
             await self.manager.aclose()
 
     # -- upstream's private ways in --------------------------------------------------------------------------
+    async def _handle_eio_connect(self, eio_sid: str, environ: dict[str, Any]) -> Any:
+        if self._ours:
+            socket = self.eio.sockets[eio_sid]
+            socket.handle_post_request = functools.partial(self._handle_post, socket)
+        return await super()._handle_eio_connect(eio_sid, environ)
+
+    async def _handle_post(self, socket: Any, environ: dict[str, Any]) -> None:
+        try:
+            await take_post(socket, environ)
+        except EngineIOError as e:
+            logger.warning("a connection is closed, so that the client tries again: %s", e)
+            await hang_up(self, socket.sid)
+            raise
+
+    async def _handle_eio_message(self, eio_sid: str, data: Any) -> None:
+        if not self._ours:
+            await super()._handle_eio_message(eio_sid, data)
+            return
+        incoming = Incoming(self.packet_class, self._binary_packet, self.eio.max_http_buffer_size)
+        try:
+            pkt = incoming.take(eio_sid, data)
+        except NoPacket as e:
+            logger.warning("a connection is closed, so that the client tries again: %s", e)
+            await hang_up(self, eio_sid)
+            return
+        if pkt is None:
+            return
+        if pkt.packet_type in EVENTS:
+            await self._handle_event(eio_sid, pkt.namespace, pkt.id, pkt.data)
+        elif pkt.packet_type in ACKS:
+            await self._handle_ack(eio_sid, pkt.namespace, pkt.id, pkt.data)
+        elif pkt.packet_type == packet.CONNECT:
+            await self._handle_connect(eio_sid, pkt.namespace, pkt.data)
+        else:
+            await self._handle_disconnect(eio_sid, pkt.namespace, self.reason.CLIENT_DISCONNECT)
+
     async def _handle_connect(self, eio_sid: str, namespace: str | None, data: Any) -> None:
         if not self._ours:
             await super()._handle_connect(eio_sid, namespace, data)
@@ -420,14 +459,18 @@ class AsyncServer(ClusterMethods, socketio.AsyncServer):
         self.environ.pop(eio_sid, None)
 
     async def _send_packet(self, eio_sid: str, pkt: packet.Packet) -> None:
-        if self._ours and pkt.packet_type in (packet.ACK, packet.BINARY_ACK):
+        client = None
+        if self._ours and pkt.packet_type in ACKS:
             client = self.manager.clients.of_socket(eio_sid, pkt.namespace or "/")
-            if client is not None and client.state is State.REPLAYING:
-                encoded = pkt.encode()
-                frames = [framed(one) for one in (encoded if isinstance(encoded, list) else [encoded])]
-                client.put_behind_replay(frames)
-                return
-        await super()._send_packet(eio_sid, pkt)
+        if client is None:
+            await super()._send_packet(eio_sid, pkt)
+            return
+        try:
+            frames = ack_frames(pkt, self.manager.json)
+        except SioPgError as e:
+            logger.error("an event is not acknowledged: %s", e)  # noqa: TRY400 - not of this code
+            return
+        client.put_behind_replay(frames)
 
 
 def _timed_out(socket: Any) -> bool:

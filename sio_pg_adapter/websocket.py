@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from engineio.exceptions import QueueEmpty, SocketIsClosedError, UnknownPacketError
 from engineio.packet import NOOP, PING, PONG, UPGRADE, Packet
 
+from .incoming import NoPacket, engine_packet
 from .wire import Cork, Wire
 
 if TYPE_CHECKING:
@@ -92,13 +93,13 @@ class Websocket:
         """A ping "probe" and its answer, a poll that ends, and the client's word that it has changed over (Engine.IO
         protocol, Upgrade)."""
         try:
-            probe = Packet(encoded_packet=await self._next())
+            probe = engine_packet(await self._next())
             if probe.packet_type != PING or probe.data != "probe":
                 return False
             await self._ws.send(Packet(PONG, data="probe").encode())
             self._socket.queue.put_nowait(Packet(NOOP))  # ends the poll
-            return bool(Packet(encoded_packet=await self._next()).packet_type == UPGRADE)
-        except (OSError, ValueError) as e:  # closed; no packet, or too large
+            return bool(engine_packet(await self._next()).packet_type == UPGRADE)
+        except (OSError, ValueError, NoPacket) as e:  # closed; too large; no packet
             logger.debug("a websocket ended before its upgrade: %r", e)
             return False
 
@@ -117,7 +118,7 @@ class Websocket:
             try:
                 async with asyncio.timeout(server.ping_interval + server.ping_timeout):
                     data = await self._next()
-                packet = Packet(encoded_packet=data)
+                packet = engine_packet(data)
             except Exception as e:  # noqa: BLE001 - what a web server raises where a connection ends differs
                 logger.debug("a websocket ended: %r", e)
                 return
@@ -127,8 +128,10 @@ class Websocket:
                 continue
             except SocketIsClosedError:
                 return
-            except Exception:  # one packet that cannot be handled is no end of the connection
+            except Exception:  # of an application whose handlers run here
                 server.logger.exception("Unknown receive error")
+            if self._socket.closed:  # by what came
+                return
 
     async def _write(self) -> None:
         """Until None is in the queue, or it breaks."""

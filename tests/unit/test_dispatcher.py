@@ -235,6 +235,33 @@ async def test_what_is_heard_while_a_range_is_read_is_bounded(walk):
     assert walk.applied == list(range(101, 112))
 
 
+async def test_of_what_was_too_much_to_be_kept_the_highest_is_read_too(walk):
+    """A node's own answer may come before the notification of what another appended below it."""
+    walk.log.append(101)
+    walk.log.gate.clear()
+    walk.ring()
+    await walk.log.entered.wait()  # what is read ends at 101
+    walk.log.append(102)
+    walk.offer(101, 102, [record(102)])
+    walk.offer(100, 101, [record(101, "x" * HEARD_BYTES)])
+    walk.log.gate.set()
+    assert await walk.passed(102, 5)
+    assert walk.applied == [101, 102]
+
+
+async def test_what_was_heard_of_a_history_that_is_lost_is_forgotten(walk):
+    walk.log.gate.clear()
+    walk.ring()
+    await walk.log.entered.wait()
+    walk.offer(149, 150, [record(150)])
+    walk.jump(50)
+    walk.log.gate.set()
+    walk.log.append(51)
+    walk.ring()
+    assert await walk.passed(51, 5)
+    assert walk.head == 51 and walk.applied == [51] and walk.lag == 0
+
+
 async def test_records_that_are_applied_in_one_go_are_applied_together():
     log, seen, inside = Log(head=100), [], []
 
