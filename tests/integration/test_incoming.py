@@ -202,7 +202,6 @@ class Polling:
         b"7",
         b"9",
         b"\x1e",
-        b"",
         b"d=",
         "b\u00e9".encode(),
         b"\x1e".join([b"3"] * 17),
