@@ -21,6 +21,7 @@ import uvicorn
 from aiohttp import web
 
 from integration.conftest import until
+from sio_pg_adapter.endings import hang_up
 from sio_pg_adapter.frames import framed
 from sio_pg_adapter.wire import UNSENT_BYTES, Cork, Wire
 
@@ -321,6 +322,27 @@ async def test_a_socket_that_has_ended_holds_its_websocket_no_more(served):
     await until(lambda: client.socket.sio_pg_wire is None)
     del raw
     await until(lambda: gc.collect() is not None and wire() is None, "an end of the wire")
+
+
+async def test_a_socket_that_was_hung_up_is_forgotten_though_its_handler_takes_long(served):
+    """Upstream's monitor is off in these tests: it would forget it, too."""
+    node, connect = served
+    going_on = asyncio.Event()
+
+    @node.sio.event
+    async def disconnect(sid, reason):
+        await going_on.wait()
+
+    raw = await connected(connect)
+    client = node.manager.clients.get(raw.sid, "/")
+    hanging = asyncio.create_task(hang_up(node.sio, client.eio_sid))
+    assert (await raw.frame())[1] == b"1"  # CLOSE
+    raw.writer.transport.abort()
+    await until(lambda: client.socket.sio_pg_wire is None)  # its websocket has ended
+    await asyncio.sleep(0.1)  # and what runs it returns, of which nothing tells
+    going_on.set()
+    await hanging
+    assert client.socket.closed and not node.sio.eio.sockets
 
 
 async def test_a_packet_that_is_too_large_ends_a_connection_and_not_the_session(served):
