@@ -39,7 +39,7 @@ from .options import ConnectionStateRecovery
 from .peers import Peers
 from .polls import Polls
 from .pruner import ExpiryHandlers, Pruner
-from .records import EVERYBODY, Kind, encode_event, encode_json, first_named, text_name, text_names
+from .records import EVERYBODY, Kind, encode_event, encode_json, first_named, namespace_name, text_name, text_names
 from .recovery import Memberships
 from .report import Report
 from .server_events import ServerEvents
@@ -361,7 +361,6 @@ class AsyncPostgresManager(AsyncManager):
         ignore_queue: bool = False,
         volatile: bool = False,
         connection: Any = None,
-        **_: object,
     ) -> None:
         """Send an event to a client, a room, several rooms, or everybody in the namespace, on any node.
 
@@ -381,15 +380,12 @@ class AsyncPostgresManager(AsyncManager):
             more = {"skip_sid": skip_sid, "namespace": namespace, "schema": self.database.schema, "json": self.json}
             await emit_async(connection, event, data, room=first_named(to, room), **more)
             return
-        namespace = text_name(namespace or "/", "namespace")
+        namespace = namespace_name(namespace)
         rooms = text_names(first_named(to, room), "room") or (EVERYBODY,)
         skip_sids = text_names(skip_sid, "skip_sid")
         body, parts = self._encoded(event, data)
         if callback is not None:
-            if self.server is None:
-                raise RuntimeError("Callbacks can only be issued from the context of a server.")
-            if rooms == (EVERYBODY,):
-                raise ValueError("Cannot use callback without a room set.")
+            self._may_ask(callback, rooms)
         await self.ready()
         if callback is not None:
             await self.callbacks.ask(namespace, rooms, skip_sids, body, parts, callback, only_here=ignore_queue)
@@ -421,6 +417,14 @@ class AsyncPostgresManager(AsyncManager):
             written = await appended
         if written.offset < 0:
             raise ValueError(f"cannot {'close' if entry.kind is Kind.CLOSE else 'enter'} a sid room")
+    def _may_ask(self, callback: object, rooms: tuple[str, ...]) -> None:
+        if not callable(callback):
+            raise ConfigurationError(f"callback takes a function(*args): not {callback!r}")
+        if self.server is None:
+            raise RuntimeError("Callbacks can only be issued from the context of a server.")
+        if rooms == (EVERYBODY,):
+            raise ValueError("Cannot use callback without a room set.")
+
         if written.offset <= self.dispatcher.cursor or self.write_only:
             return
         if not await self.dispatcher.passed(written.offset, EMIT_WAIT):
@@ -519,7 +523,7 @@ class AsyncPostgresManager(AsyncManager):
 
     async def kick(self, sid: str, namespace: str) -> None:
         """End the session of a sid for good, and its connection, wherever it is."""
-        namespace = text_name(namespace, "namespace")
+        namespace = namespace_name(namespace)
         await self.append(Entry(Kind.KICK, namespace, sid=text_name(sid, "sid")))
 
     async def disconnect(self, sid: str, namespace: str, **kwargs: Any) -> None:

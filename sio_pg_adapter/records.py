@@ -120,9 +120,30 @@ def text_names(value: object, what: str) -> tuple[str, ...]:
     return (text_name(value, what),)
 
 
+def namespace_name(value: object) -> str:
+    """The namespace as it is stored. As upstream's ``namespace or "/"``; but 0 is a wrong name, not the default one.
+
+    :param value: ``None`` and empty text mean ``"/"``.
+    :raises NotSerializable: see :func:`text_name`.
+    """
+    return "/" if value is None else text_name(value, "namespace") or "/"
+
+
+def room_name(value: object) -> str:
+    """The one room that is entered, left or closed.
+
+    :raises ConfigurationError: if it is empty: nobody is in or out of the room that means everybody.
+    :raises NotSerializable: see :func:`text_name`.
+    """
+    room = text_name(value, "room")
+    if room == EVERYBODY:
+        raise ConfigurationError("room takes a name that is not empty: an empty one means everybody")
+    return room
+
+
 def first_named(to: object, room: object) -> object:
     """Which of ``to`` and ``room`` is meant, as upstream's ``to or room``; but 0 is a wrong name, not everybody."""
-    empty = to is None or (hasattr(to, "__len__") and len(to) == 0)
+    empty = to is None or (isinstance(to, str | list | tuple | set | frozenset) and not to)
     return room if empty else to
 
 
