@@ -109,6 +109,12 @@ class AsyncPostgresManager(AsyncManager):
         max_queued_bytes: int = 32 * 1024 * 1024,
     ) -> None:
         super().__init__()
+        if not isinstance(write_only, bool):
+            raise ConfigurationError(f"write_only takes True or False: not {write_only!r}")
+        if logger is not None and not _has(logger, "debug", "info", "warning", "error"):
+            raise ConfigurationError(f"logger takes a logging.Logger or None: not {logger!r}")
+        if json is not None and not _has(json, "dumps", "loads"):
+            raise ConfigurationError(f"json takes a module with dumps and loads, or None: not {json!r}")
         self.logger = logger
         if json is not None:
             self.json = json
@@ -163,6 +169,7 @@ class AsyncPostgresManager(AsyncManager):
     async def start(self) -> None:
         """Connect, and begin to follow the log. Safe to call twice.
 
+        :raises ConfigurationError: before anything is opened, if it has no server and is not ``write_only``.
         :raises StoreUnavailable: if the database cannot be reached.
         :raises SchemaMismatch: if it is not migrated; says which command mends it.
         """
@@ -186,7 +193,30 @@ class AsyncPostgresManager(AsyncManager):
                 await self._start()
 
     async def _start(self) -> None:
+        if self.server is None and not self.write_only:
+            raise ConfigurationError(
+                "a manager without a server takes write_only=True; else give it to AsyncServer(client_manager=...)"
+            )
         await self.database.open()
+        try:
+            self._compose()
+        except BaseException:
+            await self.database.close()
+            raise
+        try:
+            self.log.start()
+            if not self.write_only:
+                await self.listener.start()
+                await self.dispatcher.start()
+                if self.expiry_namespaces:
+                    await self.database.fetch("expiry_handlers", self.expiry_namespaces)
+                self.pruner.start()
+        except BaseException:  # cancelled, too: nothing of it is left running
+            await self._stop()
+            raise
+        self._running = True
+
+    def _compose(self) -> None:
         self.node = uuid.uuid4().hex
         self.channel = "sio_" + secrets.token_hex(20)
         self.history = History(self)
@@ -211,18 +241,6 @@ class AsyncPostgresManager(AsyncManager):
         self.pruner = Pruner(self.database, self._expiry_handlers())
         self.presence: Presence | None = None if self.write_only else self._presence()
         self._released: OrderedDict[tuple[int, int], asyncio.Event] = OrderedDict()
-        try:
-            self.log.start()
-            if not self.write_only:
-                await self.listener.start()
-                await self.dispatcher.start()
-                if self.expiry_namespaces:
-                    await self.database.fetch("expiry_handlers", self.expiry_namespaces)
-                self.pruner.start()
-        except BaseException:  # cancelled, too: nothing of it is left running
-            await self._stop()
-            raise
-        self._running = True
 
     def _presence(self) -> Presence:
         eio = self.server.eio
@@ -399,6 +417,14 @@ class AsyncPostgresManager(AsyncManager):
         else:
             await self.append(Entry(Kind.EVENT, namespace, rooms, skip_sids, body=body, parts=parts))
 
+    def _may_ask(self, callback: object, rooms: tuple[str, ...]) -> None:
+        if not callable(callback):
+            raise ConfigurationError(f"callback takes a function(*args): not {callback!r}")
+        if self.server is None:
+            raise RuntimeError("Callbacks can only be issued from the context of a server.")
+        if rooms == (EVERYBODY,):
+            raise ValueError("Cannot use callback without a room set.")
+
     def _encoded(self, event: str, data: Any) -> tuple[str, tuple[bytes, ...]]:
         body, parts = encode_event(event, data, self.json)
         if self.server is not None and another_serializer(self.server.packet_class):
@@ -417,14 +443,6 @@ class AsyncPostgresManager(AsyncManager):
             written = await appended
         if written.offset < 0:
             raise ValueError(f"cannot {'close' if entry.kind is Kind.CLOSE else 'enter'} a sid room")
-    def _may_ask(self, callback: object, rooms: tuple[str, ...]) -> None:
-        if not callable(callback):
-            raise ConfigurationError(f"callback takes a function(*args): not {callback!r}")
-        if self.server is None:
-            raise RuntimeError("Callbacks can only be issued from the context of a server.")
-        if rooms == (EVERYBODY,):
-            raise ValueError("Cannot use callback without a room set.")
-
         if written.offset <= self.dispatcher.cursor or self.write_only:
             return
         if not await self.dispatcher.passed(written.offset, EMIT_WAIT):
@@ -570,3 +588,7 @@ class AsyncPostgresManager(AsyncManager):
         :raises NotSerializable: naming the key.
         """
         return encode_json(session, "session", stdlib_json)
+
+
+def _has(one: object, *methods: str) -> bool:
+    return all(callable(getattr(one, method, None)) for method in methods)
