@@ -9,7 +9,8 @@ from typing import Any, TypeVar, overload
 from .census import RemoteSocket
 from .errors import ConfigurationError
 from .manager import AsyncPostgresManager
-from .records import EVERYBODY, Kind, encode_event, text_name, text_names
+from .options import is_seconds
+from .records import EVERYBODY, Kind, encode_event, namespace_name, text_names
 
 H = TypeVar("H", bound=Callable[..., Any])
 
@@ -58,7 +59,7 @@ class ClusterMethods:
         """
         manager = self._cluster()
         rooms = text_names(room, "room") or (EVERYBODY,)
-        return await manager.census.sockets(text_name(namespace or "/", "namespace"), rooms, _seconds(timeout))
+        return await manager.census.sockets(namespace_name(namespace), rooms, _seconds(timeout))
 
     # -- from server to server -------------------------------------------------------------------------------
     @overload
@@ -82,12 +83,12 @@ class ClusterMethods:
         manager = self._cluster()
         if callable(event) and handler is None:
             event, handler = getattr(event, "__name__", None), event
-        if handler is None:
-            return lambda function: self.on_server_event(event, function)
-        if not isinstance(event, str) or not event or not callable(handler):
+        if not isinstance(event, str) or not event or not (handler is None or callable(handler)):
             raise ConfigurationError(
                 f"on_server_event takes an event's name and a function: not {event!r}, {handler!r}"
             )
+        if handler is None:
+            return lambda function: self.on_server_event(event, function)
         manager.server_events.handlers[event] = handler
         return handler
 
@@ -133,7 +134,7 @@ class ClusterMethods:
         manager = self._cluster()
         if not self.async_handlers:
             raise RuntimeError("Cannot use broadcast_call() when async_handlers is False.")
-        name, rooms = text_name(namespace or "/", "namespace"), text_names(room, "room") or (EVERYBODY,)
+        name, rooms = namespace_name(namespace), text_names(room, "room") or (EVERYBODY,)
         skip_sids, seconds = text_names(skip_sid, "skip_sid"), _seconds(timeout)
         body, parts = encode_event(event, data, manager.json)
         await manager.ready()
@@ -175,6 +176,6 @@ class ClusterMethods:
 
 
 def _seconds(timeout: float) -> float:
-    if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not 0 < timeout < math.inf:
+    if not is_seconds(timeout) or not 0 < timeout < math.inf:
         raise ConfigurationError(f"timeout takes seconds, more than 0: not {timeout!r}")
     return float(timeout)

@@ -13,6 +13,7 @@ import contextlib
 import logging
 import os
 import re
+import shlex
 import time
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
@@ -20,7 +21,7 @@ from typing import Any
 import asyncpg
 
 from .errors import ConfigurationError, SchemaMismatch, SioPgError, StoreUnavailable
-from .pooler import hears, hides_backend
+from .pooler import PoolerInBetween, hears, hides_backend
 from .queries import Queries
 from .records import Epoch, OffsetCodec
 
@@ -82,6 +83,8 @@ def translated(doing: str) -> Iterator[None]:
     """The errors of asyncpg as ours, with their cause. For statements that change nothing."""
     try:
         yield
+    except SioPgError:  # said already; StoreUnavailable is an OSError, too
+        raise
     except asyncpg.PostgresError as e:
         raise refusal(doing, e) from e
     except LOST as e:
@@ -96,15 +99,25 @@ def refusal(doing: str, error: asyncpg.PostgresError) -> SioPgError:
 
 
 @contextlib.contextmanager
-def connecting(what: str) -> Iterator[None]:
-    """The errors of a connect as ours: whatever PostgreSQL answers to one, nobody can be reached."""
-    try:
-        with translated(f"connecting to PostgreSQL for {what}"):
+def connecting(what: str, option: str) -> Iterator[None]:
+    """The errors of a connect as ours; also those of asyncpg's about where to.
+
+    :param what: what the connection is for.
+    :param option: what told where to.
+    """
+    with translated(f"connecting to PostgreSQL for {what}"):
+        try:
             yield
-    except ValueError as e:
-        if isinstance(e, SioPgError):
-            raise
-        raise ConfigurationError(f"dsn is wrong: {e}") from e
+        except asyncpg.ClientConfigurationError as e:
+            raise ConfigurationError(f"{option} is wrong: {e}") from e
+        except (ValueError, OverflowError) as e:
+            if isinstance(e, SioPgError | asyncpg.InterfaceError):
+                raise
+            # Without the cause, which shows what it stumbled over: behind a / in a password, a part of that
+            raise ConfigurationError(
+                f"{option} is wrong: its host or port cannot be read ({type(e).__name__}); in a user or password "
+                "write %2F for / and %40 for @"
+            ) from None
 
 
 async def _nothing_was_set(connection: Connection) -> None:
@@ -165,11 +178,14 @@ class Database:
     """
 
     def __init__(self, dsn: str | None, *, pool: asyncpg.Pool | None, listen_dsn: str | None, schema: str) -> None:
-        self.dsn = plain_dsn(dsn or os.environ.get("SIO_PG_DSN"))
-        self._listen_dsn = plain_dsn(listen_dsn)
-        self._own_dsn = bool(dsn)
+        self._own_dsn = dsn is not None and dsn != ""
+        self._named = "dsn" if self._own_dsn else "SIO_PG_DSN"
+        self.dsn = plain_dsn(dsn if self._own_dsn else os.environ.get("SIO_PG_DSN"), self._named)
+        if self.dsn is None:
+            self._named = "dsn, or one of libpq's PG* variables,"
+        self._listen_dsn = plain_dsn(listen_dsn, "listen_dsn")
         if pool is not None and not callable(getattr(pool, "acquire", None)):
-            raise ConfigurationError(f"pool takes an asyncpg.Pool: not {pool!r}")
+            raise ConfigurationError(f"pool takes an asyncpg.Pool: not a {type(pool).__name__}")
         self._given_pool = pool
         self._pool: asyncpg.Pool | None = None
         self.pooled = False
@@ -219,9 +235,10 @@ class Database:
         Not always so: without prepared statements a write took 1.5 and a range read 4 times as long.
         """
         name = {"application_name": "sio_pg_adapter"}
-        connection = await asyncpg.connect(
-            self.dsn, timeout=CONNECT_TIMEOUT, statement_cache_size=0, server_settings=name
-        )
+        with connecting("a pool", self._named):
+            connection = await asyncpg.connect(
+                self.dsn, timeout=CONNECT_TIMEOUT, statement_cache_size=0, server_settings=name
+            )
         try:
             if await hides_backend(connection):
                 return {"statement_cache_size": 0, "server_settings": name}  # PgBouncer refuses others
@@ -231,7 +248,7 @@ class Database:
 
     async def _check_version(self, connection: Connection) -> None:
         where = f"the tables of schema {self.schema!r}"
-        hint = "sio-pg migrate" + ("" if self.schema == "public" else f" --schema {self.schema}")
+        hint = "sio-pg migrate" + ("" if self.schema == "public" else f" --schema {shlex.quote(self.schema)}")
         try:
             row = await connection.fetchrow(self.queries["version"])
         except _UNMIGRATED as e:
@@ -257,7 +274,7 @@ class Database:
     async def acquire(self, what: str = "a query") -> Connection:
         if self._pool is None:
             raise StoreUnavailable(f"no connection for {what}: closed")
-        with connecting(what):
+        with translated(f"connecting to PostgreSQL for {what}"):
             return await self._pool.acquire(timeout=CONNECT_TIMEOUT)
 
     async def release(self, connection: Connection) -> None:
@@ -287,7 +304,7 @@ class Database:
                 await self.release(connection)
                 raise
             return connection, True
-        with translated("connecting to PostgreSQL for LISTEN"):
+        with connecting("LISTEN", self._named if self._listen_dsn is None else "listen_dsn"):
             settings = {"application_name": "sio_pg_adapter listen"}
             connection = await asyncpg.connect(
                 self._listen_dsn or self.dsn,
@@ -312,7 +329,7 @@ class Database:
         with translated("LISTEN"):
             if not await hides_backend(connection) or await hears(connection, notify):
                 return
-        raise ConfigurationError(
+        raise PoolerInBetween(
             "LISTEN does not work through a pooler in transaction mode (PgBouncer): give listen_dsn=, the URL of a "
             "direct connection to PostgreSQL"
         )
@@ -344,13 +361,16 @@ class Database:
         return (await self.fetch(query, *args))[0][0]
 
 
-def plain_dsn(dsn: str | None) -> str | None:
-    """SQLAlchemy's form of a URL, ``postgresql+asyncpg://``, without the driver's name."""
+def plain_dsn(dsn: str | None, option: str) -> str | None:
+    """SQLAlchemy's form of a URL, ``postgresql+asyncpg://``, without the driver's name.
+
+    :param option: where it was given, for the message; of the URL that shows nothing.
+    """
     if dsn is None:
         return None
     if not isinstance(dsn, str):
-        raise ConfigurationError(f"dsn takes a PostgreSQL URL: not {dsn!r}")
+        raise ConfigurationError(f"{option} takes a PostgreSQL URL: not a {type(dsn).__name__}")
     dsn = re.sub(r"^(postgres(?:ql)?)\+\w+://", r"\1://", dsn)
     if not re.match(r"^postgres(ql)?://", dsn):
-        raise ConfigurationError("dsn takes a URL that begins with postgresql://")
+        raise ConfigurationError(f"{option} takes a URL that begins with postgresql://")
     return dsn

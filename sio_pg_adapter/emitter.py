@@ -24,7 +24,7 @@ from typing import Any
 
 from .errors import ConfigurationError
 from .queries import Queries
-from .records import EVERYBODY, encode_event, pack, text_name, text_names
+from .records import EVERYBODY, encode_event, first_named, namespace_name, pack, text_names
 
 SYNC = "a psycopg Connection, an SQLAlchemy Connection or Session, Django's connection, or another of DB-API 2"
 ASYNC = "an asyncpg Connection, a psycopg AsyncConnection, or an SQLAlchemy AsyncConnection or AsyncSession"
@@ -59,7 +59,7 @@ def emit(
     :raises PayloadTooLarge: before anything is sent.
     :raises ConfigurationError: the connection is none of these.
     """
-    values = _encoded(event, data, namespace, to or room, skip_sid, json)
+    values = _encoded(event, data, namespace, first_named(to, room), skip_sid, json)
     driver = _driver(connection)
     if driver is Driver.SQLALCHEMY:
         connection.execute(_clause(schema), _parameters(values, "named"))
@@ -95,7 +95,7 @@ async def emit_async(
     :param connection: an asyncpg ``Connection``, also one of a pool, a psycopg ``AsyncConnection``, or an
                        SQLAlchemy ``AsyncConnection`` or ``AsyncSession``.
     """
-    values = _encoded(event, data, namespace, to or room, skip_sid, json)
+    values = _encoded(event, data, namespace, first_named(to, room), skip_sid, json)
     driver = _driver(connection)
     if driver is Driver.ASYNCPG:
         await connection.execute(_statement(schema, "numeric_dollar"), *values)
@@ -116,7 +116,7 @@ def _encoded(
     skip_sids = text_names(skip_sid, "skip_sid")
     body, parts = encode_event(event, data, json)
     return (
-        text_name(namespace or "/", "namespace"),
+        namespace_name(namespace),
         rooms[0],
         stdlib_json.dumps(rooms) if len(rooms) > 1 else None,
         stdlib_json.dumps(skip_sids) if skip_sids else None,

@@ -118,11 +118,11 @@ def _check(found: Any) -> None:
 def _check_answer(data: list[Any]) -> None:
     """Whoever asked may be at another node: it has to get there."""
     try:
-        for level in levels(data):
+        for level in levels(data, "an acknowledgement"):
             if not all(math.isfinite(one) for one in level if isinstance(one, float)):
                 raise NoPacket("an acknowledgement with a number that JSON does not have")
     except NotSerializable as e:
-        raise NoPacket(f"an acknowledgement: {e}") from e
+        raise NoPacket(str(e)) from e
 
 
 async def take_post(socket: AsyncSocket, environ: dict[str, Any]) -> None:

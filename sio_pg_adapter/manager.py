@@ -10,7 +10,7 @@ import json as stdlib_json
 import logging
 import secrets
 import uuid
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, Self
@@ -28,7 +28,7 @@ from .dispatcher import Dispatcher
 from .emitter import emit_async
 from .entries import Entry, Members
 from .ephemeral import Ephemeral, Message
-from .errors import ConfigurationError, NotSerializable, SioPgError, StoreUnavailable
+from .errors import ConfigurationError, SioPgError, StoreUnavailable
 from .frames import another_serializer, event_frames
 from .history import History
 from .listener import Listener
@@ -39,7 +39,17 @@ from .options import ConnectionStateRecovery
 from .peers import Peers
 from .polls import Polls
 from .pruner import ExpiryHandlers, Pruner
-from .records import EVERYBODY, Kind, encode_event, encode_json, first_named, levels, text_name, text_names
+from .records import (
+    EVERYBODY,
+    Kind,
+    check_depth,
+    encode_event,
+    encode_json,
+    first_named,
+    namespace_name,
+    text_name,
+    text_names,
+)
 from .recovery import Memberships
 from .report import Report
 from .server_events import ServerEvents
@@ -109,6 +119,12 @@ class AsyncPostgresManager(AsyncManager):
         max_queued_bytes: int = 32 * 1024 * 1024,
     ) -> None:
         super().__init__()
+        if not isinstance(write_only, bool):
+            raise ConfigurationError(f"write_only takes True or False: not {write_only!r}")
+        if logger is not None and not _has(logger, "debug", "info", "warning", "error"):
+            raise ConfigurationError(f"logger takes a logging.Logger or None: not {logger!r}")
+        if json is not None and not _has(json, "dumps", "loads"):
+            raise ConfigurationError(f"json takes a module with dumps and loads, or None: not {json!r}")
         self.logger = logger
         if json is not None:
             self.json = json
@@ -163,6 +179,7 @@ class AsyncPostgresManager(AsyncManager):
     async def start(self) -> None:
         """Connect, and begin to follow the log. Safe to call twice.
 
+        :raises ConfigurationError: before anything is opened, if it has no server and is not ``write_only``.
         :raises StoreUnavailable: if the database cannot be reached.
         :raises SchemaMismatch: if it is not migrated; says which command mends it.
         """
@@ -186,7 +203,30 @@ class AsyncPostgresManager(AsyncManager):
                 await self._start()
 
     async def _start(self) -> None:
+        if self.server is None and not self.write_only:
+            raise ConfigurationError(
+                "a manager without a server takes write_only=True; else give it to AsyncServer(client_manager=...)"
+            )
         await self.database.open()
+        try:
+            self._compose()
+        except BaseException:
+            await self.database.close()
+            raise
+        try:
+            self.log.start()
+            if not self.write_only:
+                await self.listener.start()
+                await self.dispatcher.start()
+                if self.expiry_namespaces:
+                    await self.database.fetch("expiry_handlers", self.expiry_namespaces)
+                self.pruner.start()
+        except BaseException:  # cancelled, too: nothing of it is left running
+            await self._stop()
+            raise
+        self._running = True
+
+    def _compose(self) -> None:
         self.node = uuid.uuid4().hex
         self.channel = "sio_" + secrets.token_hex(20)
         self.history = History(self)
@@ -211,18 +251,6 @@ class AsyncPostgresManager(AsyncManager):
         self.pruner = Pruner(self.database, self._expiry_handlers())
         self.presence: Presence | None = None if self.write_only else self._presence()
         self._released: OrderedDict[tuple[int, int], asyncio.Event] = OrderedDict()
-        try:
-            self.log.start()
-            if not self.write_only:
-                await self.listener.start()
-                await self.dispatcher.start()
-                if self.expiry_namespaces:
-                    await self.database.fetch("expiry_handlers", self.expiry_namespaces)
-                self.pruner.start()
-        except BaseException:  # cancelled, too: nothing of it is left running
-            await self._stop()
-            raise
-        self._running = True
 
     def _presence(self) -> Presence:
         eio = self.server.eio
@@ -361,7 +389,6 @@ class AsyncPostgresManager(AsyncManager):
         ignore_queue: bool = False,
         volatile: bool = False,
         connection: Any = None,
-        **_: object,
     ) -> None:
         """Send an event to a client, a room, several rooms, or everybody in the namespace, on any node.
 
@@ -381,15 +408,12 @@ class AsyncPostgresManager(AsyncManager):
             more = {"skip_sid": skip_sid, "namespace": namespace, "schema": self.database.schema, "json": self.json}
             await emit_async(connection, event, data, room=first_named(to, room), **more)
             return
-        namespace = text_name(namespace or "/", "namespace")
+        namespace = namespace_name(namespace)
         rooms = text_names(first_named(to, room), "room") or (EVERYBODY,)
         skip_sids = text_names(skip_sid, "skip_sid")
         body, parts = self._encoded(event, data)
         if callback is not None:
-            if self.server is None:
-                raise RuntimeError("Callbacks can only be issued from the context of a server.")
-            if rooms == (EVERYBODY,):
-                raise ValueError("Cannot use callback without a room set.")
+            self._may_ask(callback, rooms)
         await self.ready()
         if callback is not None:
             await self.callbacks.ask(namespace, rooms, skip_sids, body, parts, callback, only_here=ignore_queue)
@@ -402,6 +426,14 @@ class AsyncPostgresManager(AsyncManager):
             await self.ephemeral.send(self.database.channel, message, parts)
         else:
             await self.append(Entry(Kind.EVENT, namespace, rooms, skip_sids, body=body, parts=parts))
+
+    def _may_ask(self, callback: object, rooms: tuple[str, ...]) -> None:
+        if not callable(callback):
+            raise ConfigurationError(f"callback takes a function(*args): not {callback!r}")
+        if self.server is None:
+            raise RuntimeError("Callbacks can only be issued from the context of a server.")
+        if rooms == (EVERYBODY,):
+            raise ValueError("Cannot use callback without a room set.")
 
     def _encoded(self, event: str, data: Any) -> tuple[str, tuple[bytes, ...]]:
         body, parts = encode_event(event, data, self.json)
@@ -519,7 +551,7 @@ class AsyncPostgresManager(AsyncManager):
 
     async def kick(self, sid: str, namespace: str) -> None:
         """End the session of a sid for good, and its connection, wherever it is."""
-        namespace = text_name(namespace, "namespace")
+        namespace = namespace_name(namespace)
         await self.append(Entry(Kind.KICK, namespace, sid=text_name(sid, "sid")))
 
     async def disconnect(self, sid: str, namespace: str, **kwargs: Any) -> None:
@@ -566,8 +598,9 @@ class AsyncPostgresManager(AsyncManager):
         :raises NotSerializable: naming the key; also for what is nested too deeply to be read back.
         """
         data = encode_json(session, "session", stdlib_json)
-        try:
-            deque(levels(session), maxlen=0)
-        except NotSerializable as e:
-            raise NotSerializable(f"session: {e}") from None
+        check_depth(session, "session")
         return data
+
+
+def _has(one: object, *methods: str) -> bool:
+    return all(callable(getattr(one, method, None)) for method in methods)

@@ -211,7 +211,7 @@ async def _connect(dsn: str | URL | None) -> AsyncConnection:
     async def connect() -> asyncpg.Connection:
         try:
             return await asyncpg.connect(dsn, statement_cache_size=0)
-        except (ValueError, asyncpg.InterfaceError) as e:  # said before anything was sent
+        except (ValueError, OverflowError, asyncpg.InterfaceError) as e:  # said before anything was sent
             raise ConfigurationError(f"the DSN is wrong: {e}") from e
         except (OSError, asyncpg.PostgresError) as e:
             raise StoreUnavailable(f"cannot connect to the database: {e}") from e

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from .clients import Client, State, handling
 from .entries import Entry, Members, Written
 from .errors import ConfigurationError, NoAnswer
-from .records import EVERYBODY, Kind, text_name, text_names
+from .records import EVERYBODY, Kind, namespace_name, room_name, text_name, text_names
 
 if TYPE_CHECKING:
     from .manager import AsyncPostgresManager
@@ -30,20 +30,18 @@ class Moves:
 
     async def enter(self, sid: str, namespace: str, room: str) -> None:
         """Add a sid to a room; in effect on return."""
-        room, sid = text_name(room, "room"), text_name(sid, "sid")
-        if room == EVERYBODY:
-            raise ConfigurationError("room takes a name that is not empty: an empty one means everybody")
+        room, sid, namespace = room_name(room), text_name(sid, "sid"), namespace_name(namespace)
         if room != sid and self._manager.is_sid_room(namespace, room):
             raise ValueError("cannot enter a sid room")
         await self._move(Kind.ENTER, sid, namespace, room)
 
     async def leave(self, sid: str, namespace: str, room: str) -> None:
         """Remove a sid from a room; in effect on return."""
-        await self._move(Kind.LEAVE, text_name(sid, "sid"), namespace, text_name(room, "room"))
+        await self._move(Kind.LEAVE, text_name(sid, "sid"), namespace_name(namespace), room_name(room))
 
     async def close(self, room: str, namespace: str | None) -> None:
         """Remove everybody from a room; in effect on return."""
-        room, namespace = text_name(room, "room"), text_name(namespace or "/", "namespace")
+        room, namespace = room_name(room), namespace_name(namespace)
         if self._manager.is_sid_room(namespace, room):
             raise ValueError("cannot close a sid room")
         await self._manager.append(Entry(Kind.CLOSE, namespace, (room,)))
@@ -57,7 +55,7 @@ class Moves:
         :param rooms: what they enter or leave; of a kick none.
         """
         manager = self._manager
-        namespace = text_name(namespace or "/", "namespace")
+        namespace = namespace_name(namespace)
         of = text_names(room, "room") or (EVERYBODY,)
         targets = (EVERYBODY,) if kind is Kind.KICK else text_names(rooms, "rooms")
         skip = text_names(skip_sid, "skip_sid")
@@ -72,7 +70,6 @@ class Moves:
             raise NoAnswer("clients without a stored session may be left out", "node", silent, None)
 
     async def _move(self, kind: Kind, sid: str, namespace: str, room: str) -> None:
-        namespace = text_name(namespace or "/", "namespace")
         if room == sid:
             return  # its own room: it is in there as long as it lives
         await self._manager.ready()

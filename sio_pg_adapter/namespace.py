@@ -20,13 +20,16 @@ def _of_server(method: Callable[Concatenate[AsyncServer, P], R]) -> Callable[Con
     name = method.__name__
     place = list(inspect.signature(method).parameters).index("namespace") - 1
 
+    def named(self: Any, namespace: object) -> object:
+        return self.namespace if namespace in (None, "") else namespace
+
     @functools.wraps(method)
     def of_namespace(self: Any, /, *args: P.args, **kwargs: P.kwargs) -> R:
         values = list(args)
         if len(values) > place:
-            values[place] = values[place] or self.namespace
+            values[place] = named(self, values[place])
         else:
-            kwargs["namespace"] = kwargs.get("namespace") or self.namespace
+            kwargs["namespace"] = named(self, kwargs.get("namespace"))
         result: R = getattr(self.server, name)(*values, **kwargs)
         return result
 
@@ -40,6 +43,16 @@ class AsyncNamespace(socketio.AsyncNamespace):
     """
 
     emit = _of_server(AsyncServer.emit)
+    send = _of_server(AsyncServer.send)
+    call = _of_server(AsyncServer.call)
+    enter_room = _of_server(AsyncServer.enter_room)
+    leave_room = _of_server(AsyncServer.leave_room)
+    close_room = _of_server(AsyncServer.close_room)
+    rooms = _of_server(AsyncServer.rooms)
+    get_session = _of_server(AsyncServer.get_session)
+    save_session = _of_server(AsyncServer.save_session)
+    session = _of_server(AsyncServer.session)
+    disconnect = _of_server(AsyncServer.disconnect)
     recovered = _of_server(AsyncServer.recovered)
     fetch_rooms = _of_server(AsyncServer.fetch_rooms)
     fetch_sockets = _of_server(AsyncServer.fetch_sockets)

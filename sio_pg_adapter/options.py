@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, TypeGuard
 
 from .errors import ConfigurationError
 
 CENTURY = 100 * 365.25 * 86_400
+
+MOST_PACKETS = 2**31 - 2
+"""The database counts what a client missed, and one more, in an ``integer``."""
 
 Accepts = Callable[[dict[str, Any], Any], bool]
 
@@ -35,24 +39,40 @@ class ConnectionStateRecovery:
 
     def __post_init__(self) -> None:
         duration = self.max_disconnection_duration
-        if isinstance(duration, bool) or not isinstance(duration, int | float) or not duration > 0:
+        if not is_seconds(duration) or not duration > 0:
             raise ConfigurationError(
                 f"max_disconnection_duration takes seconds, more than 0, or math.inf: not {duration!r}"
             )
         if CENTURY < duration < math.inf:
             raise ConfigurationError("max_disconnection_duration is over a century: math.inf means for ever")
         missed = self.max_missed_packets
-        if isinstance(missed, bool) or not isinstance(missed, int) or missed < 0:
-            raise ConfigurationError(f"max_missed_packets takes a whole number from 0 on: not {missed!r}")
+        if isinstance(missed, bool) or not isinstance(missed, int) or not 0 <= missed <= MOST_PACKETS:
+            raise ConfigurationError(
+                f"max_missed_packets takes a whole number from 0 to {MOST_PACKETS}: not {missed!r}"
+            )
         if not isinstance(self.skip_middlewares, bool):
             raise ConfigurationError(f"skip_middlewares takes True or False: not {self.skip_middlewares!r}")
         if self.accepts is not None and not callable(self.accepts):
             raise ConfigurationError(f"accepts takes a callable(environ, auth) or None: not {self.accepts!r}")
+        if is_async(self.accepts):  # what it returns would be awaited by nobody, and always be true
+            raise ConfigurationError(f"accepts takes a function that is not async: not {self.accepts!r}")
 
     @property
     def window(self) -> float | None:
         """Seconds, or ``None`` for ever: as the database takes it."""
         return None if math.isinf(self.max_disconnection_duration) else float(self.max_disconnection_duration)
+
+
+def is_async(function: object) -> bool:
+    """An ``async`` function, or an object whose ``__call__`` is one."""
+    return asyncio.iscoroutinefunction(function) or asyncio.iscoroutinefunction(
+        getattr(function, "__call__", None)  # noqa: B004 - it is not called
+    )
+
+
+def is_seconds(value: object) -> TypeGuard[float]:
+    """A number that is one: neither ``True`` nor NaN."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value)
 
 
 def recovery_options(

@@ -13,8 +13,14 @@ import secrets
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from .errors import ConfigurationError
+
 HEARS_WITHIN = 3.0
 """Seconds in which a notification must have come where LISTEN works."""
+
+
+class PoolerInBetween(ConfigurationError):  # noqa: N818 - as its relatives
+    """LISTEN does not work on the connection that was given for it."""
 
 
 async def hides_backend(connection: Any) -> bool:

@@ -17,7 +17,11 @@ def quoted(name: str) -> str:
 
     :raises ConfigurationError: for what PostgreSQL takes no name of.
     """
-    if not isinstance(name, str) or not name or "\0" in name or len(name.encode(errors="replace")) > MAX_SCHEMA_BYTES:
+    try:
+        size = len(name.encode())
+    except (AttributeError, UnicodeError):  # no text, or half of a surrogate pair in it
+        size = 0
+    if not 1 <= size <= MAX_SCHEMA_BYTES or "\0" in name:
         raise ConfigurationError(f"schema takes a name of 1 to {MAX_SCHEMA_BYTES} bytes: not {name!r}")
     return '"' + name.replace('"', '""') + '"'
 

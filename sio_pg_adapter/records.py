@@ -120,9 +120,30 @@ def text_names(value: object, what: str) -> tuple[str, ...]:
     return (text_name(value, what),)
 
 
+def namespace_name(value: object) -> str:
+    """The namespace as it is stored. As upstream's ``namespace or "/"``; but 0 is a wrong name, not the default one.
+
+    :param value: ``None`` and empty text mean ``"/"``.
+    :raises NotSerializable: see :func:`text_name`.
+    """
+    return "/" if value is None else text_name(value, "namespace") or "/"
+
+
+def room_name(value: object) -> str:
+    """The one room that is entered, left or closed.
+
+    :raises ConfigurationError: if it is empty: nobody is in or out of the room that means everybody.
+    :raises NotSerializable: see :func:`text_name`.
+    """
+    room = text_name(value, "room")
+    if room == EVERYBODY:
+        raise ConfigurationError("room takes a name that is not empty: an empty one means everybody")
+    return room
+
+
 def first_named(to: object, room: object) -> object:
     """Which of ``to`` and ``room`` is meant, as upstream's ``to or room``; but 0 is a wrong name, not everybody."""
-    empty = to is None or (hasattr(to, "__len__") and len(to) == 0)
+    empty = to is None or (isinstance(to, str | list | tuple | set | frozenset) and not to)
     return room if empty else to
 
 
@@ -183,10 +204,20 @@ MAX_DEPTH = 500
 """Lists and dicts in each other, in what has to be read back: half of what Python's own stack lets it read."""
 
 
-def levels(value: object) -> Iterator[list[Any]]:
-    """A value, what it holds, what that holds, and so on; no deeper than :data:`MAX_DEPTH`.
+def check_depth(value: object, what: str) -> None:
+    """Can it be read back?
 
-    :raises NotSerializable: if it is nested more deeply.
+    :raises NotSerializable: if it is nested more deeply than :data:`MAX_DEPTH`.
+    """
+    for _ in levels(value, what):
+        pass
+
+
+def levels(value: object, what: str) -> Iterator[list[Any]]:
+    """A value, what it holds, what that holds, and so on.
+
+    :param what: what it is, for the message of an error.
+    :raises NotSerializable: if it is nested more deeply than :data:`MAX_DEPTH`.
     """
     level: list[Any] = [value]
     for _ in range(MAX_DEPTH):
@@ -194,7 +225,7 @@ def levels(value: object) -> Iterator[list[Any]]:
         level = [child for one in level for child in _children(one)]
         if not level:
             return
-    raise NotSerializable(f"it is nested more than {MAX_DEPTH} deep")
+    raise NotSerializable(f"{what}: it is nested more than {MAX_DEPTH} deep")
 
 
 def _children(value: Any) -> Iterable[Any]:

@@ -26,9 +26,9 @@ from .errors import ConfigurationError, SioPgError
 from .frames import ack_frames
 from .incoming import ACKS, EVENTS, Incoming, NoPacket, take_post
 from .manager import AsyncPostgresManager
-from .options import ConnectionStateRecovery, recovery_options
+from .options import ConnectionStateRecovery, is_async, is_seconds, recovery_options
 from .pace import Pace
-from .records import first_named, text_name
+from .records import first_named, namespace_name, text_name
 
 Middleware = Callable[[str, dict[str, Any], Any], Awaitable[None]]
 
@@ -67,6 +67,11 @@ class AsyncServer(ClusterMethods, socketio.AsyncServer):
                     f"AsyncServer has no option {name!r}: did you mean connection_state_recovery?"
                 )
         recovery = recovery_options(connection_state_recovery)
+        if client_manager is not None and not callable(getattr(client_manager, "set_server", None)):
+            raise ConfigurationError(  # of which only the type is told: it may be a DSN
+                "client_manager takes AsyncPostgresManager(...) or another manager: not "
+                f"a {type(client_manager).__name__}"
+            )
         self._ours = isinstance(client_manager, AsyncPostgresManager)
         if recovery is not None and not self._ours:
             raise ConfigurationError(
@@ -102,19 +107,17 @@ class AsyncServer(ClusterMethods, socketio.AsyncServer):
                            ``socketio.exceptions.ConnectionRefusedError`` to refuse. As a decorator it may be the
                            namespace instead: ``@sio.use("/chat")``.
         """
+        where = _registered(middleware if isinstance(middleware, str) else namespace)
         if middleware is None or isinstance(middleware, str):
-            where = middleware if isinstance(middleware, str) else namespace
 
             def register(function: Middleware) -> Middleware:
                 self.use(function, where)
                 return function
 
             return register
-        if not asyncio.iscoroutinefunction(middleware) and not asyncio.iscoroutinefunction(
-            getattr(middleware, "__call__", None)  # noqa: B004 - an object may have an async __call__
-        ):
+        if not is_async(middleware):
             raise ConfigurationError(f"use() takes an async function(sid, environ, auth): not {middleware!r}")
-        self.middlewares.setdefault(namespace, []).append(middleware)
+        self.middlewares.setdefault(where, []).append(middleware)
         return middleware
 
     @overload
@@ -133,13 +136,14 @@ class AsyncServer(ClusterMethods, socketio.AsyncServer):
                         called.
         :param namespace: whose sessions; without it, those of all namespaces.
         """
+        where = _registered(namespace)
         if handler is None:
-            return lambda function: self.on_session_expired(function, namespace=namespace)
+            return lambda function: self.on_session_expired(function, namespace=where)
         if not callable(handler):
             raise ConfigurationError(f"on_session_expired takes a function(sid, namespace, session): not {handler!r}")
         if not self._ours or self.manager.recovery is None:
             raise ConfigurationError("on_session_expired needs connection_state_recovery, which is off")
-        self._expiry_handlers[namespace] = handler
+        self._expiry_handlers[where] = handler
         self.manager.expiry_namespaces = sorted(self._expiry_handlers)
         return handler
 
@@ -183,7 +187,9 @@ class AsyncServer(ClusterMethods, socketio.AsyncServer):
     # -- what applications call --------------------------------------------------------------------------
     def recovered(self, sid: str, namespace: str = "/") -> bool:
         """Has this client's connection recovered an earlier session?"""
-        client = self.manager.clients.get(sid, namespace) if self._ours else None
+        if not self._ours:
+            return False
+        client: Client | None = self.manager.clients.get(text_name(sid, "sid"), namespace_name(namespace))
         return client is not None and client.recovered
 
     async def emit(
@@ -214,8 +220,8 @@ class AsyncServer(ClusterMethods, socketio.AsyncServer):
                 raise ConfigurationError("volatile= and connection= need client_manager=AsyncPostgresManager(...)")
             await super().emit(event, data, to, room, skip_sid, namespace, callback, ignore_queue)
             return
-        namespace = namespace or "/"
-        self.logger.info('emitting event "%s" to %s [%s]', event, first_named(to, room) or "all", namespace)
+        namespace, room = namespace_name(namespace), first_named(to, room)
+        self.logger.info('emitting event "%s" to %s [%s]', event, room or "all", namespace)
         more = {"connection": connection} if connection is not None else {}
         if volatile:
             more["volatile"] = True
@@ -224,7 +230,7 @@ class AsyncServer(ClusterMethods, socketio.AsyncServer):
                 event,
                 data,
                 namespace,
-                room=first_named(to, room),
+                room=room,
                 skip_sid=skip_sid,
                 callback=callback,
                 ignore_queue=ignore_queue,
@@ -255,6 +261,8 @@ class AsyncServer(ClusterMethods, socketio.AsyncServer):
             raise ValueError("Cannot use call() to broadcast.")
         if not self.async_handlers:
             raise RuntimeError("Cannot use call() when async_handlers is False.")
+        if timeout is not None and not is_seconds(timeout):
+            raise ConfigurationError(f"timeout takes seconds, or None to wait for ever: not {timeout!r}")
         answered: asyncio.Future[tuple[Any, ...]] = asyncio.get_running_loop().create_future()
 
         def callback(*args: Any) -> None:
@@ -263,7 +271,12 @@ class AsyncServer(ClusterMethods, socketio.AsyncServer):
 
         try:
             await self.emit(
-                event, data, room=to or sid, namespace=namespace, callback=callback, ignore_queue=ignore_queue
+                event,
+                data,
+                room=first_named(to, sid),
+                namespace=namespace,
+                callback=callback,
+                ignore_queue=ignore_queue,
             )
             args = await asyncio.wait_for(answered, timeout)
         except TimeoutError:
@@ -272,11 +285,33 @@ class AsyncServer(ClusterMethods, socketio.AsyncServer):
             self.manager.callbacks.forget(callback)
         return args if len(args) > 1 else args[0] if args else None
 
+    # Upstream's take a namespace that is 0, say, for the default one
+    async def enter_room(self, sid: str, room: str, namespace: str | None = None) -> None:
+        """Add a client of any node, or a session that is away, to a room; in effect on return."""
+        await super().enter_room(sid, room, self._checked(namespace))
+
+    async def leave_room(self, sid: str, room: str, namespace: str | None = None) -> None:
+        """Remove a client of any node, or a session that is away, from a room; in effect on return."""
+        await super().leave_room(sid, room, self._checked(namespace))
+
+    async def close_room(self, room: str, namespace: str | None = None) -> None:
+        """Remove everybody from a room, on all nodes, and sessions that are away; in effect on return."""
+        await super().close_room(room, self._checked(namespace))
+
+    def rooms(self, sid: str, namespace: str | None = None) -> list[str]:
+        """The rooms of a client of this node; :meth:`fetch_rooms` knows those of any."""
+        rooms: list[str] = super().rooms(sid, self._checked(namespace))
+        return rooms
+
+    def _checked(self, namespace: str | None) -> str | None:
+        return namespace_name(namespace) if self._ours else namespace
+
     async def fetch_rooms(self, sid: str, namespace: str = "/") -> list[str]:
         """The rooms of a client of any node, or of a session that is away; its own among them.
 
         :raises KeyError: if there is no such client.
         """
+        sid, namespace = text_name(sid, "sid"), namespace_name(namespace)
         client = self.manager.clients.get(sid, namespace)
         if client is not None and client.held is None:
             return list(self.manager.get_rooms(sid, namespace))
@@ -291,9 +326,9 @@ class AsyncServer(ClusterMethods, socketio.AsyncServer):
 
         :raises KeyError: if there is none.
         """
-        namespace = namespace or "/"
         if not self._ours:
             return await super().get_session(sid, namespace)
+        sid, namespace = text_name(sid, "sid"), namespace_name(namespace)
         client: Client | None = self.manager.clients.get(sid, namespace)
         if client is not None and (client.held is None or client.ended):
             return client.data
@@ -312,10 +347,10 @@ class AsyncServer(ClusterMethods, socketio.AsyncServer):
                                  a recoverable session take any object, as upstream.
         :raises KeyError: if there is no such client.
         """
-        namespace = namespace or "/"
         if not self._ours:
             await super().save_session(sid, session, namespace)
             return
+        sid, namespace = text_name(sid, "sid"), namespace_name(namespace)
         client: Client | None = self.manager.clients.get(sid, namespace)
         if client is not None and client.opening is not None:
             await asyncio.wait((client.opening,))
@@ -323,7 +358,6 @@ class AsyncServer(ClusterMethods, socketio.AsyncServer):
             client.data = session
             return
         data = self.manager.encode_session(session)
-        namespace, sid = text_name(namespace, "namespace"), text_name(sid, "sid")
         if client is not None and (client.held is None or client.ended):
             client.data = session
             return
@@ -336,10 +370,10 @@ class AsyncServer(ClusterMethods, socketio.AsyncServer):
 
     async def disconnect(self, sid: str, namespace: str | None = None, ignore_queue: bool = False) -> None:
         """Disconnect a client of any node and end its session for good, also while it is away."""
-        namespace = namespace or "/"
         if not self._ours:
             await super().disconnect(sid, namespace, ignore_queue)
             return
+        sid, namespace = text_name(sid, "sid"), namespace_name(namespace)
         client: Client | None = self.manager.clients.get(sid, namespace)
         if client is not None and client.held is None and not client.recoverable:
             if client.connected:
@@ -471,6 +505,14 @@ class AsyncServer(ClusterMethods, socketio.AsyncServer):
             logger.error("an event is not acknowledged: %s", e)  # noqa: TRY400 - not of this code
             return
         client.put_behind_replay(frames)
+
+
+def _registered(namespace: object) -> str:
+    """The namespace that something is registered for."""
+    try:
+        return namespace_name(namespace)
+    except SioPgError as e:
+        raise ConfigurationError(str(e)) from e
 
 
 def _timed_out(socket: Any) -> bool:

@@ -155,8 +155,10 @@ OUTBOX = (
            OR octet_length(p_namespace) + octet_length(p_room) > 512 THEN
             IF p_more IS NOT NULL THEN
                 v_rooms := ARRAY(SELECT json_array_elements_text(p_more::json));
-                IF array_position(v_rooms, NULL) IS NOT NULL OR v_rooms[1] IS DISTINCT FROM p_room THEN
-                    RAISE invalid_parameter_value USING MESSAGE = 'rooms are text, the first as given alone';
+                IF array_position(v_rooms, NULL) IS NOT NULL OR v_rooms[1] IS DISTINCT FROM p_room
+                   OR cardinality(v_rooms) > 1 AND array_position(v_rooms, '') IS NOT NULL THEN
+                    RAISE invalid_parameter_value USING MESSAGE =
+                        'rooms are text, the first as given alone, none of several empty: that would reach everybody';
                 END IF;
             END IF;
             IF p_skips IS NOT NULL THEN
@@ -200,14 +202,14 @@ OUTBOX = (
                       p_body))::text END) AS c (carried);
     END $$
     """,
-    # For SQL. A null room is refused: 'user:' || id, where id is null, must not tell everybody. And no room
-    # in `rooms` is nobody.
+    # For SQL. A null room is refused: 'user:' || id, where id is null, must not tell everybody; and one that is
+    # empty beside others is left out. No room in `rooms` is nobody.
     """
     CREATE FUNCTION {s}.sio_emit(event text, data json DEFAULT NULL, room text DEFAULT '',
                                  rooms text[] DEFAULT '{""}', namespace text DEFAULT '/',
                                  skip_sids text[] DEFAULT '{{}}') RETURNS void
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
-    DECLARE v_rooms text[] := rooms;
+    DECLARE v_rooms text[];
     BEGIN
         IF event IS NULL OR room IS NULL OR rooms IS NULL OR array_position(rooms, NULL) IS NOT NULL
            OR namespace IS NULL THEN
@@ -217,13 +219,18 @@ OUTBOX = (
         IF octet_length(event) > 512 THEN
             RAISE program_limit_exceeded USING MESSAGE = 'sio_emit: the name of an event is longer than 512 bytes';
         END IF;
-        IF room <> '' THEN
-            v_rooms := CASE WHEN rooms = ARRAY[''] THEN ARRAY[room] ELSE room || rooms END;
-        END IF;
-        IF cardinality(v_rooms) = 0 THEN
+        IF room = '' AND cardinality(rooms) = 0 THEN
             RETURN;
         END IF;
-        v_rooms := ARRAY(SELECT r FROM unnest(v_rooms) WITH ORDINALITY AS x (r, i) GROUP BY r ORDER BY min(i));
+        v_rooms := ARRAY(SELECT r FROM unnest(room || rooms) WITH ORDINALITY AS x (r, i)
+                         WHERE r <> '' GROUP BY r ORDER BY min(i));
+        IF cardinality(v_rooms) = 0 THEN
+            IF cardinality(rooms) > 1 THEN
+                RAISE invalid_parameter_value USING MESSAGE =
+                    'sio_emit: rooms names none, which would reach everybody; leave rooms out for that';
+            END IF;
+            v_rooms := ARRAY[''];
+        END IF;
         PERFORM {s}.sio_emit_encoded(
             namespace, v_rooms[1], CASE WHEN cardinality(v_rooms) > 1 THEN array_to_json(v_rooms)::text END,
             CASE WHEN cardinality(skip_sids) > 0 THEN array_to_json(skip_sids)::text END,

@@ -22,7 +22,7 @@ async def roll_call(database: Database, nodes: set[str], *, timeout: float) -> d
     :param nodes: the ids of those that are there.
     :param timeout: seconds to wait at the most.
     :raises StoreUnavailable: if they cannot be asked.
-    :raises ConfigurationError: if LISTEN does not work, through a pooler.
+    :raises PoolerInBetween: if LISTEN does not work, through a pooler.
     """
     answers: dict[str, Any] = {}
     if not nodes:

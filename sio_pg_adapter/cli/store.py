@@ -7,7 +7,8 @@ import contextlib
 from collections.abc import AsyncIterator, Iterator
 
 from sio_pg_adapter.database import Database
-from sio_pg_adapter.errors import ConfigurationError, SioPgError, StoreUnavailable
+from sio_pg_adapter.errors import SioPgError, StoreUnavailable
+from sio_pg_adapter.pooler import PoolerInBetween
 
 MEND = "give --dsn, or set SIO_PG_DSN, to where it is"
 
@@ -42,7 +43,7 @@ def listening() -> Iterator[None]:
     """The refusal to listen through a pooler, in the words of the command line."""
     try:
         yield
-    except ConfigurationError as e:
+    except PoolerInBetween as e:
         raise CannotListen("LISTEN does not work through a pooler: give --listen-dsn, of a direct connection") from e
 
 
@@ -56,7 +57,3 @@ def reaching() -> Iterator[None]:
             raise
         reason = e.__cause__ or e
         raise CommandFailed(f"the database cannot be reached: {reason or type(reason).__name__}; {MEND}") from e
-    except ValueError as e:
-        if isinstance(e, ConfigurationError):
-            raise
-        raise ConfigurationError(f"the DSN is wrong: {e}; {MEND}") from e

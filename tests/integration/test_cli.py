@@ -256,6 +256,12 @@ async def test_an_unmigrated_database_is_an_error_that_names_the_command(pg_empt
     assert said.out == "" and said.err.count("\n") == 1 and "`sio-pg migrate --schema chat`" in said.err
 
 
+async def test_a_wrong_dsn_to_listen_on_is_not_told_as_a_pooler(capsys):
+    assert await run("tail", "--listen-dsn", "postgresql://127.0.0.1:99999/app") == 1
+    said = capsys.readouterr()
+    assert said.err.startswith("sio-pg: listen_dsn is wrong") and said.err.count("\n") == 1
+
+
 @pytest.mark.parametrize("argv", [*COMMANDS, ["migrate"]], ids=" ".join)
 async def test_a_database_that_cannot_be_reached_is_an_error_that_names_the_option(capsys, argv):
     with socket.socket() as taken:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import shlex
 
 import asyncpg
 import pytest
@@ -15,6 +16,7 @@ from sio_pg_adapter import (
     AsyncClient,
     AsyncPostgresManager,
     AsyncServer,
+    ConfigurationError,
     SchemaMismatch,
     StoreUnavailable,
     migrate,
@@ -54,6 +56,66 @@ async def test_case_91_another_schema_is_named_with_its_option(pg_dsn):
     async with asyncio.timeout(20):
         with pytest.raises(SchemaMismatch, match="sio-pg migrate --schema other"):
             await AsyncPostgresManager(pg_dsn, schema="other", write_only=True).start()
+
+
+async def test_the_command_that_mends_can_be_pasted(pg_dsn):
+    name = "my app; --"
+    with pytest.raises(SchemaMismatch) as e:
+        await AsyncPostgresManager(pg_dsn, schema=name, write_only=True).start()
+    assert shlex.split(str(e.value).split("`")[1]) == ["sio-pg", "migrate", "--schema", name]
+
+
+async def test_a_manager_without_a_server_names_write_only(pg_dsn, db):
+    manager, before = AsyncPostgresManager(pg_dsn), asyncio.all_tasks()
+    with pytest.raises(ConfigurationError, match="write_only=True"):
+        await manager.start()
+    with pytest.raises(ConfigurationError, match="write_only=True"):
+        await manager.emit("e", 1)
+    assert asyncio.all_tasks() == before
+    await no_backend(db)
+    AsyncServer(async_mode="asgi", client_manager=manager)
+    async with manager:
+        await manager.emit("e", 1)
+
+
+@pytest.mark.parametrize(
+    ("more", "options"),
+    [({"listen_dsn": "postgresql://postgres@127.0.0.1:1/x"}, {}), ({}, {"ping_interval": "25"})],
+    ids=["nowhere to listen", "an option of upstream's"],
+)
+async def test_a_start_that_fails_leaves_nothing(pg_dsn, db, more, options):
+    before = asyncio.all_tasks()
+    manager = AsyncPostgresManager(pg_dsn, **more)
+    AsyncServer(async_mode="asgi", client_manager=manager, **options)
+    with pytest.raises((StoreUnavailable, TypeError)):
+        await manager.start()
+    assert asyncio.all_tasks() == before
+    await no_backend(db)
+
+
+WRONG = [
+    "postgresql://h:secret/d",
+    "postgresql://u:secret/w@h/d",
+    "postgresql://[secret/d",
+    "postgresql://127.0.0.1:99999/secret",
+    "postgresql://127.0.0.1/secret?sslmode=never",
+]
+
+
+@pytest.mark.parametrize("dsn", WRONG)
+async def test_a_dsn_that_cannot_be_read_is_named_and_not_shown(dsn, pg_dsn, db, monkeypatch):
+    async def refused(name, manager):
+        with pytest.raises(ConfigurationError, match=f"^{name} is wrong(?!.*secret)") as e:
+            await manager.start()
+        assert e.value.__cause__ is None or "secret" not in str(e.value.__cause__)
+
+    await refused("dsn", AsyncPostgresManager(dsn, write_only=True))
+    monkeypatch.setenv("SIO_PG_DSN", dsn)
+    await refused("SIO_PG_DSN", AsyncPostgresManager(write_only=True))
+    manager = AsyncPostgresManager(pg_dsn, listen_dsn=dsn)
+    AsyncServer(async_mode="asgi", client_manager=manager)
+    await refused("listen_dsn", manager)
+    await no_backend(db)
 
 
 async def test_a_database_that_is_not_there_is_unavailable():

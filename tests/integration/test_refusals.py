@@ -6,7 +6,7 @@ import asyncpg
 import pytest
 
 from integration.wire import Wire
-from sio_pg_adapter import NotSerializable, PayloadTooLarge
+from sio_pg_adapter import AsyncNamespace, ConfigurationError, NotSerializable, PayloadTooLarge, emit_async
 from sio_pg_adapter.pruner import prune_once
 
 
@@ -259,3 +259,114 @@ async def test_case_98_a_namespace_that_is_no_name_is_refused_at_the_call(start_
     ):
         with pytest.raises((NotSerializable, PayloadTooLarge), match="namespace"):
             await call(*args, namespace=namespace)
+
+
+# -- to everybody by mistake -----------------------------------------------------------------------------------
+async def is_sent_nothing(node, wire) -> None:
+    await node.sio.emit("end")
+    assert await wire.events_until("end") == []
+
+
+@pytest.mark.parametrize("to", [0, False, {}, b""])
+async def test_who_is_named_wrongly_is_not_everybody(start_node, db, to):
+    node = await start_node()
+    async with node.client() as wire:
+        for call in (
+            node.sio.emit("secret", to=to),
+            node.sio.emit("secret", room=to),
+            node.sio.emit("secret", to=to, room="r"),
+            node.sio.emit("secret", to=to, connection=db),
+            node.sio.send("secret", to=to),
+            node.sio.call("secret", to=to),
+            node.sio.broadcast_call("secret", room=to),
+            node.manager.emit("secret", 1, to=to),
+            emit_async(db, "secret", to=to),
+        ):
+            with pytest.raises(NotSerializable, match="room takes text"):
+                await call
+        await is_sent_nothing(node, wire)
+
+
+@pytest.mark.parametrize("keyword", ["rooms", "skip_sids", "volatil"])
+async def test_the_managers_emit_takes_no_keyword_that_it_does_not_know(start_node, keyword):
+    node = await start_node()
+    async with node.client() as wire:
+        with pytest.raises(TypeError, match=keyword):
+            await node.manager.emit("secret", 1, **{keyword: ["admins"]})
+        await is_sent_nothing(node, wire)
+
+
+@pytest.mark.parametrize("namespace", [0, False, b"", [], 5])
+async def test_a_namespace_of_another_type_is_not_the_default_one(start_node, db, namespace):
+    node = await start_node()
+    one = AsyncNamespace("/")
+    node.sio.register_namespace(one)
+    async with node.client() as wire:
+        sid = wire.sid
+        for on in (node.sio, one):
+            for name, args in (
+                ("emit", ("secret",)),
+                ("send", ("secret",)),
+                ("call", ("secret", 1, sid)),
+                ("broadcast_call", ("secret",)),
+                ("enter_room", (sid, "x")),
+                ("leave_room", (sid, "x")),
+                ("close_room", ("x",)),
+                ("sockets_join", (None, "x")),
+                ("disconnect_sockets", (None,)),
+                ("fetch_sockets", ()),
+                ("fetch_rooms", (sid,)),
+                ("get_session", (sid,)),
+                ("save_session", (sid, {})),
+                ("disconnect", (sid,)),
+            ):
+                with pytest.raises(NotSerializable, match="namespace takes text"):
+                    await getattr(on, name)(*args, namespace=namespace)
+            for name in ("recovered", "rooms"):
+                with pytest.raises(NotSerializable, match="namespace takes text"):
+                    getattr(on, name)(sid, namespace=namespace)
+        with pytest.raises(NotSerializable, match="namespace takes text"):
+            await emit_async(db, "secret", namespace=namespace)
+        await is_sent_nothing(node, wire)
+
+
+# -- what is refused before the database is asked, or a client -----------------------------------------------------
+@pytest.mark.parametrize("sid", [5, b"x", "\0", "\ud800", ["x"], None])
+async def test_a_sid_that_is_no_name_is_refused_at_the_call(start_node, sid):
+    node = await start_node()
+    for call, args in (
+        (node.sio.get_session, ()),
+        (node.sio.save_session, ({},)),
+        (node.sio.fetch_rooms, ()),
+        (node.sio.disconnect, ()),
+        (node.sio.enter_room, ("x",)),
+        (node.sio.leave_room, ("x",)),
+    ):
+        with pytest.raises(NotSerializable, match="sid"):
+            await call(sid, *args)
+    with pytest.raises(NotSerializable, match="sid"):
+        node.sio.recovered(sid)
+
+
+async def test_nobody_is_in_or_out_of_the_room_that_means_everybody(start_node):
+    node = await start_node()
+    async with node.client() as wire:
+        for call in (
+            node.sio.enter_room(wire.sid, ""),
+            node.sio.leave_room(wire.sid, ""),
+            node.sio.close_room(""),
+        ):
+            with pytest.raises(ConfigurationError, match="room takes a name that is not empty"):
+                await call
+
+
+async def test_what_cannot_be_called_or_waited_for_is_refused_before_anything_is_sent(start_node):
+    node = await start_node()
+    async with node.client() as wire:
+        for callback in ("x", False, 0):
+            with pytest.raises(ConfigurationError, match="callback takes"):
+                await node.sio.emit("e", to=wire.sid, callback=callback)
+        for timeout in ("x", True, float("nan"), [1]):
+            with pytest.raises(ConfigurationError, match="timeout takes"):
+                await node.sio.call("e", to=wire.sid, timeout=timeout)
+        await is_sent_nothing(node, wire)

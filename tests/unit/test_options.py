@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 import math
 
 import pytest
@@ -16,6 +18,17 @@ from sio_pg_adapter import (
     StoreUnavailable,
 )
 from sio_pg_adapter.options import recovery_options
+
+DSN = "postgresql://db"
+
+
+async def asynchronous(*_: object) -> bool:
+    return False
+
+
+class Asynchronous:
+    async def __call__(self, *_: object) -> bool:
+        return False
 
 
 def test_the_defaults():
@@ -50,9 +63,10 @@ def test_the_window_as_the_database_takes_it(seconds, window):
     ("key", "value"),
     [
         *(("max_disconnection_duration", v) for v in (0, -1, math.nan, "120", None, True)),
-        *(("max_missed_packets", v) for v in (-1, 1.5, "10", None, True)),
+        *(("max_missed_packets", v) for v in (-1, 1.5, "10", None, True, 2**31 - 1, 2**63)),
         *(("skip_middlewares", v) for v in (None, 0, "yes")),
         *(("accepts", v) for v in (True, "all", 0)),
+        *(("accepts", v) for v in (asynchronous, Asynchronous(), functools.partial(asynchronous, 1))),
     ],
 )
 def test_a_wrong_value_is_refused_by_its_key(key, value):
@@ -78,17 +92,57 @@ def test_recovery_needs_our_manager():
         AsyncServer(client_manager=socketio.AsyncManager(), connection_state_recovery=True)
 
 
-@pytest.mark.parametrize("dsn", ["", "mysql://x", "host=x", 7, b"postgresql://x"])
-def test_a_dsn_that_is_none_is_refused_without_being_shown(dsn, monkeypatch):
+@pytest.mark.parametrize("dsn", ["mysql://secret", "host=secret", 7, 0, False, b"postgresql://secret", b""])
+def test_a_dsn_that_is_none_is_refused_without_being_shown(dsn):
+    with pytest.raises(ConfigurationError, match=r"^dsn takes(?!.*secret)"):
+        AsyncPostgresManager(dsn)
+    with pytest.raises(ConfigurationError, match=r"^listen_dsn takes(?!.*secret)"):
+        AsyncPostgresManager(DSN, listen_dsn=dsn)
+
+
+def test_an_empty_dsn_is_the_environments(monkeypatch):
     monkeypatch.delenv("SIO_PG_DSN", raising=False)
-    if dsn == "":  # as None: the environment's
-        AsyncPostgresManager(dsn)
-        return
-    with pytest.raises(ConfigurationError, match="dsn takes"):
-        AsyncPostgresManager(dsn)
+    AsyncPostgresManager("")
+    with pytest.raises(ConfigurationError, match=r"^listen_dsn takes"):
+        AsyncPostgresManager(DSN, listen_dsn="")
 
 
-@pytest.mark.parametrize("schema", ["", "x" * 64, "ü" * 32, "a\0b", None, 7])
+@pytest.mark.parametrize("value", ["mysql://secret", ""])
+@pytest.mark.parametrize("dsn", [None, ""])
+def test_a_wrong_dsn_of_the_environment_is_named_by_its_variable(dsn, value, monkeypatch):
+    monkeypatch.setenv("SIO_PG_DSN", value)
+    with pytest.raises(ConfigurationError, match=r"^SIO_PG_DSN takes(?!.*secret)"):
+        AsyncPostgresManager(dsn)
+    AsyncPostgresManager(DSN)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        *(("write_only", v) for v in ("no", None, 1)),
+        *(("logger", v) for v in ("x", True, False)),
+        *(("json", v) for v in ("x", True, functools)),
+        *(("max_queued_packets", v) for v in (0, True, "1")),
+    ],
+)
+def test_a_wrong_option_of_the_manager_is_refused_by_its_name(option, value):
+    with pytest.raises(ConfigurationError, match=f"^{option} takes"):
+        AsyncPostgresManager(DSN, **{option: value})
+
+
+def test_what_logs_is_a_logger():
+    one = logging.getLogger("one")
+    for logger in (one, logging.LoggerAdapter(one)):
+        assert AsyncPostgresManager(DSN, logger=logger).logger is logger
+
+
+@pytest.mark.parametrize("manager", ["postgresql://secret@db", 7, True, object()])
+def test_a_client_manager_that_is_none_is_refused_without_being_shown(manager):
+    with pytest.raises(ConfigurationError, match=r"^client_manager takes AsyncPostgresManager(?!.*secret)"):
+        AsyncServer(async_mode="asgi", client_manager=manager)
+
+
+@pytest.mark.parametrize("schema", ["", "x" * 64, "ü" * 32, "a\0b", "\ud800", None, 7])
 def test_a_schema_that_is_no_name_is_refused(schema):
     with pytest.raises(ConfigurationError, match="schema takes a name"):
         AsyncPostgresManager("postgresql://db", schema=schema)
@@ -109,6 +163,26 @@ def test_a_middleware_is_an_async_function(middleware):
     sio = AsyncServer(client_manager=AsyncPostgresManager("postgresql://db"))
     with pytest.raises(ConfigurationError, match="async function"):
         sio.use(middleware)
+
+
+@pytest.mark.parametrize("namespace", [5, 0, False, b"", [], "a\0"])
+def test_what_is_registered_is_registered_for_a_namespace(namespace):
+    sio = AsyncServer(client_manager=AsyncPostgresManager(DSN), connection_state_recovery=True)
+    for register in (
+        lambda: sio.use(namespace=namespace),
+        lambda: sio.use(asynchronous, namespace),
+        lambda: sio.on_session_expired(namespace=namespace),
+        lambda: sio.on_session_expired(asynchronous, namespace=namespace),
+    ):
+        with pytest.raises(ConfigurationError, match="namespace"):
+            register()
+
+
+@pytest.mark.parametrize("event", [5, "", None, b"x"])
+def test_a_server_event_has_a_name(event):
+    sio = AsyncServer(client_manager=AsyncPostgresManager(DSN))
+    with pytest.raises(ConfigurationError, match="on_server_event takes"):
+        sio.on_server_event(event)
 
 
 async def test_volatile_and_connection_need_our_manager():

@@ -13,12 +13,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sio_pg_adapter.errors import NotSerializable, PayloadTooLarge
+from sio_pg_adapter.errors import ConfigurationError, NotSerializable, PayloadTooLarge
 from sio_pg_adapter.records import (
     MAX_NAME_BYTES,
     encode_event,
     encode_json,
+    first_named,
+    namespace_name,
     pack,
+    room_name,
     text_name,
     text_names,
     unpack,
@@ -78,6 +81,33 @@ def test_one_name_or_several(value, names):
 def test_case_32_several_names_of_another_type_are_refused(value):
     with pytest.raises(NotSerializable, match="room takes text"):
         text_names(value, "room")
+
+
+@pytest.mark.parametrize(("value", "name"), [(None, "/"), ("", "/"), (Text(""), "/"), ("/", "/"), ("/x", "/x")])
+def test_none_and_empty_text_are_the_default_namespace(value, name):
+    assert namespace_name(value) == name
+
+
+@pytest.mark.parametrize("value", [0, False, b"", [], {}, (), 5])
+def test_a_namespace_of_another_type_is_not_the_default_one(value):
+    with pytest.raises(NotSerializable, match="namespace takes text"):
+        namespace_name(value)
+
+
+@pytest.mark.parametrize("to", [None, "", [], (), set(), frozenset()])
+def test_where_to_names_none_room_is_meant(to):
+    assert first_named(to, "room") == "room"
+
+
+@pytest.mark.parametrize("to", [0, False, {}, b"", range(0), "a", ["a"], [""]])
+def test_what_to_names_rightly_or_wrongly_is_meant(to):
+    assert first_named(to, "room") is to
+
+
+def test_nobody_is_in_or_out_of_the_room_that_means_everybody():
+    assert room_name("a") == "a"
+    with pytest.raises(ConfigurationError, match="room takes a name that is not empty"):
+        room_name("")
 
 
 # -- events --------------------------------------------------------------------------------------------

@@ -24,17 +24,21 @@ SIGNATURES = {
         "_handle_eio_disconnect": "(self, eio_sid, reason)",
         "_send_packet": "(self, eio_sid, pkt)",
         "_trigger_event": "(self, event, namespace, *args)",
+        "close_room": "(self, room, namespace=None)",
         "call": "(self, event, data=None, to=None, sid=None, namespace=None, timeout=60, ignore_queue=False)",
         "disconnect": "(self, sid, namespace=None, ignore_queue=False)",
         "emit": (
             "(self, event, data=None, to=None, room=None, skip_sid=None, namespace=None, callback=None, "
             "ignore_queue=False)"
         ),
+        "enter_room": "(self, sid, room, namespace=None)",
         "get_session": "(self, sid, namespace=None)",
         "instrument": (
             "(self, auth=None, mode='development', read_only=False, server_id=None, namespace='/admin', "
             "server_stats_interval=2)"
         ),
+        "leave_room": "(self, sid, room, namespace=None)",
+        "rooms": "(self, sid, namespace=None)",
         "save_session": "(self, sid, session, namespace=None)",
         "shutdown": "(self)",
     },
