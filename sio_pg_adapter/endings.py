@@ -155,8 +155,6 @@ async def hang_up(server: AsyncServer, eio_sid: str, *, drop_queue: bool = False
     socket.queue.put_nowait(Frame(CLOSE))  # ends a poll
     socket.queue.put_nowait(None)  # ends the websocket's writer, which closes it
     await socket.close(wait=False, abort=True, reason=server.reason.TRANSPORT_CLOSE)
-    # Upstream looks for closed ones where their requests end, which may have been before, and when it monitors.
-    server.eio.sockets.pop(eio_sid, None)
 
 
 def away_since(at: float) -> float:

@@ -88,6 +88,8 @@ class Websocket:
         socket.queue.put_nowait(None)  # ends the writer, which may have to wait for the client's close frame
         await socket.close(wait=False, abort=True, reason=socket.server.reason.TRANSPORT_CLOSE)
         await asyncio.wait((writing,))
+        # Upstream forgets those that are closed by now: not one that another task closes, whose handler takes long.
+        socket.server.sockets.pop(socket.sid, None)
 
     async def _upgrade(self) -> bool:
         """A ping "probe" and its answer, a poll that ends, and the client's word that it has changed over (Engine.IO

@@ -21,7 +21,9 @@ SIGNATURES = {
     socketio.AsyncServer: {
         "_handle_connect": "(self, eio_sid, namespace, data)",
         "_handle_disconnect": "(self, eio_sid, namespace, reason=None)",
+        "_handle_eio_connect": "(self, eio_sid, environ)",
         "_handle_eio_disconnect": "(self, eio_sid, reason)",
+        "_handle_eio_message": "(self, eio_sid, data)",
         "_send_packet": "(self, eio_sid, pkt)",
         "_trigger_event": "(self, event, namespace, *args)",
         "close_room": "(self, room, namespace=None)",
@@ -77,6 +79,7 @@ SIGNATURES = {
         "_upgrade_websocket": "(self, environ)",
         "_websocket_handler": "(self, ws)",  # in whose place websocket.py runs
         "close": "(self, wait=True, abort=False, reason=None)",
+        "handle_post_request": "(self, environ)",  # in whose place incoming.py stands
         "poll": "(self)",
         "receive": "(self, pkt)",
     },
