@@ -253,20 +253,25 @@ def _plain(entries: list[Entry]) -> tuple[Any, ...]:
     return one.namespace, one.rooms[0], one.body
 
 
-def _columns(entries: list[Entry], attachments: Sequence[uuid.UUID | None]) -> tuple[list[Any], ...]:
+def _columns(entries: list[Entry], attachments: Sequence[uuid.UUID | None]) -> tuple[list[Any] | None, ...]:
     apart = [a is not None for a in attachments]
     return (
         [int(e.kind) for e in entries],
         [e.namespace for e in entries],
         [e.rooms[0] for e in entries],
-        [json.dumps(e.rooms) if len(e.rooms) > 1 else None for e in entries],
-        [json.dumps(e.skip_sids) if e.skip_sids else None for e in entries],
-        [e.sid for e in entries],
+        _column([json.dumps(e.rooms) if len(e.rooms) > 1 else None for e in entries]),
+        _column([json.dumps(e.skip_sids) if e.skip_sids else None for e in entries]),
+        _column([e.sid for e in entries]),
         [None if a else e.body for a, e in zip(apart, entries, strict=True)],
-        [pack(e.parts) if e.parts and not a else None for a, e in zip(apart, entries, strict=True)],
-        list(attachments),
-        [compact(e.args) if e.args else "{}" for e in entries],
+        _column([pack(e.parts) if e.parts and not a else None for a, e in zip(apart, entries, strict=True)]),
+        _column(list(attachments)),
+        _column([compact(e.args) if e.args else None for e in entries]),
     )
+
+
+def _column(values: list[Any]) -> list[Any] | None:
+    """None for one of nothing but None: an array has a price for each of its elements, and unnest() fills up."""
+    return values if any(value is not None for value in values) else None
 
 
 def _carried(entries: list[Entry]) -> str | None:

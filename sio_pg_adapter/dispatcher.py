@@ -58,7 +58,11 @@ class Recent:
         self._index: dict[tuple[str, str | None, bool], deque[Record]] = {}
 
     def add(self, record: Record) -> None:
-        self._index.setdefault(_about(record), deque()).append(record)
+        key = _about(record)
+        same = self._index.get(key)
+        if same is None:
+            same = self._index[key] = deque()
+        same.append(record)
         if record.kind is not Kind.EVENT:
             self._others.append(record)
             if len(self._others) > RECENT_OTHERS:

@@ -28,7 +28,7 @@ class Entry:
 
     @property
     def size(self) -> int:
-        return len(self.body or "") + sum(map(len, self.parts))
+        return len(self.body or "") + (sum(map(len, self.parts)) if self.parts else 0)
 
 
 @dataclass(frozen=True, slots=True)

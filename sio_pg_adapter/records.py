@@ -77,7 +77,7 @@ class Record:
     @property
     def size(self) -> int:
         """Bytes, roughly: what it weighs in a buffer."""
-        return 200 + len(self.body or "") + sum(len(part) for part in self.parts)
+        return 200 + len(self.body or "") + (sum(map(len, self.parts)) if self.parts else 0)
 
 
 # -- names -------------------------------------------------------------------------------------------
@@ -175,7 +175,7 @@ def encode_values(
 
     :param what: what they are, for the message of an error.
     """
-    body, parts = _plain_json(values) if json is stdlib_json else None, list[bytes]()
+    body, parts = _plain_json(values) if _is_plain(json) else None, list[bytes]()
     if body is None:
         try:
             encoded = _without_binary(values, parts)
@@ -189,6 +189,11 @@ def encode_values(
     if len(body) + sum(map(len, parts)) > MAX_BODY_BYTES:
         raise PayloadTooLarge(f"{what} is larger than {MAX_BODY_BYTES} bytes")
     return body, tuple(parts)
+
+
+def _is_plain(json: ModuleType | Any) -> bool:
+    """Does it encode as Python's own does? Engine.IO's module does, whose ``loads`` alone is another."""
+    return json.dumps is stdlib_json.dumps
 
 
 def _plain_json(values: list[Any]) -> str | None:
@@ -240,7 +245,7 @@ def encode_json(value: object, what: str, json: ModuleType | Any = stdlib_json) 
     :raises NotSerializable: naming the place of the value that has no JSON form.
     """
     try:
-        text: str | bytes = compact(value) if json is stdlib_json else json.dumps(value, separators=(",", ":"))
+        text: str | bytes = compact(value) if _is_plain(json) else json.dumps(value, separators=(",", ":"))
     except (TypeError, ValueError, OverflowError, RecursionError) as e:
         raise NotSerializable(f"{what}: {_culprit(value) or e}") from e
     if isinstance(text, bytes):
