@@ -14,6 +14,7 @@ from socketio.async_admin import InstrumentedAsyncServer
 
 from sio_pg_adapter import AsyncPostgresManager, AsyncServer
 from sio_pg_adapter.admin import Instrumented
+from sio_pg_adapter.hearing import HearingServer
 
 WEBSOCKET = {"close": "(self)", "send": "(self, message)", "wait": "(self)"}
 
@@ -97,6 +98,7 @@ def test_upstreams_signature(of: Any, name: str) -> None:
     ("ours", "theirs"),
     [
         (AsyncServer, socketio.AsyncServer),
+        (HearingServer, socketio.AsyncServer),
         (AsyncPostgresManager, socketio.AsyncManager),
         (Instrumented, InstrumentedAsyncServer),
     ],
