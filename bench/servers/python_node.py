@@ -38,10 +38,10 @@ class PatientRedisManager(socketio.AsyncRedisManager):
 def build(config: Config) -> socketio.AsyncServer:
     kind = config["kind"]
     if kind == "ours":
-        from sio_pg_adapter import AsyncPostgresManager, AsyncServer, log  # noqa: PLC0415 - peers must not need it
+        from sio_pg_adapter import AsyncPostgresManager, AsyncServer, commits  # noqa: PLC0415 - peers must not need it
 
         if config.get("ring_only"):
-            log._carried = lambda _entries: None  # noqa: SLF001 - notifications then hold offsets alone
+            commits._carried = lambda _entries: None  # noqa: SLF001 - notifications then hold offsets alone
         manager = AsyncPostgresManager(config["dsn"], schema=config["schema"])
         return AsyncServer(async_mode="asgi", client_manager=manager, connection_state_recovery=True)
     manager = PatientRedisManager(config["redis"]) if kind == "socketio-redis" else None
