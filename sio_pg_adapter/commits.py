@@ -223,7 +223,7 @@ class Commits:
                         row = await connection.fetchrow(
                             queries["move_members"], *head, *arguments, timeout=QUERY_TIMEOUT
                         )
-                    except BaseException:
+                    except BaseException:  # cancelled, too: it holds the log's lock
                         await transaction.rollback()
                         raise
                     if row is not None and None in row["offsets"]:

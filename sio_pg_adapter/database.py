@@ -148,7 +148,7 @@ class Kept:
             if self._connection is None or _closed(self._connection):
                 await self.drop()
                 self._connection = await self._database.acquire(self._name)
-        except BaseException:
+        except BaseException:  # cancelled, too: nobody else would ever have it
             self._lock.release()
             raise
         return self._connection
@@ -225,7 +225,7 @@ class Database:
                     if not await connection.fetchval(self.queries["in_history"]):
                         await connection.execute(self.queries["check_epoch"])
                 self.codec = await self.read_epochs()
-            except BaseException:
+            except BaseException:  # cancelled, too: what was opened is closed
                 await self.close()
                 raise
 
@@ -300,7 +300,7 @@ class Database:
             connection = await self.acquire("LISTEN")
             try:
                 await self._check_hears(connection)
-            except BaseException:
+            except BaseException:  # cancelled, too: it goes back
                 await self.release(connection)
                 raise
             return connection, True
@@ -314,7 +314,7 @@ class Database:
             )
             try:
                 await self._check_hears(connection)
-            except BaseException:
+            except BaseException:  # cancelled, too: it is closed
                 await connection.close(timeout=2)
                 raise
             for name, value in _KEEPALIVES.items():

@@ -31,6 +31,10 @@ class HearingServer(socketio.AsyncServer):
     _ours: bool
     endings: Endings
 
+    @functools.cached_property
+    def _incoming(self) -> Incoming:
+        return Incoming(self.packet_class, self._binary_packet, self.eio)
+
     async def _handle_eio_connect(self, eio_sid: str, environ: dict[str, Any]) -> Any:
         if self._ours:
             socket = self.eio.sockets[eio_sid]
@@ -49,9 +53,8 @@ class HearingServer(socketio.AsyncServer):
         if not self._ours:
             await super()._handle_eio_message(eio_sid, data)
             return
-        incoming = Incoming(self.packet_class, self._binary_packet, self.eio.max_http_buffer_size)
         try:
-            pkt = incoming.take(eio_sid, data)
+            pkt = self._incoming.take(eio_sid, data)
         except NoPacket as e:
             logger.warning("a connection is closed, so that the client tries again: %s", e)
             await hang_up(self, eio_sid)

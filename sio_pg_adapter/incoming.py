@@ -56,13 +56,13 @@ class Incoming:
 
     :param packet_class: the server's.
     :param pending: by connection, packets whose binary parts are still to come.
-    :param max_size: bytes that one message may have.
+    :param eio: whose ``max_http_buffer_size`` is what one message may have, in bytes.
     """
 
-    def __init__(self, packet_class: type[packet.Packet], pending: dict[str, Any], max_size: int) -> None:
+    def __init__(self, packet_class: type[packet.Packet], pending: dict[str, Any], eio: Any) -> None:
         self._packet_class = packet_class
         self._pending = pending
-        self._max_size = max_size
+        self._eio = eio
 
     def take(self, eio_sid: str, data: Any) -> Any:
         """A message of a connection: the packet that is whole with it, or ``None``: binary parts are still to come.
@@ -92,7 +92,7 @@ class Incoming:
     def _with_part(self, pending: Any, data: Any) -> Any:
         if not isinstance(data, bytes | bytearray):
             raise NoPacket("text where a binary part is due")
-        if sum(map(len, pending.attachments)) + len(data) > MAX_PARTS_SIZE * self._max_size:
+        if sum(map(len, pending.attachments)) + len(data) > MAX_PARTS_SIZE * self._eio.max_http_buffer_size:
             raise NoPacket("binary parts that are too large together")
         return pending if pending.add_attachment(data) else None
 

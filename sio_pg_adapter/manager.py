@@ -210,7 +210,7 @@ class AsyncPostgresManager(AsyncManager):
         await self.database.open()
         try:
             self._compose()
-        except BaseException:
+        except BaseException:  # of upstream's options, say: its connections are given back
             await self.database.close()
             raise
         try:
