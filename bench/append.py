@@ -18,7 +18,7 @@ from peers import PEERS, Backends
 from postgres import BODY, ONE, TABLE
 
 from sio_pg_adapter import AsyncPostgresManager, AsyncServer
-from sio_pg_adapter.queries import Queries
+from sio_pg_adapter.store.queries import Queries
 
 EVENT = '["n",{"pad":"' + "x" * 180 + '"}]'
 LEFT_OUT = {  # of sio_write_event, by what stands in its place

@@ -1,7 +1,7 @@
 """Socket.IO connection state recovery for python-socketio, on nothing but PostgreSQL."""
 
-from .census import RemoteSocket
 from .client import AsyncClient, AsyncSimpleClient
+from .cluster.sockets import RemoteSocket
 from .emitter import emit, emit_async
 from .errors import (
     ConfigurationError,
@@ -15,9 +15,9 @@ from .errors import (
 )
 from .lifespan import lifespan
 from .manager import AsyncPostgresManager
-from .namespace import AsyncNamespace
 from .options import ConnectionStateRecovery
-from .server import AsyncServer
+from .server.namespace import AsyncNamespace
+from .server.server import AsyncServer
 
 __all__ = [
     "AsyncClient",

@@ -42,7 +42,7 @@ import socketio
 from engineio import packet as engine_packet
 from socketio import packet
 
-from .decorators import Event, On
+from sio_pg_adapter.handler_types import Event, On
 
 # A server that has trouble with its database answers or closes a connection within 15 s; a recovery may wait
 # 2 s for the node that held the session. Upstream's reconnect gives up after 1 s, and would do so again and

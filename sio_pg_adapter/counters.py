@@ -11,9 +11,9 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
-from .entries import Entry
-from .records import Kind, Record
-from .recovery import Fresh, Reason, Recovered
+from sio_pg_adapter.log.entries import Entry
+from sio_pg_adapter.log.records import Kind, Record
+from sio_pg_adapter.log.verdict import Fresh, Reason, Recovered
 
 BATCH_BOUNDS = (1, 2, 5, 10, 20, 50, 100, 200, 500)
 

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import IO, Any, Literal, Self
 from urllib.parse import quote
 
-from .errors import SioPgError
+from sio_pg_adapter.errors import SioPgError
 
 # One shell owns the server. Its standard input is a pipe whose other end only the Python process holds: when
 # that process is gone, even by SIGKILL, `read` meets end of file, the server gets a fast shutdown, and the

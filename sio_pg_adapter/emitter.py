@@ -22,9 +22,9 @@ import sys
 from types import ModuleType
 from typing import Any
 
-from .errors import ConfigurationError
-from .queries import Queries
-from .records import EVERYBODY, encode_event, first_named, namespace_name, pack, text_names
+from sio_pg_adapter.errors import ConfigurationError
+from sio_pg_adapter.log.records import EVERYBODY, encode_event, first_named, namespace_name, pack, text_names
+from sio_pg_adapter.store.queries import Queries
 
 SYNC = "a psycopg Connection, an SQLAlchemy Connection or Session, Django's connection, or another of DB-API 2"
 ASYNC = "an asyncpg Connection, a psycopg AsyncConnection, or an SQLAlchemy AsyncConnection or AsyncSession"

@@ -6,8 +6,8 @@ import contextlib
 from collections.abc import AsyncIterator
 from typing import Any
 
-from .errors import ConfigurationError
-from .manager import AsyncPostgresManager
+from sio_pg_adapter.errors import ConfigurationError
+from sio_pg_adapter.manager import AsyncPostgresManager
 
 
 class lifespan:  # noqa: N801 - used as a function

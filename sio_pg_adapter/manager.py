@@ -17,29 +17,23 @@ from typing import Any, Self
 
 from socketio import AsyncManager
 
-from . import websocket
-from .callbacks import Callbacks
-from .census import Census
-from .clients import Client, Clients, QueueLimit, State
-from .counters import Counters
-from .database import Connection, Database, Pool
-from .delivery import Delivery
-from .dispatcher import Dispatcher
-from .emitter import emit_async
-from .entries import Entry, Members
-from .ephemeral import Ephemeral, Message
-from .errors import ConfigurationError, SioPgError, StoreUnavailable
-from .frames import another_serializer, event_frames
-from .history import History
-from .listener import Listener
-from .log import LogReader, LogWriter, read_notification
-from .moves import Moves
-from .nodes import Presence
-from .options import ConnectionStateRecovery
-from .peers import Peers
-from .polls import Polls
-from .pruner import ExpiryHandlers, Pruner
-from .records import (
+from sio_pg_adapter.cluster.broadcast_calls import Polls
+from sio_pg_adapter.cluster.callbacks import Callbacks
+from sio_pg_adapter.cluster.messages import Ephemeral, Message
+from sio_pg_adapter.cluster.requests import Peers
+from sio_pg_adapter.cluster.server_events import ServerEvents
+from sio_pg_adapter.cluster.sockets import Census
+from sio_pg_adapter.cluster.status import Report
+from sio_pg_adapter.counters import Counters
+from sio_pg_adapter.emitter import emit_async
+from sio_pg_adapter.errors import ConfigurationError, SioPgError, StoreUnavailable
+from sio_pg_adapter.local.clients import Client, Clients, QueueLimit, State
+from sio_pg_adapter.local.cursor import Dispatcher
+from sio_pg_adapter.local.delivery import Delivery
+from sio_pg_adapter.local.history import History
+from sio_pg_adapter.local.rooms import Moves
+from sio_pg_adapter.log.entries import Entry, Members
+from sio_pg_adapter.log.records import (
     EVERYBODY,
     Kind,
     check_depth,
@@ -50,11 +44,17 @@ from .records import (
     text_name,
     text_names,
 )
-from .recovery import Memberships
-from .report import Report
-from .server_events import ServerEvents
-from .sessions import Sessions
-from .wire import Cork
+from sio_pg_adapter.log.verdict import Memberships
+from sio_pg_adapter.options import ConnectionStateRecovery
+from sio_pg_adapter.store.database import Connection, Database, Pool
+from sio_pg_adapter.store.listener import Listener
+from sio_pg_adapter.store.presence import Presence
+from sio_pg_adapter.store.pruner import ExpiryHandlers, Pruner
+from sio_pg_adapter.store.sessions import Sessions
+from sio_pg_adapter.store.writer import LogReader, LogWriter, read_notification
+from sio_pg_adapter.wire import websocket
+from sio_pg_adapter.wire.frames import another_serializer, event_frames
+from sio_pg_adapter.wire.transport import Cork
 
 EMIT_WAIT = 5.0
 """Seconds that an emit waits for this node's cursor. It is in the log by then: the node is behind, not the emit."""

@@ -23,11 +23,11 @@ except ImportError as e:
         "sio_pg_adapter.metrics needs prometheus-client: pip install 'sio-pg-adapter[prometheus]'"
     ) from e
 
-from .clients import Client, State
-from .errors import ConfigurationError
+from sio_pg_adapter.errors import ConfigurationError
+from sio_pg_adapter.local.clients import Client, State
 
 if TYPE_CHECKING:
-    from .manager import AsyncPostgresManager
+    from sio_pg_adapter.manager import AsyncPostgresManager
 
 
 def collector(*managers: AsyncPostgresManager, **named: AsyncPostgresManager) -> Collector:

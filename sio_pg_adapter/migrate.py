@@ -29,7 +29,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 from sqlalchemy.pool import NullPool
 
-from .errors import ConfigurationError, SchemaMismatch, StoreUnavailable
+from sio_pg_adapter.errors import ConfigurationError, SchemaMismatch, StoreUnavailable
 
 VERSION_TABLE = "sio_alembic_version"
 SCHEMA_ATTRIBUTE = "sio_pg_schema"

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, TypeGuard
 
-from .errors import ConfigurationError
+from sio_pg_adapter.errors import ConfigurationError
 
 CENTURY = 100 * 365.25 * 86_400
 

@@ -28,14 +28,14 @@ except ImportError as e:
         "sio_pg_adapter.tracing needs opentelemetry-api: pip install 'sio-pg-adapter[opentelemetry]'"
     ) from e
 
-from .connection import Lost
-from .counters import Spans
-from .entries import Entry
-from .records import Kind, Record
-from .recovery import Fresh, Recovered
+from sio_pg_adapter.counters import Spans
+from sio_pg_adapter.log.entries import Entry
+from sio_pg_adapter.log.records import Kind, Record
+from sio_pg_adapter.log.verdict import Fresh, Recovered
+from sio_pg_adapter.server.connect import Lost
 
 if TYPE_CHECKING:
-    from .manager import AsyncPostgresManager
+    from sio_pg_adapter.manager import AsyncPostgresManager
 
 
 def trace(manager: AsyncPostgresManager, provider: api.TracerProvider | None = None) -> None:

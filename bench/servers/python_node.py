@@ -38,7 +38,8 @@ class PatientRedisManager(socketio.AsyncRedisManager):
 def build(config: Config) -> socketio.AsyncServer:
     kind = config["kind"]
     if kind == "ours":
-        from sio_pg_adapter import AsyncPostgresManager, AsyncServer, commits  # noqa: PLC0415 - peers must not need it
+        from sio_pg_adapter import AsyncPostgresManager, AsyncServer  # noqa: PLC0415 - peers must not need it
+        from sio_pg_adapter.store import commits  # noqa: PLC0415
 
         if config.get("ring_only"):
             commits._carried = lambda _entries: None  # noqa: SLF001 - notifications then hold offsets alone

@@ -9,12 +9,12 @@ import uuid
 from typing import Any, NoReturn
 
 from sio_pg_adapter.counters import Counters
-from sio_pg_adapter.entries import Entry
-from sio_pg_adapter.log import LogWriter
-from sio_pg_adapter.records import EVERYBODY, Kind, encode_event, text_name, text_names
+from sio_pg_adapter.log.entries import Entry
+from sio_pg_adapter.log.records import EVERYBODY, Kind, encode_event, text_name, text_names
+from sio_pg_adapter.store.writer import LogWriter
 
 from . import terminal
-from .store import opened
+from .connect import opened
 
 
 def main(args: argparse.Namespace) -> int:

@@ -9,7 +9,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sio_pg_adapter import migrate
 
 from . import terminal
-from .store import CommandFailed, reaching
+from .connect import CommandFailed, reaching
 
 
 def main(args: argparse.Namespace) -> int:

@@ -7,10 +7,10 @@ import asyncio
 
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from sio_pg_adapter.pruner import Pruned, prune_opened
+from sio_pg_adapter.store.pruner import Pruned, prune_opened
 
 from . import terminal
-from .store import opened
+from .connect import opened
 
 
 def main(args: argparse.Namespace) -> int:

@@ -6,13 +6,13 @@ import argparse
 import asyncio
 from typing import Any
 
-from sio_pg_adapter.database import Database
-from sio_pg_adapter.records import EPOCH_BITS
+from sio_pg_adapter.log.records import EPOCH_BITS
+from sio_pg_adapter.store.database import Database
 
 from . import terminal
-from .roll_call import roll_call
+from .ask_nodes import roll_call
+from .connect import CannotListen, listening, opened
 from .status_view import view
-from .store import CannotListen, listening, opened
 
 RATE_SECONDS = 60.0
 RATE_RECORDS = 100_000

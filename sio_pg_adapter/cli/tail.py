@@ -17,13 +17,13 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable
 from typing import Any, Self
 
-from sio_pg_adapter.database import Database
 from sio_pg_adapter.errors import SioPgError
-from sio_pg_adapter.listener import Listener
+from sio_pg_adapter.store.database import Database
+from sio_pg_adapter.store.listener import Listener
 
 from . import terminal
-from .entry import Entry, Filter, entry_of
-from .store import listening, opened
+from .connect import listening, opened
+from .tail_records import Entry, Filter, entry_of
 from .tail_view import Lines
 
 PAGE = 500

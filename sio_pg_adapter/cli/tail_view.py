@@ -8,7 +8,7 @@ import json
 from rich.text import Text
 
 from . import terminal
-from .entry import Entry
+from .tail_records import Entry
 
 _MOVES = {"enter": "enters", "leave": "leaves", "close": "is closed", "claim": "comes back", "kick": "is ended"}
 

@@ -47,7 +47,7 @@ def main(args: argparse.Namespace) -> int:
 
 
 async def _check(dsn: str) -> int:
-    from .cluster import Cluster  # noqa: PLC0415 - after the extra was found
+    from .processes import Cluster  # noqa: PLC0415 - after the extra was found
     from .walk import walk  # noqa: PLC0415
 
     async with Cluster(dsn) as cluster:
@@ -55,7 +55,7 @@ async def _check(dsn: str) -> int:
 
 
 async def _serve(postgres: EmbeddedPostgres, port: int, client_js: Path | None) -> int:
-    from .cluster import Cluster  # noqa: PLC0415 - after the extra was found
+    from .processes import Cluster  # noqa: PLC0415 - after the extra was found
     from .walk import walk  # noqa: PLC0415
     from .web import listen, origins, serve  # noqa: PLC0415
 

@@ -17,7 +17,7 @@ import uvicorn
 
 from sio_pg_adapter.manager import AsyncPostgresManager
 from sio_pg_adapter.options import ConnectionStateRecovery
-from sio_pg_adapter.server import AsyncServer
+from sio_pg_adapter.server.server import AsyncServer
 
 
 def application(name: str, origins: list[str]) -> socketio.ASGIApp:

@@ -15,7 +15,7 @@ from socketio.exceptions import SocketIOError
 
 from sio_pg_adapter.client import AsyncClient
 
-from .cluster import EVENTS_PER_SECOND, Cluster
+from .processes import EVENTS_PER_SECOND, Cluster
 
 _STEP_TIMEOUT = 15.0  # seconds; one or two are usual
 

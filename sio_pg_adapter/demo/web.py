@@ -13,7 +13,7 @@ import uvicorn
 
 from sio_pg_adapter.errors import ConfigurationError
 
-from .cluster import EVENTS_PER_SECOND, Cluster
+from .processes import EVENTS_PER_SECOND, Cluster
 
 _HOSTS = ("127.0.0.1", "localhost")  # of the page's address; the socket is the first one's
 _PAGE = Path(__file__).parent / "page"

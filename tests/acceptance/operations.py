@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from socketio.exceptions import ConnectionRefusedError as Refused
 
 from sio_pg_adapter import AsyncServer, NoAnswer
-from sio_pg_adapter.endings import hang_up
+from sio_pg_adapter.server.endings import hang_up
 
 from .values import unpack
 

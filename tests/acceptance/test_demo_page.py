@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import pytest
 from playwright.async_api import Browser, Page, WebSocketRoute, async_playwright
 
-from sio_pg_adapter.demo.cluster import Cluster
+from sio_pg_adapter.demo.processes import Cluster
 from sio_pg_adapter.demo.web import Page as PageApplication
 
 from .browser import CHROMIUM_OPTIONS

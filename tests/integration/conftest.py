@@ -14,10 +14,9 @@ import pytest
 
 from integration.wire import Wire
 from sio_pg_adapter import AsyncPostgresManager, AsyncServer
-from sio_pg_adapter.clients import Held
-from sio_pg_adapter.entries import Entry
-from sio_pg_adapter.records import EPOCH_BITS, Kind
-from sio_pg_adapter.recovery import Claim, Memberships
+from sio_pg_adapter.log.entries import Entry, Held
+from sio_pg_adapter.log.records import EPOCH_BITS, Kind
+from sio_pg_adapter.log.verdict import Claim, Memberships
 
 
 @dataclass

@@ -66,8 +66,8 @@ class Wall:
 
 async def test_case_85_a_listener_whose_peer_fell_silent_is_found_by_the_probe(start_node, pg_dsn, monkeypatch):
     """No FIN, no RST: 15 s until the probe and 5 s for its answer, here a hundredth of it."""
-    monkeypatch.setattr("sio_pg_adapter.listener.PROBE_INTERVAL", 0.15)
-    monkeypatch.setattr("sio_pg_adapter.listener.PROBE_TIMEOUT", 0.05)
+    monkeypatch.setattr("sio_pg_adapter.store.listener.PROBE_INTERVAL", 0.15)
+    monkeypatch.setattr("sio_pg_adapter.store.listener.PROBE_TIMEOUT", 0.05)
     a = await start_node()
     async with Wall(pg_dsn) as wall:
         b = await start_node(manager={"listen_dsn": wall.dsn})
@@ -126,8 +126,8 @@ async def test_a_client_over_max_queued_bytes_is_cut(start_node):
 async def test_idle_nodes_write_nothing(start_node, db, monkeypatch):
     """With a client connected, through many probes and looks of the pruner: not a byte of WAL of theirs, and not a
     connection of the pool, which would be three transactions more than a look is."""
-    monkeypatch.setattr("sio_pg_adapter.listener.PROBE_INTERVAL", 0.01)
-    monkeypatch.setattr("sio_pg_adapter.pruner.INTERVAL", 0.01)
+    monkeypatch.setattr("sio_pg_adapter.store.listener.PROBE_INTERVAL", 0.01)
+    monkeypatch.setattr("sio_pg_adapter.store.pruner.INTERVAL", 0.01)
     nodes = [await start_node() for _ in range(2)]
     looks, taken = [], []
     for node in nodes:

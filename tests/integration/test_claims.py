@@ -15,11 +15,10 @@ from integration.conftest import until
 from integration.test_halves import KEEP, MANY, QUERIES, turned
 from integration.test_seam import Deaf
 from integration.wire import Wire
-from sio_pg_adapter import sessions
-from sio_pg_adapter.clients import Held
-from sio_pg_adapter.entries import Entry
-from sio_pg_adapter.records import EPOCH_BITS, Kind
-from sio_pg_adapter.recovery import Claim
+from sio_pg_adapter.log.entries import Entry, Held
+from sio_pg_adapter.log.records import EPOCH_BITS, Kind
+from sio_pg_adapter.log.verdict import Claim
+from sio_pg_adapter.store import sessions
 
 
 def trips(node) -> list[str]:
@@ -176,7 +175,7 @@ async def test_no_page_where_a_former_holder_may_still_write(living):
 
 async def test_what_a_claim_may_answer_counts_in_its_batch(store, monkeypatch):
     """Some hundred claims of one commit are not to bring hundreds of pages along."""
-    monkeypatch.setattr("sio_pg_adapter.log.BATCH_BYTES", 3 * sessions.CARRIED_BYTES)
+    monkeypatch.setattr("sio_pg_adapter.store.writer.BATCH_BYTES", 3 * sessions.CARRIED_BYTES)
     batches: list[int] = []
     write = store.log._write
 
@@ -234,7 +233,7 @@ async def test_a_room_that_the_handler_leaves_is_not_sent_from_the_claims_page(s
 @pytest.mark.parametrize("in_memory", [True, False])
 async def test_an_overtaken_try_sends_nothing_that_came_with_its_claim(start_node, monkeypatch, in_memory):
     """While the handler waited the session was claimed elsewhere, and this node has not heard of it."""
-    monkeypatch.setattr("sio_pg_adapter.connection.TAKEOVER_WAIT", 0.05)
+    monkeypatch.setattr("sio_pg_adapter.server.connect.TAKEOVER_WAIT", 0.05)
     a, b = await start_node(), await start_node()
     entered, go = asyncio.Event(), asyncio.Event()
     deaf = []

@@ -15,10 +15,10 @@ import pytest
 
 from integration.conftest import until
 from sio_pg_adapter import cli
-from sio_pg_adapter.database import Database
-from sio_pg_adapter.pruner import Pruned, prune_opened
-from sio_pg_adapter.queries import Queries
-from sio_pg_adapter.records import Kind
+from sio_pg_adapter.log.records import Kind
+from sio_pg_adapter.store.database import Database
+from sio_pg_adapter.store.pruner import Pruned, prune_opened
+from sio_pg_adapter.store.queries import Queries
 
 QUERIES = Queries("public")
 NODE = "INSERT INTO sio_nodes (id, channel, role, margin_seconds) VALUES ($1, '', 0, 0)"

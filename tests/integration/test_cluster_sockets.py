@@ -19,8 +19,8 @@ from sio_pg_adapter import (
     RemoteSocket,
     StoreUnavailable,
 )
-from sio_pg_adapter.log import LogReader
-from sio_pg_adapter.records import Kind
+from sio_pg_adapter.log.records import Kind
+from sio_pg_adapter.store.writer import LogReader
 
 
 def hang(node) -> None:
@@ -413,7 +413,7 @@ async def test_where_nobody_is_nothing_is_written(start_node, db):
 
 
 async def test_a_silent_node_is_named_and_all_that_is_in_the_tables_has_moved(start_node, monkeypatch):
-    monkeypatch.setattr("sio_pg_adapter.moves.UNSTORED_WAIT", 0.3)
+    monkeypatch.setattr("sio_pg_adapter.local.rooms.UNSTORED_WAIT", 0.3)
     a, b = await start_node(), await start_node()
     hang(b)
     async with a.client() as one, b.client() as two:

@@ -19,9 +19,9 @@ import pytest
 
 from integration.conftest import until
 from sio_pg_adapter.embedded import EmbeddedPostgres
+from sio_pg_adapter.log.entries import Held
+from sio_pg_adapter.log.records import EPOCH_BITS
 from sio_pg_adapter.migrate import upgrade
-from sio_pg_adapter.records import EPOCH_BITS
-from sio_pg_adapter.sessions import Held
 
 DATABASE = "history"
 LAZY = {"synchronous_commit": "off", "wal_writer_delay": "10s", "bgwriter_lru_maxpages": "0", "autovacuum": "off"}
@@ -132,7 +132,7 @@ async def test_case_112_the_writer_is_back_before_the_listener(lazy_server, star
         await node.sio.enter_room(wire.sid, "lost")
         await node.sio.emit("lost")
         await wire.event()
-        monkeypatch.setattr("sio_pg_adapter.listener.BACKOFF", (3.0,))
+        monkeypatch.setattr("sio_pg_adapter.store.listener.BACKOFF", (3.0,))
         reconnects = node.manager.listener.reconnects
         epoch = node.manager.dispatcher.cursor >> EPOCH_BITS
         crash(writer)

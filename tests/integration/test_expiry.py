@@ -8,7 +8,7 @@ import pytest
 
 from integration.conftest import Node
 from sio_pg_adapter import AsyncPostgresManager, AsyncServer
-from sio_pg_adapter.pruner import Pruned, prune_once
+from sio_pg_adapter.store.pruner import Pruned, prune_once
 
 EXPIRE = "UPDATE sio_sessions SET expires_at = clock_timestamp() - interval '1 s' WHERE node IS NULL"
 

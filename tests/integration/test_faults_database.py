@@ -14,7 +14,7 @@ from psycopg.conninfo import conninfo_to_dict
 from integration.conftest import until
 from integration.wire import Closed, Wire
 from sio_pg_adapter import StoreUnavailable
-from sio_pg_adapter.clients import State
+from sio_pg_adapter.local.clients import State
 
 
 @pytest.fixture
@@ -96,9 +96,9 @@ async def proxy(pg_dsn) -> AsyncIterator[Proxy]:
 
 async def test_case_85_a_peer_that_falls_silent_is_found_and_nothing_is_lost(start_node, proxy, monkeypatch):
     """No FIN, no RST: only a probe tells."""
-    monkeypatch.setattr("sio_pg_adapter.listener.PROBE_INTERVAL", 0.5)
-    monkeypatch.setattr("sio_pg_adapter.listener.PROBE_TIMEOUT", 0.5)
-    monkeypatch.setattr("sio_pg_adapter.database.QUERY_TIMEOUT", 2.0)
+    monkeypatch.setattr("sio_pg_adapter.store.listener.PROBE_INTERVAL", 0.5)
+    monkeypatch.setattr("sio_pg_adapter.store.listener.PROBE_TIMEOUT", 0.5)
+    monkeypatch.setattr("sio_pg_adapter.store.database.QUERY_TIMEOUT", 2.0)
     behind, other = await start_node(dsn=proxy.dsn), await start_node()
     async with behind.client() as wire:
         await other.sio.emit("e", 1)
@@ -115,7 +115,7 @@ async def test_case_85_a_peer_that_falls_silent_is_found_and_nothing_is_lost(sta
 
 
 async def test_case_85_an_emit_into_silence_raises_or_is_in_the_log(start_node, proxy, db, monkeypatch):
-    monkeypatch.setattr("sio_pg_adapter.commits.QUERY_TIMEOUT", 1.0)
+    monkeypatch.setattr("sio_pg_adapter.store.commits.QUERY_TIMEOUT", 1.0)
     node = await start_node(dsn=proxy.dsn)
     async with node.client() as wire:
         await node.sio.emit("e", 0)
@@ -140,9 +140,9 @@ async def test_an_append_whose_answer_never_comes_is_applied_once_the_log_can_be
     start_node, proxy, pg_dsn, db, monkeypatch
 ):
     """A node does not listen to what it notifies itself, since the answer tells it: without one, it has to look."""
-    monkeypatch.setattr("sio_pg_adapter.commits.QUERY_TIMEOUT", 0.5)
-    monkeypatch.setattr("sio_pg_adapter.database.QUERY_TIMEOUT", 0.5)
-    monkeypatch.setattr("sio_pg_adapter.commits.GIVE_UP_AFTER", 1.0)
+    monkeypatch.setattr("sio_pg_adapter.store.commits.QUERY_TIMEOUT", 0.5)
+    monkeypatch.setattr("sio_pg_adapter.store.database.QUERY_TIMEOUT", 0.5)
+    monkeypatch.setattr("sio_pg_adapter.store.commits.GIVE_UP_AFTER", 1.0)
     node = await start_node(dsn=proxy.dsn, manager={"listen_dsn": pg_dsn})
     async with node.client() as wire:
         await node.sio.emit("e", 0)

@@ -8,10 +8,11 @@ import asyncpg
 import pytest
 from psycopg import sql
 
-from sio_pg_adapter import database, emit_async, migrate
-from sio_pg_adapter.pruner import Pruned, prune_once
-from sio_pg_adapter.queries import Queries
-from sio_pg_adapter.records import Kind
+from sio_pg_adapter import emit_async, migrate
+from sio_pg_adapter.log.records import Kind
+from sio_pg_adapter.store import database
+from sio_pg_adapter.store.pruner import Pruned, prune_once
+from sio_pg_adapter.store.queries import Queries
 
 QUERIES = Queries("public")
 MANY = 9_500  # records of FILL: over the 16 MB from which on the halves are turned

@@ -11,10 +11,10 @@ import asyncpg
 import pytest
 
 from sio_pg_adapter import AsyncPostgresManager, PayloadTooLarge
-from sio_pg_adapter.entries import Entry
-from sio_pg_adapter.log import read_notification
-from sio_pg_adapter.queries import Queries
-from sio_pg_adapter.records import Kind
+from sio_pg_adapter.log.entries import Entry
+from sio_pg_adapter.log.records import Kind
+from sio_pg_adapter.store.queries import Queries
+from sio_pg_adapter.store.writer import read_notification
 
 WRITERS, EACH = 32, 25
 ONE = ([0], ["/"], [""], [None], [None], [None], ['["e"]'], [None], [None], ["{}"], None)
@@ -186,7 +186,7 @@ async def test_case_87_one_batch_keeps_the_order_of_the_calls(store):
 
 
 async def test_no_more_than_the_backlog_waits_and_the_order_is_that_of_the_calls(pg_dsn, start_store, monkeypatch):
-    monkeypatch.setattr("sio_pg_adapter.log.BACKLOG", 50)
+    monkeypatch.setattr("sio_pg_adapter.store.writer.BACKLOG", 50)
     store = await start_store()
     waited = []
     for i in range(1_000):

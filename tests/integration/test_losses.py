@@ -9,7 +9,7 @@ import time
 import pytest
 
 from sio_pg_adapter import StoreUnavailable
-from sio_pg_adapter.commits import Unsure
+from sio_pg_adapter.store.commits import Unsure
 
 PACE = 1 / 200  # seconds between two emits: the rate of case 85
 OF_NODES = "backend_type = 'client backend' AND datname = current_database() AND pid <> pg_backend_pid()"
@@ -108,7 +108,7 @@ async def test_an_append_whose_answer_was_lost_is_not_stored_twice(start_store, 
 
 
 async def test_a_database_that_is_away_raises_and_says_that_nothing_was_stored(start_node, db, pg_admin, monkeypatch):
-    monkeypatch.setattr("sio_pg_adapter.commits.GIVE_UP_AFTER", 0.0)
+    monkeypatch.setattr("sio_pg_adapter.store.commits.GIVE_UP_AFTER", 0.0)
     node = await start_node()
     name = await db.fetchval("SELECT current_database()")
     pg_admin.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS false')

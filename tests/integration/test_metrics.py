@@ -20,9 +20,9 @@ from integration.test_losses import LISTENING, terminate
 from integration.test_pruner import age
 from integration.wire import Wire
 from sio_pg_adapter import AsyncPostgresManager, ConfigurationError, StoreUnavailable
+from sio_pg_adapter.log.verdict import Reason
 from sio_pg_adapter.metrics import collector
-from sio_pg_adapter.pruner import prune_once
-from sio_pg_adapter.recovery import Reason
+from sio_pg_adapter.store.pruner import prune_once
 
 ROOT = Path(__file__).parents[2]
 
@@ -115,7 +115,7 @@ async def test_what_is_waiting_shows_while_the_database_is_slow(start_node, db):
 
 
 async def test_emits_over_the_backlog_wait_too(start_node, db, monkeypatch):
-    monkeypatch.setattr("sio_pg_adapter.log.BACKLOG", 3)
+    monkeypatch.setattr("sio_pg_adapter.store.writer.BACKLOG", 3)
     node = await start_node()
     scraped = Scraped(node.manager)
     async with db.transaction():
@@ -234,8 +234,8 @@ async def test_a_replay_that_breaks_is_counted(start_node, monkeypatch):
     async def away(*args):
         raise StoreUnavailable("reading what a client missed")
 
-    monkeypatch.setattr("sio_pg_adapter.connection.PAGE", 7)
-    monkeypatch.setattr("sio_pg_adapter.dispatcher.RECENT_RECORDS", 3)
+    monkeypatch.setattr("sio_pg_adapter.server.connect.PAGE", 7)
+    monkeypatch.setattr("sio_pg_adapter.local.cursor.RECENT_RECORDS", 3)
     node = await start_node()
     scraped = Scraped(node.manager)
     async with node.client() as wire:
@@ -269,8 +269,8 @@ async def test_a_handler_that_raises_breaks_its_connect(start_node, expected_err
 
 
 async def test_a_replay_that_retention_overtook_is_broken(start_node, db, pg_dsn, monkeypatch):
-    monkeypatch.setattr("sio_pg_adapter.connection.PAGE", 7)
-    monkeypatch.setattr("sio_pg_adapter.dispatcher.RECENT_RECORDS", 3)
+    monkeypatch.setattr("sio_pg_adapter.server.connect.PAGE", 7)
+    monkeypatch.setattr("sio_pg_adapter.local.cursor.RECENT_RECORDS", 3)
     node = await start_node()
     async with node.client() as wire:
         await wire.drop()

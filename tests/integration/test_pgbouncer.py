@@ -22,7 +22,7 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict
 
 from sio_pg_adapter import ConfigurationError, StoreUnavailable, cli, migrate
-from sio_pg_adapter.pruner import prune_once
+from sio_pg_adapter.store.pruner import prune_once
 
 SETTINGS = """
 [databases]
@@ -137,7 +137,7 @@ async def test_case_90_all_nodes_are_asked_and_rooms_moved_through_it(start_node
 
 
 async def test_case_90_listen_through_it_is_refused_at_the_start(start_node, bouncer, monkeypatch):
-    monkeypatch.setattr("sio_pg_adapter.pooler.HEARS_WITHIN", 0.5)
+    monkeypatch.setattr("sio_pg_adapter.store.pooler.HEARS_WITHIN", 0.5)
     with bouncer() as dsn:
         for options in ({"dsn": dsn}, {"manager": {"listen_dsn": dsn}}):
             with pytest.raises(ConfigurationError, match="listen_dsn="):

@@ -9,9 +9,9 @@ import secrets
 import asyncpg
 import pytest
 
-from sio_pg_adapter.queries import Queries
-from sio_pg_adapter.records import Kind
-from sio_pg_adapter.recovery import pid_hash
+from sio_pg_adapter.log.records import Kind
+from sio_pg_adapter.log.verdict import pid_hash
+from sio_pg_adapter.store.queries import Queries
 
 OTHERS = 100_000
 PAGES = 1_000

@@ -10,9 +10,10 @@ import pytest
 
 from integration.conftest import Store, until
 from integration.wire import Closed, Wire
-from sio_pg_adapter.clients import Held, State
-from sio_pg_adapter.pruner import Pruned, prune_once
-from sio_pg_adapter.records import Kind
+from sio_pg_adapter.local.clients import State
+from sio_pg_adapter.log.entries import Held
+from sio_pg_adapter.log.records import Kind
+from sio_pg_adapter.store.pruner import Pruned, prune_once
 
 LISTENING = "application_name LIKE '%listen%' AND datname = current_database() AND pid <> pg_backend_pid()"
 
@@ -335,8 +336,8 @@ async def test_case_111_a_kick_while_the_connect_handler_decides(start_node, db)
 
 
 async def test_case_111_a_kick_during_a_paged_replay(start_node, monkeypatch):
-    monkeypatch.setattr("sio_pg_adapter.connection.PAGE", 5)
-    monkeypatch.setattr("sio_pg_adapter.dispatcher.RECENT_RECORDS", 5)
+    monkeypatch.setattr("sio_pg_adapter.server.connect.PAGE", 5)
+    monkeypatch.setattr("sio_pg_adapter.local.cursor.RECENT_RECORDS", 5)
     node = await start_node()
     async with node.client() as wire:
         await wire.drop()
@@ -357,7 +358,7 @@ async def test_case_111_a_kick_during_a_paged_replay(start_node, monkeypatch):
 
 # -- stopping in order -----------------------------------------------------------------------------------------
 async def test_a_disconnect_handler_that_never_ends_holds_up_a_stop_no_longer_than_said(start_node, db, monkeypatch):
-    monkeypatch.setattr("sio_pg_adapter.endings.GOODBYE_WAIT", 0.2)
+    monkeypatch.setattr("sio_pg_adapter.server.endings.GOODBYE_WAIT", 0.2)
     node = await start_node()
 
     @node.sio.event

@@ -8,9 +8,9 @@ import math
 import asyncpg
 import pytest
 
-from sio_pg_adapter.pruner import Pruned, Pruner, prune_once
-from sio_pg_adapter.queries import Queries
-from sio_pg_adapter.records import Kind
+from sio_pg_adapter.log.records import Kind
+from sio_pg_adapter.store.pruner import Pruned, Pruner, prune_once
+from sio_pg_adapter.store.queries import Queries
 
 QUERIES = Queries("public")
 
@@ -205,7 +205,7 @@ async def test_one_node_deletes_at_a_time_and_nobody_waits_for_it(pg_dsn, store,
 
 
 async def test_short_batches_end_at_the_same_floor(store, db, monkeypatch):
-    monkeypatch.setattr("sio_pg_adapter.pruner.BATCH", 3)
+    monkeypatch.setattr("sio_pg_adapter.store.pruner.BATCH", 3)
     offsets = [await store.emit(str(i % 2)) for i in range(10)]
     for sid in "abcdefg":
         await store.sessions.release(await store.open(sid, sid), seconds=0.0)

@@ -8,7 +8,7 @@ import asyncpg
 import pytest
 
 from sio_pg_adapter import migrate
-from sio_pg_adapter.queries import Queries
+from sio_pg_adapter.store.queries import Queries
 
 NOT_PREPARED = {"lock"}  # PostgreSQL prepares no LOCK TABLE: it is run
 

@@ -7,7 +7,7 @@ import pytest
 
 from integration.wire import Wire
 from sio_pg_adapter import AsyncNamespace, ConfigurationError, NotSerializable, PayloadTooLarge, emit_async
-from sio_pg_adapter.pruner import prune_once
+from sio_pg_adapter.store.pruner import prune_once
 
 
 async def fresh(node, old, **auth) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from integration.conftest import until
 from integration.wire import Wire
-from sio_pg_adapter import connection
+from sio_pg_adapter.server import connect as connection
 
 
 async def missed(node, first: int, count: int, **to) -> None:
@@ -20,7 +20,7 @@ async def missed(node, first: int, count: int, **to) -> None:
 @pytest.fixture
 def short_pages(monkeypatch):
     monkeypatch.setattr(connection, "PAGE", 7)
-    monkeypatch.setattr("sio_pg_adapter.dispatcher.RECENT_RECORDS", 3)
+    monkeypatch.setattr("sio_pg_adapter.local.cursor.RECENT_RECORDS", 3)
 
 
 async def test_case_43_a_replay_pages_until_it_meets_the_buffer(start_node, short_pages):

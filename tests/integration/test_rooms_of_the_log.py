@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from integration.conftest import Store
 from sio_pg_adapter import AsyncPostgresManager
-from sio_pg_adapter.clients import Held
-from sio_pg_adapter.records import Kind
+from sio_pg_adapter.log.entries import Held
+from sio_pg_adapter.log.records import Kind
 
 ROOMS = ["x", "y", "z"]
 SIDS = ["s", "t"]

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from sio_pg_adapter import SchemaMismatch, database, emit_async, migrate
-from sio_pg_adapter.queries import Queries
+from sio_pg_adapter import SchemaMismatch, emit_async, migrate
+from sio_pg_adapter.store import database
+from sio_pg_adapter.store.queries import Queries
 
 DOCS = Path(__file__).parents[2] / "docs" / "schema-changes.md"
 

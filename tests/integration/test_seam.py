@@ -11,7 +11,7 @@ import pytest
 
 from integration.conftest import until
 from integration.wire import Closed, Wire
-from sio_pg_adapter import connection
+from sio_pg_adapter.server import connect as connection
 
 
 class Deaf:

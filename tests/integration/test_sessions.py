@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from sio_pg_adapter.clients import Held
-from sio_pg_adapter.records import Kind
-from sio_pg_adapter.recovery import Memberships
+from sio_pg_adapter.log.entries import Held
+from sio_pg_adapter.log.records import Kind
+from sio_pg_adapter.log.verdict import Memberships
 
 ENTER, LEAVE = Kind.ENTER, Kind.LEAVE
 

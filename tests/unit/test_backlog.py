@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from sio_pg_adapter.backlog import Backlog
+from sio_pg_adapter.store.backlog import Backlog
 
 
 async def holder(backlog: Backlog, name: int, took: list[int]) -> None:

@@ -8,7 +8,8 @@ import random
 
 import pytest
 
-from sio_pg_adapter.dispatcher import (
+from sio_pg_adapter.errors import StoreUnavailable
+from sio_pg_adapter.local.cursor import (
     HEARD_BYTES,
     PAGE,
     RECENT_BYTES,
@@ -17,9 +18,8 @@ from sio_pg_adapter.dispatcher import (
     Dispatcher,
     Recent,
 )
-from sio_pg_adapter.errors import StoreUnavailable
-from sio_pg_adapter.log import read_notification
-from sio_pg_adapter.records import Kind, Record
+from sio_pg_adapter.log.records import Kind, Record
+from sio_pg_adapter.store.writer import read_notification
 
 
 def record(offset, body='["e"]'):
@@ -291,7 +291,7 @@ async def test_pages_follow_each_other_to_the_end(walk):
 
 
 async def test_a_read_that_fails_is_tried_again(walk, monkeypatch):
-    monkeypatch.setattr("sio_pg_adapter.dispatcher.RETRY", 0.0)
+    monkeypatch.setattr("sio_pg_adapter.local.cursor.RETRY", 0.0)
     walk.log.append(101)
     walk.log.fail = 3
     walk.ring()

@@ -6,8 +6,8 @@ import pytest
 from socketio.msgpack_packet import MsgPackPacket
 from socketio.packet import Packet
 
-from sio_pg_adapter.frames import event_frames, stored_frames, unstored_tail
-from sio_pg_adapter.records import Kind, Record
+from sio_pg_adapter.log.records import Kind, Record
+from sio_pg_adapter.wire.frames import event_frames, stored_frames, unstored_tail
 
 
 def texts(frames):

@@ -4,7 +4,7 @@ import pytest
 from websockets.frames import Opcode
 from websockets.protocol import CLIENT, OPEN, Protocol
 
-from sio_pg_adapter.frames import framed
+from sio_pg_adapter.wire.frames import framed
 
 
 @pytest.mark.parametrize("size", [0, 1, 124, 125, 126, 65_534, 65_535, 65_536, 100_000])

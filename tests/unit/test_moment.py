@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from sio_pg_adapter.moment import Moment
+from sio_pg_adapter.local.tick import Moment
 
 
 async def nothing() -> None:

@@ -1,6 +1,6 @@
 """Who was asked and who has answered: what nodes tell may come in another order than they sent it."""
 
-from sio_pg_adapter.polls import Tally
+from sio_pg_adapter.cluster.broadcast_calls import Tally
 
 
 def test_answers_that_come_before_it_is_known_who_was_asked():

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sio_pg_adapter.errors import ConfigurationError, NotSerializable, PayloadTooLarge
-from sio_pg_adapter.records import (
+from sio_pg_adapter.log.records import (
     MAX_NAME_BYTES,
     encode_event,
     encode_json,

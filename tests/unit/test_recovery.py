@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sio_pg_adapter.records import EPOCH_BITS, Epoch, Kind, OffsetCodec, Record
-from sio_pg_adapter.recovery import (
+from sio_pg_adapter.log.records import EPOCH_BITS, Epoch, Kind, OffsetCodec, Record
+from sio_pg_adapter.log.verdict import (
     Claim,
     Claimed,
     Fresh,

@@ -13,8 +13,8 @@ from engineio.async_socket import AsyncSocket
 from socketio.async_admin import InstrumentedAsyncServer
 
 from sio_pg_adapter import AsyncPostgresManager, AsyncServer
-from sio_pg_adapter.admin import Instrumented
-from sio_pg_adapter.hearing import HearingServer
+from sio_pg_adapter.server.admin import Instrumented
+from sio_pg_adapter.server.intake import HearingServer
 
 WEBSOCKET = {"close": "(self)", "send": "(self, message)", "wait": "(self)"}
 

@@ -1,0 +1,1 @@
+"""What the log means: records, offsets, memberships and the verdict. Pure: no asyncio and no I/O."""

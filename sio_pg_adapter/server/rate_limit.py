@@ -1,0 +1,38 @@
+"""How often one session may be claimed: a client that loops shall harm nobody."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import OrderedDict
+
+from sio_pg_adapter.log.verdict import pid_hash
+
+BURST = 100
+PER_SECOND = 10.0
+"""A hundred claims at once, then ten in a second, for one pid on one node: later ones wait for their turn."""
+
+REMEMBERED = 10_000
+"""Sessions whose pace is known; the one that was claimed longest ago is forgotten first."""
+
+
+class Pace:
+    """A token bucket for each pid."""
+
+    def __init__(self) -> None:
+        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
+
+    def delay(self, pid: str, now: float) -> float:
+        """Take a token; seconds until it is there."""
+        key = pid_hash(pid)
+        tokens, at = self._buckets.pop(key, (float(BURST), now))
+        tokens = min(BURST, tokens + (now - at) * PER_SECOND) - 1
+        self._buckets[key] = (tokens, now)
+        if len(self._buckets) > REMEMBERED:
+            self._buckets.popitem(last=False)
+        return max(0.0, -tokens / PER_SECOND)
+
+    async def wait(self, pid: str) -> None:
+        """Wait for the pid's turn."""
+        if delay := self.delay(pid, time.monotonic()):
+            await asyncio.sleep(delay)

@@ -1,0 +1,1 @@
+"""The log and the sessions in PostgreSQL. Only this package and ``migrate`` import asyncpg."""
