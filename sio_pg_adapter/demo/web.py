@@ -19,7 +19,7 @@ _HOSTS = ("127.0.0.1", "localhost")  # of the page's address; the socket is the 
 _PAGE = Path(__file__).parent / "page"
 _KINDS = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
 # where the acceptance tests of a checkout have it
-_CHECKOUT_CLIENT = _PAGE.parents[2] / "tests/acceptance/js/node_modules/sio-4-8/dist/socket.io.min.js"
+_CHECKOUT_CLIENT = _PAGE.parents[2] / "tests/support/js/node_modules/sio-4-8/dist/socket.io.min.js"
 _CDN = "https://cdn.socket.io"
 _CDN_CLIENT = f"{_CDN}/4.8.1/socket.io.min.js"
 _CDN_INTEGRITY = "sha384-mkQ3/7FUtcGyoppY6bz/PORYoGqOl7/aSUMn2ymDOJcapfS6PHqxhRTMh1RR0Q6+"

@@ -5,16 +5,15 @@ import os
 import shutil
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
 
-from . import nodejs
-from .driver import JSClient, JSDriver
-from .nodes import NodeProcess
+from support import nodejs
+from support.cluster import Cluster
+from support.js_driver import JSDriver
 
 
 @pytest.fixture(scope="session")
@@ -33,46 +32,6 @@ def module_dsn(pg_template: Any, pg_create: Any) -> Iterator[str]:
     """A migrated database for the tests of one module, whose nodes live as long."""
     with pg_create(pg_template.template_dbname) as dsn:
         yield dsn
-
-
-@dataclass
-class Cluster:
-    """Nodes on one database. What a node logs as an error fails the test, unless it is expected."""
-
-    dsn: str
-    nodes: list[NodeProcess] = field(default_factory=list)
-    errors_expected: bool = False
-
-    @property
-    def a(self) -> NodeProcess:
-        return self.nodes[0]
-
-    @property
-    def b(self) -> NodeProcess:
-        return self.nodes[1]
-
-    def start(self, count: int = 2, **config: Any) -> Cluster:
-        started = [NodeProcess(self.dsn, **config).spawn() for _ in range(count)]
-        self.nodes += started
-        for node in started:
-            node.wait_ready()
-        return self
-
-    def kill(self) -> None:
-        for node in self.nodes:
-            node.kill()
-
-    async def control_all(self, op: str, **options: Any) -> list[Any]:
-        return [await node.control(op, **options) for node in self.nodes if node.running]
-
-    async def check(self) -> None:
-        found = [error for errors in await self.control_all("errors") for error in errors]
-        assert self.errors_expected or not found, "\n".join(found)
-
-    async def mark(self, room: str, event: str = "end", namespace: str = "/") -> None:
-        """Emit a stored event from node a: log order is delivery order, so when a client has it,
-        it has had all that was emitted before."""
-        await self.a.emit(event, room=room, namespace=namespace)
 
 
 @pytest.fixture(scope="module")
@@ -136,9 +95,3 @@ def session_rows(module_dsn: str) -> Iterator[Callable[[str], int]]:
             return int(found.fetchone()[0])  # type: ignore[index]
 
         yield count
-
-
-async def in_room(js: JSDriver, url: str, room: str, **options: Any) -> JSClient:
-    """A connected client whose auth names a room that its `connect` handler enters."""
-    auth = {**options.pop("auth", {}), "rooms": [room]}
-    return await js.connect(url, auth=auth, **options)

@@ -9,9 +9,9 @@ import psycopg
 import pytest
 from playwright.async_api import async_playwright
 
-from .browser import CHROMIUM_OPTIONS
-from .node_process import ADMIN_AUTH
-from .rawclient import RawClient
+from support.browser import CHROMIUM_OPTIONS
+from support.node_program import ADMIN_AUTH
+from support.raw_client import RawClient
 
 TIMEOUT_MS = 60_000  # for what takes seconds on an idle machine
 

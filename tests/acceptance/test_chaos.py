@@ -13,8 +13,7 @@ import pytest
 
 from sio_pg_adapter.embedded import EmbeddedPostgres
 from sio_pg_adapter.migrate import upgrade
-
-from .chaos import Chaos
+from support.chaos import Chaos
 
 
 @pytest.mark.timeout(0)  # each of its waits has an end of its own

@@ -9,10 +9,9 @@ import pytest
 import socketio
 
 from sio_pg_adapter import AsyncSimpleClient
-
-from . import nodejs
-from .jsserver import JSServer
-from .pyclient import Inbox, hold, quick_client
+from support import nodejs
+from support.js_server import JSServer
+from support.python_client import Inbox, hold, quick_client
 
 RECOVERY = {"maxDisconnectionDuration": 60_000}
 

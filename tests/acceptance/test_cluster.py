@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from .conftest import in_room
-from .driver import VERSIONS
-from .nodes import ControlError
+from support.cluster import in_room
+from support.js_driver import VERSIONS
+from support.node_process import ControlError
 
 each_version = pytest.mark.parametrize("version", VERSIONS)
 

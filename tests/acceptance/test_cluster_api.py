@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import asyncio
 
-from .conftest import in_room
-from .nodes import PATIENCE
+from support.cluster import in_room
+from support.node_process import PATIENCE
 
 NEVER = 2 * PATIENCE
 

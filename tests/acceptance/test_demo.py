@@ -13,8 +13,8 @@ import pytest
 
 from sio_pg_adapter.demo.walk import Absence, Tally
 from sio_pg_adapter.demo.web import listen
-
-from .demo_process import TIMEOUT, Demo, alive, children
+from support.demo_process import TIMEOUT, Demo, alive, children
+from support.tallies import TALLIES
 
 
 @pytest.fixture
@@ -100,19 +100,6 @@ async def test_the_page_s_connections_do_not_wait_for_acknowledgements():
 
 
 # -- what the walk counts, and the page in the same way ---------------------------------------------------
-
-TALLIES = [
-    (["hello", 5, 6, "drop", "hello", 7], [(0, 0)], 0, 0),
-    (["hello", 5, 6, "drop", 7, 8, "hello", 9, 10], [(2, 2)], 0, 0),
-    (["hello", 5, 6, "drop", "hello", 9], [(2, 0)], 2, 0),
-    (["hello", 5, 6, "drop", 7, "hello", 9], [(2, 1)], 1, 0),
-    (["hello", 5, 6, "drop", 6, 7, "hello", 8], [(1, 1)], 0, 1),
-    (["hello", 5, 6, "drop", 7, "drop", 8, "hello", 9], [(2, 2)], 0, 0),
-    (["hello", 5, 6, "drop", 7, "hello", "drop", 8, "hello", 9], [(2, 2)], 0, 0),
-    (["hello", 5, 7, 6], [], 1, 1),
-    ([5, 6, "hello", 7], [], 0, 0),  # in the room already, and the welcome comes after
-    ([5, "drop", 6, 7, "hello", 8], [(2, 2)], 0, 0),
-]
 
 
 @pytest.mark.parametrize(("events", "absences", "lost", "doubled"), TALLIES)

@@ -15,10 +15,9 @@ from playwright.async_api import Browser, Page, WebSocketRoute, async_playwright
 
 from sio_pg_adapter.demo.processes import Cluster
 from sio_pg_adapter.demo.web import Page as PageApplication
-
-from .browser import CHROMIUM_OPTIONS
-from .demo_process import TIMEOUT, Demo, alive, children
-from .test_demo import TALLIES
+from support.browser import CHROMIUM_OPTIONS
+from support.demo_process import TIMEOUT, Demo, alive, children
+from support.tallies import TALLIES
 
 TOTALS = ("lost", "doubled", "recovered", "breaks", "replayed")
 SETTLED = "#clients:has(article + article + article):not(:has(article:not([data-state=live])))"

@@ -6,9 +6,9 @@ import json
 
 import pytest
 
-from .conftest import in_room
-from .driver import VERSIONS
-from .rawclient import RawClient
+from support.cluster import in_room
+from support.js_driver import VERSIONS
+from support.raw_client import RawClient
 
 each_version = pytest.mark.parametrize("version", VERSIONS)
 

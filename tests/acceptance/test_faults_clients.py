@@ -8,8 +8,8 @@ import json
 import psycopg
 import pytest
 
-from .conftest import in_room
-from .rawclient import RawClient
+from support.cluster import in_room
+from support.raw_client import RawClient
 
 
 @pytest.mark.parametrize("first", ["websocket", "polling"])

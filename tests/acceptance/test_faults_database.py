@@ -9,9 +9,8 @@ import pytest
 
 from sio_pg_adapter.embedded import EmbeddedPostgres
 from sio_pg_adapter.migrate import upgrade
-
-from .conftest import Cluster, in_room
-from .nodes import ControlError
+from support.cluster import Cluster, in_room
+from support.node_process import ControlError
 
 
 @pytest.mark.parametrize("mode", ["fast", "immediate"])

@@ -7,9 +7,9 @@ import asyncio
 import psycopg
 import pytest
 
-from .conftest import in_room
-from .nodes import NodeProcess
-from .rawclient import RawClient
+from support.cluster import in_room
+from support.node_process import NodeProcess
+from support.raw_client import RawClient
 
 MANY = 200
 

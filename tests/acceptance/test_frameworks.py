@@ -9,8 +9,8 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from .driver import stored_args
-from .served import Served, aiohttp, free_port, uvicorn
+from support.js_driver import stored_args
+from support.served_app import Served, aiohttp, free_port, uvicorn
 
 START = {
     "fastapi": lambda dsn: uvicorn(dsn, "fastapi_app"),

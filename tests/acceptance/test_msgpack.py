@@ -6,11 +6,11 @@ import msgpack
 import psycopg
 import pytest
 
-from .conftest import in_room
-from .driver import VERSIONS, stored_args
-from .nodes import ControlError
-from .pyclient import Inbox, quick_client
-from .rawclient import RawClient
+from support.cluster import in_room
+from support.js_driver import VERSIONS, stored_args
+from support.node_process import ControlError
+from support.python_client import Inbox, quick_client
+from support.raw_client import RawClient
 
 CLUSTER = {"serializer": "msgpack"}
 each_version = pytest.mark.parametrize("version", VERSIONS)

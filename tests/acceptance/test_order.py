@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from .conftest import Cluster, in_room
-from .rawclient import RawClient, split_event
+from support.cluster import Cluster, in_room
+from support.raw_client import RawClient, split_event
 
 
 def numbered(name: str, first: int, count: int, text: str = "") -> list:

@@ -8,9 +8,9 @@ import math
 
 import pytest
 
-from .conftest import Cluster
-from .nodes import ControlError
-from .rawclient import Frame, RawClient
+from support.cluster import Cluster
+from support.node_process import ControlError
+from support.raw_client import Frame, RawClient
 
 EXACT = {
     "empty text": "",

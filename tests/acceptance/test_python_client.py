@@ -9,8 +9,7 @@ import socketio
 from engineio import packet
 
 from sio_pg_adapter import AsyncSimpleClient
-
-from .pyclient import Inbox, hold, quick_client
+from support.python_client import Inbox, hold, quick_client
 
 TRANSPORTS = pytest.mark.parametrize("transport", ["websocket", "polling"])
 

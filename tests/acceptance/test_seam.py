@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import pytest
 
-from .conftest import Cluster, in_room
-from .driver import JSDriver
+from support.cluster import Cluster, in_room
+from support.js_driver import JSDriver
 
 CLUSTER = {"max_missed_packets": 1_000_000}  # cut during replays, a client may fall far behind
 soak = pytest.mark.soak

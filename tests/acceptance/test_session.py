@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from .conftest import in_room
-from .driver import VERSIONS
+from support.cluster import in_room
+from support.js_driver import VERSIONS
 
 each_version = pytest.mark.parametrize("version", VERSIONS)
 

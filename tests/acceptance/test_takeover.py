@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from .conftest import in_room
-from .driver import VERSIONS
-from .rawclient import RawClient
+from support.cluster import in_room
+from support.js_driver import VERSIONS
+from support.raw_client import RawClient
 
 each_version = pytest.mark.parametrize("version", VERSIONS)
 each_place = pytest.mark.parametrize("place", ["same node", "another node"])

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from playwright.async_api import Page, async_playwright
 
-from newcomer import ROOT, Newcomer, block, document
-
-from .browser import CHROMIUM_OPTIONS
+from support.browser import CHROMIUM_OPTIONS
+from support.documents import ROOT, block, document
+from support.newcomer import Newcomer
 
 TUTORIAL = "docs/tutorial.md"
 CDN = r"https://cdn\.socket\.io/4\.8\.\d+/socket\.io\.min\.js"

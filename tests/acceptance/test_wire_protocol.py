@@ -8,9 +8,9 @@ import json
 import psycopg
 import pytest
 
-from .conftest import in_room
-from .driver import VERSIONS, stored_args
-from .rawclient import RawClient, ServerClosedError, split_event
+from support.cluster import in_room
+from support.js_driver import VERSIONS, stored_args
+from support.raw_client import RawClient, ServerClosedError, split_event
 
 
 async def test_case_01_connect_is_answered_with_sid_and_pid(cluster):

@@ -7,9 +7,9 @@ import contextlib
 import os
 import signal
 
-from .driver import stored_args
-from .proxy import Proxy
-from .served import uvicorn
+from support.js_driver import stored_args
+from support.reverse_proxy import Proxy
+from support.served_app import uvicorn
 
 
 async def worker_of(client):

@@ -2,42 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import asyncpg
 import pytest
 
-from integration.wire import Wire
 from sio_pg_adapter import AsyncPostgresManager, AsyncServer
-from sio_pg_adapter.log.entries import Entry, Held
-from sio_pg_adapter.log.records import EPOCH_BITS, Kind
-from sio_pg_adapter.log.verdict import Claim, Memberships
-
-
-@dataclass
-class Node:
-    """A server and its manager; `a.sio.emit(...)` emits there."""
-
-    sio: AsyncServer
-    manager: AsyncPostgresManager
-
-    @contextlib.asynccontextmanager
-    async def client(self, namespace: str = "/", **auth: Any) -> AsyncIterator[Wire]:
-        """A wire with a client on it, whose sid and pid are attributes."""
-        async with Wire(self.sio) as wire:
-            wire.sid, wire.pid = await wire.connect(namespace, **auth)
-            yield wire
-
-    async def passed(self, offset: int) -> None:
-        assert await self.manager.dispatcher.passed(offset, 20)
-
-
-StartNode = Callable[..., Awaitable[Node]]
+from support.nodes import Node, StartNode
+from support.store import Store
 
 
 @pytest.fixture
@@ -83,54 +57,6 @@ def no_error_is_logged(caplog: pytest.LogCaptureFixture, expected_errors: list[s
             if record.levelno >= logging.ERROR:
                 message = record.getMessage()
                 assert any(part in message for part in expected_errors), caplog.text
-
-
-async def until(true: Callable[[], Any], what: str = "it") -> None:
-    """Give the loop turns until something in memory is so. Where there is an event to await, await that."""
-    async with asyncio.timeout(20):
-        while not true():
-            await asyncio.sleep(0)
-
-
-class Store:
-    """Log and sessions as one node writes them, without a server: nobody follows the log here."""
-
-    def __init__(self, manager: AsyncPostgresManager) -> None:
-        self.manager = manager
-        self.log, self.sessions, self.reader = manager.log, manager.sessions, manager.log_reader
-        self.node = manager.node
-
-    async def emit(self, *rooms: str, namespace: str = "/", skip: tuple[str, ...] = (), body: str = '["e"]') -> int:
-        entry = Entry(Kind.EVENT, namespace, rooms or ("",), skip, body=body)
-        return (await self.log.append(entry)).offset
-
-    async def move(self, kind: Kind, sid: str, room: str, **args: Any) -> int:
-        return (await self.log.append(Entry(kind, "/", (room,), sid=sid, args=args))).offset
-
-    async def close_room(self, room: str) -> int:
-        return (await self.log.append(Entry(Kind.CLOSE, "/", (room,)))).offset
-
-    async def kick(self, sid: str) -> int:
-        return (await self.log.append(Entry(Kind.KICK, "/", sid=sid))).offset
-
-    async def open(self, sid: str = "s", pid: str = "p", *, cursor: int | None = None, **more: Any) -> Held | None:
-        """Open a session; `rooms` as memberships have them, `start` and `cursor` at the head if not given."""
-        head = await self.reader.head() if cursor is None else cursor
-        memberships = Memberships(sid, more.pop("start", head), more.pop("rooms", {}))
-        return await self.sessions.open(
-            more.pop("namespace", "/"), memberships, pid=pid, cursor=head, data=more.pop("data", "{}")
-        )
-
-    async def claim(
-        self, pid: str = "p", after: int | None = None, *, cap: int = 10_000, namespace: str = "/"
-    ) -> Any:
-        await self.reader.learn()
-        key = None if after is None else self.manager.database.codec.epochs[after >> EPOCH_BITS].key.hex()
-        return await self.sessions.claim(namespace, Claim(pid, after, key), cap)
-
-    async def due(self, held: Held, after: int) -> list[int]:
-        page = await self.sessions.page(held, after, 1_000)
-        return [record.offset for record in page.records]
 
 
 @pytest.fixture

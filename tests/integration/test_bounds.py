@@ -10,7 +10,7 @@ from typing import Self
 
 from psycopg.conninfo import conninfo_to_dict
 
-from integration.conftest import until
+from support.waiting import until
 
 
 class Wall:

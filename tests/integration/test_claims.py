@@ -11,14 +11,14 @@ import json
 
 import pytest
 
-from integration.conftest import until
 from integration.test_halves import KEEP, MANY, QUERIES, turned
 from integration.test_seam import Deaf
-from integration.wire import Wire
 from sio_pg_adapter.log.entries import Entry, Held
 from sio_pg_adapter.log.records import EPOCH_BITS, Kind
 from sio_pg_adapter.log.verdict import Claim
 from sio_pg_adapter.store import sessions
+from support.asgi_client import AsgiClient
+from support.waiting import until
 
 
 def trips(node) -> list[str]:
@@ -97,7 +97,7 @@ async def test_what_is_too_much_for_a_claim_is_read_behind_it(start_node, monkey
                 assert asked[0] == "CLAIM" and ("page" not in asked) is carried, missed
 
 
-async def events(wire: Wire) -> list[str | bytes]:
+async def events(wire: AsgiClient) -> list[str | bytes]:
     """The data of each event until the one that is named "end"."""
     got: list[str | bytes] = []
     while (name := (packet := await wire.recv())[packet.index("[") :]).startswith('["e",'):
@@ -250,7 +250,7 @@ async def test_an_overtaken_try_sends_nothing_that_came_with_its_claim(start_nod
             entered.set()
             await go.wait()
 
-        async with Wire(node.sio) as first:
+        async with AsgiClient(node.sio) as first:
             first.send("0" + json.dumps({"pid": wire.pid, "offset": wire.offset}))
             await entered.wait()
             async with b.client(pid=wire.pid, offset=wire.offset) as second:
@@ -275,7 +275,7 @@ async def test_a_room_left_before_it_is_entered_is_entered(start_node, db):
     async with node.client() as wire:
         await node.sio.enter_room(wire.sid, "x")
         await wire.drop()
-        async with Wire(node.sio) as again:
+        async with AsgiClient(node.sio) as again:
             async with db.transaction():
                 await db.execute("LOCK TABLE sio_lock IN EXCLUSIVE MODE")
                 again.send("0" + json.dumps({"pid": wire.pid}))

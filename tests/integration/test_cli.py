@@ -13,12 +13,12 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from integration.conftest import until
 from sio_pg_adapter import cli
 from sio_pg_adapter.log.records import Kind
 from sio_pg_adapter.store.database import Database
 from sio_pg_adapter.store.pruner import Pruned, prune_opened
 from sio_pg_adapter.store.queries import Queries
+from support.waiting import until
 
 QUERIES = Queries("public")
 NODE = "INSERT INTO sio_nodes (id, channel, role, margin_seconds) VALUES ($1, '', 0, 0)"

@@ -11,7 +11,6 @@ import json
 import pytest
 import socketio
 
-from integration.conftest import until
 from integration.test_cluster_sockets import hang
 from integration.test_presence import vanish
 from sio_pg_adapter import (
@@ -22,6 +21,7 @@ from sio_pg_adapter import (
     NotSerializable,
     StoreUnavailable,
 )
+from support.waiting import until
 
 
 # -- server events -------------------------------------------------------------------------------------------------

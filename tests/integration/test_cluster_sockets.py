@@ -7,9 +7,7 @@ import asyncio
 import pytest
 import socketio
 
-from integration.conftest import until
 from integration.test_presence import vanish
-from integration.wire import Wire
 from sio_pg_adapter import (
     AsyncNamespace,
     AsyncPostgresManager,
@@ -21,6 +19,8 @@ from sio_pg_adapter import (
 )
 from sio_pg_adapter.log.records import Kind
 from sio_pg_adapter.store.writer import LogReader
+from support.asgi_client import AsgiClient
+from support.waiting import until
 
 
 def hang(node) -> None:
@@ -263,7 +263,7 @@ async def test_a_plain_servers_clients_go_by_room_too(start_node, pg_dsn):
         async_mode="asgi", client_manager=AsyncPostgresManager(pg_dsn), monitor_clients=False
     )
     try:
-        async with Wire(plain) as wire:
+        async with AsgiClient(plain) as wire:
             sid, _ = await wire.connect()
             await plain.enter_room(sid, "x")
             await a.sio.disconnect_sockets("x")
@@ -286,7 +286,7 @@ async def test_one_whose_connect_is_being_decided_is_moved_or_goes(start_node):
         entered.set()
         await release.wait()
 
-    async with Wire(b.sio) as wire:
+    async with AsgiClient(b.sio) as wire:
         wire.send("0")
         await entered.wait()
         assert await a.sio.fetch_sockets() == await b.sio.fetch_sockets() == []
@@ -296,7 +296,7 @@ async def test_one_whose_connect_is_being_decided_is_moved_or_goes(start_node):
         assert sorted(await a.sio.fetch_rooms(sids[0])) == sorted([sids[0], "x", "y"])
     entered.clear()
     release.clear()
-    async with Wire(b.sio) as wire:
+    async with AsgiClient(b.sio) as wire:
         wire.send("0")
         await entered.wait()
         await a.sio.disconnect_sockets("x")

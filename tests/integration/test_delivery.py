@@ -10,9 +10,9 @@ import asyncpg
 import pytest
 import socketio
 
-from integration.conftest import until
-from integration.wire import Closed
 from sio_pg_adapter import NotSerializable
+from support.asgi_client import Closed
+from support.waiting import until
 
 
 async def test_case_86_sizes_around_a_notification_keep_their_order(start_node):

@@ -30,8 +30,8 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.orm import DeclarativeBase
 
 import sio_pg_adapter
-from newcomer import ROOT, Block, block, document
 from sio_pg_adapter import AsyncServer, ConnectionStateRecovery, cli, migrate, schema
+from support.documents import ROOT, Block, block, document
 
 PAGES = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").rglob("*.md"))
 RUN = ("python", "sql", "sh")
@@ -247,7 +247,7 @@ def test_the_versions_that_are_promised_are_those_that_are_asked_for():
         ("python-socketio", ">=5.18,<6", "5.18 and later, below 6"),
     ):
         assert f"{package}{asked}" in project["dependencies"] and f"| {package} | {said} |" in page
-    clients = json.loads((ROOT / "tests/acceptance/js/package.json").read_text(encoding="utf-8"))["dependencies"]
+    clients = json.loads((ROOT / "tests/support/js/package.json").read_text(encoding="utf-8"))["dependencies"]
     versions = [at.partition("@")[2] for at in clients.values() if at.startswith("npm:socket.io-client@")]
     assert f"| socket.io-client | 4.6 and later | {', '.join(versions)} |" in page
 

@@ -17,11 +17,11 @@ from urllib.parse import quote
 import asyncpg
 import pytest
 
-from integration.conftest import until
 from sio_pg_adapter.embedded import EmbeddedPostgres
 from sio_pg_adapter.log.entries import Held
 from sio_pg_adapter.log.records import EPOCH_BITS
 from sio_pg_adapter.migrate import upgrade
+from support.waiting import until
 
 DATABASE = "history"
 LAZY = {"synchronous_commit": "off", "wal_writer_delay": "10s", "bgwriter_lru_maxpages": "0", "autovacuum": "off"}

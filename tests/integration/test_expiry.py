@@ -6,9 +6,9 @@ import asyncio
 
 import pytest
 
-from integration.conftest import Node
 from sio_pg_adapter import AsyncPostgresManager, AsyncServer
 from sio_pg_adapter.store.pruner import Pruned, prune_once
+from support.nodes import Node
 
 EXPIRE = "UPDATE sio_sessions SET expires_at = clock_timestamp() - interval '1 s' WHERE node IS NULL"
 

@@ -11,10 +11,10 @@ import asyncpg
 import pytest
 from psycopg.conninfo import conninfo_to_dict
 
-from integration.conftest import until
-from integration.wire import Closed, Wire
 from sio_pg_adapter import StoreUnavailable
 from sio_pg_adapter.local.clients import State
+from support.asgi_client import AsgiClient, Closed
+from support.waiting import until
 
 
 @pytest.fixture
@@ -179,7 +179,7 @@ async def test_case_57_a_database_that_does_not_answer_at_rejoin(start_node, pg_
         assert await wire.event() == ["e", 1]
         await wire.drop()
         await node.sio.emit("e", 2, room="x")
-        async with locked(pg_dsn, table), Wire(node.sio) as again:
+        async with locked(pg_dsn, table), AsgiClient(node.sio) as again:
             again.send(f'0{{"pid":"{wire.pid}","offset":"{wire.offset}"}}')
             async with asyncio.timeout(15):
                 assert await again.rest() == []
@@ -196,7 +196,7 @@ async def test_case_57_an_error_in_the_query_of_what_was_missed(start_node, db, 
         await wire.drop()
         await node.sio.emit("e", 1)
         await db.execute("ALTER FUNCTION sio_due RENAME TO sio_due_away")
-        async with Wire(node.sio) as again:
+        async with AsgiClient(node.sio) as again:
             again.send(f'0{{"pid":"{wire.pid}"}}')
             async with asyncio.timeout(15):
                 assert await again.rest() == []
@@ -256,7 +256,7 @@ async def test_what_a_replay_sends_does_not_count_as_slow(start_node):
         await wire.drop()
         for i in range(100):
             await node.sio.emit("e", i)
-        async with Wire(node.sio) as again:
+        async with AsgiClient(node.sio) as again:
             again.stall()
             again.send(f'0{{"pid":"{wire.pid}"}}')
             await again.held.wait()

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 from socketio.exceptions import ConnectionRefusedError as Refused
 
-from integration.wire import Wire
+from support.asgi_client import AsgiClient
 
 
 async def sessions(db) -> int:
@@ -67,7 +67,7 @@ async def test_cases_20_21_27_refused_on_recovery_ends_the_session_and_tells_not
         await wire.drop()
         await node.sio.emit("secret", to=wire.sid)
         blocked.append(True)
-        async with Wire(node.sio) as again:
+        async with AsgiClient(node.sio) as again:
             again.send(f'0{{"pid":"{wire.pid}"}}')
             answer = await again.recv()
             assert answer.startswith('4{"message"') and again.waiting() == []
@@ -87,7 +87,7 @@ async def test_case_20_refused_at_first_writes_nothing(start_node, db):
         await node.sio.save_session(sid, {"a": 1})
         raise Refused("no")
 
-    async with Wire(node.sio) as wire:
+    async with AsgiClient(node.sio) as wire:
         wire.send("0")
         assert await wire.recv() == '4{"message":"no"}'
     assert await sessions(db) == 0 and await db.fetchval("SELECT count(*) FROM sio_packets") == 0
@@ -124,7 +124,7 @@ async def test_case_70_a_handler_that_fails_leaves_no_ghost_and_the_client_may_t
         await wire.drop()
         for error in (KeyError("x"), TypeError("y")):
             broken.append(error)
-            async with Wire(node.sio) as again:
+            async with AsgiClient(node.sio) as again:
                 again.send(f'0{{"pid":"{wire.pid}"}}')
                 assert await again.rest() == []
         assert node.manager.rooms == {} and node.manager.clients.by_sid == {}
@@ -141,7 +141,7 @@ async def test_case_70_the_connection_closes_while_the_handler_runs(start_node, 
         entered.set()
         await go.wait()
 
-    async with Wire(node.sio) as wire:
+    async with AsgiClient(node.sio) as wire:
         wire.send("0")
         await entered.wait()
         wire.cut()
@@ -160,7 +160,7 @@ async def test_case_74_a_broadcast_while_a_connect_is_decided(start_node):
         entered.set()
         return await answers.get()
 
-    async with Wire(node.sio) as refused, Wire(node.sio) as accepted:
+    async with AsgiClient(node.sio) as refused, AsgiClient(node.sio) as accepted:
         refused.send("0")
         await entered.wait()
         await node.sio.emit("e", 1)

@@ -15,9 +15,9 @@ import msgpack
 import pytest
 import socketio
 
-from integration.conftest import Node
-from integration.wire import Closed, Wire
 from sio_pg_adapter import NoAnswer, NotSerializable
+from support.asgi_client import AsgiClient, Closed
+from support.nodes import Node
 
 DEEP = "[" * 900 + "]" * 900
 PATIENCE = 20.0  # seconds until a test that waits in vain fails
@@ -35,14 +35,14 @@ async def node(start_node):
     gc.collect()  # a task whose exception nobody fetched says so when it is collected
 
 
-def raw(wire: Wire, *messages: str | bytes) -> None:
+def raw(wire: AsgiClient, *messages: str | bytes) -> None:
     """Messages of Engine.IO."""
     for one in messages:
         text, data = (one, None) if isinstance(one, str) else (None, one)
         wire._in.put_nowait({"type": "websocket.receive", "text": text, "bytes": data})
 
 
-async def goes_on_or_recovers(node: Node, wire: Wire) -> bool:
+async def goes_on_or_recovers(node: Node, wire: AsgiClient) -> bool:
     """Is an event of the client's heard? If not, the connection is closed. In either case its session comes back."""
     wire.send('277["hello"]')
     heard = False
@@ -98,7 +98,7 @@ async def test_what_is_no_packet_ends_the_connection_and_not_the_session(node, m
 
 @pytest.mark.parametrize("message", ["42", "4x", '450-["a"]', b"x", "7"])
 async def test_before_its_connect_too(node, message):
-    async with Wire(node.sio) as wire:
+    async with AsgiClient(node.sio) as wire:
         raw(wire, message)
         with pytest.raises(Closed):
             await wire.recv()
@@ -153,7 +153,7 @@ async def test_binary_of_several_parts_arrives(node):
 )
 async def test_what_is_no_packet_of_msgpack(start_node, bad):
     node = await start_node(serializer="msgpack")
-    async with Wire(node.sio) as wire:
+    async with AsgiClient(node.sio) as wire:
         wire.send(msgpack.packb({"type": 0, "nsp": "/", "data": None}))
         await wire.recv()
         wire.send(msgpack.packb(bad))
@@ -303,7 +303,7 @@ async def test_what_looks_like_a_binary_part_is_refused_beside_binary(node, db):
 async def test_a_record_without_a_form_in_msgpack_is_left_out(start_node, db, expected_errors, data):
     expected_errors.append("of the log cannot be sent")
     node = await start_node(serializer="msgpack")
-    async with Wire(node.sio) as wire:
+    async with AsgiClient(node.sio) as wire:
         wire.send(msgpack.packb({"type": 0, "nsp": "/", "data": None}))
         await wire.recv()
         await db.execute(f"SELECT sio_emit('e', ({data})::json)")

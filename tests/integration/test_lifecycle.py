@@ -11,7 +11,6 @@ import pytest
 import socketio
 import uvicorn
 
-from integration.conftest import until
 from sio_pg_adapter import (
     AsyncClient,
     AsyncPostgresManager,
@@ -21,6 +20,7 @@ from sio_pg_adapter import (
     StoreUnavailable,
     migrate,
 )
+from support.waiting import until
 
 BACKENDS = """SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()
               AND pid <> pg_backend_pid() AND backend_type = 'client backend'"""

@@ -15,14 +15,14 @@ from prometheus_client.openmetrics.exposition import generate_latest as openmetr
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse
 
-from integration.conftest import until
 from integration.test_losses import LISTENING, terminate
 from integration.test_pruner import age
-from integration.wire import Wire
 from sio_pg_adapter import AsyncPostgresManager, ConfigurationError, StoreUnavailable
 from sio_pg_adapter.log.verdict import Reason
 from sio_pg_adapter.metrics import collector
 from sio_pg_adapter.store.pruner import prune_once
+from support.asgi_client import AsgiClient
+from support.waiting import until
 
 ROOT = Path(__file__).parents[2]
 
@@ -223,7 +223,7 @@ async def test_a_connect_that_the_database_breaks_is_counted(start_node, db):
     scraped = Scraped(node.manager)
     async with node.client():
         await db.execute("ALTER TABLE sio_sessions RENAME TO gone")
-        async with Wire(node.sio) as wire:
+        async with AsgiClient(node.sio) as wire:
             wire.send("0")
             assert await wire.rest() == []
         assert scraped("connects_broken_total") == 1
@@ -242,7 +242,7 @@ async def test_a_replay_that_breaks_is_counted(start_node, monkeypatch):
         await wire.drop()
         for i in range(50):
             await node.sio.emit("e", i)
-        async with Wire(node.sio) as again:
+        async with AsgiClient(node.sio) as again:
             again.stall()
             again.send(f'0{{"pid":"{wire.pid}"}}')
             await again.held.wait()
@@ -262,7 +262,7 @@ async def test_a_handler_that_raises_breaks_its_connect(start_node, expected_err
     async def connect(sid, environ, auth):
         raise RuntimeError
 
-    async with Wire(node.sio) as wire:
+    async with AsgiClient(node.sio) as wire:
         wire.send("0")
         assert await wire.rest() == []
     assert Scraped(node.manager)("connects_broken_total") == 1
@@ -276,7 +276,7 @@ async def test_a_replay_that_retention_overtook_is_broken(start_node, db, pg_dsn
         await wire.drop()
         for _ in range(50):
             await node.sio.emit("e")
-        async with Wire(node.sio) as again:
+        async with AsgiClient(node.sio) as again:
             again.stall()
             again.send(f'0{{"pid":"{wire.pid}"}}')
             await again.held.wait()
@@ -355,7 +355,7 @@ async def test_clients_by_state_and_the_sessions_that_they_hold(start_node):
             await go_on.wait()
 
     assert [scraped("clients", state=state) for state in ("connecting", "replaying", "live")] == [0, 0, 0]
-    async with node.client(), node.client() as other, Wire(node.sio) as waiting:
+    async with node.client(), node.client() as other, AsgiClient(node.sio) as waiting:
         waiting.send('0{"wait":1}')
         await until(lambda: scraped("clients", state="connecting"))
         assert scraped("clients", state="live") == 2 and scraped("sessions_held") == 2

@@ -8,12 +8,13 @@ import contextlib
 import asyncpg
 import pytest
 
-from integration.conftest import Store, until
-from integration.wire import Closed, Wire
 from sio_pg_adapter.local.clients import State
 from sio_pg_adapter.log.entries import Held
 from sio_pg_adapter.log.records import Kind
 from sio_pg_adapter.store.pruner import Pruned, prune_once
+from support.asgi_client import AsgiClient, Closed
+from support.store import Store
+from support.waiting import until
 
 LISTENING = "application_name LIKE '%listen%' AND datname = current_database() AND pid <> pg_backend_pid()"
 
@@ -166,7 +167,7 @@ async def test_a_node_that_lost_only_its_connection_takes_its_sessions_back(star
 
 async def test_case_113_a_node_called_dead_closes_those_whose_sessions_ended(start_node, db, pg_dsn):
     node, pruner = await start_node(), pg_dsn
-    async with node.client() as ended, Wire(node.sio) as kept:
+    async with node.client() as ended, AsgiClient(node.sio) as kept:
         await vanish(node)
         kept.sid, kept.pid = None, None
         await found_dead(db, pruner, since=121)
@@ -254,7 +255,7 @@ async def test_a_handler_that_saves_while_two_claims_wait_for_it_is_heard(start_
         await go_on.wait()
         await a.sio.save_session(sid, {"v": "of the handler"})
 
-    async with a.client() as wire, Wire(b.sio) as first, Wire(b.sio) as second:
+    async with a.client() as wire, AsgiClient(b.sio) as first, AsgiClient(b.sio) as second:
         first.send(f'0{{"pid":"{wire.pid}"}}')
         await told.wait()
         second.send(f'0{{"pid":"{wire.pid}"}}')
@@ -268,7 +269,7 @@ async def test_a_handler_that_saves_while_two_claims_wait_for_it_is_heard(start_
 async def test_one_pid_presented_many_times_at_once_is_held_by_the_last(start_node, db):
     a, b = await start_node(), await start_node()
     async with a.client() as wire:
-        wires = [Wire(node.sio) for node in (a, b) * 5]
+        wires = [AsgiClient(node.sio) for node in (a, b) * 5]
         for one in wires:
             await one.__aenter__()
         for one in wires:
@@ -305,7 +306,7 @@ async def test_case_111_a_kick_while_a_claim_waits_for_the_former_holder(start_n
         told.set()
         await go_on.wait()
 
-    async with a.client() as wire, Wire(b.sio) as again:
+    async with a.client() as wire, AsgiClient(b.sio) as again:
         again.send(f'0{{"pid":"{wire.pid}"}}')
         await told.wait()
         await b.sio.disconnect(wire.sid)
@@ -326,7 +327,7 @@ async def test_case_111_a_kick_while_the_connect_handler_decides(start_node, db)
             asked.set()
             await go_on.wait()
 
-        async with Wire(node.sio) as again:
+        async with AsgiClient(node.sio) as again:
             again.send(f'0{{"pid":"{wire.pid}"}}')
             await asked.wait()
             await node.sio.disconnect(wire.sid)
@@ -343,7 +344,7 @@ async def test_case_111_a_kick_during_a_paged_replay(start_node, monkeypatch):
         await wire.drop()
         for i in range(50):
             await node.sio.emit("e", i)
-        async with Wire(node.sio) as again:
+        async with AsgiClient(node.sio) as again:
             again.stall()
             again.send(f'0{{"pid":"{wire.pid}"}}')
             await again.held.wait()
@@ -382,10 +383,10 @@ async def test_case_81_who_connects_to_a_node_that_is_stopping_is_told_to_come_b
         leaving.set()
         await go_on.wait()
 
-    async with node.client() as first, Wire(node.sio) as late:
+    async with node.client() as first, AsgiClient(node.sio) as late:
         stopping = asyncio.create_task(node.manager.aclose())
         await leaving.wait()
-        async with Wire(node.sio) as later:
+        async with AsgiClient(node.sio) as later:
             later.send(f'0{{"pid":"{first.pid}"}}')
             await asyncio.sleep(0)
             go_on.set()

@@ -14,9 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from acceptance import nodejs
-from newcomer import ROOT, Newcomer, Printing, block, document
 from sio_pg_adapter import AsyncPostgresManager, ConnectionStateRecovery
+from support import nodejs
+from support.documents import ROOT, block, document
+from support.newcomer import Newcomer, Printing
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 SILENT = "No new upgrade operations detected"

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncpg
 import pytest
 
-from integration.wire import Wire
 from sio_pg_adapter import AsyncNamespace, ConfigurationError, NotSerializable, PayloadTooLarge, emit_async
 from sio_pg_adapter.store.pruner import prune_once
+from support.asgi_client import AsgiClient
 
 
 async def fresh(node, old, **auth) -> None:
@@ -75,7 +75,7 @@ async def test_cases_16_97_what_is_no_offset(away, db, offset, caplog):
 )
 async def test_case_16_odd_connects(start_node, packet):
     node = await start_node()
-    async with Wire(node.sio) as wire:
+    async with AsgiClient(node.sio) as wire:
         wire.send(packet)
         assert (await wire.recv()).startswith('0{"sid"')
 
@@ -113,7 +113,7 @@ async def test_cases_52_95_pid_and_offset_of_another_namespace(start_node):
         await node.sio.emit("e", "secret")
         await node.sio.emit("e", "top secret", namespace="/admin")
         refuse.append(True)
-        async with Wire(node.sio) as other:
+        async with AsgiClient(node.sio) as other:
             other.send(f'0/admin,{{"pid":"{wire.pid}"}}')
             assert (await other.recv()).startswith("4/admin,")
             assert other.waiting() == []
@@ -185,7 +185,7 @@ async def test_case_28_two_namespaces_recover_on_their_own(start_node):
         await node.sio.save_session(other_sid, {"n": 1}, namespace="/n")
         await wire.drop()
         refuse.append(True)
-        async with Wire(node.sio) as again:
+        async with AsgiClient(node.sio) as again:
             again.send(f'0/n,{{"pid":"{other_pid}"}}')
             assert (await again.recv()).startswith("4/n,")
             assert await again.connect(pid=wire.pid) == (wire.sid, wire.pid)
@@ -241,7 +241,7 @@ async def test_case_98_a_namespace_that_is_no_name_is_refused_before_any_handler
     async def connect(namespace, sid, environ, auth):
         called.append(sid)
 
-    async with Wire(node.sio) as wire:
+    async with AsgiClient(node.sio) as wire:
         wire.send(f"0{namespace},")
         assert (await wire.recv()).startswith(f"4{namespace},")
     assert called == [] and await db.fetchval("SELECT count(*) FROM sio_sessions") == 0

@@ -6,9 +6,9 @@ import asyncio
 
 import pytest
 
-from integration.conftest import until
-from integration.wire import Wire
 from sio_pg_adapter.server import connect as connection
+from support.asgi_client import AsgiClient
+from support.waiting import until
 
 
 async def missed(node, first: int, count: int, **to) -> None:
@@ -44,7 +44,7 @@ async def test_case_43_a_replay_waits_for_its_client_and_nobody_for_it(start_nod
     async with node.client() as wire, node.client() as other:
         await wire.drop()
         await missed(node, 0, 50)
-        async with Wire(node.sio) as again:
+        async with AsgiClient(node.sio) as again:
             again.stall()
             again.send(f'0{{"pid":"{wire.pid}"}}')
             await again.held.wait()
@@ -62,7 +62,7 @@ async def test_rooms_entered_and_left_during_a_replay_count_at_their_offsets(sta
     async with a.client() as wire:
         await wire.drop()
         await missed(b, 0, 40)
-        async with Wire(a.sio) as again:
+        async with AsgiClient(a.sio) as again:
             again.stall()
             again.send(f'0{{"pid":"{wire.pid}"}}')
             await again.held.wait()
@@ -90,7 +90,7 @@ async def test_answers_and_questions_wait_behind_a_replay(start_node, short_page
     async with node.client() as wire:
         await wire.drop()
         await missed(node, 0, 20)
-        async with Wire(node.sio) as again:
+        async with AsgiClient(node.sio) as again:
             again.stall()
             again.send(f'0{{"pid":"{wire.pid}"}}')
             await again.held.wait()

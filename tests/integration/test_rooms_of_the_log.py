@@ -12,10 +12,10 @@ import asyncpg
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from integration.conftest import Store
 from sio_pg_adapter import AsyncPostgresManager
 from sio_pg_adapter.log.entries import Held
 from sio_pg_adapter.log.records import Kind
+from support.store import Store
 
 ROOMS = ["x", "y", "z"]
 SIDS = ["s", "t"]

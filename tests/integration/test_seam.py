@@ -9,9 +9,9 @@ import asyncio
 
 import pytest
 
-from integration.conftest import until
-from integration.wire import Closed, Wire
 from sio_pg_adapter.server import connect as connection
+from support.asgi_client import AsgiClient, Closed
+from support.waiting import until
 
 
 class Deaf:
@@ -141,7 +141,7 @@ async def test_the_generation_a_try_that_was_overtaken_sends_nothing(start_node,
     async with a.client() as wire:
         await wire.drop()
         await b.sio.emit("e", "missed")
-        async with Wire(a.sio) as first:
+        async with AsgiClient(a.sio) as first:
             first.send(f'0{{"pid":"{wire.pid}"}}')
             await entered.wait()
             async with b.client(pid=wire.pid) as second:
@@ -254,7 +254,7 @@ async def test_case_111_a_kick_between_claim_and_connect(start_node, db, kicker)
         await wire.drop()
         assert left == [wire.sid]
         await b.sio.emit("e", "missed")
-        async with Wire(a.sio) as again:
+        async with AsgiClient(a.sio) as again:
             again.send(f'0{{"pid":"{wire.pid}"}}')
             await entered.wait()
             await (a if kicker == "same node" else b).sio.disconnect(wire.sid)
@@ -276,7 +276,7 @@ async def test_case_111_a_kick_while_the_first_page_is_read(start_node):
         await wire.drop()
         await b.sio.emit("e", "missed")
         around_first_page(a, before=lambda: b.sio.disconnect(wire.sid))
-        async with Wire(a.sio) as again:
+        async with AsgiClient(a.sio) as again:
             again.send(f'0{{"pid":"{wire.pid}"}}')
             try:
                 frame = await again.recv()

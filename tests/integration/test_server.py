@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import socketio
 
-from integration.conftest import until
-from integration.wire import Wire
 from sio_pg_adapter import AsyncPostgresManager
+from support.asgi_client import AsgiClient
+from support.waiting import until
 
 
 async def sessions(db) -> int:
@@ -57,7 +57,7 @@ async def test_case_2_a_plain_server_with_our_manager(pg_dsn, start_node):
         left.append((sid, reason, plain.rooms(sid)))
 
     try:
-        async with Wire(plain) as wire:
+        async with AsgiClient(plain) as wire:
             sid, pid = await wire.connect()
             assert pid is None
             await node.sio.emit("e", "v", room="x")

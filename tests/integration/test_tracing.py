@@ -11,9 +11,9 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
 
-from integration.conftest import until
-from integration.wire import Wire
 from sio_pg_adapter.tracing import trace
+from support.asgi_client import AsgiClient
+from support.waiting import until
 
 
 class Traces:
@@ -131,7 +131,7 @@ async def test_a_recovery_whose_session_ends_meanwhile_is_no_error(start_node, t
     trace(node.manager, traces.provider)
     async with node.client() as wire:
         await wire.drop()
-        async with Wire(node.sio) as again:
+        async with AsgiClient(node.sio) as again:
             again.send(f'0{{"pid":"{wire.pid}"}}')
             await entered.wait()
             await node.sio.disconnect(wire.sid)
@@ -184,7 +184,7 @@ async def test_a_recovery_that_breaks_is_an_error(start_node, traces, monkeypatc
     async with node.client() as wire:
         await wire.drop()
         monkeypatch.setattr(node.manager.dispatcher, "passed", behind)
-        async with Wire(node.sio) as again:
+        async with AsgiClient(node.sio) as again:
             again.send(f'0{{"pid":"{wire.pid}"}}')
             assert await again.rest() == []  # closed, so that it tries again
     [span] = traces.of("recovery")

@@ -20,10 +20,10 @@ import socketio
 import uvicorn
 from aiohttp import web
 
-from integration.conftest import until
 from sio_pg_adapter.server.endings import hang_up
 from sio_pg_adapter.wire.frames import framed
 from sio_pg_adapter.wire.transport import UNSENT_BYTES, Cork, Wire
+from support.waiting import until
 
 PATIENCE = 20.0  # seconds until a test that waits in vain fails
 HANDSHAKE = (

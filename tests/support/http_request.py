@@ -1,4 +1,4 @@
-"""One HTTP request on one connection: enough for the control endpoint and for polling by hand."""
+"""``request``: one HTTP request on one connection, for the control endpoint and for polling by hand."""
 
 from __future__ import annotations
 

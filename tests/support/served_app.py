@@ -1,4 +1,4 @@
-"""An application in a process group of its own, as a shell or a service manager starts it."""
+"""``Served``, ``uvicorn`` and ``aiohttp``: an application in a process group of its own, as a shell starts it."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ import tempfile
 from pathlib import Path
 from typing import Any, Self
 
-from .http import request
+from support.http_request import request
 
-TESTS = Path(__file__).parent.parent
+TESTS = Path(__file__).parents[1]
 TIMEOUT = 60.0  # seconds, for what takes five on an idle machine
 
 
@@ -92,10 +92,10 @@ def uvicorn(dsn: str, app: str, *more: str) -> Served:
     port = free_port()
     # without the last one it waits for all polls to end before the application hears of the shutdown
     options = ("--port", str(port), "--ws", "websockets-sansio", "--timeout-graceful-shutdown", "1")
-    command = ("uvicorn", f"acceptance.apps.{app}:app", *options, *more)
+    command = ("uvicorn", f"support.apps.{app}:app", *options, *more)
     return Served(dsn, *command, port=port)
 
 
 def aiohttp(dsn: str) -> Served:
     port = free_port()
-    return Served(dsn, "acceptance.apps.aiohttp_app", str(port), port=port)
+    return Served(dsn, "support.apps.aiohttp_app", str(port), port=port)

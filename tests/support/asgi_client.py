@@ -1,11 +1,11 @@
-"""A client by hand, in the test's own loop: Engine.IO over an ASGI WebSocket, Socket.IO packets to the letter.
+"""``AsgiClient``: a client by hand in the test's own event loop, over an ASGI WebSocket.
 
-The server is a real one, with real sockets of Engine.IO; only the web server is left out, so that a test decides
+The server is a real one, with real Engine.IO sockets. Only the web server is left out, so that a test decides
 when a byte goes through::
 
-    async with Wire(node.sio) as wire:
+    async with AsgiClient(node.sio) as wire:
         sid, pid = await wire.connect()
-        assert await wire.recv() == '2["e","offset"]'  # Engine.IO's type 4 of a message is left off
+        assert await wire.recv() == '2["e","offset"]'  # without the Engine.IO packet type 4
         await wire.drop()
 """
 
@@ -24,7 +24,7 @@ class Closed(Exception):  # noqa: N818 - an end, not an error
     """The server has closed the connection."""
 
 
-class Wire:
+class AsgiClient:
     def __init__(self, sio: socketio.AsyncServer) -> None:
         self._app = socketio.ASGIApp(sio)
         self._in: asyncio.Queue[dict[str, Any]] = asyncio.Queue()

@@ -1,4 +1,4 @@
-"""Python clients for tests: what their handlers were called with waits in a queue."""
+"""``Inbox``, ``quick_client`` and ``hold``: Python clients, whose handler calls wait in a queue."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""What a node does for a test: its handlers, what they noted, and the operations of /control.
+"""``ControlledNode``: the handlers of a node, the notes they take, and the operations of /control.
 
-An operation is {"op": name, ...}. A list of them is a script, which a handler can be told to run:
-`{"op": "script", "hook": "disconnect", "user": "u1", "steps": [...]}`; in its text values "$sid"
+An operation is {"op": name, ...}. A script is a list of operations that a handler runs:
+`{"op": "script", "hook": "disconnect", "user": "u1", "steps": [...]}`. In its text values, "$sid"
 stands for the client. The event "run" runs the steps that the client sent.
 """
 
@@ -17,16 +17,15 @@ from socketio.exceptions import ConnectionRefusedError as Refused
 
 from sio_pg_adapter import AsyncServer, NoAnswer
 from sio_pg_adapter.server.endings import hang_up
-
-from .values import unpack
+from support.json_values import unpack
 
 if TYPE_CHECKING:
-    from .node_process import Config
+    from support.node_program import Config
 
 Json = dict[str, Any]
 
 
-class Node:
+class ControlledNode:
     def __init__(self, sio: AsyncServer, config: Config) -> None:
         self.sio = sio
         self._config = config

@@ -1,4 +1,4 @@
-"""A reverse proxy for tests: sticky by a cookie, as HAProxy and nginx do it, or each connection anywhere."""
+"""``Proxy``: a reverse proxy, sticky by a cookie as HAProxy and nginx do it, or taking the servers in turn."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`sio-pg demo` as a process."""
+"""``Demo``: `sio-pg demo` as a process. ``children`` and ``alive`` look at processes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How tests start a browser."""
+"""``CHROMIUM_OPTIONS``: the command-line options with which tests start Chromium."""
 
 CHROMIUM_OPTIONS = [
     "--no-sandbox",

@@ -1,7 +1,7 @@
-"""Everything at once, and a model that knows what each client had to get.
+"""``Chaos``: everything at once, and a model that knows what each client must receive.
 
 Clients, nodes and PostgreSQL are disturbed at random while events of every kind are emitted. The model is the log
-itself: an emit that raised may be in it or not, and what is in it was due to whoever was in its rooms at its offset.
+itself. An emit that raised may be in it or not, and each record was due to the members of its rooms at its offset.
 """
 
 from __future__ import annotations
@@ -20,9 +20,8 @@ from typing import Any
 import asyncpg
 
 from sio_pg_adapter.embedded import EmbeddedPostgres
-
-from .driver import JSClient, JSDriver, Message
-from .nodes import ControlError, NodeError, NodeProcess
+from support.js_driver import JSClient, JSDriver, Message
+from support.node_process import ControlError, NodeError, NodeProcess
 
 ROOMS = [f"room-{i}" for i in range(6)]
 SETTLE = 90.0  # seconds until all must have come to rest

@@ -1,5 +1,5 @@
 // Many socket.io-client sockets in one process: commands as JSON lines on stdin, what happens to
-// the sockets as JSON lines on stdout. The Python side is ../driver.py; the commands are the keys
+// the sockets as JSON lines on stdout. The Python side is ../js_driver.py; the commands are the keys
 // of `commands` below, each answered by a line {type: "reply", rid, value | error}.
 import { createRequire } from "node:module";
 import { createInterface } from "node:readline";

@@ -1,8 +1,7 @@
-"""One server node in a process of its own: `python -m acceptance.node_process '{"dsn": ...}'`.
+"""The program of ``NodeProcess``: `python -m support.node_program '{"dsn": ...}'` runs one node.
 
-Prints `{"port": ...}` when it serves, ends when its standard input does. Beside the Socket.IO
-server it answers POST /control: a JSON object {"op": ..., ...}, an operation of operations.py.
-See nodes.py for the side of the tests.
+It prints `{"port": ...}` when it serves, and ends when its standard input does. Besides Socket.IO
+it answers POST /control. The body is a JSON object {"op": ..., ...}, an operation of node_operations.py.
 """
 
 from __future__ import annotations
@@ -23,9 +22,8 @@ import socketio
 import uvicorn
 
 from sio_pg_adapter import AsyncPostgresManager, AsyncServer, ConnectionStateRecovery
-
-from .operations import Node
-from .values import pack
+from support.json_values import pack
+from support.node_operations import ControlledNode
 
 ADMIN_AUTH = {"username": "operator", "password": "secret"}
 
@@ -87,7 +85,7 @@ def build_server(config: Config) -> AsyncServer:
     )
 
 
-def control_app(node: Node) -> Any:
+def control_app(node: ControlledNode) -> Any:
     async def app(scope: dict[str, Any], receive: Any, send: Any) -> None:
         body = b""
         while True:
@@ -124,7 +122,7 @@ async def serve(config: Config) -> None:
         logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
         logging.getLogger("sio_pg_adapter").setLevel(config.log_level)
     sio = build_server(config)
-    node = Node(sio, config)
+    node = ControlledNode(sio, config)
     if config.admin:
         sio.instrument(auth=ADMIN_AUTH, mode=config.admin, server_stats_interval=0.2)
     asyncio.get_running_loop().set_exception_handler(

@@ -1,10 +1,10 @@
-"""Frames written by hand, over a WebSocket or by polling: what goes over the wire, to the letter.
+"""``RawClient``: frames written by hand, over a WebSocket or by polling, compared to the letter.
 
 For example:
 
     async with RawClient(node.url) as c:
         sid, pid = await c.open_namespace()
-        frame = await c.recv()  # '2["e","offset"]': the Engine.IO type 4 of a message is left off
+        frame = await c.recv()  # '2["e","offset"]', without the Engine.IO packet type 4
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any, Self
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
-from .http import request
+from support.http_request import request
 
 TIMEOUT = 20.0  # seconds until a test that waits in vain fails
 Frame = str | bytes  # bytes: an attachment

@@ -1,4 +1,4 @@
-"""The real socket.io-client, driven from Python: one node process, many sockets.
+"""``JSDriver`` and ``JSClient``: the real socket.io-client, many sockets in one Node.js process.
 
 For example:
 
@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
-from .values import pack, unpack
+from support.json_values import pack, unpack
 
 VERSIONS = ("4-6", "4-7", "4-8")  # 4.6.0, 4.7.5 and the newest 4.8.x: see js/package.json
 TIMEOUT = 20.0  # seconds until a test that waits in vain fails; no test measures by it

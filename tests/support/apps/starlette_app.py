@@ -1,4 +1,4 @@
-"""`uvicorn acceptance.apps.starlette_app:app`"""
+"""`uvicorn support.apps.starlette_app:app`"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Node.js and the client libraries of js/package.json, installed once per machine."""
+"""``executable`` and ``install``: Node.js and the client libraries of js/package.json, installed once per machine."""
 
 from __future__ import annotations
 

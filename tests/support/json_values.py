@@ -1,4 +1,4 @@
-"""What JSON cannot hold, held in JSON: the values that cross the pipes and the control endpoint."""
+"""``pack`` and ``unpack``: values that JSON cannot hold, for the pipes and the control endpoint."""
 
 from __future__ import annotations
 

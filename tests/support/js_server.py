@@ -1,4 +1,4 @@
-"""A Socket.IO server of Node's own, driven from Python.
+"""``JSServer``: the Socket.IO server of Node.js.
 
 For example:
 
@@ -15,8 +15,8 @@ import json
 from pathlib import Path
 from typing import Any, Self
 
-from .driver import TIMEOUT, DriverError
-from .values import pack, unpack
+from support.js_driver import TIMEOUT, DriverError
+from support.json_values import pack, unpack
 
 
 class JSServer:

@@ -1,4 +1,4 @@
-"""`python -m acceptance.apps.aiohttp_app PORT`"""
+"""`python -m support.apps.aiohttp_app PORT`"""
 
 from __future__ import annotations
 

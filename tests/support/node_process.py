@@ -1,7 +1,7 @@
-"""Server nodes as processes: start, speak to, kill.
+"""``NodeProcess``: a node in a process of its own, which a test starts, controls and kills.
 
 Starting and ending are plain calls, so that a node can be a module's fixture while each test has
-an event loop of its own; speaking to a node is `await node.control("emit", event=..., ...)`.
+its own event loop. A test controls a node with `await node.control("emit", event=..., ...)`.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ import time
 from pathlib import Path
 from typing import Any, Self
 
-from .http import request
-from .values import pack, unpack
+from support.http_request import request
+from support.json_values import pack, unpack
 
-HERE = Path(__file__).parent
+TESTS = Path(__file__).parents[1]
 START_TIMEOUT = 30.0  # seconds
 PATIENCE = 30.0  # seconds until a test that waits in vain for a node fails
 
@@ -41,7 +41,7 @@ class ControlError(Exception):
 
 class NodeProcess:
     def __init__(self, dsn: str, **config: Any) -> None:
-        """:param config: the fields of `node_process.Config`."""
+        """:param config: the fields of `node_program.Config`."""
         self.config = {"dsn": dsn, **config}
         self.port = 0
         self._process: subprocess.Popen[bytes] | None = None
@@ -54,11 +54,11 @@ class NodeProcess:
     def spawn(self) -> Self:
         """Start without waiting: several nodes start beside each other."""
         self._process = subprocess.Popen(
-            [sys.executable, "-m", f"{HERE.name}.node_process", json.dumps(self.config)],
+            [sys.executable, "-m", "support.node_program", json.dumps(self.config)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._stderr,
-            cwd=HERE.parent,
+            cwd=TESTS,
             env={**os.environ, "PYTHONUNBUFFERED": "1"},
         )
         return self
@@ -126,7 +126,7 @@ class NodeProcess:
         return text
 
     async def control(self, op: str, **options: Any) -> Any:
-        """Run an operation of operations.py in the node and return its value."""
+        """Run an operation of node_operations.py in the node and return its value."""
         body = json.dumps({"op": op, **pack(options)}).encode()
         try:
             async with asyncio.timeout(PATIENCE):

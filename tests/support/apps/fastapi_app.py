@@ -1,4 +1,4 @@
-"""`uvicorn acceptance.apps.fastapi_app:app`"""
+"""`uvicorn support.apps.fastapi_app:app`"""
 
 from __future__ import annotations
 

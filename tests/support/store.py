@@ -1,0 +1,51 @@
+"""``Store``: the log and the sessions of one node, without a server."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sio_pg_adapter import AsyncPostgresManager
+from sio_pg_adapter.log.entries import Entry, Held
+from sio_pg_adapter.log.records import EPOCH_BITS, Kind
+from sio_pg_adapter.log.verdict import Claim, Memberships
+
+
+class Store:
+    """Log and sessions as one node writes them, without a server: nobody follows the log here."""
+
+    def __init__(self, manager: AsyncPostgresManager) -> None:
+        self.manager = manager
+        self.log, self.sessions, self.reader = manager.log, manager.sessions, manager.log_reader
+        self.node = manager.node
+
+    async def emit(self, *rooms: str, namespace: str = "/", skip: tuple[str, ...] = (), body: str = '["e"]') -> int:
+        entry = Entry(Kind.EVENT, namespace, rooms or ("",), skip, body=body)
+        return (await self.log.append(entry)).offset
+
+    async def move(self, kind: Kind, sid: str, room: str, **args: Any) -> int:
+        return (await self.log.append(Entry(kind, "/", (room,), sid=sid, args=args))).offset
+
+    async def close_room(self, room: str) -> int:
+        return (await self.log.append(Entry(Kind.CLOSE, "/", (room,)))).offset
+
+    async def kick(self, sid: str) -> int:
+        return (await self.log.append(Entry(Kind.KICK, "/", sid=sid))).offset
+
+    async def open(self, sid: str = "s", pid: str = "p", *, cursor: int | None = None, **more: Any) -> Held | None:
+        """Open a session; `rooms` as memberships have them, `start` and `cursor` at the head if not given."""
+        head = await self.reader.head() if cursor is None else cursor
+        memberships = Memberships(sid, more.pop("start", head), more.pop("rooms", {}))
+        return await self.sessions.open(
+            more.pop("namespace", "/"), memberships, pid=pid, cursor=head, data=more.pop("data", "{}")
+        )
+
+    async def claim(
+        self, pid: str = "p", after: int | None = None, *, cap: int = 10_000, namespace: str = "/"
+    ) -> Any:
+        await self.reader.learn()
+        key = None if after is None else self.manager.database.codec.epochs[after >> EPOCH_BITS].key.hex()
+        return await self.sessions.claim(namespace, Claim(pid, after, key), cap)
+
+    async def due(self, held: Held, after: int) -> list[int]:
+        page = await self.sessions.page(held, after, 1_000)
+        return [record.offset for record in page.records]
