@@ -64,7 +64,7 @@ async def test_an_operator_sees_both_modes_in_a_browser(make_cluster, js, js_mod
 
 
 @pytest.mark.parametrize("mode", ["development", "production"])
-async def test_what_it_is_told_of_recoveries(make_cluster, js, mode):
+async def test_case_34_what_an_operator_sees_of_recoveries(make_cluster, js, mode):
     cluster = make_cluster(1, namespaces=["/"], admin=mode)
     watching = await operator(js, cluster.a.url)
     await watching.event("config")

@@ -16,7 +16,7 @@ CLUSTER = {"serializer": "msgpack"}
 each_version = pytest.mark.parametrize("version", VERSIONS)
 
 
-async def test_case_01_connect(cluster):
+async def test_case_13_connect(cluster):
     found = []
     for _ in range(2):
         async with RawClient(cluster.a.url) as c:
@@ -29,7 +29,7 @@ async def test_case_01_connect(cluster):
 
 
 @each_version
-async def test_cases_03_and_05_arguments_and_binary(cluster, js, room, version):
+async def test_case_13_arguments_and_binary(cluster, js, room, version):
     client = await in_room(js, cluster.a.url, room, version=version, parser="msgpack")
     data = {"deep": [b"\x00one", {"two": b"two\xff"}]}
     before = None
@@ -44,7 +44,7 @@ async def test_cases_03_and_05_arguments_and_binary(cluster, js, room, version):
 
 
 @each_version
-async def test_case_08_drop_and_rejoin(cluster, js, room, version):
+async def test_case_13_drop_and_rejoin(cluster, js, room, version):
     client = await in_room(js, cluster.a.url, room, version=version, parser="msgpack")
     first = await client.state()
     await cluster.a.emit("seen", b"\x00", room=room)

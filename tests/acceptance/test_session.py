@@ -12,7 +12,7 @@ each_version = pytest.mark.parametrize("version", VERSIONS)
 
 @each_version
 @pytest.mark.parametrize("how", ["drop", "abort"])
-async def test_case_08_drop_and_rejoin(cluster, js, room, version, how):
+async def test_case_8_drop_and_rejoin(cluster, js, room, version, how):
     client = await js.create(cluster.a.url, version=version, auth={"rooms": [room]})
     first = await client.connect()
     assert not first["recovered"]

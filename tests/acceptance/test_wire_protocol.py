@@ -13,7 +13,7 @@ from support.js_driver import VERSIONS, stored_args
 from support.raw_client import RawClient, ServerClosedError, split_event
 
 
-async def test_case_01_connect_is_answered_with_sid_and_pid(cluster):
+async def test_case_1_connect_is_answered_with_sid_and_pid(cluster):
     found = []
     for _ in range(2):
         async with RawClient(cluster.a.url) as c:
@@ -27,7 +27,7 @@ async def test_case_01_connect_is_answered_with_sid_and_pid(cluster):
     assert len(set(found)) == 4
 
 
-async def test_case_02_without_recovery_nothing_of_it_is_seen_or_written(make_cluster):
+async def test_case_2_without_recovery_nothing_of_it_is_seen_or_written(make_cluster):
     cluster = make_cluster(1, recovery=False)
     async with RawClient(cluster.a.url) as c:
         sid, pid = await c.open_namespace(pid="private", offset="offset", token="t")
@@ -55,7 +55,7 @@ async def test_case_02_without_recovery_nothing_of_it_is_seen_or_written(make_cl
         pytest.param((None, 1), [None, 1], id="tuple with None"),
     ],
 )
-async def test_case_03_offset_is_the_last_argument(cluster, data, args):
+async def test_case_3_offset_is_the_last_argument(cluster, data, args):
     async with RawClient(cluster.a.url) as c:
         sid, _ = await c.open_namespace()
         await cluster.a.emit("e", data, to=sid)
@@ -67,7 +67,7 @@ async def test_case_03_offset_is_the_last_argument(cluster, data, args):
         assert next_offset != offset
 
 
-async def test_case_04_each_namespace_has_its_own_session(cluster):
+async def test_case_4_each_namespace_has_its_own_session(cluster):
     async with RawClient(cluster.a.url) as c:
         root = await c.open_namespace()
         other = await c.open_namespace("/ns")
@@ -84,7 +84,7 @@ async def test_case_04_each_namespace_has_its_own_session(cluster):
         assert await c.open_namespace(pid=root[1], offset=root_offset) == root
 
 
-async def test_case_05_attachments_stand_right_behind_their_head(cluster, room):
+async def test_case_5_attachments_stand_right_behind_their_head(cluster, room):
     data = {"deep": [b"\x00one", {"two": b"two\xff"}], "text": "t"}
     async with RawClient(cluster.a.url) as c:
         await c.open_namespace(rooms=[room])
@@ -102,7 +102,7 @@ async def test_case_05_attachments_stand_right_behind_their_head(cluster, room):
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-async def test_case_05_js_gets_buffers_and_moves_its_offset(cluster, js, room, version):
+async def test_case_5_js_gets_buffers_and_moves_its_offset(cluster, js, room, version):
     client = await in_room(js, cluster.a.url, room, version=version)
     await cluster.b.emit("first", 1, room=room)
     before = (await client.event("first"))["offset"]
@@ -116,7 +116,7 @@ async def test_case_05_js_gets_buffers_and_moves_its_offset(cluster, js, room, v
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-async def test_case_06_calls_and_callbacks_bear_no_offset(cluster, js, room, version):
+async def test_case_6_calls_and_callbacks_bear_no_offset(cluster, js, room, version):
     client = await in_room(js, cluster.a.url, room, version=version, acks={"q": ["r", 1]})
     sid = (await client.state())["sid"]
     await cluster.a.emit("e", 1, room=room)
@@ -131,7 +131,7 @@ async def test_case_06_calls_and_callbacks_bear_no_offset(cluster, js, room, ver
     assert (await client.rejoin())["recovered"]
 
 
-async def test_case_06_frame_of_a_call(cluster):
+async def test_case_6_frame_of_a_call(cluster):
     async with RawClient(cluster.a.url) as c:
         sid, _ = await c.open_namespace()
         await cluster.a.control("emit_callback", event="q", data=1, to=sid)
@@ -144,7 +144,7 @@ async def test_case_06_frame_of_a_call(cluster):
 
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("how", ["volatile", "ignore_queue"])
-async def test_case_07_unstored_events_leave_the_offset_alone(cluster, js, room, version, how):
+async def test_case_7_unstored_events_leave_the_offset_alone(cluster, js, room, version, how):
     client = await in_room(js, cluster.a.url, room, version=version)
     await cluster.a.emit("stored", 1, room=room)
     offset = (await client.event("stored"))["offset"]

@@ -118,7 +118,7 @@ async def test_two_clients_on_two_nodes_see_one_order(start_node):
         assert len(seen) == 300 and await two.events_until("end") == seen
 
 
-async def test_case_45_50_mb_and_what_follows_it(start_node):
+async def test_case_45_fifty_mb_and_what_follows_it(start_node):
     a, b = await start_node(), await start_node()
     big = "x" * 50_000_000
     async with b.client() as wire, a.client() as own:
@@ -220,7 +220,7 @@ async def test_case_78_an_unknown_sid_times_out_and_leaves_nothing(start_node):
     assert not node.manager.callbacks
 
 
-async def test_volatile_crosses_nodes_in_its_place_and_is_not_kept(start_node, db):
+async def test_case_39_volatile_crosses_nodes_in_its_place_and_is_not_kept(start_node, db):
     """Cases 7 and 39: and its last string is not taken for an offset."""
     a, b = await start_node(), await start_node()
     async with b.client() as wire:

@@ -146,7 +146,7 @@ async def test_case_50_what_was_deleted_above_the_offset_is_lost(pg_dsn, store, 
     assert (await store.claim(after=missed)).lost is False
 
 
-async def test_a_replay_that_retention_overtakes_is_told(pg_dsn, store, db):
+async def test_case_88_a_replay_that_retention_overtakes_is_reported(pg_dsn, store, db):
     held = await store.open()
     first, _ = await store.emit(), await store.emit()
     assert (await store.sessions.page(held, 0, 1)).records[0].offset == first
@@ -155,8 +155,8 @@ async def test_a_replay_that_retention_overtakes_is_told(pg_dsn, store, db):
     assert (await store.sessions.page(held, first, 1)).lost is True
 
 
-async def test_a_cursor_that_retention_overtakes_is_cut_and_exact(start_node, db, pg_dsn, expected_errors):
-    """Case 88: the node could not read for longer than records are kept; its clients come back, none with a hole."""
+async def test_case_88_a_cursor_that_retention_overtakes_is_cut_and_exact(start_node, db, pg_dsn, expected_errors):
+    """The node could not read for longer than records are kept; its clients come back, none with a hole."""
     expected_errors.append("retention deleted records that this node had not read")
     a, b = await start_node(), await start_node()
     async with b.client() as wire:
@@ -191,7 +191,7 @@ async def test_large_bodies_go_with_their_records_and_orphans_after_an_hour(pg_d
     assert [tuple(row) for row in left] == [(False, False), (False, True), (True, False)]
 
 
-async def test_one_node_deletes_at_a_time_and_nobody_waits_for_it(pg_dsn, store, db):
+async def test_case_88_one_node_deletes_at_a_time_and_nobody_waits_for_it(pg_dsn, store, db):
     await store.emit()
     await age(db)
     other = await asyncpg.connect(pg_dsn)

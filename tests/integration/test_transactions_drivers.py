@@ -136,7 +136,7 @@ SYNC = [
 
 
 @pytest.mark.parametrize("connected", SYNC)
-def test_case_79_case_80_synchronous(dsn, connected):
+def test_cases_79_80_synchronous(dsn, connected):
     with connected(dsn) as (connection, execute, commit, rollback):
         execute("INSERT INTO orders VALUES (1)")
         emit(connection, "no")
