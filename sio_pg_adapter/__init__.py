@@ -15,6 +15,7 @@ from .errors import (
 )
 from .lifespan import lifespan
 from .manager import AsyncPostgresManager
+from .node import Health
 from .options import ConnectionStateRecovery
 from .server.namespace import AsyncNamespace
 from .server.server import AsyncServer
@@ -28,6 +29,7 @@ __all__ = [
     "ConfigurationError",
     "ConnectionStateRecovery",
     "HandlerFailed",
+    "Health",
     "NoAnswer",
     "NotSerializable",
     "PayloadTooLarge",

@@ -1,7 +1,7 @@
 """What a node has done, counted in plain numbers, and where its spans begin.
 
-The node only adds; :mod:`sio_pg_adapter.metrics` reads, at the time of a scrape, maybe in another thread. An addition
-costs some 20 ns, and there is one for a batch, a record or a connect, none for each recipient.
+The node only adds. :mod:`sio_pg_adapter.metrics` reads at the time of a scrape, which may run in another thread. An
+addition costs some 20 ns, and there is one for each batch, record or connect, and none for each recipient.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
-from sio_pg_adapter.log.entries import Entry
-from sio_pg_adapter.log.records import Kind, Record
+from sio_pg_adapter.log.records import Entry, Kind, Record
 from sio_pg_adapter.log.verdict import Fresh, Reason, Recovered
 
 BATCH_BOUNDS = (1, 2, 5, 10, 20, 50, 100, 200, 500)
+"""The buckets of the histogram of batches, in entries."""
 
 NO_SPAN: AbstractContextManager[None] = nullcontext()
 
@@ -23,7 +23,7 @@ NO_SPAN: AbstractContextManager[None] = nullcontext()
 class Histogram:
     """How often a value fell into which bucket.
 
-    :param bounds: the highest value of each bucket, ascending; one more takes what is above all of them.
+    :param bounds: the highest value of each bucket, ascending. One more bucket takes the values above them.
     """
 
     def __init__(self, bounds: tuple[int, ...]) -> None:
@@ -37,39 +37,42 @@ class Histogram:
 
 
 class Spans:
-    """Where spans begin and end. These are none: :func:`sio_pg_adapter.tracing.trace` puts others in their place."""
+    """Where spans begin and end. This class makes none. :func:`sio_pg_adapter.tracing.trace` replaces it."""
 
     def append(self, entries: Sequence[Entry]) -> AbstractContextManager[None]:
-        """Around the commit of a batch."""
+        """Surround the commit of a batch."""
         return NO_SPAN
 
     def deliver(self, record: Record, apply: Callable[[Record], None]) -> None:
-        """Around what a record of the log means for the clients of this node. Called for each record: a context
-        manager that does nothing would cost more than all counters."""
+        """Surround the delivery of a record to the clients of this node.
+
+        It is called for each record: a context manager that does nothing would cost more than all counters.
+        """
         apply(record)
 
     def recovery(self, namespace: str) -> AbstractContextManager[None]:
-        """From the claim of a session until the first page of what was missed is on its way, or it is refused."""
+        """Surround a recovery, from the claim to the first page of what was missed, or to the refusal."""
         return NO_SPAN
 
     def decided(self, decision: Recovered | Fresh) -> None:
-        """The verdict, in the span of a recovery."""
+        """Note the verdict in the span of a recovery."""
 
 
 @dataclass(slots=True)
 class Counters:
     """What a node has done since its manager was made.
 
-    :ivar appended: events that it wrote to the log.
+    :ivar appended: events that it appended to the log.
     :ivar batches: entries of each batch.
     :ivar applied: records of the log, of all kinds and nodes, that its cursor has passed.
-    :ivar stored: stored events times recipients, as they were put on live connections; ``unstored``: volatile ones,
-                  questions, and emits to this node's clients only.
-    :ivar replayed: the same, of what recovered clients had missed.
-    :ivar recovered: claims of a session that were granted; ``fresh``: those that were not, by reason.
+    :ivar stored: stored events times recipients, as they were sent to live clients.
+    :ivar unstored: the same of volatile events, questions, and emits to this node's clients only.
+    :ivar replayed: the same of events that recovered clients had missed.
+    :ivar recovered: claims of a session that were granted.
+    :ivar fresh: claims that were not granted, by reason.
     :ivar takeovers: recovered sessions that another connection still held.
     :ivar broken: connects and replays that failed here, so that the client tries again.
-    :ivar cut: clients that took too little.
+    :ivar cut: clients that were disconnected because they were too slow.
     """
 
     appended: int = 0
@@ -86,19 +89,19 @@ class Counters:
     spans: Spans = field(default_factory=Spans)
 
     def wrote(self, entries: Sequence[Entry]) -> None:
-        """A batch is in the log."""
+        """Count a batch that is in the log."""
         self.batches.observe(len(entries))
         self.appended += [entry.kind for entry in entries].count(Kind.EVENT)
 
     def sent_from_log(self, *, recovered: bool) -> None:
-        """A client was sent a record behind its CONNECT: it had missed it, or it came while a first connect ran."""
+        """Count an event that was sent behind a CONNECT: missed, or emitted while a first connect was decided."""
         if recovered:
             self.replayed += 1
         else:
             self.stored += 1
 
     def decided(self, decision: Recovered | Fresh) -> None:
-        """A claim was judged."""
+        """Count the verdict on a claim."""
         if isinstance(decision, Recovered):
             self.recovered += 1
         else:

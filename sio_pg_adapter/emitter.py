@@ -23,7 +23,8 @@ from types import ModuleType
 from typing import Any
 
 from sio_pg_adapter.errors import ConfigurationError
-from sio_pg_adapter.log.records import EVERYBODY, encode_event, first_named, namespace_name, pack, text_names
+from sio_pg_adapter.log.names import EVERYBODY, first_named, namespace_name, text_names
+from sio_pg_adapter.log.payload import encode_event, pack
 from sio_pg_adapter.store.queries import Queries
 
 SYNC = "a psycopg Connection, an SQLAlchemy Connection or Session, Django's connection, or another of DB-API 2"

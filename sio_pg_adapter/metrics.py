@@ -24,7 +24,7 @@ except ImportError as e:
     ) from e
 
 from sio_pg_adapter.errors import ConfigurationError
-from sio_pg_adapter.local.clients import Client, State
+from sio_pg_adapter.local.client import Client, State
 
 if TYPE_CHECKING:
     from sio_pg_adapter.manager import AsyncPostgresManager
@@ -111,14 +111,14 @@ class _Families:
 
     def read(self, name: str, manager: AsyncPostgresManager) -> None:
         self._read_counters(name, manager)
-        started = hasattr(manager, "log")
-        self.queues.add_metric([name, "log"], manager.log.waiting if started else 0)
-        self.queues.add_metric([name, "messages"], manager.ephemeral.waiting if started else 0)
+        node = manager.node
+        self.queues.add_metric([name, "log"], 0 if node is None else node.writer.waiting)
+        self.queues.add_metric([name, "messages"], 0 if node is None else node.messages.waiting)
         if manager.write_only:
             return
-        self.reconnects.add_metric([name], manager.listener.reconnects if started else 0)
-        self.listening.add_metric([name], int(started and manager.listener.connected))
-        self.lag.add_metric([name], manager.dispatcher.lag if started else 0)
+        self.reconnects.add_metric([name], 0 if node is None else node.reconnects)
+        self.listening.add_metric([name], int(node is not None and node.listening))
+        self.lag.add_metric([name], 0 if node is None else node.cursor.lag)
         self._read_clients(name, manager)
 
     def _read_counters(self, name: str, manager: AsyncPostgresManager) -> None:
@@ -145,7 +145,7 @@ class _Families:
         for state in (State.CONNECTING, State.REPLAYING, State.LIVE):
             self.clients.add_metric([name, state.name.lower()], states[state])
         # By connection: clients of several namespaces share one.
-        waiting = {client.eio_sid: client.socket.queue.qsize() for client in clients}.values()
+        waiting = {client.eio_sid: client.connection.socket.queue.qsize() for client in clients}.values()
         self.queues.add_metric([name, "clients"], sum(waiting))
         self.longest.add_metric([name], max(waiting, default=0))
         self.held.add_metric([name], sum(client.held is not None for client in clients))

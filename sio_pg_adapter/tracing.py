@@ -29,8 +29,7 @@ except ImportError as e:
     ) from e
 
 from sio_pg_adapter.counters import Spans
-from sio_pg_adapter.log.entries import Entry
-from sio_pg_adapter.log.records import Kind, Record
+from sio_pg_adapter.log.records import Entry, Kind, Record
 from sio_pg_adapter.log.verdict import Fresh, Recovered
 from sio_pg_adapter.server.connect import Lost
 

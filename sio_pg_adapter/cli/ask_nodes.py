@@ -13,7 +13,10 @@ import secrets
 import uuid
 from typing import Any
 
-from sio_pg_adapter.store.database import Database, translated
+from sio_pg_adapter.cluster.messages import Reply, Request, decode, encode
+from sio_pg_adapter.cluster.requests import Service, answer_in
+from sio_pg_adapter.store.database import Database
+from sio_pg_adapter.store.failures import translated
 
 
 async def roll_call(database: Database, nodes: set[str], *, timeout: float) -> dict[str, Any]:
@@ -22,7 +25,7 @@ async def roll_call(database: Database, nodes: set[str], *, timeout: float) -> d
     :param nodes: the ids of those that are there.
     :param timeout: seconds to wait at the most.
     :raises StoreUnavailable: if they cannot be asked.
-    :raises PoolerInBetween: if LISTEN does not work, through a pooler.
+    :raises PoolerBetween: if LISTEN does not work, through a pooler.
     """
     answers: dict[str, Any] = {}
     if not nodes:
@@ -30,25 +33,19 @@ async def roll_call(database: Database, nodes: set[str], *, timeout: float) -> d
     complete, channel = asyncio.Event(), "sio_" + secrets.token_hex(20)
 
     def answered(_connection: object, _backend: int, _channel: str, payload: str) -> None:
-        message = json.loads(payload)
-        answers[message["from"]] = json.loads(message["body"])[1] if "body" in message else None
+        reply = decode(json.loads(payload))
+        assert isinstance(reply, Reply)
+        answers[reply.node] = None if reply.body is None else answer_in(reply)
         if nodes <= answers.keys():
             complete.set()
 
-    request = {
-        "type": "request",
-        "what": "status",
-        "node": uuid.uuid4().hex,
-        "number": 1,
-        "cursor": 0,  # it waits for no place in the log: a node that is behind shall say so
-        "id": 1,
-        "reply": channel,
-    }
+    # It bears no cursor, so a node that is behind answers as well.
+    request = encode(Request(Service.STATUS, id=1, reply_to=channel), node=uuid.uuid4().hex, number=1, cursor=0)
     connection, _ = await database.listen_connection()
     try:
         with translated("LISTEN"):
             await connection.add_listener(channel, answered)
-        await database.fetch("notify", [database.channel], [json.dumps(request)])
+        await database.fetch("notify", [database.channel], [request])
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(complete.wait(), timeout)
     finally:

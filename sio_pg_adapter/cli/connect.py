@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Iterator
 
 from sio_pg_adapter.errors import SioPgError, StoreUnavailable
 from sio_pg_adapter.store.database import Database
-from sio_pg_adapter.store.pooler import PoolerInBetween
+from sio_pg_adapter.store.pooler import PoolerBetween
 
 MEND = "give --dsn, or set SIO_PG_DSN, to where it is"
 
@@ -43,7 +43,7 @@ def listening() -> Iterator[None]:
     """The refusal to listen through a pooler, in the words of the command line."""
     try:
         yield
-    except PoolerInBetween as e:
+    except PoolerBetween as e:
         raise CannotListen("LISTEN does not work through a pooler: give --listen-dsn, of a direct connection") from e
 
 

@@ -9,8 +9,9 @@ import uuid
 from typing import Any, NoReturn
 
 from sio_pg_adapter.counters import Counters
-from sio_pg_adapter.log.entries import Entry
-from sio_pg_adapter.log.records import EVERYBODY, Kind, encode_event, text_name, text_names
+from sio_pg_adapter.log.names import EVERYBODY, text_name, text_names
+from sio_pg_adapter.log.payload import encode_event
+from sio_pg_adapter.log.records import Entry, Kind
 from sio_pg_adapter.store.writer import LogWriter
 
 from . import terminal

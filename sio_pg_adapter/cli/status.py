@@ -6,7 +6,7 @@ import argparse
 import asyncio
 from typing import Any
 
-from sio_pg_adapter.log.records import EPOCH_BITS
+from sio_pg_adapter.log.offsets import EPOCH_BITS
 from sio_pg_adapter.store.database import Database
 
 from . import terminal

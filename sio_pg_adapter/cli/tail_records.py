@@ -7,7 +7,8 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from sio_pg_adapter.log.records import Kind, unpack
+from sio_pg_adapter.log.payload import unpack
+from sio_pg_adapter.log.records import Kind
 
 from . import terminal
 

@@ -1,33 +1,29 @@
-"""One question to many clients, of all nodes, and all their answers.
+"""One question to many clients of all nodes, and all their answers.
 
-Each node says whom it asked, then what they answer, and who of them went away. So the asker knows whom it waits for,
-and waits for nobody who cannot answer any more.
+Each node says which clients it asked, then what they answer, and which of them went away. So the asker knows whom it
+waits for, and waits for nobody who cannot answer any more.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sio_pg_adapter.errors import NoAnswer
-from sio_pg_adapter.local.clients import Ack, Client
+from sio_pg_adapter.local.client import Ack, Client
+from sio_pg_adapter.local.delivery import Delivery
+from sio_pg_adapter.log.records import Outgoing
 
-from .messages import Message
-from .requests import Gathering
-
-if TYPE_CHECKING:
-    from sio_pg_adapter.manager import AsyncPostgresManager
-
-Target = tuple[str, tuple[str, ...], tuple[str, ...], str, tuple[bytes, ...]]
-"""Namespace, rooms, skipped sids, body and its binary parts."""
+from .messages import Event, Request, fields_of
+from .requests import Answers, Requests, Service
 
 
-class Tally(Gathering):
-    """Who was asked at each node, and who has answered.
+class ClientAnswers(Answers):
+    """Which clients were asked at each node, and their answers.
 
-    :ivar asked: sids by node, where the node has told.
-    :ivar open: those of them who may still answer.
+    :ivar asked: the sids by node, as far as the node has said.
+    :ivar open: those of them that may still answer.
     :ivar values: the answers by sid.
     """
 
@@ -36,46 +32,46 @@ class Tally(Gathering):
         self.asked: dict[str, list[str]] = {}
         self.open: dict[str, set[str]] = {}
         self.values: dict[str, Any] = {}
-        self._early: dict[str, set[str]] = {}  # who is settled at nodes that have not told whom they asked
+        self._early: dict[str, set[str]] = {}  # settled sids of nodes that have not said which they asked
 
     def take(self, node: str, value: Any) -> None:
-        told = [sid for sid, _ in value.get("answers", ())] + list(value.get("gone", ()))
+        settled = [sid for sid, _ in value.get("answers", ())] + list(value.get("gone", ()))
         for sid, args in value.get("answers", ()):
             self.values.setdefault(sid, args[0] if len(args) == 1 else tuple(args) if args else None)
         if "asked" in value:
             self.asked[node] = value["asked"]
             self.open[node] = set(value["asked"]) - self._early.pop(node, set())
-        # A long list of who was asked goes through a table: what is short may come before it.
+        # A long list of asked clients goes through a table, and a short message may come before it.
         if node in self.asked:
-            self.open[node].difference_update(told)
+            self.open[node].difference_update(settled)
         else:
-            self._early.setdefault(node, set()).update(told)
+            self._early.setdefault(node, set()).update(settled)
         self.changed.set()
 
     def owing(self) -> set[str]:
         return {node for node in self.nodes - self.failed.keys() if node not in self.asked or self.open[node]}
 
-    def missing(self) -> list[str]:
-        """The sids that were asked and have not answered."""
+    def silent_clients(self) -> list[str]:
+        """Return the sids that were asked and have not answered."""
         return sorted({sid for sids in self.asked.values() for sid in sids} - self.values.keys())
 
 
-class Asking:
-    """One poll at one node: the clients that it asked here.
+class LocalCall:
+    """A broadcast call at one node: the clients that it asks here.
 
-    :param tell: takes what the asker has to know: at once who was asked, then what came in one tick, together.
+    :param report: takes the sids that were asked, at once, and then the answers of each tick together.
     """
 
-    def __init__(self, manager: AsyncPostgresManager, target: Target, tell: Callable[[dict[str, Any]], None]) -> None:
-        self._tell = tell
+    def __init__(self, delivery: Delivery, outgoing: Outgoing, report: Callable[[dict[str, Any]], None]) -> None:
+        self._report = report
         self._news: dict[str, list[Any]] = {}
-        self._asked = manager.delivery.question(*target, self._ack)
+        self._asked = delivery.question(outgoing, self._ack)
         self._open = {client.sid for client, _ in self._asked}
         self._end: asyncio.TimerHandle | None = None
-        tell({"asked": sorted(self._open)})
+        report({"asked": sorted(self._open)})
 
     def close_in(self, seconds: float) -> None:
-        """Wait no longer than that: nobody does then."""
+        """Wait no longer than that. Then the asker does not wait any more either."""
         if self._open:
             self._end = asyncio.get_running_loop().call_later(seconds, self.close)
 
@@ -84,7 +80,7 @@ class Asking:
         if self._end is not None:
             self._end.cancel()
         for client, ack_id in self._asked:
-            client.acks.pop(ack_id, None)
+            client.take_ack(ack_id)
         self._asked.clear()
 
     def _ack(self, client: Client) -> Ack:
@@ -101,46 +97,48 @@ class Asking:
 
     def _flush(self) -> None:
         news, self._news = self._news, {}
-        self._tell(news)
+        self._report(news)
 
 
-class Polls:
+class BroadcastCalls:
     """Asks the clients of all nodes.
 
-    :param manager: whose delivery asks the clients here, and whose peers ask the others.
+    :param node: this node's id.
     """
 
-    def __init__(self, manager: AsyncPostgresManager) -> None:
-        self._manager = manager
-        manager.peers.serve("poll", self._requested)
+    def __init__(self, delivery: Delivery, requests: Requests, node: str) -> None:
+        self._delivery = delivery
+        self._requests = requests
+        self._node = node
+        requests.serve(Service.BROADCAST_CALL, self._requested)
 
-    async def poll(self, target: Target, event: str, timeout: float) -> dict[str, Any]:
-        """The clients' answers, by sid.
+    async def call(self, outgoing: Outgoing, event: str, timeout: float) -> dict[str, Any]:
+        """Return the clients' answers, by sid.
 
-        :raises NoAnswer: if not all of them answered; at once where those that have not are gone.
+        :raises NoAnswer: if not all of them answered. At once if those that have not are gone.
         """
-        namespace, rooms, skip_sids, body, parts = target
-        manager, tally, here = self._manager, Tally(), []
-        tally.nodes.add(manager.node)
+        answers, local = ClientAnswers(), list[LocalCall]()
+        answers.nodes.add(self._node)
 
         def begin() -> None:
-            here.append(Asking(manager, target, lambda value: tally.take(manager.node, value)))
+            local.append(LocalCall(self._delivery, outgoing, lambda value: answers.take(self._node, value)))
 
-        fields = {"namespace": namespace, "rooms": rooms, "skip": skip_sids, "body": body, "timeout": timeout}
+        fields = {"event": fields_of(Event.of(outgoing)), "timeout": timeout}
         try:
-            await manager.peers.gather("poll", fields, parts, tally, timeout=timeout, begin=begin)
+            await self._requests.gather(
+                Service.BROADCAST_CALL, fields, outgoing.parts, answers, timeout=timeout, begin=begin
+            )
         finally:
-            for asking in here:
-                asking.close()
-        silent, missing = tally.nodes - tally.asked.keys(), tally.missing()
+            for call in local:
+                call.close()
+        silent, missing = answers.nodes - answers.asked.keys(), answers.silent_clients()
         if silent:
-            raise NoAnswer(f"event {event!r}", "node", silent, tally.values, also=missing)
+            raise NoAnswer(f"event {event!r}", "node", silent, answers.values, also=missing)
         if missing:
-            raise NoAnswer(f"event {event!r}", "client", missing, tally.values)
-        return tally.values
+            raise NoAnswer(f"event {event!r}", "client", missing, answers.values)
+        return answers.values
 
-    def _requested(self, message: Message, parts: tuple[bytes, ...]) -> None:
-        rooms, skip_sids = tuple(message["rooms"]), tuple(message["skip"])
-        target = (message["namespace"], rooms, skip_sids, message["body"], parts)
-        asking = Asking(self._manager, target, lambda value: self._manager.peers.reply(message, value))
-        asking.close_in(message["timeout"])
+    def _requested(self, request: Request, parts: tuple[bytes, ...]) -> None:
+        outgoing = Event(**request.fields["event"]).outgoing(parts)
+        call = LocalCall(self._delivery, outgoing, lambda value: self._requests.reply(request, value))
+        call.close_in(request.fields["timeout"])

@@ -1,31 +1,29 @@
-"""Questions to clients of any node: who waits for which answer.
+"""Questions to clients of any node, and the callbacks that wait for their answers.
 
-A question is an event that wants an acknowledgement. It goes to the clients of this node at once, and by a message
-that is not kept to the other nodes, which send what their clients answer to this node's own channel.
+A question is an event that wants an acknowledgement. It goes to the clients of this node at once, and by a message to
+the other nodes, which send their clients' answers to this node's own channel.
 """
 
 from __future__ import annotations
 
 import inspect
-import json as stdlib_json
-import logging
+import json
 import secrets
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from sio_pg_adapter.local.clients import Ack
-from sio_pg_adapter.log.records import encode_event, with_binary
+from sio_pg_adapter.local.client import Ack, Client
+from sio_pg_adapter.local.clients import Clients
+from sio_pg_adapter.local.delivery import Delivery
+from sio_pg_adapter.log.payload import encode_values, with_binary
+from sio_pg_adapter.log.records import Outgoing
+from sio_pg_adapter.tasks import Tasks
 
-from .messages import Message
-
-if TYPE_CHECKING:
-    from sio_pg_adapter.manager import AsyncPostgresManager
+from .messages import Answer, Event, Kind, Messages, Question, fields_of
 
 PENDING_CALLBACKS = 100_000
-"""Callbacks that wait for other nodes' clients; beyond that the oldest are given up."""
-
-logger = logging.getLogger("sio_pg_adapter")
+"""How many callbacks may wait for clients of other nodes. Beyond that the oldest are given up."""
 
 Callback = Callable[..., Any]
 
@@ -33,94 +31,83 @@ Callback = Callable[..., Any]
 class Callbacks:
     """The callbacks that this node waits to call.
 
-    :param manager: whose delivery and messages the questions go by, and whose tasks run the callbacks.
+    :param channel: this node's own channel.
     """
 
-    def __init__(self, manager: AsyncPostgresManager) -> None:
-        self._manager = manager
+    def __init__(self, clients: Clients, delivery: Delivery, messages: Messages, tasks: Tasks, channel: str) -> None:
+        self._clients = clients
+        self._delivery = delivery
+        self._messages = messages
+        self._tasks = tasks
+        self._channel = channel
         self._pending: OrderedDict[int, Callback] = OrderedDict()
+        self._numbers_of: dict[int, int] = {}
         self._numbers = iter(range(secrets.randbits(40), 1 << 62))
+        messages.on(Kind.QUESTION, self._asked)
+        messages.on(Kind.ANSWER, self._answered)
 
     def __len__(self) -> int:
         return len(self._pending)
 
-    async def ask(
-        self,
-        namespace: str,
-        rooms: tuple[str, ...],
-        skip_sids: tuple[str, ...],
-        body: str,
-        parts: tuple[bytes, ...],
-        callback: Callback,
-        *,
-        only_here: bool,
-    ) -> None:
-        """Send a question; ``callback`` is called with the first answer.
+    async def ask(self, outgoing: Outgoing, callback: Callback, *, only_here: bool) -> None:
+        """Send a question. ``callback`` is called with the first answer.
 
-        :param only_here: to this node's clients alone.
+        :param only_here: ask only this node's clients.
         :raises StoreUnavailable: if it cannot be sent to the other nodes.
         """
-        manager, number = self._manager, next(self._numbers)
+        number = next(self._numbers)
         self._pending[number] = callback
+        self._numbers_of[id(callback)] = number
         if len(self._pending) > PENDING_CALLBACKS:
-            self._pending.popitem(last=False)
-        ack = self._answer_to(manager.channel, number)
-        manager.delivery.question(namespace, rooms, skip_sids, body, parts, lambda _client: ack)
-        if only_here or (len(rooms) == 1 and rooms[0] in manager.clients.by_sid.get(namespace, {})):
-            return  # for a client of this node alone
-        message: Message = {
-            "type": "question",
-            "namespace": namespace,
-            "rooms": rooms,
-            "skip": skip_sids,
-            "body": body,
-        }
-        message |= {"id": number, "reply": manager.channel}
-        await manager.ephemeral.send(manager.database.channel, message, parts)
+            self._take(next(iter(self._pending)))
+        ack = Ack(lambda *args: self._call(number, args))
+        self._delivery.question(outgoing, lambda _client: ack)
+        if only_here or (
+            len(outgoing.rooms) == 1 and self._clients.current(outgoing.rooms[0], outgoing.namespace) is not None
+        ):
+            return  # it is for a client of this node alone
+        question = Question(number, self._channel, fields_of(Event.of(outgoing)))
+        await self._messages.send_to_all(question, outgoing.parts)
 
     def forget(self, callback: Callback) -> None:
-        """Nobody waits for its answer any more."""
-        for number in [n for n, c in self._pending.items() if c is callback]:
-            del self._pending[number]
+        """Nobody waits for the answer to this callback any more."""
+        number = self._numbers_of.get(id(callback))
+        if number is not None and self._pending.get(number) is callback:
+            self._take(number)
 
-    def asked(self, message: Message, parts: tuple[bytes, ...]) -> None:
-        """Another node has a question to clients of this one."""
-        target = (message["namespace"], tuple(message["rooms"]), tuple(message["skip"]), message["body"], parts)
-        ack = self._answer_to(message["reply"], message["id"])
-        self._manager.delivery.question(*target, lambda _client: ack)
+    def acknowledged(self, client: Client | None, ack_id: int, data: Any) -> bool:
+        """A client of this node acknowledged an event. ``False`` if nobody asked, or waits any more."""
+        ack = None if client is None else client.take_ack(ack_id)
+        if ack is None:
+            return False
+        ack.answered(*data)
+        return True
 
-    def answered(self, message: Message, parts: tuple[bytes, ...]) -> None:
-        """A client of another node has answered."""
-        callback = self._pending.pop(message["id"], None)
+    def _take(self, number: int) -> Callback | None:
+        callback = self._pending.pop(number, None)
+        if callback is not None and self._numbers_of.get(id(callback)) == number:
+            del self._numbers_of[id(callback)]
+        return callback
+
+    def _call(self, number: int, args: Any) -> None:
+        callback = self._take(number)
         if callback is not None:
-            self._run(callback, with_binary(stdlib_json.loads(message["body"]), parts))
+            self._tasks.spawn(_call(callback, args), "callback")
 
-    def acknowledged(self, sid: str, ack_id: int, data: Any) -> None:
-        """A client of this node acknowledged an event."""
-        for of_namespace in self._manager.clients.by_sid.values():
-            client = of_namespace.get(sid)
-            if client is not None and (ack := client.acks.pop(ack_id, None)) is not None:
-                ack.answered(*data)
-                return
-        logger.warning("Unknown callback received, ignoring.")
-
-    def _answer_to(self, channel: str, number: int) -> Ack:
+    # -- the questions of other nodes, and their answers to ours -----------------------------------------------
+    def _asked(self, question: Question, parts: tuple[bytes, ...]) -> None:
         def answer(*args: Any) -> None:
-            if channel == self._manager.channel:
-                callback = self._pending.pop(number, None)
-                if callback is not None:
-                    self._run(callback, args)
-                return
-            body, parts = encode_event("", args, stdlib_json)
-            values = stdlib_json.dumps(stdlib_json.loads(body)[1:])
-            self._manager.ephemeral.send(channel, {"type": "answer", "id": number, "body": values}, parts)
+            body, answer_parts = encode_values(list(args), "an acknowledgement")
+            self._messages.send(question.reply_to, Answer(question.id, body), answer_parts)
 
-        return Ack(answer)
+        ack = Ack(answer)
+        self._delivery.question(Event(**question.event).outgoing(parts), lambda _client: ack)
 
-    def _run(self, callback: Callback, args: Any) -> None:
-        async def run() -> None:
-            result = callback(*args)
-            if inspect.isawaitable(result):
-                await result
+    def _answered(self, answer: Answer, parts: tuple[bytes, ...]) -> None:
+        self._call(answer.id, with_binary(json.loads(answer.body), parts))
 
-        self._manager.spawn(run(), "sio_pg callback")
+
+async def _call(callback: Callback, args: Any) -> None:
+    result = callback(*args)
+    if inspect.isawaitable(result):
+        await result

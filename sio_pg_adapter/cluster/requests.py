@@ -1,44 +1,53 @@
-"""Requests to the other nodes, and what comes back.
+"""Requests to the other nodes, and their replies.
 
-A request goes to all nodes in one message that is not kept, and each answers to the asker's own channel. Who has to
-answer is what presence tells, before the request and again while an answer is missing: a node that is gone, killed
-or cut off, is not waited for.
+A request goes to all nodes in one message, and each replies to the channel of the node that asks. Presence says which
+nodes have to reply, before the request and again while a reply is missing. A node that is gone, killed or cut off is
+not waited for.
 """
 
 from __future__ import annotations
 
 import asyncio
+import enum
 import inspect
-import json as stdlib_json
+import json
 import logging
 import secrets
 import time
-import uuid
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sio_pg_adapter.errors import SioPgError, StoreUnavailable
-from sio_pg_adapter.log.records import encode_event, with_binary
+from sio_pg_adapter.log.payload import encode_event, with_binary
+from sio_pg_adapter.store.presence import Presence
+from sio_pg_adapter.tasks import Tasks
 
-from .messages import Message
-
-if TYPE_CHECKING:
-    from sio_pg_adapter.manager import AsyncPostgresManager
+from .messages import Kind, Messages, Reply, Request
 
 LOOK_AGAIN = 0.5
-"""Seconds for which an answer may be missing until it is looked who is still there."""
+"""Seconds for which a reply may be missing until presence is asked again."""
 
 logger = logging.getLogger("sio_pg_adapter")
 
-Service = Callable[[Message, tuple[bytes, ...]], Any]
+Answering = Callable[[Request, tuple[bytes, ...]], Any]
 
 
-class Gathering:
+class Service(enum.StrEnum):
+    """The services of a node."""
+
+    SOCKETS = "sockets"
+    UNSTORED = "unstored"
+    BROADCAST_CALL = "broadcast_call"
+    SERVER_EVENT = "server_event"
+    STATUS = "status"
+
+
+class Answers:
     """The answers to one request, as they come.
 
-    :ivar nodes: who has to answer, by node id.
-    :ivar answers: what came, by node id.
-    :ivar failed: whose answer was an error, and which.
+    :ivar nodes: the ids of the nodes that have to answer.
+    :ivar answers: the answers, by node id.
+    :ivar failed: the errors, by node id.
     """
 
     def __init__(self) -> None:
@@ -49,161 +58,174 @@ class Gathering:
         self.given_up = False
 
     def take(self, node: str, value: Any) -> None:
-        """An answer of a node."""
+        """Take an answer of a node."""
         self.answers[node] = value
 
     def owing(self) -> set[str]:
-        """The nodes that have not answered in full."""
+        """Return the nodes that have not answered in full."""
         return self.nodes - self.answers.keys() - self.failed.keys()
 
+    def missing(self) -> set[str]:
+        """Return the nodes without an answer, those that failed included."""
+        return self.owing() | self.failed.keys()
 
-class Peers:
-    """The other nodes of the cluster.
 
-    :param manager: whose presence and messages the requests go by.
+class Requests:
+    """Asks the other nodes, and answers them.
+
+    :param node: this node's id.
+    :param channel: this node's own channel.
     """
 
-    def __init__(self, manager: AsyncPostgresManager) -> None:
-        self._manager = manager
-        self._services: dict[str, Service] = {}
-        self._gatherings: dict[int, Gathering] = {}
+    def __init__(self, messages: Messages, presence: Presence, tasks: Tasks, node: str, channel: str) -> None:
+        self._messages = messages
+        self._presence = presence
+        self._tasks = tasks
+        self._node = node
+        self._channel = channel
+        self._services: dict[str, Answering] = {}
+        self._pending: dict[int, Answers] = {}
         self._numbers = iter(range(secrets.randbits(40), 1 << 62))
         self._seen: set[str] = set()
         self._seen_at = 0.0
+        messages.on(Kind.REQUEST, self._requested)
+        messages.on(Kind.REPLY, self._replied)
 
     def __len__(self) -> int:
         """How many requests of this node wait for answers."""
-        return len(self._gatherings)
+        return len(self._pending)
 
-    def serve(self, what: str, service: Service) -> None:
-        """Answer the requests of a kind.
+    def serve(self, what: Service, service: Answering) -> None:
+        """Answer the requests for a service.
 
-        :param service: called with the message and its binary parts when this node's cursor has reached the
-                        sender's; returns the answer, what to await for it, or ``None``: none, or one by
-                        :meth:`reply`. It must not run application code itself.
+        :param service: called with the request and its binary parts when this node's cursor has reached the sender's.
+                        It returns the answer, an awaitable of it, or ``None``: none, or one by :meth:`reply`. It runs
+                        no code of the application itself.
         """
         self._services[what] = service
 
     # -- asking ------------------------------------------------------------------------------------------
     async def others(self) -> set[str]:
-        """The ids of the other nodes that are there now.
+        """Return the ids of the other nodes that live.
 
-        :raises StoreUnavailable: if the database cannot tell.
+        :raises StoreUnavailable: if the database does not answer.
         """
-        rows = await self._manager.database.fetch("others", uuid.UUID(self._manager.node))
-        self._seen, self._seen_at = {row["id"].hex for row in rows}, time.monotonic()
+        self._seen, self._seen_at = await self._presence.others(), time.monotonic()
         return self._seen
 
-    async def tell(self, what: str, fields: Message, parts: tuple[bytes, ...] = ()) -> None:
-        """Send a message that wants no answer to all other nodes.
+    async def announce(self, what: Service, fields: dict[str, Any], parts: tuple[bytes, ...] = ()) -> None:
+        """Send a request that wants no answer to all other nodes.
 
         :raises StoreUnavailable: if it cannot be sent.
         """
-        message = {**fields, "type": "request", "what": what}
-        await self._manager.ephemeral.send(self._manager.database.channel, message, parts)
+        await self._messages.send_to_all(Request(what, fields), parts)
 
     async def gather(
         self,
-        what: str,
-        fields: Message,
+        what: Service,
+        fields: dict[str, Any],
         parts: tuple[bytes, ...],
-        gathering: Gathering,
+        answers: Answers,
         *,
         timeout: float,
         begin: Callable[[], None] | None = None,
     ) -> None:
-        """Send a request and wait for the answers of all other nodes that are there, at most ``timeout`` seconds:
-        what is owing then, the gathering tells.
+        """Send a request, and wait for the answers of all other nodes that live, at most ``timeout`` seconds.
 
-        :param begin: called when it is known who is there, and nothing has been sent: to ask this node, too.
+        :param answers: takes the answers, and knows which are owing at the end.
+        :param begin: called when it is known which nodes live, and before anything is sent: to ask this node, too.
         :raises StoreUnavailable: if the request cannot be sent, or the manager is closed meanwhile.
         """
-        number, manager = next(self._numbers), self._manager
+        number = next(self._numbers)
         others = await self.others()
-        gathering.nodes |= others
-        self._gatherings[number] = gathering
+        answers.nodes |= others
+        self._pending[number] = answers
         try:
             async with asyncio.timeout(timeout):
                 if begin is not None:
                     begin()
                 if others:
-                    await self.tell(what, {**fields, "id": number, "reply": manager.channel}, parts)
-                while gathering.owing():
-                    await self._wait(gathering)
-                    if gathering.given_up:
+                    await self._messages.send_to_all(Request(what, fields, number, self._channel), parts)
+                while answers.owing():
+                    await self._wait(answers)
+                    if answers.given_up:
                         raise StoreUnavailable("the manager was closed while other nodes were asked")
         except TimeoutError:
             return
         finally:
-            del self._gatherings[number]
+            del self._pending[number]
 
     def close(self) -> None:
-        """Wait for no answer any more. Safe to call twice."""
-        for gathering in self._gatherings.values():
-            gathering.given_up = True
-            gathering.changed.set()
+        """Wait for no more answers. Safe to call twice."""
+        for answers in self._pending.values():
+            answers.given_up = True
+            answers.changed.set()
 
-    async def _wait(self, gathering: Gathering) -> None:
-        """Wait for an answer; who is gone need not answer any more."""
+    async def _wait(self, answers: Answers) -> None:
+        """Wait for an answer. A node that is gone need not answer any more."""
         try:
             async with asyncio.timeout(LOOK_AGAIN):
-                await gathering.changed.wait()
-            gathering.changed.clear()
+                await answers.changed.wait()
+            answers.changed.clear()
         except TimeoutError:
-            own = {self._manager.node}
-            if not gathering.owing() - own:
+            own = {self._node}
+            if not answers.owing() - own:
                 return
             try:  # one look serves all requests that wait
                 seen = self._seen if time.monotonic() - self._seen_at < LOOK_AGAIN / 2 else await self.others()
             except SioPgError as e:
-                logger.debug("who is there cannot be told: %s", e)
+                logger.debug("which nodes live is not known: %s", e)
             else:
-                gathering.nodes &= seen | own
+                answers.nodes &= seen | own
 
-    # -- what comes --------------------------------------------------------------------------------------
-    def requested(self, message: Message, parts: tuple[bytes, ...]) -> None:
-        """Another node asks."""
-        service = self._services.get(message["what"])
+    # -- answering ---------------------------------------------------------------------------------------
+    def _requested(self, request: Request, parts: tuple[bytes, ...]) -> None:
+        service = self._services.get(request.what)
         if service is None:  # of a later version
-            self._send(message, {"error": f"this node does not know the request {message['what']!r}"})
+            self._send(request, error=f"this node does not know the request {request.what!r}")
             return
-        answer = service(message, parts)
+        answer = service(request, parts)
         if inspect.isawaitable(answer):
-            self._manager.spawn(self._reply_later(message, answer), "sio_pg request")
+            self._tasks.spawn(self._reply_later(request, answer), "request")
         elif answer is not None:
-            self.reply(message, answer)
+            self.reply(request, answer)
 
-    async def _reply_later(self, message: Message, answer: Awaitable[Any]) -> None:
+    async def _reply_later(self, request: Request, answer: Awaitable[Any]) -> None:
         try:
             value = await answer
-        except Exception as e:  # noqa: BLE001 - the service has logged it; the asker is told
-            self._send(message, {"error": f"{type(e).__name__}: {e}"})
+        except Exception as e:  # noqa: BLE001 - the service has logged it, and the node that asked gets it
+            self._send(request, error=f"{type(e).__name__}: {e}")
         else:
-            self.reply(message, value)
+            self.reply(request, value)
 
-    def reply(self, message: Message, value: Any) -> None:
-        """Answer a request, with what JSON can hold, and bytes."""
+    def reply(self, request: Request, value: Any) -> None:
+        """Answer a request, with anything that JSON can hold, and bytes."""
         try:
-            body, parts = encode_event("", (value,), stdlib_json)
+            body, parts = encode_event("", (value,))
         except SioPgError as e:
-            logger.error("an answer to another node cannot be sent: %s", e)  # noqa: TRY400 - not of this code
-            self._send(message, {"error": str(e)})
+            logger.error("an answer to another node cannot be sent: %s", e)  # noqa: TRY400 - not this code's error
+            self._send(request, error=str(e))
         else:
-            self._send(message, {"body": body}, parts)
+            self._send(request, body=body, parts=parts)
 
-    def _send(self, message: Message, fields: Message, parts: tuple[bytes, ...] = ()) -> None:
-        if "reply" in message:
-            answer = {**fields, "type": "reply", "id": message["id"], "from": self._manager.node}
-            self._manager.ephemeral.send(message["reply"], answer, parts)
+    def _send(
+        self, request: Request, *, body: str | None = None, error: str | None = None, parts: tuple[bytes, ...] = ()
+    ) -> None:
+        if request.id is not None:
+            self._messages.send(request.reply_to, Reply(request.id, self._node, body, error), parts)
 
-    def replied(self, message: Message, parts: tuple[bytes, ...]) -> None:
-        """Another node has answered; too late, perhaps."""
-        gathering = self._gatherings.get(message["id"])
-        if gathering is None:
-            return
-        if "error" in message:
-            gathering.failed[message["from"]] = message["error"]
+    def _replied(self, reply: Reply, parts: tuple[bytes, ...]) -> None:
+        answers = self._pending.get(reply.id)
+        if answers is None:
+            return  # too late
+        if reply.error is not None:
+            answers.failed[reply.node] = reply.error
         else:
-            gathering.take(message["from"], with_binary(stdlib_json.loads(message["body"])[1], parts))
-        gathering.nodes.add(message["from"])  # it may have come just now
-        gathering.changed.set()
+            answers.take(reply.node, with_binary(answer_in(reply), parts))
+        answers.nodes.add(reply.node)  # it may have entered the cluster just now
+        answers.changed.set()
+
+
+def answer_in(reply: Reply) -> Any:
+    """Return the answer in a reply, its binary parts apart."""
+    return json.loads(reply.body or "[null,null]")[1]

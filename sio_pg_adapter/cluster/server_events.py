@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import inspect
-import json as stdlib_json
+import json
 import logging
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from types import ModuleType
+from typing import Any
 
 from sio_pg_adapter.errors import HandlerFailed, NoAnswer
-from sio_pg_adapter.log.records import encode_event, with_binary
+from sio_pg_adapter.log.payload import encode_event, with_binary
 
-from .messages import Message
-from .requests import Gathering
-
-if TYPE_CHECKING:
-    from sio_pg_adapter.manager import AsyncPostgresManager
+from .messages import Request
+from .requests import Answers, Requests, Service
 
 logger = logging.getLogger("sio_pg_adapter")
 
@@ -25,44 +23,44 @@ Handler = Callable[..., Any]
 class ServerEvents:
     """Sends events to the other nodes, and calls this node's handlers of theirs.
 
-    :param manager: whose peers they go to, and whose tasks run the handlers.
+    :param handlers: this node's handlers by event. Some may be registered later.
     """
 
-    def __init__(self, manager: AsyncPostgresManager) -> None:
-        self._manager = manager
-        self.handlers: dict[str, Handler] = {}
-        manager.peers.serve("event", self._received)
+    def __init__(self, requests: Requests, handlers: Mapping[str, Handler], json: ModuleType | Any) -> None:
+        self._requests = requests
+        self._handlers = handlers
+        self._json = json
+        requests.serve(Service.SERVER_EVENT, self._received)
 
     async def emit(self, event: str, args: tuple[Any, ...]) -> None:
         """Send an event to the other nodes."""
-        body, parts = encode_event(event, args, self._manager.json)
-        await self._manager.ready()
-        await self._manager.peers.tell("event", {"body": body}, parts)
+        body, parts = encode_event(event, args, self._json)
+        await self._requests.announce(Service.SERVER_EVENT, {"body": body}, parts)
 
     async def call(self, event: str, args: tuple[Any, ...], timeout: float) -> dict[str, Any]:
-        """What the handlers of the other nodes returned, by node id."""
-        body, parts = encode_event(event, args, self._manager.json)
-        await self._manager.ready()
-        gathering = Gathering()
-        await self._manager.peers.gather("event", {"body": body}, parts, gathering, timeout=timeout)
-        answers = {node: answer["value"] for node, answer in gathering.answers.items() if answer["handled"]}
-        if missing := gathering.owing():
-            raise NoAnswer(f"server event {event!r}", "node", missing, answers)
-        if gathering.failed:
-            raise HandlerFailed(f"server event {event!r}", gathering.failed, answers)
-        return answers
+        """Return what the handlers of the other nodes returned, by node id."""
+        body, parts = encode_event(event, args, self._json)
+        answers = Answers()
+        await self._requests.gather(Service.SERVER_EVENT, {"body": body}, parts, answers, timeout=timeout)
+        values = {node: answer["value"] for node, answer in answers.answers.items() if answer["handled"]}
+        if missing := answers.owing():
+            raise NoAnswer(f"server event {event!r}", "node", missing, values)
+        if answers.failed:
+            raise HandlerFailed(f"server event {event!r}", answers.failed, values)
+        return values
 
-    def _received(self, message: Message, parts: tuple[bytes, ...]) -> Any:
-        event, *args = with_binary(stdlib_json.loads(message["body"]), parts)
-        handler = self.handlers.get(event)
-        return {"handled": False} if handler is None else self._run(event, handler, args)
+    def _received(self, request: Request, parts: tuple[bytes, ...]) -> Any:
+        event, *args = with_binary(json.loads(request.fields["body"]), parts)
+        handler = self._handlers.get(event)
+        return {"handled": False} if handler is None else _run(event, handler, args)
 
-    async def _run(self, event: str, handler: Handler, args: list[Any]) -> dict[str, Any]:
-        try:
-            result = handler(*args)
-            if inspect.isawaitable(result):
-                result = await result
-        except Exception:  # of the application's: told here, where it can be mended, and to who asked
-            logger.exception("the handler of server event %r failed", event)
-            raise
-        return {"handled": True, "value": result}
+
+async def _run(event: str, handler: Handler, args: list[Any]) -> dict[str, Any]:
+    try:
+        result = handler(*args)
+        if inspect.isawaitable(result):
+            result = await result
+    except Exception:  # the application's handler failed: log it here, and report it to the caller
+        logger.exception("the handler of server event %r failed", event)
+        raise
+    return {"handled": True, "value": result}

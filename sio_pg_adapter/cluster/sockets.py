@@ -1,39 +1,34 @@
-"""Which clients are there, on all nodes.
+"""Which clients are connected, on all nodes.
 
-The nodes are asked, and not the tables: a session of the tables may be away, or of a node that is dead and not found
-so yet, and clients without recovery are in no table. What a node answers holds as of a cursor that is not before the
-asker's. Only session data is read from the tables, since there any node changes it.
+The nodes are asked, and not the tables. A session in the tables may be away, or of a node that has died and is not
+found dead yet, and clients without recovery are in no table. A node's answer holds as of a cursor that is not before
+the asker's. Only session data is read from the tables, since any node may change it there.
 """
 
 from __future__ import annotations
 
-import json as stdlib_json
-from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sio_pg_adapter.errors import NoAnswer, NotSerializable
-from sio_pg_adapter.local.clients import Client, State
-from sio_pg_adapter.log.records import EVERYBODY
+from sio_pg_adapter.local.client import Client, State
+from sio_pg_adapter.local.rooms import Rooms
+from sio_pg_adapter.store.sessions import Sessions, encode_session
 
-from .messages import Message
-from .requests import Gathering
-
-if TYPE_CHECKING:
-    from sio_pg_adapter.manager import AsyncPostgresManager
+from .requests import Answers, Requests, Service
 
 
 @dataclass(frozen=True, slots=True)
 class RemoteSocket:
-    """A client of any node, as it was when it was asked for.
+    """A client of any node, as it was when the nodes were asked.
 
     :ivar sid: its session id, which the server's methods take.
-    :ivar namespace: where it is connected.
+    :ivar namespace: the namespace it is connected to.
     :ivar rooms: its rooms, its own first.
-    :ivar session: its user session. ``None`` for one without recovery, on another node, whose session has no JSON
-                   form.
+    :ivar session: its user session. ``None`` for a client of another node without recovery, if its session has no
+                   JSON form.
     :ivar node: the id of its node.
-    :ivar recovered: its connection has recovered an earlier session.
+    :ivar recovered: whether its connection has recovered an earlier session.
     """
 
     sid: str
@@ -44,92 +39,81 @@ class RemoteSocket:
     recovered: bool
 
 
-class Census:
-    """Counts the clients of all nodes.
+class Sockets:
+    """Finds the clients of all nodes.
 
-    :param manager: whose clients are those here, and whose peers know the others.
+    :param node: this node's id.
     """
 
-    def __init__(self, manager: AsyncPostgresManager) -> None:
-        self._manager = manager
-        manager.peers.serve("sockets", lambda message, _parts: self._sockets_here(message))
-        manager.peers.serve("unstored", lambda message, _parts: self._unstored_here(message))
+    def __init__(self, rooms: Rooms, sessions: Sessions, requests: Requests, node: str) -> None:
+        self._rooms = rooms
+        self._sessions = sessions
+        self._requests = requests
+        self._node = node
+        requests.serve(Service.SOCKETS, lambda request, _parts: self._live_here(**request.fields))
+        requests.serve(Service.UNSTORED, lambda request, _parts: self._unstored_here(**request.fields))
 
-    async def sockets(self, namespace: str, rooms: tuple[str, ...], timeout: float) -> list[RemoteSocket]:
-        """The live clients in any of the rooms.
+    async def fetch(self, namespace: str, rooms: tuple[str, ...], timeout: float) -> list[RemoteSocket]:
+        """Return the live clients in any of the rooms.
 
-        :raises NoAnswer: if a node that is there did not answer in time; it has what the others did.
+        :raises NoAnswer: if a node that lives did not answer in time. It has the answers of the others.
         """
-        fields, manager = {"namespace": namespace, "rooms": rooms}, self._manager
-        gathering = Gathering()
-        await manager.ready()
-        await manager.peers.gather("sockets", fields, (), gathering, timeout=timeout)
-        gathering.answers[manager.node] = self._sockets_here(fields, encoded=False)
-        found: dict[str, tuple[str, dict[str, Any]]] = {}
-        for node, sockets in gathering.answers.items():
-            for one in sockets:  # one that moves from node to node may be at both
-                if one["sid"] not in found or found[one["sid"]][1]["generation"] < one["generation"]:
-                    found[one["sid"]] = (node, one)
-        stored = await self._sessions(namespace, [sid for sid, (_, one) in found.items() if one["generation"]])
+        fields: dict[str, Any] = {"namespace": namespace, "rooms": rooms}
+        answers = Answers()
+        await self._requests.gather(Service.SOCKETS, fields, (), answers, timeout=timeout)
+        answers.answers[self._node] = self._live_here(namespace, rooms, portable=False)
+        newest: dict[str, tuple[str, dict[str, Any]]] = {}
+        for node, sockets in answers.answers.items():
+            for socket in sockets:  # a client that moves from node to node may be at both
+                sid = socket["sid"]
+                if sid not in newest or newest[sid][1]["generation"] < socket["generation"]:
+                    newest[sid] = (node, socket)
+        stored = await self._sessions.data_of(namespace, [sid for sid, (_, s) in newest.items() if s["generation"]])
         sockets = [
             RemoteSocket(
                 sid=sid,
                 namespace=namespace,
-                rooms=tuple(one["rooms"]),
-                session=stored[sid] if one["generation"] else one["session"],
+                rooms=tuple(socket["rooms"]),
+                session=stored[sid] if socket["generation"] else socket["session"],
                 node=node,
-                recovered=one["recovered"],
+                recovered=socket["recovered"],
             )
-            for sid, (node, one) in found.items()
-            if sid in stored or not one["generation"]  # else its session has just ended
+            for sid, (node, socket) in newest.items()
+            if sid in stored or not socket["generation"]  # else its session has just ended
         ]
-        if missing := gathering.owing() | gathering.failed.keys():
+        if missing := answers.missing():
             raise NoAnswer("fetch_sockets", "node", missing, sockets)
         return sockets
 
     async def unstored(self, namespace: str, rooms: tuple[str, ...], timeout: float) -> tuple[list[str], set[str]]:
-        """The sids in any of the rooms that have no session in the tables, or none yet; and which nodes did not
-        tell theirs in time."""
+        """Return the sids in any of the rooms without a session in the tables, and the nodes that did not answer."""
+        answers = Answers()
         fields = {"namespace": namespace, "rooms": rooms}
-        gathering = Gathering()
-        await self._manager.peers.gather("unstored", fields, (), gathering, timeout=timeout)
-        sids = {sid for answer in gathering.answers.values() for sid in answer} | set(self._unstored_here(fields))
-        return sorted(sids), gathering.owing() | gathering.failed.keys()
+        await self._requests.gather(Service.UNSTORED, fields, (), answers, timeout=timeout)
+        sids = {sid for answer in answers.answers.values() for sid in answer}
+        return sorted(sids | set(self._unstored_here(namespace, rooms))), answers.missing()
 
-    async def _sessions(self, namespace: str, sids: list[str]) -> dict[str, Any]:
-        if not sids:
-            return {}
-        rows = await self._manager.database.fetch("sessions_data", namespace, sids)
-        return {row["sid"]: stdlib_json.loads(row["data"]) for row in rows}
-
-    # -- what this node answers --------------------------------------------------------------------------
-    def _sockets_here(self, message: Message, *, encoded: bool = True) -> list[dict[str, Any]]:
+    # -- the answers of this node ------------------------------------------------------------------------
+    def _live_here(self, namespace: str, rooms: tuple[str, ...], *, portable: bool = True) -> list[dict[str, Any]]:
         return [
             {
                 "sid": client.sid,
                 "rooms": [client.sid, *client.memberships.current()],
                 "generation": 0 if client.held is None else client.held.generation,
-                "session": None if client.held else self._portable(client) if encoded else client.data,
+                "session": None if client.held else _portable(client) if portable else client.data,
                 "recovered": client.recovered,
             }
-            for client in self._members(message)
+            for client in self._rooms.belonging(namespace, rooms)
             if client.state is State.LIVE
         ]
 
-    def _unstored_here(self, message: Message) -> list[str]:
-        return [client.sid for client in self._members(message) if client.held is None]
+    def _unstored_here(self, namespace: str, rooms: tuple[str, ...]) -> list[str]:
+        return [client.sid for client in self._rooms.belonging(namespace, rooms) if client.held is None]
 
-    def _members(self, message: Message) -> Iterable[Client]:
-        clients = self._manager.clients.by_sid.get(message["namespace"], {})
-        rooms = set(message["rooms"])
-        for client in clients.values():
-            mine = (EVERYBODY, client.sid, *client.memberships.current())
-            if not rooms.isdisjoint(mine):
-                yield client
 
-    def _portable(self, client: Client) -> Any:
-        try:
-            self._manager.encode_session(client.data)
-        except NotSerializable:
-            return None
-        return client.data
+def _portable(client: Client) -> Any:
+    try:
+        encode_session(client.data)
+    except NotSerializable:
+        return None
+    return client.data

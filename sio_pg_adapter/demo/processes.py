@@ -14,7 +14,8 @@ from typing import Any, Self
 
 from sio_pg_adapter.emitter import emit_async
 from sio_pg_adapter.errors import SioPgError, StoreUnavailable
-from sio_pg_adapter.store.database import Connection, Database, translated
+from sio_pg_adapter.store.database import Connection, Database
+from sio_pg_adapter.store.failures import translated
 
 EVENTS_PER_SECOND = 10
 _START_TIMEOUT = 30.0  # seconds; one is usual

@@ -1,8 +1,8 @@
-"""The cursor: every record of the log is applied once, in order, in one synchronous step.
+"""The cursor: it passes every record of the log once, in order, in one synchronous step each.
 
-A ring tells that there is something above the cursor; it may carry the records. If they follow the cursor
-without a gap they are applied at once; else the range from the cursor is read. A lost, late or double ring, a
-reconnect and a start all end in the same range query, so none of them is a special case.
+A ring says that there may be something above the cursor. It may carry the records. If they follow the cursor without
+a gap they are applied at once, else the range above the cursor is read. A lost, late or double ring, a reconnect and
+a start all end in the same range query, so none of them is a special case.
 """
 
 from __future__ import annotations
@@ -12,174 +12,110 @@ import contextlib
 import heapq
 import itertools
 import logging
-from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from typing import Protocol
 
 from sio_pg_adapter.errors import SioPgError
-from sio_pg_adapter.log.records import EPOCH_BITS, Kind, Record
-from sio_pg_adapter.store.writer import LogReader
+from sio_pg_adapter.log.offsets import EPOCH_BITS
+from sio_pg_adapter.log.records import Record
+from sio_pg_adapter.store.reader import LogReader
+from sio_pg_adapter.tasks import cancelled
+
+from .recent import Recent
 
 PAGE = 500
-"""Records of one range read."""
+"""How many records a range read returns."""
 
-RECENT_RECORDS = 4_000
-RECENT_BYTES = 16 * 1024 * 1024
-RECENT_OTHERS = 20_000
-"""What the buffer of the last applied records holds at the most, for replays to end in: events, and what is small.
-Apart, since a storm of 5,000 clients writes as many claims: they shall not push out what the clients missed."""
-
-HEARD_BYTES = 4 * 1024 * 1024
-"""Of what is told of appends while a range of the log is being read. What is beyond that is read, too."""
+NOTICE_BYTES = 4 * 1024 * 1024
+"""How much is kept of the appends that are announced while a range is being read, in bytes. The rest is read."""
 
 RETRY = 0.5
-"""Seconds between range reads that fail: the database is away."""
+"""Seconds until a range read that failed is tried again."""
 
 NOTHING: AbstractContextManager[object] = contextlib.nullcontext()
 
 logger = logging.getLogger("sio_pg_adapter")
 
-Offer = tuple[int, int, list[Record] | None]
-"""What is told of an append: the offset before it, its last one, and its records where they came along."""
+Notice = tuple[int, int, list[Record] | None]
+"""The announcement of an append: the offset before it, its last one, and its records if they came along."""
 
 
-class Recent:
-    """The last applied records: all of those above ``base``, up to the cursor.
+class Watcher(Protocol):
+    """Looks after this node's clients where the log is not as the cursor left it."""
 
-    Each is asked for by those it may concern, so what a storm of claims costs does not grow with its square:
-    events by namespace, what moves a sid by that sid, closed rooms by namespace.
-    """
+    async def check(self) -> None:
+        """There are records of an epoch that this node does not know."""
 
-    def __init__(self, base: int) -> None:
-        self.base = base
-        self._events: deque[Record] = deque()
-        self._others: deque[Record] = deque()
-        self._size = 0
-        self._index: dict[tuple[str, str | None, bool], deque[Record]] = {}
-
-    def add(self, record: Record) -> None:
-        key = _about(record)
-        same = self._index.get(key)
-        if same is None:
-            same = self._index[key] = deque()
-        same.append(record)
-        if record.kind is not Kind.EVENT:
-            self._others.append(record)
-            if len(self._others) > RECENT_OTHERS:
-                self._forget(self._others)
-            return
-        self._events.append(record)
-        self._size += record.size
-        while len(self._events) > RECENT_RECORDS or self._size > RECENT_BYTES:
-            self._size -= self._forget(self._events).size
-
-    def _forget(self, records: deque[Record]) -> Record:
-        """The oldest of them is gone, and so nothing at or below it can be answered for."""
-        oldest = records.popleft()
-        key = _about(oldest)
-        same = self._index[key]
-        same.popleft()  # in order of the log: it is the first here, too
-        if not same:
-            del self._index[key]
-        self.base = max(self.base, oldest.offset)
-        return oldest
-
-    def cover(self, position: int) -> bool:
-        """Is every applied record above the position in here?"""
-        return position >= self.base
-
-    def events(self, namespace: str, position: int) -> list[Record]:
-        """The events of a namespace above the position, in order."""
-        return _above(self._index.get((namespace, None, True), ()), position)
-
-    def moves(self, namespace: str, sid: str, position: int) -> list[Record]:
-        """What is about a sid, and which rooms were closed, above the position, in order."""
-        of_sid = _above(self._index.get((namespace, sid, False), ()), position)
-        closed = _above(self._index.get((namespace, None, False), ()), position)
-        return list(heapq.merge(of_sid, closed, key=lambda r: r.offset)) if closed else of_sid
+    def skipped(self, floor: int) -> None:
+        """Retention deleted records that this node had not read, up to an offset."""
 
 
-def _about(record: Record) -> tuple[str, str | None, bool]:
-    return record.namespace, record.sid, record.kind is Kind.EVENT
-
-
-def _above(records: Sequence[Record], position: int) -> list[Record]:
-    newest_first = list(itertools.takewhile(lambda r: r.offset > position, reversed(records)))
-    newest_first.reverse()
-    return newest_first
-
-
-class Heard:
-    """What was told of appends while a range of the log is being read: for after that."""
+class Notices:
+    """The appends that are announced while a range of the log is being read."""
 
     def __init__(self) -> None:
-        self._offers: list[Offer] = []
+        self._kept: list[Notice] = []
         self._size = 0
 
     def keep(self, prev: int, last: int, records: list[Record] | None) -> None:
         self._size += 100 + sum(record.size for record in records or ())
-        if self._size > HEARD_BYTES:
-            self._offers.clear()
+        if self._size > NOTICE_BYTES:
+            self._kept.clear()
         else:
-            self._offers.append((prev, last, records))
+            self._kept.append((prev, last, records))
 
-    def take(self) -> tuple[list[Offer], bool]:
-        """All of it, in order, and whether it was too much to be kept; nothing is left."""
-        found = self._offers, self._size > HEARD_BYTES
-        self._offers, self._size = [], 0
-        return found
+    def take(self) -> tuple[list[Notice], bool]:
+        """Return all of them in order, and whether they were too large to be kept. None are left."""
+        taken = self._kept, self._size > NOTICE_BYTES
+        self._kept, self._size = [], 0
+        return taken
 
 
-class Dispatcher:
-    """Walks the log with one cursor.
+class Cursor:
+    """Walks the log.
 
-    :param reader: where ranges are read.
-    :param apply: called with each record, in order, once; synchronous: no application code, no await.
-    :param on_hole: called when retention deleted records that this node had not seen, with the new cursor.
-    :param together: entered around several records that are applied in one go.
+    :param reader: reads ranges of the log.
+    :param together: entered around several records that are applied in one tick.
+    :ivar offset: the offset of the last record that was applied.
+    :ivar head: the highest offset that this node knows of.
+    :ivar recent: the last applied records.
     """
 
-    def __init__(
-        self,
-        reader: LogReader,
-        apply: Callable[[Record], None],
-        on_hole: Callable[[int], None],
-        together: AbstractContextManager[object] = NOTHING,
-    ) -> None:
+    def __init__(self, reader: LogReader, together: AbstractContextManager[object] = NOTHING) -> None:
         self._reader = reader
-        self._apply = apply
-        self._on_hole = on_hole
         self._together = together
-        self.cursor = 0
+        self.offset = 0
         self.head = 0
         self.recent = Recent(0)
         self._reading = False
-        self._heard = Heard()
+        self._notices = Notices()
         self._ring = asyncio.Event()
-        self._passed: list[tuple[int, int, Callable[[], None]]] = []
+        self._waiting: list[tuple[int, int, Callable[[], None]]] = []
         self._order = itertools.count()
         self._task: asyncio.Task[None] | None = None
 
     @property
     def lag(self) -> int:
-        """Offsets that it knows of and has yet to pass; of a new epoch, those in that: between two there are 2^40."""
+        """The offsets it knows of and has not passed. Only those of the head's epoch count: epochs are 2^40 apart."""
         first = self.head >> EPOCH_BITS << EPOCH_BITS
-        return max(0, self.head - max(self.cursor, first))
+        return max(0, self.head - max(self.offset, first))
 
-    async def start(self) -> None:
-        """Begin at the head of the log."""
-        self.cursor = self.head = await self._reader.head()
-        self.recent = Recent(self.cursor)
-        self._tell()  # messages that came since the listener listens
-        self._task = asyncio.create_task(self._run(), name="sio_pg dispatcher")
+    async def start(self, apply: Callable[[Record], None], watcher: Watcher) -> None:
+        """Begin at the head of the log.
+
+        :param apply: called with each record, in order. It never awaits, and runs no code of the application.
+        """
+        self._apply, self._watcher = apply, watcher
+        self.offset = self.head = await self._reader.head()
+        self.recent = Recent(self.offset)
+        self._wake_waiting()  # messages came since the node listens
+        self._task = asyncio.create_task(self._run(), name="sio_pg cursor")
 
     async def close(self) -> None:
-        """Safe to call twice."""
+        """End the walk. Safe to call twice."""
         task, self._task = self._task, None
-        if task is not None:
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
+        await cancelled(task)
 
     # -- rings -----------------------------------------------------------------------------------------
     def ring(self) -> None:
@@ -187,68 +123,71 @@ class Dispatcher:
         self._ring.set()
 
     def offer(self, prev: int, last: int, records: list[Record] | None) -> None:
-        """An append of the log: the offset before it, its last one, and its records where they came along."""
+        """Take the announcement of an append: the offset before it, its last one, and its records if they came along.
+
+        Offsets have gaps where a transaction was rolled back, so ``prev`` is what tells whether a record is missing.
+        """
         self.head = max(self.head, last)
-        if last <= self.cursor:
+        if last <= self.offset:
             return
-        if self._reading:  # what that returns is applied from the cursor that it began at
-            self._heard.keep(prev, last, records)
-        elif records and prev <= self.cursor and self._reader.knows(last):
+        if self._reading:  # the read began at the cursor, and what it returns is applied from there
+            self._notices.keep(prev, last, records)
+        elif records and prev <= self.offset and self._reader.epochs.knows(last):
             self._sweep(records)
         else:
             self._ring.set()
 
     def when(self, offset: int, then: Callable[[], None]) -> None:
-        """Call back, synchronously, when the cursor has reached the offset; at once if it has."""
-        if offset <= self.cursor:
+        """Call ``then``, synchronously, when the cursor has reached the offset. At once if it has."""
+        if offset <= self.offset:
             then()
         else:
-            heapq.heappush(self._passed, (offset, next(self._order), then))
+            heapq.heappush(self._waiting, (offset, next(self._order), then))
 
     async def passed(self, offset: int, timeout: float) -> bool:
-        """Wait until the cursor has reached the offset; ``False`` after ``timeout`` seconds."""
-        if offset <= self.cursor:
+        """Wait until the cursor has reached the offset. ``False`` after ``timeout`` seconds."""
+        if offset <= self.offset:
             return True
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.when(offset, lambda: None if future.done() else future.set_result(None))
-        if offset > self.head:  # nobody has told of it: what was told is applied, being read, or kept until then
+        if offset > self.head:  # not announced yet. Announced records are applied, being read, or kept until then
             self._ring.set()
         done, _ = await asyncio.wait((future,), timeout=timeout)
         future.cancel()
         return bool(done)
 
     def jump(self, head: int) -> None:
-        """What was applied is not of this history: go on from its head."""
-        self.cursor = self.head = head
+        """Go on from the head of another epoch: the applied records are not of this log."""
+        self.offset = self.head = head
         self.recent = Recent(head)
-        self._heard.take()
-        self._tell()
+        self._notices.take()
+        self._wake_waiting()
 
     # -- the walk --------------------------------------------------------------------------------------
     def _sweep(self, records: Sequence[Record]) -> None:
-        """Apply what is above the cursor; synchronous."""
+        """Apply the records above the cursor, without an await in between."""
         with self._together if len(records) > 1 else NOTHING:
             for record in records:
-                if record.offset > self.cursor:
+                if record.offset > self.offset:
                     self._advance(record)
-        self._tell()
+        self._wake_waiting()
 
     def _advance(self, record: Record) -> None:
         try:
             self._apply(record)
-        except Exception:  # one record that cannot be applied must not stop all that follow it
+        except Exception:  # a record that cannot be applied must not stop those that follow it
             logger.exception("record %s of the log could not be applied", record.offset)
         self.recent.add(record)
-        self.cursor = record.offset
+        self.offset = record.offset
         self.head = max(self.head, record.offset)
 
-    def _tell(self) -> None:
-        while self._passed and self._passed[0][0] <= self.cursor:
-            then = heapq.heappop(self._passed)[2]
+    def _wake_waiting(self) -> None:
+        while self._waiting and self._waiting[0][0] <= self.offset:
+            then = heapq.heappop(self._waiting)[2]
             try:
                 then()
-            except Exception:  # one waiter must not keep the others waiting
-                logger.exception("a message that waited for offset %s could not be handled", self.cursor)
+            except Exception:  # a waiter that fails must not keep the others waiting
+                logger.exception("a message that waited for offset %s could not be handled", self.offset)
 
     async def _run(self) -> None:
         while True:
@@ -259,25 +198,25 @@ class Dispatcher:
                 while await self._read_page():
                     pass
             except SioPgError as e:
-                logger.warning("the log cannot be read at offset %s, trying again: %s", self.cursor, e)
-                await asyncio.sleep(RETRY)  # the database is away: it has nothing that could be awaited
+                logger.warning("the log cannot be read above offset %s, trying again: %s", self.offset, e)
+                await asyncio.sleep(RETRY)  # nothing announces that the database is back
                 self._ring.set()
             self._reading = False
-            heard, too_much = self._heard.take()
-            for offer in heard:  # else who reads would go on reading, while others append
-                self.offer(*offer)
-            if too_much:
+            notices, too_large = self._notices.take()
+            for notice in notices:  # without them this would read on and on while other nodes append
+                self.offer(*notice)
+            if too_large:
                 self._ring.set()
 
     async def _read_page(self) -> bool:
-        """Read and apply a page; is there more?"""
-        floor, records = await self._reader.range(self.cursor, PAGE)
-        if floor > self.cursor:
-            self.cursor = floor
+        """Read and apply a page. Return whether there may be more."""
+        floor, records = await self._reader.range(self.offset, PAGE)
+        if floor > self.offset:
+            self.offset = floor
             self.recent = Recent(floor)
-            self._on_hole(floor)
-        if records and not self._reader.knows(records[-1].offset):
-            await self._reader.learn()  # a new epoch has begun: its key is needed for the offsets on the wire
+            self._watcher.skipped(floor)
+        if records and not self._reader.epochs.knows(records[-1].offset):
+            await self._watcher.check()  # a new epoch has begun. Its key signs the offsets on the wire
         begun = 0
         for i, record in enumerate(records):
             if record.attachment is not None:

@@ -1,20 +1,22 @@
-"""From the log to the sockets of this node: what each record means for the clients here."""
+"""From the log to the connections of this node: what each record means for the clients."""
 
 from __future__ import annotations
 
+import itertools
 import logging
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+import secrets
+from collections.abc import Callable
 
-from socketio.packet import Packet
+from sio_pg_adapter.counters import Counters
+from sio_pg_adapter.log.records import Kind, Outgoing, Record
+from sio_pg_adapter.store.epochs import Epochs
+from sio_pg_adapter.wire.frames import FrameMaker, Frames
 
-from sio_pg_adapter.log.records import EVERYBODY, Kind, OffsetCodec, Record
-from sio_pg_adapter.wire.frames import Frames, event_frames, stored_frames, unstored_tail
-
-from .clients import Ack, Client, Clients, QueueLimit, State
-
-if TYPE_CHECKING:
-    from sio_pg_adapter.manager import AsyncPostgresManager
+from .client import Ack, Client, QueueLimit, State
+from .clients import Clients
+from .protocols import Endings
+from .recent import Recent
+from .rooms import Rooms
 
 logger = logging.getLogger("sio_pg_adapter")
 
@@ -22,46 +24,47 @@ logger = logging.getLogger("sio_pg_adapter")
 class Delivery:
     """Applies records, and delivers events that are not stored.
 
-    :param manager: whose rooms hold the live clients, as upstream keeps them.
-    :param codec: tells how offsets look on the wire.
-    :param on_taken: called with a client whose session was claimed by another connection.
-    :param on_kicked: called with a client that was disconnected by the server, and its last session data.
-    :param on_slow: called with a live client whose queue is over the limit.
+    :param epochs: encodes offsets for the wire.
+    :param endings: ends connections.
+    :param limit: how much may wait for a live client.
     """
 
     def __init__(
         self,
-        manager: AsyncPostgresManager,
-        codec: Callable[[], OffsetCodec],
-        on_taken: Callable[[Client], None],
-        on_kicked: Callable[[Client, str | None], None],
-        on_slow: Callable[[Client], None],
+        clients: Clients,
+        rooms: Rooms,
+        frames: FrameMaker,
+        epochs: Epochs,
+        endings: Endings,
         limit: QueueLimit,
+        counters: Counters,
     ) -> None:
-        self._manager = manager
-        self._clients: Clients = manager.clients
-        self._codec = codec
-        self._on_taken = on_taken
-        self._on_kicked = on_kicked
-        self._on_slow = on_slow
+        self._clients = clients
+        self._rooms = rooms
+        self._frames = frames
+        self._epochs = epochs
+        self._endings = endings
         self._limit = limit
-
-    @property
-    def _packet_class(self) -> type[Packet]:
-        packet_class: type[Packet] = self._manager.server.packet_class
-        return packet_class
+        self._counters = counters
+        # Drawn by each node, and not from 1 for each sid: a late answer of a former connection, or to another node,
+        # must not answer a new question.
+        self._ack_ids = itertools.count(secrets.randbelow(1 << 31) + 1)
 
     # -- the log ---------------------------------------------------------------------------------------
     def apply(self, record: Record) -> None:
-        """Do what a record says to the clients of this node; synchronous."""
+        """Do what a record says to the clients of this node."""
+        self._counters.applied += 1
+        self._counters.spans.deliver(record, self._apply)
+
+    def _apply(self, record: Record) -> None:
         if record.kind is Kind.EVENT:
             self._event(record)
         elif record.kind is Kind.CLOSE:
-            self._close(record)
+            self._close_room(record)
         elif record.sid is not None:
-            client = self._clients.by_sid.get(record.namespace, {}).get(record.sid)
+            client = self._clients.current(record.sid, record.namespace)
             if client is not None:
-                self._about(client, record)
+                self._change(client, record)
 
     def _event(self, record: Record) -> None:
         clients = self._clients.by_sid.get(record.namespace)
@@ -69,153 +72,89 @@ class Delivery:
             return
         slow: list[Client] = []
         sent = 0
-        for sid in self._members(record.namespace, record.rooms):
+        for sid in self._rooms.members(record.namespace, record.rooms):
             client = clients.get(sid)
             if client is None or record.offset <= client.sent or sid in record.skip_sids:
                 continue
-            client.sent = record.offset
             frames = record.frames.get(client.recoverable)
             if frames is None:
-                frames = self._frames(record, recoverable=client.recoverable)
-            if client.over(self._limit):  # what waited already: one large packet on its own is no fault
+                frames = self._stored(record, recoverable=client.recoverable)
+            if client.exceeds(self._limit):  # before this event: a single large one is not the client's fault
                 slow.append(client)
             try:
-                client.put(frames)
-            except Exception:  # one connection that breaks must not keep it from all that follow
-                logger.exception("an event could not be put on a connection: it is cut, to recover from the log")
+                client.send_event(record.offset, frames)
+            except Exception:  # a connection that breaks must not keep the event from the others
+                logger.exception("an event could not be sent: the client is disconnected, and recovers from the log")
                 slow.append(client)
             sent += 1
-        self._manager.counters.stored += sent
+        self._counters.stored += sent
         for client in slow:
-            self._on_slow(client)
+            self._endings.slow(client)
 
-    def replay(self, client: Client, record: Record) -> None:
-        """Send a client a record that it is due."""
-        client.sent = record.offset
-        client.put(self._frames(record, recoverable=client.recoverable))
-        self._manager.counters.sent_from_log(recovered=client.recovered)
-
-    def _frames(self, record: Record, *, recoverable: bool) -> Frames:
-        """Those of a record, made once: with its offset for clients that keep it, else without."""
+    def _stored(self, record: Record, *, recoverable: bool) -> Frames:
+        """Return a record's frames, made once: with its offset for clients that keep it, else without."""
         frames: Frames | None = record.frames.get(recoverable)
         if frames is None:
-            offset = self._codec().encode(record.offset, record.namespace) if recoverable else None
-            frames = record.frames[recoverable] = stored_frames(record, self._packet_class, offset)
+            offset = self._epochs.encode(record.offset, record.namespace) if recoverable else None
+            frames = record.frames[recoverable] = self._frames.stored(record, offset)
         return frames
 
-    def _members(self, namespace: str, rooms: tuple[str, ...]) -> Iterator[str]:
-        """The sids of live clients in any of the rooms, each once. No copy: nothing is awaited meanwhile."""
-        of_namespace = self._manager.rooms.get(namespace)
-        if not of_namespace:
-            return
-        if len(rooms) == 1:
-            yield from of_namespace.get(rooms[0] or None, ())
-            return
-        seen: set[str] = set()
-        for room in rooms:
-            for sid in of_namespace.get(room or None, ()):
-                if sid not in seen:
-                    seen.add(sid)
-                    yield sid
-
-    def _about(self, client: Client, record: Record) -> None:
+    def _change(self, client: Client, record: Record) -> None:
         if record.kind is Kind.CLAIM:
             if client.held is not None and (record.generation or 0) > client.held.generation:
-                self._on_taken(client)
+                self._endings.taken(client)
         elif record.kind is Kind.KICK:
-            self._on_kicked(client, record.body)
+            self._endings.kicked(client, record.data)
         else:
             client.memberships.apply(record)
             if client.state is State.LIVE:
-                room = record.rooms[0]
-                if record.kind is Kind.ENTER:
-                    self._register(client, room)
-                else:
-                    self.unregister(client, room)
+                move = self._rooms.enter if record.kind is Kind.ENTER else self._rooms.leave
+                move(client, record.rooms[0])
 
-    def _close(self, record: Record) -> None:
-        for client in self._clients.unsettled.get(record.namespace, ()):
+    def _close_room(self, record: Record) -> None:
+        for client in self._clients.unsettled(record.namespace):
             client.memberships.apply(record)
-        for sid in list(self._members(record.namespace, record.rooms)):
-            client = self._clients.by_sid[record.namespace][sid]
-            self.unregister(client, record.rooms[0])
+        for sid in list(self._rooms.members(record.namespace, record.rooms)):
+            self._rooms.leave(self._clients.by_sid[record.namespace][sid], record.rooms[0])
 
     # -- from replay to live -----------------------------------------------------------------------------
-    def go_live(self, client: Client) -> None:
-        """From here on each record reaches the client as the cursor meets it."""
-        client.state = State.LIVE
-        self._clients.settle(client)
-        for frames in client.waiting:
-            client.put(frames)
-        client.waiting.clear()
-        client.begin_live()
-        rooms = client.memberships.current()
-        # What it was a member of once is the store's to know.
-        client.memberships.rooms = {room: client.memberships.rooms[room][-1:] for room in rooms}
-        manager = self._manager
-        manager.basic_enter_room(client.sid, client.namespace, None, eio_sid=client.eio_sid)
-        manager.basic_enter_room(client.sid, client.namespace, client.sid, eio_sid=client.eio_sid)
-        for room in rooms:
-            self._register(client, room)
+    def replay(self, client: Client, record: Record) -> None:
+        """Send a client an event that it is due."""
+        client.send_event(record.offset, self._stored(record, recoverable=client.recoverable))
+        self._counters.sent_from_log(recovered=client.recovered)
 
-    def _register(self, client: Client, room: str) -> None:
-        try:
-            self._manager.basic_enter_room(client.sid, client.namespace, room, eio_sid=client.eio_sid)
-        except ValueError:  # the room has the name of another client's sid: that one's alone
-            logger.warning("a client cannot enter the room of another one's sid")
+    def catch_up(self, client: Client, recent: Recent, cursor: int) -> None:
+        """Send a client the recent events it is due, and let it go live, in one tick."""
+        for record in recent.events(client.namespace, client.sent):
+            if client.memberships.due(record):
+                self.replay(client, record)
+        client.skip_to(cursor)
+        self._rooms.go_live(client)
 
-    def unregister(self, client: Client, room: str) -> None:
-        """A live client has left a room: that it was in there once is the store's to know."""
-        client.memberships.rooms.pop(room, None)
-        self._manager.basic_leave_room(client.sid, client.namespace, room)
-
-    # -- what is not stored --------------------------------------------------------------------------------
-    def unstored(
-        self, namespace: str, rooms: tuple[str, ...], skip_sids: tuple[str, ...], body: str, parts: tuple[bytes, ...]
-    ) -> None:
-        """Send an event to the live clients here, and forget it."""
+    # -- events that are not stored ------------------------------------------------------------------------
+    def unstored(self, outgoing: Outgoing) -> None:
+        """Send an event to the live clients of this node, and forget it."""
         plain: Frames | None = None
         tailed: Frames | None = None
-        recipients = [one for one in self.recipients(namespace, rooms, skip_sids) if one.state is State.LIVE]
-        self._manager.counters.unstored += len(recipients)
+        recipients = [client for client in self._rooms.recipients(outgoing) if client.state is State.LIVE]
+        self._counters.unstored += len(recipients)
         for client in recipients:
             if client.recoverable:
-                if tailed is None:
-                    tail = unstored_tail(body)
-                    tailed = event_frames(self._packet_class, namespace, body, parts, tail=tail)
+                tailed = tailed or self._frames.unstored(outgoing)
                 client.put(tailed)
             else:
-                if plain is None:
-                    plain = event_frames(self._packet_class, namespace, body, parts)
+                plain = plain or self._frames.event(outgoing)
                 client.put(plain)
 
-    def question(
-        self,
-        namespace: str,
-        rooms: tuple[str, ...],
-        skip_sids: tuple[str, ...],
-        body: str,
-        parts: tuple[bytes, ...],
-        ack: Callable[[Client], Ack],
-    ) -> list[tuple[Client, int]]:
-        """Send an event that wants an acknowledgement to the clients here, behind their replays.
+    def question(self, outgoing: Outgoing, ack: Callable[[Client], Ack]) -> list[tuple[Client, int]]:
+        """Send an event that wants an acknowledgement to the clients of this node, behind their replays.
 
-        :param ack: tells for each client who waits.
-        :returns: who was asked, and the ids of the acknowledgements.
+        :param ack: returns who waits for a client's acknowledgement.
+        :returns: the clients that were asked, with the ids of their acknowledgements.
         """
-        asked = [(client, next(self._clients.ack_ids)) for client in self.recipients(namespace, rooms, skip_sids)]
-        self._manager.counters.unstored += len(asked)
+        asked = [(client, next(self._ack_ids)) for client in self._rooms.recipients(outgoing)]
+        self._counters.unstored += len(asked)
         for client, ack_id in asked:
-            client.acks[ack_id] = ack(client)
-            client.put_behind_replay(event_frames(self._packet_class, namespace, body, parts, ack_id=ack_id))
+            client.expect_ack(ack_id, ack(client))
+            client.send_behind_replay(self._frames.event(outgoing, ack_id=ack_id))
         return asked
-
-    def recipients(self, namespace: str, rooms: tuple[str, ...], skip_sids: tuple[str, ...]) -> list[Client]:
-        """The connected clients here that are in any of the rooms."""
-        clients = self._clients.by_sid.get(namespace, {})
-        found = [clients[sid] for sid in self._members(namespace, rooms) if sid in clients]
-        for client in self._clients.unsettled.get(namespace, ()):
-            mine = {EVERYBODY, client.sid, *client.memberships.current()}
-            if client.state is State.REPLAYING and not mine.isdisjoint(rooms):
-                found.append(client)
-        return [client for client in found if client.sid not in skip_sids]

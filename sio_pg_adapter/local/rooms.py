@@ -1,132 +1,98 @@
-"""Rooms entered and left: by records of the log where a client has a session, in memory where it has none."""
+"""The rooms of this node's live clients, and who is in them."""
 
 from __future__ import annotations
 
-import asyncio
-from collections import Counter
-from typing import TYPE_CHECKING, Any
+import logging
+from collections.abc import Iterable, Iterator
 
-from sio_pg_adapter.errors import ConfigurationError, NoAnswer
-from sio_pg_adapter.log.entries import Entry, Members, Written
-from sio_pg_adapter.log.records import EVERYBODY, Kind, namespace_name, room_name, text_name, text_names
+from sio_pg_adapter.log.names import EVERYBODY
+from sio_pg_adapter.log.records import Outgoing
 
-from .clients import Client, State, handling
+from .client import Client, State
+from .clients import Clients
+from .protocols import RoomTable
 
-if TYPE_CHECKING:
-    from sio_pg_adapter.manager import AsyncPostgresManager
-
-UNSTORED_WAIT = 5.0
-"""Seconds that a move of a room's members waits for what other nodes have of them that is in no table."""
+logger = logging.getLogger("sio_pg_adapter")
 
 
-class Moves:
-    """Moves clients of any node, and sessions that are away, in and out of rooms.
+class Rooms:
+    """Keeps the rooms of live clients in step with their memberships.
 
-    :param manager: whose log the moves go to, and whose rooms hold the live clients.
+    :param table: where python-socketio's client manager keeps the rooms.
     """
 
-    def __init__(self, manager: AsyncPostgresManager) -> None:
-        self._manager = manager
-        self._leaving: Counter[tuple[str, str]] = Counter()
+    def __init__(self, clients: Clients, table: RoomTable) -> None:
+        self._clients = clients
+        self._table = table
 
-    async def enter(self, sid: str, namespace: str, room: str) -> None:
-        """Add a sid to a room; in effect on return."""
-        room, sid, namespace = room_name(room), text_name(sid, "sid"), namespace_name(namespace)
-        if room != sid and self._manager.is_sid_room(namespace, room):
-            raise ValueError("cannot enter a sid room")
-        await self._move(Kind.ENTER, sid, namespace, room)
+    def enter(self, client: Client, room: str) -> None:
+        """Enter a live client in a room."""
+        try:
+            self._table.basic_enter_room(client.sid, client.namespace, room, eio_sid=client.eio_sid)
+        except ValueError:  # the room has the name of another client's sid, and is that client's alone
+            logger.warning("a client cannot enter the room of another client's sid")
 
-    async def leave(self, sid: str, namespace: str, room: str) -> None:
-        """Remove a sid from a room; in effect on return."""
-        await self._move(Kind.LEAVE, text_name(sid, "sid"), namespace_name(namespace), room_name(room))
+    def leave(self, client: Client, room: str) -> None:
+        """Take a live client out of a room. The store knows that it was there."""
+        client.memberships.forget(room)
+        self._table.basic_leave_room(client.sid, client.namespace, room)
 
-    async def close(self, room: str, namespace: str | None) -> None:
-        """Remove everybody from a room; in effect on return."""
-        room, namespace = room_name(room), namespace_name(namespace)
-        if self._manager.is_sid_room(namespace, room):
-            raise ValueError("cannot close a sid room")
-        await self._manager.append(Entry(Kind.CLOSE, namespace, (room,)))
+    def go_live(self, client: Client) -> None:
+        """From here on each record reaches the client as the cursor meets it."""
+        rooms = client.go_live()
+        self._clients.settle(client)
+        for own in (None, client.sid):
+            self._table.basic_enter_room(client.sid, client.namespace, own, eio_sid=client.eio_sid)
+        for room in rooms:
+            self.enter(client, room)
 
-    async def members(
-        self, kind: Kind, room: Any, namespace: str | None, rooms: Any = None, skip_sid: Any = None
-    ) -> None:
-        """Let all who are in a room, of any node or away, enter or leave others, or kick them; in effect on return.
+    def depart(self, client: Client) -> None:
+        """Take a client out of this node: from here on it reads as away. Its memberships stay with it."""
+        if client.state is State.LIVE:
+            for room in (*client.memberships.current(), client.sid, None):
+                if client.sid in self._table.rooms.get(client.namespace, {}).get(room, ()):
+                    self._table.basic_leave_room(client.sid, client.namespace, room)
+        self._clients.remove(client)
+        client.depart()
 
-        :param room: whose members, several in a list; ``None``: everybody in the namespace.
-        :param rooms: what they enter or leave; of a kick none.
-        """
-        manager = self._manager
-        namespace = namespace_name(namespace)
-        of = text_names(room, "room") or (EVERYBODY,)
-        targets = (EVERYBODY,) if kind is Kind.KICK else text_names(rooms, "rooms")
-        skip = text_names(skip_sid, "skip_sid")
-        if not targets:
-            raise ConfigurationError("rooms takes one name or several: none is given")
-        if kind is Kind.ENTER and any(manager.is_sid_room(namespace, target) for target in targets):
-            raise ValueError("cannot enter a sid room")  # of a client here that is in no table, perhaps
-        await manager.ready()
-        unstored, silent = await manager.census.unstored(namespace, of, UNSTORED_WAIT)
-        await manager.append(Members(kind, namespace, of, targets, tuple(unstored), skip))
-        if silent:
-            raise NoAnswer("clients without a stored session may be left out", "node", silent, None)
+    def is_sid_room(self, namespace: str, room: str) -> bool:
+        """Whether a room is the own room of a live client of this node."""
+        return self._table.is_sid_room(namespace, room)
 
-    async def _move(self, kind: Kind, sid: str, namespace: str, room: str) -> None:
-        if room == sid:
-            return  # its own room: it is in there as long as it lives
-        await self._manager.ready()
-        client = self._manager.clients.get(sid, namespace)
-        args: dict[str, Any] = {}
-        if client is not None:
-            if client.opening is not None:
-                await asyncio.wait((client.opening,))
-            if client.state is State.LEFT and handling.get() is client:
-                return  # in its disconnect handler: its rooms were taken down when that began
-            if client.held is None:
-                self._move_in_memory(kind, client, room)
-                return
-            args["generation"] = client.held.generation
-            own_handler = handling.get() is client and client.state is State.CONNECTING
-            if kind is Kind.ENTER and own_handler and self._is_in(client, room):
-                return
-            if kind is Kind.LEAVE and own_handler:
-                args["as_of"] = client.after
-        await self._manager.append(Entry(kind, namespace, (room,), sid=sid, args=args))
-
-    def note_leaving(self, entry: Entry | Members, appended: asyncio.Future[Written]) -> None:
-        """Clients of this node may be about to leave a room: until that has taken effect here, or has failed."""
-        if self._manager.write_only or entry.kind not in (Kind.LEAVE, Kind.CLOSE):
+    def members(self, namespace: str, rooms: tuple[str, ...]) -> Iterator[str]:
+        """Yield the sids of live clients in any of the rooms, each once. Do not await meanwhile: nothing is
+        copied."""
+        of_namespace = self._table.rooms.get(namespace)
+        if not of_namespace:
             return
-        left = entry.targets if isinstance(entry, Members) else entry.rooms
-        rooms, leaving = [(entry.namespace, room) for room in left], self._leaving
+        if len(rooms) == 1:
+            yield from of_namespace.get(rooms[0] or None, ())
+            return
+        seen: set[str] = set()
+        for room in rooms:
+            for sid in of_namespace.get(room or None, ()):
+                if sid not in seen:
+                    seen.add(sid)
+                    yield sid
 
-        def over() -> None:
-            leaving.subtract(rooms)
-            for room in rooms:
-                if not leaving[room]:
-                    del leaving[room]
+    def recipients(self, outgoing: Outgoing) -> list[Client]:
+        """Return the connected clients that an event is for, those in a replay included."""
+        namespace = outgoing.namespace
+        clients = self._clients.by_sid.get(namespace, {})
+        recipients = [clients[sid] for sid in self.members(namespace, outgoing.rooms) if sid in clients]
+        recipients += [
+            client
+            for client in self._clients.unsettled(namespace)
+            if client.state is State.REPLAYING and belongs(client, outgoing.rooms)
+        ]
+        return [client for client in recipients if client.sid not in outgoing.skip_sids]
 
-        def stored(appended: asyncio.Future[Written]) -> None:
-            failed = appended.cancelled() or appended.exception() is not None
-            self._manager.dispatcher.when(0 if failed else appended.result().offset, over)
+    def belonging(self, namespace: str, rooms: Iterable[str]) -> list[Client]:
+        """Return the clients in any of the rooms, in whatever state."""
+        wanted = set(rooms)
+        return [client for client in self._clients.by_sid.get(namespace, {}).values() if belongs(client, wanted)]
 
-        leaving.update(rooms)
-        appended.add_done_callback(stored)
 
-    def _is_in(self, client: Client, room: str) -> bool:
-        """Is it certain, without the store, that a client that has just been claimed is in a room? Most connect
-        handlers enter the same ones on recovery. Only in the claim's own moment, whose rooms those are; and not where
-        this node is about to take it out, since what is called first comes first."""
-        now = client.claimed is not None and client.claimed.lasts
-        return now and room in client.memberships.current() and not self._leaving[client.namespace, room]
-
-    def _move_in_memory(self, kind: Kind, client: Client, room: str) -> None:
-        """Of a client that has no session, or none yet: its rooms are stored with it."""
-        manager = self._manager
-        if kind is Kind.ENTER:
-            client.memberships.enter(room, manager.dispatcher.cursor)
-            if client.state is State.LIVE:
-                manager.basic_enter_room(client.sid, client.namespace, room, eio_sid=client.eio_sid)
-        else:
-            client.memberships.leave(room, manager.dispatcher.cursor + 1)
-            if client.state is State.LIVE:
-                manager.delivery.unregister(client, room)
+def belongs(client: Client, rooms: Iterable[str]) -> bool:
+    """Whether a client is in any of the rooms."""
+    return not {EVERYBODY, client.sid, *client.memberships.current()}.isdisjoint(rooms)

@@ -1,15 +1,15 @@
-"""One moment of the event loop: as long as nobody has waited, nothing else has run here."""
+"""One turn of the event loop. Until a task waits, nothing else runs in the process."""
 
 from __future__ import annotations
 
 import asyncio
 
 
-class Moment:
-    """From its making until the loop turns.
+class Tick:
+    """The time from its making until the loop turns.
 
-    A task that was suspended in between finds it over: what resumes the task stands behind ``_end`` in the loop's
-    queue. So what was known at its making, of this node's memory, is still so while it lasts.
+    A task that was suspended in between finds it over: whatever resumes the task stands behind ``_end`` in the loop's
+    queue. So what was known of this node's memory when it was made still holds while it lasts.
     """
 
     def __init__(self) -> None:

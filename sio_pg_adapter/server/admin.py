@@ -1,7 +1,7 @@
-"""What ``AsyncServer.instrument()`` installs for the Socket.IO Admin UI: upstream's, for clients that come back.
+"""The Socket.IO Admin UI, as python-socketio connects it, for clients that come back.
 
-A sid here may end on one connection while it already lives on another, its connection may be gone while its
-connect is still being decided, and its node may be another one than the operator's.
+A sid may end on one connection while it already lives on another. Its connection may be gone while its connect is
+still being decided. Its node may be another one than the operator's.
 """
 
 from __future__ import annotations
@@ -15,27 +15,30 @@ from typing import Any
 from socketio.async_admin import InstrumentedAsyncServer
 from socketio.exceptions import ConnectionRefusedError as Refused
 
+from sio_pg_adapter.wire import upstream
+
 
 class Instrumented(InstrumentedAsyncServer):
-    """Reports to the Admin UI and does what its operator asks for; see :meth:`AsyncServer.instrument`."""
+    """Reports to the Admin UI, and does what its operator asks for. See :meth:`AsyncServer.instrument`."""
 
     stats_task: asyncio.Future[Any] | None
 
     def instrument(self) -> None:
-        """Upstream's, whose counting of what goes over websockets is this package's to do."""
+        """Install the reports. This package counts the traffic of websockets itself."""
         super().instrument()
-        self.sio.eio.sio_pg_on_read = functools.partial(self._count, "packetsIn", "bytesIn")
-        self.sio.eio.sio_pg_on_write = functools.partial(self._count, "packetsOut", "bytesOut")
+        traffic = self.sio.manager.traffic
+        traffic.on_read = functools.partial(self._count, "packetsIn", "bytesIn")
+        traffic.on_write = functools.partial(self._count, "packetsOut", "bytesOut")
 
     def _count(self, packets: str, octets: str, count: int, size: int) -> None:
         self.event_buffer.push(packets, count)
         self.event_buffer.push(octets, size)
 
     async def admin_connect(self, sid: str, environ: dict[str, Any], client_auth: Any) -> None:
-        """Let an operator in, and tell the features and the clients of this node."""
+        """Let an operator in, and report the features and the clients of this node."""
         if self.auth and not await self._authentic(client_auth):
             raise Refused("authentication failed")
-        self.sio.manager.spawn(self._greet(sid), "sio_pg admin")
+        (await self.sio.manager.started()).tasks.spawn(self._greet(sid), "admin")
 
     async def _authentic(self, client_auth: Any) -> bool:
         if isinstance(self.auth, dict):
@@ -46,26 +49,26 @@ class Instrumented(InstrumentedAsyncServer):
         return bool(await answer if inspect.isawaitable(answer) else answer)
 
     async def _greet(self, operator: str) -> None:
-        # Upstream loses the operator's sid in the list of sockets, and the whole list to one that is closed.
-        await self.sio.sleep(0.1)  # as upstream: the UI registers its handlers after it is connected
+        # python-socketio loses the operator's sid in the list of sockets, and the whole list to a closed socket.
+        await self.sio.sleep(0.1)  # as in python-socketio: the UI registers its handlers after it is connected
         features = ["AGGREGATED_EVENTS"]
         if not self.read_only:
             features += ["EMIT", "JOIN", "LEAVE", "DISCONNECT", "MJOIN", "MLEAVE", "MDISCONNECT"]
         if self.mode == "development":
             features.append("ALL_EVENTS")
-        await self._tell(operator, "config", {"supportedFeatures": features})
+        await self._report(operator, "config", {"supportedFeatures": features})
         if self.mode == "development":
             manager, sockets = self.sio.manager, []
             for namespace in manager.get_namespaces():
                 for sid, eio_sid in manager.get_participants(namespace, None):
                     with contextlib.suppress(KeyError):
                         sockets.append(self.serialize_socket(sid, namespace, eio_sid))
-            await self._tell(operator, "all_sockets", sockets)
+            await self._report(operator, "all_sockets", sockets)
 
-    async def _tell(self, operator: str, event: str, data: Any) -> None:
+    async def _report(self, operator: str, event: str, data: Any) -> None:
         await self.sio.emit(event, data, to=operator, namespace=self.admin_namespace)
 
-    # -- what an operator asks for: clients of this node, or one sid of any -----------------------------------
+    # -- what an operator asks for: clients of this node, or a sid of any node ---------------------------------
     def _meant(self, namespace: str, room_filter: Any) -> list[str]:
         here = [sid for sid, _ in self.sio.manager.get_participants(namespace, room_filter)]
         return here or ([room_filter] if isinstance(room_filter, str) and room_filter else [])
@@ -82,18 +85,17 @@ class Instrumented(InstrumentedAsyncServer):
         for sid in self._meant(namespace, room_filter):
             await self.sio.disconnect(sid, namespace=namespace)
 
-    # -- what upstream reports --------------------------------------------------------------------------------
+    # -- what python-socketio reports --------------------------------------------------------------------------------
     async def _trigger_event(self, event: str, namespace: str, *args: Any) -> Any:
-        stamps = self.sio.manager._timestamps
         if event == "disconnect":
-            # The same sid may have been taken over, and its stamp be gone: upstream's `del` would raise, and the
-            # application's handler not run.
-            stamps.setdefault(args[0], 0.0)
+            # If the sid was taken over, its timestamp is gone. python-socketio's `del` would raise, and the
+            # application's handler would not run.
+            upstream.admin_timestamps(self.sio.manager).setdefault(args[0], 0.0)
         elif event == "connect":
             eio_sid = self.sio.manager.eio_sid_from_sid(args[0], namespace)
             socket = self.sio.eio.sockets.get(eio_sid)
-            if socket is None or socket.closed:  # nothing to report: the handler sees that for itself
-                return await self.sio._InstrumentedAsyncServer__trigger_event(event, namespace, *args)
+            if socket is None or socket.closed:  # there is nothing to report
+                return await upstream.trigger_unreported(self.sio, event, namespace, *args)
         return await super()._trigger_event(event, namespace, *args)
 
     async def shutdown(self) -> None:

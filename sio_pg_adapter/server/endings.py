@@ -1,163 +1,164 @@
-"""How connections end: dropped, kicked, taken over, too slow, or by the server's own stop; and what each leaves."""
+"""How connections end: dropped, kicked, taken over, too slow, or by the server's own stop. And what each end
+takes."""
 
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from engineio.packet import CLOSE
-from engineio.packet import Packet as Frame
 from socketio import packet
 
+from sio_pg_adapter.counters import Counters
 from sio_pg_adapter.errors import SioPgError
-from sio_pg_adapter.local.clients import Client, handling
-from sio_pg_adapter.wire.frames import framed
+from sio_pg_adapter.local.client import Client
+from sio_pg_adapter.local.handling import handling
+from sio_pg_adapter.local.rooms import Rooms
+from sio_pg_adapter.options import ConnectionStateRecovery
+from sio_pg_adapter.store.pruner import Pruner
+from sio_pg_adapter.store.sessions import Sessions
+from sio_pg_adapter.tasks import Tasks
+from sio_pg_adapter.wire.frames import FrameMaker
 
-if TYPE_CHECKING:
-    from sio_pg_adapter.manager import AsyncPostgresManager
-
-    from .server import AsyncServer
+from .host import Host, hang_up
 
 GOODBYE_WAIT = 10.0
-"""Seconds that a stop waits for disconnect handlers."""
+"""How long a stop waits for disconnect handlers, in seconds."""
 
-LET_GO_RETRY = 1.0
+RELEASE_RETRY = 1.0
 """Seconds between tries to store the end of a connection while the database is away."""
 
 logger = logging.getLogger("sio_pg_adapter")
 
 
 class Endings:
-    """Ends the connections of one server.
+    """Ends the connections of a node.
 
     :ivar leaving: clients whose end is under way, by namespace and sid.
     """
 
-    def __init__(self, server: AsyncServer) -> None:
-        self._server = server
+    def __init__(
+        self,
+        host: Host,
+        frames: FrameMaker,
+        recovery: ConnectionStateRecovery | None,
+        counters: Counters,
+        *,
+        rooms: Rooms,
+        sessions: Sessions,
+        pruner: Pruner,
+        tasks: Tasks,
+    ) -> None:
+        self._host = host
+        self._frames = frames
+        self._recovery = recovery
+        self._counters = counters
+        self._rooms = rooms
+        self._sessions = sessions
+        self._pruner = pruner
+        self._tasks = tasks
         self.leaving: dict[tuple[str, str], Client] = {}
 
-    @property
-    def _manager(self) -> AsyncPostgresManager:
-        manager: AsyncPostgresManager = self._server.manager
-        return manager
-
+    # -- what calls for an end ---------------------------------------------------------------------------
     def kicked(self, client: Client, data: str | None) -> None:
-        """The cursor met a kick of a client of this node; synchronous."""
-        client.ended = True
-        client.held = None
-        if data is not None:
-            client.data = self._manager.json.loads(data)
+        """The cursor met a kick of a client of this node.
+
+        :param data: the session data of the session that ended, as JSON.
+        """
+        client.end_session(data=None if data is None else json.loads(data), deleted=True)
         if not client.connected:
-            return  # its connect is being decided: that will see it
-        pkt = self._server.packet_class(packet.DISCONNECT, namespace=client.namespace)
-        client.put([framed(pkt.encode())])
-        self._manager.depart(client)
-        self._manager.spawn(self.leave(client, self._server.reason.SERVER_DISCONNECT), "sio_pg disconnect")
+            return  # its connect is being decided, and notices
+        client.put(self._frames.packet(packet.DISCONNECT, client.namespace))
+        self._rooms.depart(client)
+        self._tasks.spawn(self.leave(client, self._host.reason.SERVER_DISCONNECT), "disconnect")
 
     def taken(self, client: Client) -> None:
-        """The cursor met a claim of the session of a client of this node: it has come back elsewhere."""
+        """The cursor met a claim of the session of a client of this node: the client has come back elsewhere."""
         connected = client.connected
-        client.closed = client.closed or self._server.reason.TRANSPORT_CLOSE
-        self._manager.depart(client)
-        self._manager.spawn(hang_up(self._server, client.eio_sid), "sio_pg takeover")
+        if client.closed is None:
+            client.close(self._host.reason.TRANSPORT_CLOSE)
+        self._rooms.depart(client)
+        self._tasks.spawn(hang_up(self._host, client.eio_sid), "takeover")
         if connected:
             self.leaving[client.namespace, client.sid] = client
-            self._manager.spawn(self.leave(client, self._server.reason.TRANSPORT_CLOSE), "sio_pg leave")
+            self._tasks.spawn(self.leave(client, self._host.reason.TRANSPORT_CLOSE), "leave")
 
     def slow(self, client: Client) -> None:
-        """A client takes less than it is sent: cut, it comes back to the log, which keeps it for nothing."""
-        if client.cut or client.socket.closing or client.socket.closed:
-            return
-        client.cut = True  # each further record of this tick finds it over the limit, too
-        self._manager.counters.cut += 1
-        logger.warning("a client was cut: more waited for it than max_queued_packets or max_queued_bytes")
-        self._manager.spawn(hang_up(self._server, client.eio_sid, drop_queue=True), "sio_pg cut")
-
-    async def leave(self, client: Client, reason: str) -> None:
-        """All that the end of a client's connection takes.
-
-        Its rooms are taken down now; then its disconnect handler runs; then the session is let go. One that was
-        ended for good is deleted first: the pid is dead at once.
-        """
-        if client.gone.is_set():
-            return
-        at = time.monotonic()
-        self._manager.depart(client)
-        key = (client.namespace, client.sid)
-        self.leaving[key] = client
-        try:
-            if client.ended and client.held is not None:
-                data = await self._manager.sessions.end(client.held)
-                if data is not None:
-                    client.data = self._manager.json.loads(data)
-            if client.accepted:
-                await self._run_disconnect_handler(client, reason)
-            if not client.ended and client.held is not None and self._manager.recovery is not None:
-                window = self._manager.recovery.window
-                await self._manager.sessions.release(client.held, seconds=window, since=away_since(at))
-                if window is not None:
-                    self._manager.pruner.look_in(window)
-        except SioPgError as e:
-            logger.warning("the end of a connection could not be stored, trying again: %s", e)
-            self._manager.spawn(self._let_go_later(client, at), "sio_pg let go later")
-        finally:
-            client.gone.set()
-            if self.leaving.get(key) is client:
-                del self.leaving[key]
-
-    async def _let_go_later(self, client: Client, at: float) -> None:
-        """The database was away when a connection ended: until that is stored its session would never run out."""
-        while client.held is not None and self._manager.recovery is not None:
-            await asyncio.sleep(LET_GO_RETRY)  # the database has nothing that tells when it is back
-            try:
-                if client.ended:
-                    await self._manager.sessions.end(client.held)
-                else:
-                    window = self._manager.recovery.window
-                    await self._manager.sessions.release(client.held, seconds=window, since=away_since(at))
-                return
-            except SioPgError as e:
-                logger.debug("the end of a connection could not be stored yet: %s", e)
-
-    async def _run_disconnect_handler(self, client: Client, reason: str) -> None:
-        token = handling.set(client)
-        try:
-            await self._server._trigger_event("disconnect", client.namespace, client.sid, reason)
-        except Exception:  # of the application's: the session is to be let go all the same
-            logger.exception("the disconnect handler failed")
-        finally:
-            handling.reset(token)
+        """A client reads more slowly than it is sent. It is disconnected, and comes back to the log."""
+        if not client.cut():
+            return  # each further record of this tick calls for it as well
+        self._counters.cut += 1
+        logger.warning("a client was disconnected: more than max_queued_packets or max_queued_bytes waited for it")
+        self._tasks.spawn(hang_up(self._host, client.eio_sid, drop_queue=True), "cut")
 
     async def say_goodbye(self) -> None:
-        """Close all connections in the way after which clients come back, elsewhere, to their sessions."""
+        """Close all connections in a way after which clients come back, to another node, and to their sessions."""
         closing: list[asyncio.Task[Any]]
-        closing = [asyncio.create_task(hang_up(self._server, eio_sid)) for eio_sid in list(self._server.eio.sockets)]
+        closing = [asyncio.create_task(hang_up(self._host, eio_sid)) for eio_sid in list(self._host.eio.sockets)]
         closing += [asyncio.create_task(client.gone.wait()) for client in self.leaving.values()]
         if closing:
             _, late = await asyncio.wait(closing, timeout=GOODBYE_WAIT)
             for task in late:
                 task.cancel()
 
+    # -- an end ------------------------------------------------------------------------------------------
+    async def leave(self, client: Client, reason: str) -> None:
+        """Do all that the end of a client's connection takes.
 
-async def hang_up(server: AsyncServer, eio_sid: str, *, drop_queue: bool = False) -> None:
-    """Close an Engine.IO connection in the way after which clients come back by themselves.
+        Its rooms are taken down now. Then its disconnect handler runs. Then its session is released. A session that
+        is over for good is deleted before the handler runs, so that its pid is dead at once.
+        """
+        if client.gone.is_set():
+            return
+        ended_at = time.monotonic()
+        self._rooms.depart(client)
+        key = (client.namespace, client.sid)
+        self.leaving[key] = client
+        try:
+            if client.ended:
+                await self._delete_session(client)
+            if client.accepted:
+                await self._run_disconnect_handler(client, reason)
+            if not client.ended:
+                await self._release(client, ended_at)
+        except SioPgError as e:
+            logger.warning("the end of a connection could not be stored, trying again: %s", e)
+            self._tasks.spawn(self._store_later(client, ended_at), "release later")
+        finally:
+            client.finish()
+            if self.leaving.get(key) is client:
+                del self.leaving[key]
 
-    :param drop_queue: do not send what is queued, which may be more than the client ever takes.
-    """
-    socket = server.eio.sockets.get(eio_sid)
-    if socket is None or socket.closed or socket.closing:
-        return
-    while drop_queue and not socket.queue.empty():
-        socket.queue.get_nowait()
-        socket.queue.task_done()
-    socket.queue.put_nowait(Frame(CLOSE))  # ends a poll
-    socket.queue.put_nowait(None)  # ends the websocket's writer, which closes it
-    await socket.close(wait=False, abort=True, reason=server.reason.TRANSPORT_CLOSE)
+    async def _delete_session(self, client: Client) -> None:
+        if client.held is not None:
+            data = await self._sessions.end(client.held)
+            if data is not None:
+                client.save(json.loads(data))
 
+    async def _release(self, client: Client, ended_at: float) -> None:
+        if client.held is None or self._recovery is None:
+            return
+        window = self._recovery.window
+        await self._sessions.release(client.held, seconds=window, since=max(0.0, time.monotonic() - ended_at))
+        if window is not None:
+            self._pruner.look_in(window)
 
-def away_since(at: float) -> float:
-    """Seconds since a moment of the monotonic clock."""
-    return max(0.0, time.monotonic() - at)
+    async def _store_later(self, client: Client, ended_at: float) -> None:
+        """Store the end of a connection that ended while the database was away. Until then its session does not
+        expire."""
+        while client.held is not None:
+            await asyncio.sleep(RELEASE_RETRY)  # nothing announces that the database is back
+            try:
+                await (self._delete_session(client) if client.ended else self._release(client, ended_at))
+                return
+            except SioPgError as e:
+                logger.debug("the end of a connection could not be stored yet: %s", e)
+
+    async def _run_disconnect_handler(self, client: Client, reason: str) -> None:
+        with handling(client):
+            try:
+                await self._host.trigger("disconnect", client.namespace, client.sid, reason)
+            except Exception:  # the application's handler failed. The session is released all the same
+                logger.exception("the disconnect handler failed")

@@ -1,4 +1,4 @@
-"""The side of the server on which its clients are heard: upstream's private ways in, and what goes back on them."""
+"""Where the packets of clients come in, and what goes back to them."""
 
 from __future__ import annotations
 
@@ -8,135 +8,148 @@ import logging
 import time
 from typing import Any
 
-import socketio
 from engineio.exceptions import EngineIOError
 from socketio import packet
 
 from sio_pg_adapter.errors import SioPgError
-from sio_pg_adapter.log.records import text_name
-from sio_pg_adapter.wire.frames import ack_frames
-from sio_pg_adapter.wire.incoming import ACKS, EVENTS, Incoming, NoPacket, take_post
+from sio_pg_adapter.local.client import Client
+from sio_pg_adapter.local.clients import Clients
+from sio_pg_adapter.log.names import text_name
+from sio_pg_adapter.wire.frames import FrameMaker
+from sio_pg_adapter.wire.incoming import ACKS, EVENTS, Incoming, NotAPacket, take_post
+from sio_pg_adapter.wire.transport import TrafficCounter
 
 from .connect import Connect
-from .endings import Endings, hang_up
+from .endings import Endings
+from .host import Host, hang_up
+from .rate_limit import RateLimit
 
 logger = logging.getLogger("sio_pg_adapter")
 
 
-class HearingServer(socketio.AsyncServer):
-    """Takes what the clients of :class:`sio_pg_adapter.AsyncServer` send.
+class Intake:
+    """Takes what the clients of a server send.
 
-    :ivar endings: ends their connections.
+    :param incoming: puts packets together.
+    :param json: the server's module to encode acknowledgements with.
     """
 
-    _ours: bool
-    endings: Endings
+    def __init__(
+        self,
+        host: Host,
+        clients: Clients,
+        frames: FrameMaker,
+        incoming: Incoming,
+        traffic: TrafficCounter,
+        json: Any,
+    ) -> None:
+        self._host = host
+        self._clients = clients
+        self._frames = frames
+        self._incoming = incoming
+        self._traffic = traffic
+        self._json = json
+        self._limit = RateLimit()
 
-    @functools.cached_property
-    def _incoming(self) -> Incoming:
-        return Incoming(self.packet_class, self._binary_packet, self.eio)
+    def opened(self, socket: Any) -> None:
+        """An Engine.IO connection was opened."""
+        socket.handle_post_request = functools.partial(self._post, socket)
 
-    async def _handle_eio_connect(self, eio_sid: str, environ: dict[str, Any]) -> Any:
-        if self._ours:
-            socket = self.eio.sockets[eio_sid]
-            socket.handle_post_request = functools.partial(self._handle_post, socket)
-        return await super()._handle_eio_connect(eio_sid, environ)
-
-    async def _handle_post(self, socket: Any, environ: dict[str, Any]) -> None:
+    async def _post(self, socket: Any, environ: dict[str, Any]) -> None:
         try:
-            await take_post(socket, environ)
+            await take_post(socket, environ, self._traffic)
         except EngineIOError as e:
-            logger.warning("a connection is closed, so that the client tries again: %s", e)
-            await hang_up(self, socket.sid)
+            logger.warning("a connection is closed, and its client comes back: %s", e)
+            await hang_up(self._host, socket.sid)
             raise
 
-    async def _handle_eio_message(self, eio_sid: str, data: Any) -> None:
-        if not self._ours:
-            await super()._handle_eio_message(eio_sid, data)
-            return
+    async def message(self, eio_sid: str, data: Any) -> None:
+        """A client sent a message."""
         try:
             pkt = self._incoming.take(eio_sid, data)
-        except NoPacket as e:
-            logger.warning("a connection is closed, so that the client tries again: %s", e)
-            await hang_up(self, eio_sid)
+        except NotAPacket as e:
+            logger.warning("a connection is closed, and its client comes back: %s", e)
+            await hang_up(self._host, eio_sid)
             return
         if pkt is None:
-            return
+            return  # binary parts are still to come
         if pkt.packet_type in EVENTS:
-            await self._handle_event(eio_sid, pkt.namespace, pkt.id, pkt.data)
+            await self._host.handle_event(eio_sid, pkt.namespace, pkt.id, pkt.data)
         elif pkt.packet_type in ACKS:
-            await self._handle_ack(eio_sid, pkt.namespace, pkt.id, pkt.data)
+            self._acknowledged(eio_sid, pkt.namespace or "/", pkt.id, pkt.data)
         elif pkt.packet_type == packet.CONNECT:
-            await self._handle_connect(eio_sid, pkt.namespace, pkt.data)
+            await self._connect(eio_sid, pkt.namespace or "/", pkt.data)
         else:
-            await self._handle_disconnect(eio_sid, pkt.namespace, self.reason.CLIENT_DISCONNECT)
+            await self._disconnect(eio_sid, pkt.namespace or "/")
 
-    async def _handle_connect(self, eio_sid: str, namespace: str | None, data: Any) -> None:
-        if not self._ours:
-            await super()._handle_connect(eio_sid, namespace, data)
-            return
-        asked = namespace = namespace or "/"
+    async def _connect(self, eio_sid: str, namespace: str, presented: Any) -> None:
         try:
             text_name(namespace, "namespace")
+            served = self._host.serves(namespace)
         except SioPgError as e:
-            logger.warning("refused: %s", e)
-            namespace = ""  # of nobody's
-        known = (*self.handlers, *self.namespace_handlers)
-        served = namespace in known or self.namespaces == "*" or namespace in self.namespaces
-        if not namespace or not served:
-            refusal = self.packet_class(packet.CONNECT_ERROR, data="Unable to connect", namespace=asked)
-            await self._send_packet(eio_sid, refusal)
-            return
-        await Connect(self, eio_sid, namespace, data).run()
+            logger.warning("a CONNECT is refused: %s", e)
+            served = False
+        connect = Connect(self._host, self._limit, eio_sid, namespace, presented)
+        if served:
+            await connect.run()
+        else:
+            await connect.refuse()
 
-    async def _handle_disconnect(self, eio_sid: str, namespace: str | None, reason: str | None = None) -> None:
+    def _acknowledged(self, eio_sid: str, namespace: str, ack_id: int, data: Any) -> None:
+        node = self._host.running_node
+        if node is None or not node.callbacks.acknowledged(self._clients.of_socket(eio_sid, namespace), ack_id, data):
+            logger.warning("a client acknowledged an event that nobody waits for")
+
+    async def _disconnect(self, eio_sid: str, namespace: str) -> None:
         """A DISCONNECT packet: the client leaves for good."""
-        if not self._ours:
-            await super()._handle_disconnect(eio_sid, namespace, reason)
-            return
-        client = self.manager.clients.of_socket(eio_sid, namespace or "/")
+        client = self._clients.of_socket(eio_sid, namespace)
         if client is None:
             return
-        self._binary_packet.pop(eio_sid, None)
-        client.ended = True
-        client.closed = reason or self.reason.CLIENT_DISCONNECT  # it needs no answer
+        self._incoming.forget(eio_sid)
+        client.end_session()
+        client.close(self._host.reason.CLIENT_DISCONNECT)  # it needs no answer
         if client.connected:
-            await self.endings.leave(client, client.closed)
+            await self._leave(client, self._host.reason.CLIENT_DISCONNECT)
 
-    async def _handle_eio_disconnect(self, eio_sid: str, reason: str) -> None:
-        """The Engine.IO connection ended, in whatever way: its sessions can be recovered."""
-        if not self._ours:
-            await super()._handle_eio_disconnect(eio_sid, reason)
-            return
-        self._binary_packet.pop(eio_sid, None)
-        clients = list(self.manager.clients.by_socket.get(eio_sid, {}).values())
-        if reason == self.reason.TRANSPORT_CLOSE and any(_timed_out(client.socket) for client in clients):
-            reason = self.reason.PING_TIMEOUT
+    async def closed(self, eio_sid: str, reason: str) -> None:
+        """The Engine.IO connection ended, for whatever reason. Its sessions can be recovered."""
+        self._incoming.forget(eio_sid)
+        clients = list(self._clients.by_socket.get(eio_sid, {}).values())
+        if reason == self._host.reason.TRANSPORT_CLOSE and any(_timed_out(c.connection.socket) for c in clients):
+            reason = self._host.reason.PING_TIMEOUT
         for client in clients:
-            client.closed = reason
+            client.close(reason)
         for client in clients:
             if client.connected:
-                # On its own: the web server may cancel what handles the request.
-                await asyncio.shield(self.manager.spawn(self.endings.leave(client, reason), "sio_pg leave"))
-        self.environ.pop(eio_sid, None)
+                await self._leave(client, reason)
+        self._host.environ.pop(eio_sid, None)
 
-    async def _send_packet(self, eio_sid: str, pkt: packet.Packet) -> None:
-        client = None
-        if self._ours and pkt.packet_type in ACKS:
-            client = self.manager.clients.of_socket(eio_sid, pkt.namespace or "/")
+    async def _leave(self, client: Client, reason: str) -> None:
+        node = self._host.running_node
+        if node is None:
+            self._host.forget(client)
+            return
+        assert isinstance(node.endings, Endings)
+        # In a task of its own: the web server may cancel the one that handles the request.
+        await asyncio.shield(node.tasks.spawn(node.endings.leave(client, reason), "leave"))
+
+    def acknowledge(self, eio_sid: str, pkt: packet.Packet) -> bool:
+        """Send what a handler returned, behind the client's replay. ``False`` if there is no such client."""
+        client = self._clients.of_socket(eio_sid, pkt.namespace or "/")
         if client is None:
-            await super()._send_packet(eio_sid, pkt)
-            return
+            return False
         try:
-            frames = ack_frames(pkt, self.manager.json)
+            client.send_behind_replay(self._frames.ack(pkt, self._json))
         except SioPgError as e:
-            logger.error("an event is not acknowledged: %s", e)  # noqa: TRY400 - not of this code
-            return
-        client.put_behind_replay(frames)
+            logger.error("an event is not acknowledged: %s", e)  # noqa: TRY400 - not this code's error
+        return True
 
 
 def _timed_out(socket: Any) -> bool:
-    """Did a ping stay unanswered? Upstream's reader gives up at the same time as who looks for that, and calls it a
-    closed transport; its clock began with the last packet, so the last fifth may be missing."""
+    """Whether the connection ended because a ping went unanswered.
+
+    Engine.IO's reader and its ping loop time out together, and the reader may win and report "transport close". Its
+    clock began with the last packet, so the last fifth of the timeout may be missing.
+    """
     pinged: float | None = socket.last_ping
     return pinged is not None and time.time() - pinged > 0.8 * socket.server.ping_timeout

@@ -1,4 +1,4 @@
-"""Class-based namespaces with what our server can do beyond upstream's."""
+"""Class-based namespaces with all that :class:`sio_pg_adapter.AsyncServer` can do."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ R = TypeVar("R")
 
 
 def _of_server(method: Callable[Concatenate[AsyncServer, P], R]) -> Callable[Concatenate[Any, P], R]:
-    """The server's method as one of a namespace: in the namespace of the class, if none is given."""
+    """Return a method of the server as one of a namespace. It acts in the namespace of the class if none is given."""
     name = method.__name__
     place = list(inspect.signature(method).parameters).index("namespace") - 1
 
@@ -37,9 +37,9 @@ def _of_server(method: Callable[Concatenate[AsyncServer, P], R]) -> Callable[Con
 
 
 class AsyncNamespace(socketio.AsyncNamespace):
-    """Upstream's, for :class:`sio_pg_adapter.AsyncServer`.
+    """A ``socketio.AsyncNamespace`` for :class:`sio_pg_adapter.AsyncServer`.
 
-    Its methods are the server's, of the namespace of the class where they name none.
+    Its methods are the server's. They act in the namespace of the class if none is given.
     """
 
     emit = _of_server(AsyncServer.emit)

@@ -1,4 +1,4 @@
-"""How often one session may be claimed: a client that loops shall harm nobody."""
+"""How often a session may be claimed: a client that loops must harm nobody."""
 
 from __future__ import annotations
 
@@ -9,24 +9,26 @@ from collections import OrderedDict
 from sio_pg_adapter.log.verdict import pid_hash
 
 BURST = 100
+"""How many claims of a pid one node takes at once."""
+
 PER_SECOND = 10.0
-"""A hundred claims at once, then ten in a second, for one pid on one node: later ones wait for their turn."""
+"""How many it takes in a second after that. Later ones wait for their turn."""
 
 REMEMBERED = 10_000
-"""Sessions whose pace is known; the one that was claimed longest ago is forgotten first."""
+"""How many pids are remembered. The one that was claimed longest ago is forgotten first."""
 
 
-class Pace:
+class RateLimit:
     """A token bucket for each pid."""
 
     def __init__(self) -> None:
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
 
     def delay(self, pid: str, now: float) -> float:
-        """Take a token; seconds until it is there."""
+        """Take a token. Return the seconds until it is there."""
         key = pid_hash(pid)
-        tokens, at = self._buckets.pop(key, (float(BURST), now))
-        tokens = min(BURST, tokens + (now - at) * PER_SECOND) - 1
+        tokens, then = self._buckets.pop(key, (float(BURST), now))
+        tokens = min(BURST, tokens + (now - then) * PER_SECOND) - 1
         self._buckets[key] = (tokens, now)
         if len(self._buckets) > REMEMBERED:
             self._buckets.popitem(last=False)

@@ -1,6 +1,6 @@
 """Commits: one batch of entries, one transaction, one notification.
 
-A connection that is lost on the way leaves it open whether the batch is stored. That is found out, and only what
+If the connection is lost during a commit, the batch may be stored or not. That is found out, and only a batch that
 certainly is not stored is sent again.
 """
 
@@ -11,37 +11,44 @@ import json
 import secrets
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import asyncpg
 
 from sio_pg_adapter.errors import StoreUnavailable
-from sio_pg_adapter.log.entries import Entry, Members, Written
-from sio_pg_adapter.log.records import Kind, Record, compact, pack
+from sio_pg_adapter.log.payload import compact, pack
+from sio_pg_adapter.log.records import Entry, Kind, MemberMove, Record, Written
 
-from .database import LOST, QUERY_TIMEOUT, Connection, Database
+from .backends import QUERY_TIMEOUT, Backend, backend_of, end_backend
+from .database import Connection, Database
+from .failures import LOST
+from .reader import ATTACHMENT_TIMEOUT
 
 CARRY_BYTES = 7_600
-"""What a notification may carry beside its offsets: PostgreSQL takes 7,999 bytes in all."""
+"""How much of a batch a notification carries, in bytes. PostgreSQL takes 7,999 bytes in all."""
 
 INLINE_BYTES = 64 * 1024
-"""A larger body is written apart, before the log's lock is taken: 50 MB under it would hold up everybody."""
+"""The largest body in the log itself, in bytes. A larger one is written to the attachment table before the log's lock
+is taken: writing 50 MB under it would hold up all appends."""
 
 GIVE_UP_AFTER = 5.0
-"""Seconds that an append is tried again after its connection was lost before anything was stored."""
+"""For how long an append is tried again after its connection was lost before anything was stored, in seconds."""
+
+RETRY = 0.1
+"""Seconds between these tries: the database starts, or another server becomes the primary."""
 
 
-class Unsure(Exception):  # noqa: N818 - not an error of the caller's
+class OutcomeUnknown(Exception):  # noqa: N818 - never leaves this module
     """The connection was lost before the answer came."""
 
 
 class Commits:
     """Stores batches on the connection that writes.
 
-    :param on_appended: called as soon as a batch is committed, with the offset before it, its last one, and
-                        its records if they are known without a read.
-    :param node: who claims.
+    :param on_appended: called as soon as a batch is committed: with the offset before it, its last one, and its
+                        records if they are known without a read.
+    :param node: the node that claims.
     """
 
     def __init__(
@@ -51,39 +58,72 @@ class Commits:
         self._on_appended = on_appended
         self._node = node
         self._last = 0  # the highest offset known here
-        self._backend: tuple[int, Any] | None = None  # pid and start time: which it is for certain
-        self._backend_of: Connection = None
+        self._backend: Backend | None = None
+        self._backend_of: Connection | None = None
         self._sending = False
 
     @property
     def backend(self) -> int | None:
-        """The pid of the backend that is storing a batch of this node.
+        """The process id of the backend that is storing a batch of this node.
 
-        Not between batches: it may be lost by then, and its pid be another's, of another node perhaps. Nor behind a
-        pooler, where it serves others, too.
+        ``None`` between batches: the backend may be lost by then, and its process id belong to another node's.
+        ``None`` behind a pooler as well, where the backend serves others, too.
         """
         if not self._sending or self._backend is None or self._database.pooled:
             return None
-        return self._backend[0]
+        return self._backend.pid
 
     async def batch(self, entries: list[Entry]) -> list[Written]:
-        """Store a batch, through lost connections where it is certain that nothing was stored yet."""
-        batch_id = secrets.randbits(62)
+        """Store a batch.
+
+        :raises StoreUnavailable: says whether it may be stored.
+        """
         attachments = [uuid.uuid4() if e.kind is Kind.EVENT and e.size > INLINE_BYTES else None for e in entries]
+        batch_id = secrets.randbits(62)
+        return await self._store(
+            batch_id,
+            lambda connection: self._send(connection, entries, attachments, batch_id),
+            lambda rows: self._after_loss(entries, rows),
+        )
+
+    async def move(self, move: MemberMove) -> Written:
+        """Move all members of some rooms.
+
+        :raises StoreUnavailable: says whether it may be stored.
+        """
+        batch_id = secrets.randbits(62)
+        [written] = await self._store(
+            batch_id,
+            lambda connection: self._send_move(connection, move, batch_id),
+            self._after_lost_move,
+        )
+        return written
+
+    async def _store(
+        self,
+        batch_id: int,
+        send: Callable[[Connection], Awaitable[list[Written]]],
+        after_loss: Callable[[list[asyncpg.Record]], Awaitable[list[Written]]],
+    ) -> list[Written]:
+        """Send a batch through lost connections, as long as it is certain that nothing is stored yet.
+
+        :param send: stores it on a connection, or raises :class:`OutcomeUnknown`.
+        :param after_loss: called with the rows in the log if it is stored and its answer was lost.
+        """
         end = time.monotonic() + GIVE_UP_AFTER
-        unsure = False
-        lost: tuple[int, Any] | None = None
+        unknown = False
+        lost: Backend | None = None
         while True:
             try:
                 async with self._database.writer as connection:
                     await self._name_backend(connection)
-                    found = await self._find_out(connection, lost, batch_id) if unsure else None
-                    unsure = False
-                    if found is None:
-                        return await self._send(connection, entries, attachments, batch_id)
-                return await self._after_loss(entries, found)
-            except Unsure as e:
-                unsure, lost = True, self._backend
+                    rows = await self._stored_rows(connection, lost, batch_id) if unknown else None
+                    unknown = False
+                    if rows is None:
+                        return await send(connection)
+                return await after_loss(rows)
+            except OutcomeUnknown as e:
+                unknown, lost = True, self._backend
                 await self._database.writer.drop()
                 # Behind a pooler the backend cannot be named, and so not be ended: it may commit at any time.
                 if self._database.pooled or time.monotonic() > end:
@@ -91,29 +131,29 @@ class Commits:
             except (*LOST, asyncpg.TransactionRollbackError, StoreUnavailable) as e:
                 if time.monotonic() > end:
                     message = f"appending to the log: {e}"
-                    raise StoreUnavailable(message, may_be_stored=unsure) from e
+                    raise StoreUnavailable(message, may_be_stored=unknown) from e
                 await self._database.writer.drop()
-            await asyncio.sleep(0.1)  # the database starts, or another becomes the primary
+            await asyncio.sleep(RETRY)
 
     async def _name_backend(self, connection: Connection) -> None:
         if self._backend_of is not connection:
-            row = await connection.fetchrow(self._database.queries["backend"], timeout=QUERY_TIMEOUT)
-            self._backend = (row["pid"], row["backend_start"]) if row else None
+            self._backend = await backend_of(connection, self._database.queries)
             self._backend_of = connection
 
+    # -- a batch of entries ------------------------------------------------------------------------------
     async def _send(
         self, connection: Connection, entries: list[Entry], attachments: Sequence[uuid.UUID | None], batch_id: int
     ) -> list[Written]:
-        large = [(a, e) for a, e in zip(attachments, entries, strict=True) if a is not None]
+        large = [(key, entry) for key, entry in zip(attachments, entries, strict=True) if key is not None]
         if large:
             await connection.execute(
                 self._database.queries["attach"],
-                [a for a, _ in large],
-                [pack([(e.body or "").encode(), *e.parts]) for _, e in large],
+                [key for key, _ in large],
+                [pack([(entry.body or "").encode(), *entry.parts]) for _, entry in large],
                 [False] * len(large),
-                timeout=60,  # 50 MB on a slow disk
+                timeout=ATTACHMENT_TIMEOUT,
             )
-        query, arguments = "write_event", _plain(entries)
+        query, arguments = "write_event", _lone_event(entries)
         if not arguments or large:
             query, arguments = "write", _columns(entries, attachments)
         carried = _carried(entries)
@@ -122,32 +162,30 @@ class Commits:
             row = await connection.fetchrow(
                 self._database.queries[query], batch_id, *arguments, carried, timeout=QUERY_TIMEOUT
             )
-        except asyncpg.PostgresError as e:
-            if isinstance(e, asyncpg.PostgresConnectionError | asyncpg.OperatorInterventionError):
-                raise Unsure(f"{type(e).__name__}: {e}") from e
-            raise  # an answer of the server's: rolled back
-        except (asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, TimeoutError) as e:
-            raise Unsure(f"{type(e).__name__}: {e}") from e
+        except Exception as e:
+            if unknown := _unknown(e):
+                raise unknown from e
+            raise
         finally:
             self._sending = False
         if query == "write_event":
-            at = self._last = row["at"]
-            self._on_appended(at - 1, at, [self._record(entries[0], at, None)])
-            return [Written(at)]
+            offset = self._last = row["at"]
+            self._on_appended(offset - 1, offset, [self._record(entries[0], offset, None)])
+            return [Written(offset)]
         return self._committed(entries, row["prev"], row["offsets"], row["results"])
 
     def _committed(
         self, entries: list[Entry], prev: int, offsets: list[int | None], results: list[str | None] | None
     ) -> list[Written]:
         written = [
-            Written(-1 if offset is None else abs(offset), None if result is None else json.loads(result))
+            Written(abs(offset or 0), None if result is None else json.loads(result), refused=offset is None)
             for offset, result in zip(offsets, results or [None] * len(entries), strict=True)
         ]
         records: list[Record] | None = None
-        if not any(entry.kind is Kind.KICK for entry in entries):  # whose record holds what only the log knows
+        if not any(entry.kind is Kind.KICK for entry in entries):  # only the log knows the session data in its record
             records = [
-                self._record(entry, offset, one.result)
-                for entry, offset, one in zip(entries, offsets, written, strict=True)
+                self._record(entry, offset, outcome.result)
+                for entry, offset, outcome in zip(entries, offsets, written, strict=True)
                 if offset is not None and offset > 0
             ]
         last = max((offset for offset in offsets if offset is not None), default=0)
@@ -165,97 +203,111 @@ class Commits:
             rooms=entry.rooms,
             skip_sids=entry.skip_sids,
             sid=result["sid"] if claim else entry.sid,
-            generation=result["generation"] if claim else entry.args.get("as_of"),
+            generation=result["generation"] if claim else None,
             node=self._node if claim else None,
             body=entry.body,
             parts=entry.parts,
+            as_of=entry.args.get("as_of"),
         )
 
-    # -- a connection lost in commit -----------------------------------------------------------------
-    async def _find_out(
-        self, connection: Connection, backend: tuple[int, Any] | None, batch_id: int
-    ) -> list[asyncpg.Record] | None:
-        """What a batch left in the log whose answer was lost; ``None``: nothing, and it never will.
+    # -- all members of some rooms -----------------------------------------------------------------------
+    async def _send_move(self, connection: Connection, move: MemberMove, batch_id: int) -> list[Written]:
+        queries = self._database.queries
+        transaction = connection.transaction(isolation="read_committed")
+        await transaction.start()
+        try:
+            await connection.execute(queries["lock"], timeout=QUERY_TIMEOUT)
+            row = await connection.fetchrow(
+                queries["move_members"],
+                batch_id,
+                int(move.kind),
+                move.namespace,
+                move.rooms,
+                move.unstored,
+                move.skip_sids,
+                move.targets,
+                timeout=QUERY_TIMEOUT,
+            )
+        except BaseException:  # cancelled, too: it holds the log's lock
+            await transaction.rollback()
+            raise
+        if row is not None and None in row["offsets"]:
+            await transaction.rollback()
+            return [Written(0, refused=True)]
+        try:
+            await transaction.commit()
+        except Exception as e:
+            if unknown := _unknown(e):
+                raise unknown from e
+            raise
+        if row is None:
+            return [Written(0)]
+        last = max(row["offsets"])
+        if last > 0:
+            self._last = last
+            self._on_appended(row["prev"], last, None)
+        return [Written(max(map(abs, row["offsets"])))]  # a record that had already done the same counts, too
 
-        On a new connection: end the old backend, wait until it is gone, then wait for the log's lock.
+    async def _after_lost_move(self, rows: list[asyncpg.Record]) -> list[Written]:
+        last = rows[-1]["offset"]
+        self._on_appended(rows[0]["offset"] - 1, last, None)
+        return [Written(last)]
+
+    # -- a connection lost during a commit -----------------------------------------------------------------
+    async def _stored_rows(
+        self, connection: Connection, backend: Backend | None, batch_id: int
+    ) -> list[asyncpg.Record] | None:
+        """Return the rows of a batch whose answer was lost. ``None``: there are none, and never will be.
+
+        It ends the old backend, waits until it is gone, then waits for the log's lock.
         """
         queries = self._database.queries
         if backend is not None:
-            while await connection.fetch(queries["end_backend"], *backend, timeout=QUERY_TIMEOUT):
-                await asyncio.sleep(0.02)  # ended, but not gone yet: PostgreSQL has nothing to wait on
+            await end_backend(connection, queries, backend)
         async with connection.transaction():
             await connection.execute(queries["lock"], timeout=QUERY_TIMEOUT)
-            found: list[asyncpg.Record] = await connection.fetch(
+            rows: list[asyncpg.Record] = await connection.fetch(
                 queries["batch"], self._last, batch_id, timeout=QUERY_TIMEOUT
             )
-        return found or None
+        return rows or None
 
-    async def _after_loss(self, entries: list[Entry], found: list[asyncpg.Record]) -> list[Written]:
-        """A batch was committed and its answer lost: events have their offsets; the rest is done once more,
-        since it changes nothing where it has been done, and its answer is needed."""
-        self._on_appended(found[0]["offset"] - 1, found[-1]["offset"], None)
-        events = iter([row["offset"] for row in found if row["kind"] == Kind.EVENT])
+    async def _after_loss(self, entries: list[Entry], rows: list[asyncpg.Record]) -> list[Written]:
+        """Return the outcomes of a batch that was committed and whose answer was lost.
+
+        Events have their offsets. The others are done again: that changes nothing, and their answers are needed.
+        """
+        self._on_appended(rows[0]["offset"] - 1, rows[-1]["offset"], None)
+        events = iter([row["offset"] for row in rows if row["kind"] == Kind.EVENT])
         written: list[Written] = []
         for entry in entries:
             if entry.kind is Kind.EVENT:
                 written.append(Written(next(events)))
             else:
-                written += await self._commit_again(entry)
+                async with self._database.writer as connection:
+                    written += await self._send(connection, [entry], [None], secrets.randbits(62))
         return written
 
-    async def _commit_again(self, entry: Entry) -> list[Written]:
-        async with self._database.writer as connection:
-            return await self._send(connection, [entry], [None], secrets.randbits(62))
 
-    # -- all members of a room ------------------------------------------------------------------------
-    async def move(self, members: Members) -> Written:
-        """Move all members of some rooms."""
-        queries, end = self._database.queries, time.monotonic() + GIVE_UP_AFTER
-        arguments = (members.rooms, members.unstored, members.skip_sids, members.targets)
-        while True:
-            committing = False
-            try:
-                async with self._database.writer as connection:
-                    transaction = connection.transaction(isolation="read_committed")
-                    await transaction.start()
-                    try:
-                        await connection.execute(queries["lock"], timeout=QUERY_TIMEOUT)
-                        head = (secrets.randbits(62), int(members.kind), members.namespace)
-                        row = await connection.fetchrow(
-                            queries["move_members"], *head, *arguments, timeout=QUERY_TIMEOUT
-                        )
-                    except BaseException:  # cancelled, too: it holds the log's lock
-                        await transaction.rollback()
-                        raise
-                    if row is not None and None in row["offsets"]:
-                        await transaction.rollback()
-                        return Written(-1)
-                    committing = True
-                    await transaction.commit()
-            except (*LOST, StoreUnavailable) as e:
-                await self._database.writer.drop()
-                if committing or time.monotonic() > end:
-                    message = f"appending to the log: {type(e).__name__}: {e}"
-                    raise StoreUnavailable(message, may_be_stored=committing) from e
-            else:
-                last = max((offset for offset in row["offsets"] if offset > 0), default=0) if row else 0
-                if last:
-                    self._last = last
-                    self._on_appended(row["prev"], last, None)
-                return Written(max(map(abs, row["offsets"])) if row else 0)  # of what had already done it, too
-            await asyncio.sleep(0.1)  # the database starts, or another becomes the primary
+def _unknown(error: Exception) -> OutcomeUnknown | None:
+    """Return what an error says if it leaves the outcome of a statement open. ``None``: nothing was done."""
+    if isinstance(error, asyncpg.PostgresError):
+        if not isinstance(error, asyncpg.PostgresConnectionError | asyncpg.OperatorInterventionError):
+            return None  # an answer of the server: rolled back
+    elif not isinstance(error, asyncpg.InterfaceError | asyncpg.InternalClientError | OSError | TimeoutError):
+        return None
+    return OutcomeUnknown(f"{type(error).__name__}: {error}")
 
 
-def _plain(entries: list[Entry]) -> tuple[Any, ...]:
-    """What a lone event for one room is written with; empty where it is more than that."""
-    one = entries[0]
-    if len(entries) > 1 or one.kind is not Kind.EVENT or len(one.rooms) > 1 or one.skip_sids or one.parts:
+def _lone_event(entries: list[Entry]) -> tuple[Any, ...]:
+    """Return the arguments for a single event for one room. Empty if it is more than that."""
+    entry = entries[0]
+    if len(entries) > 1 or entry.kind is not Kind.EVENT or len(entry.rooms) > 1 or entry.skip_sids or entry.parts:
         return ()
-    return one.namespace, one.rooms[0], one.body
+    return entry.namespace, entry.rooms[0], entry.body
 
 
 def _columns(entries: list[Entry], attachments: Sequence[uuid.UUID | None]) -> tuple[list[Any] | None, ...]:
-    apart = [a is not None for a in attachments]
+    apart = [key is not None for key in attachments]
     return (
         [int(e.kind) for e in entries],
         [e.namespace for e in entries],
@@ -271,12 +323,12 @@ def _columns(entries: list[Entry], attachments: Sequence[uuid.UUID | None]) -> t
 
 
 def _column(values: list[Any]) -> list[Any] | None:
-    """None for one of nothing but None: an array has a price for each of its elements, and unnest() fills up."""
+    """Return ``None`` for a column of nothing but ``None``: each element costs time, and unnest() fills up."""
     return values if any(value is not None for value in values) else None
 
 
 def _carried(entries: list[Entry]) -> str | None:
-    """The batch's events as text, if they fit: nodes that are up to date then need not read them."""
+    """Return the batch's events as text, if they fit in a notification. Nodes that are up to date need not read."""
     if sum(e.size for e in entries) > CARRY_BYTES or any(e.kind is not Kind.EVENT or e.parts for e in entries):
         return None
     text = compact([[e.namespace, e.rooms, e.skip_sids, e.body] for e in entries])

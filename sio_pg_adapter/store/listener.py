@@ -1,4 +1,5 @@
-"""The one connection that listens: connects, probes, reconnects; knows channels and payloads, no packet."""
+"""The connection that listens: it connects, probes and reconnects. It knows channels and payloads, not their
+meaning."""
 
 from __future__ import annotations
 
@@ -10,29 +11,32 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from sio_pg_adapter.errors import SioPgError, StoreUnavailable
+from sio_pg_adapter.tasks import cancelled
 
-from .database import LOST, Connection, Database, translated
+from .database import Connection, Database
+from .failures import LOST, translated
 
 PROBE_INTERVAL = 15.0
+"""Seconds between two probes."""
+
 PROBE_TIMEOUT = 5.0
-"""Seconds. A peer that vanished without a word is found within their sum."""
+"""Seconds that a probe may take. A peer that vanished silently is noticed within the sum of both."""
 
 BACKOFF = (0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0)
-"""Seconds before each further try to reconnect; the last one again and again. Reset by each success."""
+"""Seconds before each try to reconnect. The last one repeats. A success that holds until the next probe resets it."""
 
 logger = logging.getLogger("sio_pg_adapter")
 
 
 class Listener:
-    """Hears what is notified on some channels, through lost connections.
+    """Listens on some channels, through lost connections.
 
-    What was notified while it was away is not heard: ``on_ready`` is called after each (re)connect, when it
-    listens again, so that the owner can look what it missed.
+    Notifications sent while the connection was away are lost. So ``on_ready`` is called after each (re)connect, when
+    it listens again, and its owner looks for what it missed.
 
-    :param channels: the channels.
-    :param on_message: called with the pid of the backend that notified, a channel and a payload, synchronously, in
-                       order.
-    :param on_ready: awaited with the connection on each (re)connect, before anything else; if it raises, the
+    :param on_message: called with the process id of the backend that notified, the channel and the payload, in order.
+                       It never awaits.
+    :param on_ready: awaited with the connection on each (re)connect, before anything else. If it raises, the
                      connection counts as failed.
     """
 
@@ -47,7 +51,7 @@ class Listener:
         self._channels = channels
         self._on_message = on_message
         self._on_ready = on_ready
-        self._connection: Connection = None
+        self._connection: Connection | None = None
         self._pooled = False
         self._lost = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -55,20 +59,17 @@ class Listener:
         self.reconnects = 0
 
     async def start(self) -> None:
-        """Listen; the first connect fails fast.
+        """Listen. The first connect fails fast.
 
-        :raises StoreUnavailable: if it does.
+        :raises StoreUnavailable: if it fails.
         """
         await self._connect()
         self._task = asyncio.create_task(self._run(), name="sio_pg listener")
 
     async def close(self) -> None:
-        """Safe to call twice."""
+        """Stop listening. Safe to call twice."""
         task, self._task = self._task, None
-        if task is not None:
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
+        await cancelled(task)
         await self._disconnect()
 
     async def _run(self) -> None:
@@ -87,6 +88,7 @@ class Listener:
             try:
                 await self._connect()
                 self.reconnects += 1
+                logger.info("the LISTEN connection is back")
             except SioPgError as e:
                 logger.warning("LISTEN: %s", e)
 
@@ -121,6 +123,8 @@ class Listener:
             await connection.close(timeout=2)
 
     async def _probe(self) -> bool:
+        if self._connection is None:
+            return False
         try:
             await self._connection.fetchval(self._database.queries["probe"], timeout=PROBE_TIMEOUT)
         except (*LOST, StoreUnavailable):
@@ -134,5 +138,5 @@ class Listener:
     def _on_notify(self, _connection: Connection, backend: int, channel: str, payload: Any) -> None:
         try:
             self._on_message(backend, channel, payload)
-        except Exception:  # asyncpg would only log it, too, and so far from here
+        except Exception:  # asyncpg would log it as well, but without a word on where it comes from
             logger.exception("a notification could not be handled")

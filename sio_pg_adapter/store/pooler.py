@@ -1,8 +1,8 @@
-"""Connections through a pooler, such as PgBouncer: how they are told from direct ones.
+"""Connections through a pooler, such as PgBouncer, and how to recognise them.
 
-In its transaction mode a pooler gives each transaction whichever backend is free. So nothing of a session holds
-from one statement to the next: no prepared statement, no LISTEN, no advisory lock, and the backend of a
-connection that was lost cannot be named.
+In its transaction mode a pooler gives each transaction any backend that is free. So nothing of a session holds from
+one statement to the next: no prepared statement, no LISTEN, no advisory lock. The backend of a lost connection cannot
+be named either.
 """
 
 from __future__ import annotations
@@ -15,42 +15,42 @@ from typing import Any
 
 from sio_pg_adapter.errors import ConfigurationError
 
-HEARS_WITHIN = 3.0
-"""Seconds in which a notification must have come where LISTEN works."""
+LISTENS_WITHIN = 3.0
+"""How long a notification may take where LISTEN works, in seconds."""
 
 
-class PoolerInBetween(ConfigurationError):  # noqa: N818 - as its relatives
+class PoolerBetween(ConfigurationError):  # noqa: N818 - named like the other errors
     """LISTEN does not work on the connection that was given for it."""
 
 
 async def hides_backend(connection: Any) -> bool:
-    """Is something in between that answers for the server?
+    """Whether a pooler answers for the server.
 
-    A pooler makes up the process id that a connection is told at its start (the cancel key must lead back to the
-    pooler), so it is not that of the backend. True of session mode and of some cloud proxies, too.
+    A pooler makes up the process id that a connection gets at its start, since the cancel key must lead back to the
+    pooler. So it is not the backend's. This also holds in session mode, and for some cloud proxies.
 
     :param connection: an ``asyncpg.Connection``.
     """
     return bool(await connection.fetchval("SELECT pg_backend_pid()") != connection.get_server_pid())
 
 
-async def hears(connection: Any, notify: Callable[[str], Awaitable[Any]]) -> bool:
-    """Does LISTEN work on this connection? It does through a proxy that keeps one backend for a connection.
+async def can_listen(connection: Any, notify: Callable[[str], Awaitable[Any]]) -> bool:
+    """Whether LISTEN works on a connection. It does through a proxy that keeps one backend for each connection.
 
-    :param notify: notifies a channel, on another connection: on this one the notification would come back
-                   within the statement's own answer, which a pooler passes on in any mode.
+    :param notify: notifies a channel, on another connection. On this one the notification would come back within the
+                   statement's own answer, which a pooler passes on in any mode.
     """
-    heard = asyncio.Event()
+    notified = asyncio.Event()
     channel = "sio_" + secrets.token_hex(20)
 
     def on_notify(*_: object) -> None:
-        heard.set()
+        notified.set()
 
     await connection.add_listener(channel, on_notify)
     try:
         await notify(channel)
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(heard.wait(), HEARS_WITHIN)
+            await asyncio.wait_for(notified.wait(), LISTENS_WITHIN)
     finally:
         await connection.remove_listener(channel, on_notify)
-    return heard.is_set()
+    return notified.is_set()

@@ -1,35 +1,27 @@
-"""Presence: that this node lives is shown by a lock, so that it costs no writes.
+"""Presence: a node shows that it lives by a lock, which costs no writes.
 
-A node holds a shared session-level advisory lock on its LISTEN connection (PostgreSQL manual, 13.3.5). When
-process, machine or connection are gone, so is the lock. Whoever prunes looks; two looks without the lock, ten
-seconds apart, and the node is dead: the sessions that it held run out from then.
+A node holds a shared session-level advisory lock on its LISTEN connection (PostgreSQL manual, chapter 13.3.5). When
+its process, machine or connection is gone, so is the lock. The pruners look for it. A node is dead when two looks ten
+seconds apart find no lock. The sessions that it held run out from then on.
 """
 
 from __future__ import annotations
 
-import asyncio
 import uuid
-from dataclasses import dataclass
-from typing import Any
 
 from sio_pg_adapter.errors import StoreUnavailable
 
-from .database import QUERY_TIMEOUT, Connection, Database, translated
-
-
-@dataclass(frozen=True, slots=True)
-class Return:
-    """How a node found itself when it was back: was it taken for dead meanwhile?"""
-
-    died: bool
+from .backends import QUERY_TIMEOUT, Backend, backend_of, end_backend
+from .database import Connection, Database
+from .failures import translated
 
 
 class Presence:
     """This node's place in the cluster.
 
     :param node: its id, 32 hexadecimal digits.
-    :param channel: where messages for it alone are notified.
-    :param recovery_seconds: how long its sessions outlive their connections; ``None``: for ever.
+    :param channel: the channel for messages to this node alone.
+    :param recovery_seconds: how long its sessions outlive their connections. ``None``: for ever.
     :param margin_seconds: how long a drop may go unnoticed, and a replay last.
     """
 
@@ -37,44 +29,51 @@ class Presence:
         self, database: Database, node: str, channel: str, *, recovery_seconds: float | None, margin_seconds: float
     ) -> None:
         self._database = database
-        self._row = (uuid.UUID(node), channel, recovery_seconds, margin_seconds)
-        self._backend: tuple[int, Any] | None = None
+        self._id = uuid.UUID(node)
+        self._row = (self._id, channel, recovery_seconds, margin_seconds)
+        self._backend: Backend | None = None
 
-    async def show(self, connection: Connection) -> Return:
+    async def show(self, connection: Connection) -> bool:
         """Enter the cluster, or come back to it, on a new LISTEN connection.
 
         The former connection's backend is ended first: it may not have noticed yet that it serves nobody.
 
+        :returns: whether the node was counted dead meanwhile.
         :raises StoreUnavailable: if the lock cannot be had.
         """
         queries = self._database.queries
         with translated("entering the cluster"):
             if self._backend is not None:
-                while await connection.fetch(queries["end_backend"], *self._backend, timeout=QUERY_TIMEOUT):
-                    await asyncio.sleep(0.02)  # ended, but not gone yet
-            back = await connection.fetch(queries["node_back"], self._row[0], timeout=QUERY_TIMEOUT)
+                await end_backend(connection, queries, self._backend)
+            back = await connection.fetch(queries["node_back"], self._id, timeout=QUERY_TIMEOUT)
             node = await connection.fetchrow(queries["node_start"], *self._row, timeout=QUERY_TIMEOUT)
             if not await self._lock(connection, node["number"]):
                 raise StoreUnavailable("another role holds the advisory lock that shows that this node lives")
-            row = await connection.fetchrow(queries["backend"], timeout=QUERY_TIMEOUT)
-            was_here, self._backend = self._backend is not None, (row["pid"], row["backend_start"])
-        forgotten = was_here and node["is_new"]
-        return Return(died=forgotten or (bool(back) and back[0]["died_at"] is not None))
+            returned, self._backend = self._backend is not None, await backend_of(connection, queries)
+        forgotten = returned and node["is_new"]
+        return forgotten or (bool(back) and back[0]["died_at"] is not None)
 
     async def _lock(self, connection: Connection, number: int) -> bool:
         queries = self._database.queries
         for _ in range(3):
             if await connection.fetchval(queries["node_lock"], number, timeout=QUERY_TIMEOUT):
                 return True
-            # Any role may hold any advisory lock: under another number this node is not in its way.
-            number = await connection.fetchval(queries["node_renumber"], self._row[0], timeout=QUERY_TIMEOUT)
+            # Any role may hold any advisory lock. Under another number it is not in this node's way.
+            number = await connection.fetchval(queries["node_renumber"], self._id, timeout=QUERY_TIMEOUT)
         return False
 
+    async def others(self) -> set[str]:
+        """Return the ids of the other nodes that live.
+
+        :raises StoreUnavailable: if the database does not answer.
+        """
+        return {row["id"].hex for row in await self._database.fetch("others", self._id)}
+
     async def held(self) -> set[tuple[int, int]]:
-        """The sessions that the store has as this node's, by id and generation."""
-        rows = await self._database.fetch("node_sessions", self._row[0])
+        """Return the sessions that are this node's by the tables, by id and generation."""
+        rows = await self._database.fetch("node_sessions", self._id)
         return {(row["id"], row["generation"]) for row in rows}
 
     async def leave(self) -> None:
-        """Leave in order."""
-        await self._database.fetch("node_stop", self._row[0])
+        """Leave the cluster."""
+        await self._database.fetch("node_stop", self._id)

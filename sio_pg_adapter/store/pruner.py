@@ -1,4 +1,4 @@
-"""Ends sessions whose time is up, and deletes records that no session can need."""
+"""The pruner: it ends sessions whose time is up, and deletes records that no session can need."""
 
 from __future__ import annotations
 
@@ -13,49 +13,54 @@ from dataclasses import dataclass
 from typing import Any
 
 from sio_pg_adapter.errors import SioPgError
+from sio_pg_adapter.tasks import cancelled
 
-from .database import Connection, Database, translated
+from .database import Connection, Database
+from .failures import translated
 
 INTERVAL = 60.0
-"""Seconds between two looks. A look writes nothing where there is nothing to do."""
+"""Seconds between two looks. A look writes nothing if there is nothing to do."""
 
 SECOND_LOOK = 11.0
 """Seconds until the look that finds a missing node dead."""
 
 BATCH = 2_000
-"""Rows of one transaction: short, so that nobody waits long for its locks."""
+"""Rows of one transaction. It is short, so that nobody waits long for its locks."""
 
-TOLD = 50
-"""Expired sessions that are taken at once to call handlers for."""
+EXPIRED_AT_ONCE = 50
+"""How many expired sessions are taken at once to call handlers for."""
 
 logger = logging.getLogger("sio_pg_adapter")
 
 
 @dataclass(frozen=True, slots=True)
 class Pruned:
-    """What one pass did: sessions that expired, records of the log that were deleted."""
+    """The work of a pass: how many sessions expired, and how many records were deleted."""
 
     sessions: int = 0
-    packets: int = 0
+    records: int = 0
 
 
+@dataclass(frozen=True, slots=True)
 class ExpiryHandlers:
-    """Who is to be told that a session's time is up: at least once, and normally once, in the cluster.
+    """The handlers that are called when a session's time is up.
 
-    :param tell: calls the handlers of the application with sid, namespace and session data; its exceptions are
-                 logged, and count as called.
+    They are called at least once, and normally once, in the cluster.
+
+    :ivar namespaces: the namespaces that this node has handlers for. ``*`` is all of them.
+    :ivar call: calls the application's handler with sid, namespace and session data. It logs its exceptions, which
+                count as a call.
     """
 
-    def __init__(self, node: str, namespaces: list[str], tell: Callable[[str, str, Any], Awaitable[None]]) -> None:
-        self.node = uuid.UUID(node)
-        self.namespaces = namespaces
-        self.tell = tell
+    node: uuid.UUID
+    namespaces: list[str]
+    call: Callable[[str, str, Any], Awaitable[None]]
 
 
 class Pruner:
-    """Looks about once a minute; several nodes may, since each batch belongs to whoever locks it first.
+    """Looks once a minute whether there is anything to do. Nodes may do so at the same time: rows are locked.
 
-    :param handlers: of this node; without any, sessions that somebody else is to be told of are left alone.
+    :param handlers: this node's expiry handlers. Without any, sessions that have a handler elsewhere are left alone.
     """
 
     def __init__(self, database: Database, handlers: ExpiryHandlers | None = None) -> None:
@@ -65,21 +70,23 @@ class Pruner:
         self._soon = asyncio.Event()
         self._timers: set[asyncio.TimerHandle] = set()
 
+    async def announce_handlers(self) -> None:
+        """Note in the store that expired sessions of these namespaces are for nodes with a handler."""
+        if self._handlers is not None:
+            await self._database.fetch("expiry_handlers", self._handlers.namespaces)
+
     def start(self) -> None:
         self._task = asyncio.create_task(self._run(), name="sio_pg pruner")
 
     async def close(self) -> None:
-        """Safe to call twice."""
+        """Stop. Safe to call twice."""
         for timer in self._timers:
             timer.cancel()
         task, self._task = self._task, None
-        if task is not None:
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
+        await cancelled(task)
 
     def look_in(self, seconds: float) -> None:
-        """A session's time is up then: handlers shall not wait for the next regular look."""
+        """Look when a session's time is up, so that its handler does not wait for the next regular look."""
         if self._handlers is None or self._task is None:
             return
 
@@ -100,7 +107,7 @@ class Pruner:
             try:
                 due = await self._due()
                 if due["missing"]:
-                    if await self._look():
+                    if await self._check_nodes():
                         pause = SECOND_LOOK / 0.8
                     due = await self._due()
                 await self._prune(due)
@@ -108,90 +115,88 @@ class Pruner:
                 logger.warning("pruning: %s", e)
 
     async def _due(self) -> Any:
-        """What there is to do. All that a quiet cluster runs: one statement, on the connection that is kept, since
-        one of the pool's costs three more transactions, to be opened, and set back when it is returned."""
+        """Return what there is to do.
+
+        This is all that a quiet cluster runs: one statement, on the kept connection. A connection of the pool would
+        cost three more transactions, to be opened and to be reset.
+        """
         return (await self._database.fetch("due_to_prune"))[0]
 
-    async def _look(self) -> bool:
-        """Are nodes missing that have not been found dead yet?"""
-        async with self._use() as connection:
+    async def _check_nodes(self) -> bool:
+        """Look for the nodes' locks. Return whether nodes are missing that have not been found dead yet."""
+        async with self._connection() as connection:
             return bool(await connection.fetchval(self._database.queries["look"]) > 0)
 
-    async def prune(self, tell: Callable[[Pruned], None] | None = None) -> Pruned:
-        """One pass.
+    async def check_nodes_if_missing(self) -> None:
+        """Look for the nodes' locks if a node is missing."""
+        if (await self._due())["missing"]:
+            await self._check_nodes()
 
-        :param tell: called after each batch with what is done so far.
-        :raises StoreUnavailable: if the database did not answer; what was done before that is done.
+    async def prune(self, progress: Callable[[Pruned], None] | None = None) -> Pruned:
+        """Do one pass.
+
+        :param progress: called after each batch with what is done so far.
+        :raises StoreUnavailable: if the database did not answer. What was done before that is done.
         """
-        return await self._prune(await self._due(), tell)
+        return await self._prune(await self._due(), progress)
 
-    async def _prune(self, due: Any, tell: Callable[[Pruned], None] | None = None) -> Pruned:
+    async def _prune(self, due: Any, progress: Callable[[Pruned], None] | None = None) -> Pruned:
         queries = self._database.queries
-        sessions = packets = 0
-        if due["sessions"] or due["packets"] or due["attachments"]:
-            async with self._use() as connection:
+        sessions = records = 0
+
+        def report() -> None:
+            if progress is not None:
+                progress(Pruned(sessions, records))
+
+        if due["sessions"] or due["records"] or due["attachments"]:
+            async with self._connection() as connection:
                 while due["sessions"] and (count := await connection.fetchval(queries["expire"], BATCH)):
                     sessions += count
-                    if tell is not None:
-                        tell(Pruned(sessions, packets))
-                if due["packets"]:
+                    report()
+                if due["records"]:
                     count = 1
                     while count:
-                        await connection.execute(queries["turn"], due["keep"])
+                        await connection.execute(queries["switch_segment"], due["keep"])
                         count = await connection.fetchval(queries["trim"], due["keep"], BATCH)
-                        packets += count
-                        if tell is not None:
-                            tell(Pruned(sessions, packets))
+                        records += count
+                        report()
                     await connection.execute(queries["drop_room_floors"])
                     await connection.execute(queries["drop_nodes"])
                 if due["attachments"]:
                     await connection.execute(queries["drop_attachments"], BATCH)
-        while due["sessions"] and self._handlers is not None and (count := await self._tell(self._handlers)):
+        while due["sessions"] and self._handlers is not None and (count := await self._call(self._handlers)):
             sessions += count
-        if sessions or packets:
-            logger.info("pruned %s sessions and %s records", sessions, packets)
-        return Pruned(sessions, packets)
+        if sessions or records:
+            logger.info("pruned %s sessions and %s records", sessions, records)
+        return Pruned(sessions, records)
 
-    async def _tell(self, handlers: ExpiryHandlers) -> int:
+    async def _call(self, handlers: ExpiryHandlers) -> int:
         """Take expired sessions, call their handlers with no transaction open, then delete them."""
         queries = self._database.queries
-        async with self._use() as connection:
-            rows = await connection.fetch(queries["expire_told"], handlers.namespaces, handlers.node, TOLD)
+        async with self._connection() as connection:
+            rows = await connection.fetch(
+                queries["take_expired"], handlers.namespaces, handlers.node, EXPIRED_AT_ONCE
+            )
         for row in rows:
-            await handlers.tell(row["sid"], row["namespace"], json.loads(row["data"]))
+            await handlers.call(row["sid"], row["namespace"], json.loads(row["data"]))
         if rows:
-            async with self._use() as connection:
-                await connection.execute(queries["expire_done"], [row["id"] for row in rows], handlers.node)
+            async with self._connection() as connection:
+                await connection.execute(queries["delete_expired"], [row["id"] for row in rows], handlers.node)
         return len(rows)
 
     @contextlib.asynccontextmanager
-    async def _use(self) -> AsyncIterator[Connection]:
+    async def _connection(self) -> AsyncIterator[Connection]:
         with translated("pruning"):
             async with self._database.connection() as connection:
                 yield connection
 
 
-async def prune_once(dsn: str | None = None, *, schema: str = "public") -> Pruned:
-    """One pass on a database; sessions with an expiry handler are left to it.
+async def prune(database: Database, progress: Callable[[Pruned], None] | None = None) -> Pruned:
+    """Do one pass on an open database, as ``sio-pg prune`` does it. Sessions with an expiry handler are left alone.
 
-    :raises StoreUnavailable: if it cannot be reached.
-    :raises SchemaMismatch: if it is not migrated.
-    """
-    database = Database(dsn, pool=None, listen_dsn=None, schema=schema)
-    await database.open()
-    try:
-        return await prune_opened(database)
-    finally:
-        await database.close()
-
-
-async def prune_opened(database: Database, tell: Callable[[Pruned], None] | None = None) -> Pruned:
-    """One pass on a database, as ``sio-pg prune`` does it.
-
-    :param tell: called after each batch with what is done so far.
-    :raises StoreUnavailable: if it did not answer; what was done before that is done.
+    :param progress: called after each batch with what is done so far.
+    :raises StoreUnavailable: if the database did not answer. What was done before that is done.
     """
     pruner = Pruner(database)
-    if (await pruner._due())["missing"]:  # noqa: SLF001 - its own module
-        await pruner._look()  # noqa: SLF001
-    return await pruner.prune(tell)
+    await pruner.check_nodes_if_missing()
+    return await pruner.prune(progress)

@@ -11,7 +11,7 @@ SELECT version, compatible, channel FROM sio.sio_log
 -- The histories of the log, to sign and to check offsets with.
 SELECT epoch, key, lead(began_after) OVER (ORDER BY epoch) AS ended FROM sio.sio_epochs ORDER BY epoch
 
--- name: in_history
+-- name: in_epoch
 -- Is the running epoch of this server, database and table? Writes nothing.
 SELECT EXISTS (SELECT FROM sio.sio_marker WHERE seen = sio.sio_seen())
 
@@ -184,7 +184,7 @@ SELECT 1
 SELECT k.keep, k.missing,
        EXISTS (SELECT FROM sio.sio_expired()) AS sessions,
        EXISTS (SELECT FROM (SELECT created_at FROM sio.sio_packets ORDER BY "offset" LIMIT 1) p
-               WHERE p.created_at < clock_timestamp() - make_interval(secs => k.keep)) AS packets,
+               WHERE p.created_at < clock_timestamp() - make_interval(secs => k.keep)) AS records,
        EXISTS (SELECT FROM sio.sio_attachments
                WHERE created_at < clock_timestamp() - CASE WHEN ephemeral THEN interval '2 minutes'
                                                            ELSE interval '1 hour' END) AS attachments
@@ -200,11 +200,11 @@ FROM (SELECT coalesce(bool_or(o.missing), false) AS missing,
 -- End sessions whose time is up.
 SELECT sio.sio_expire($1::integer)
 
--- name: expire_told
+-- name: take_expired
 -- Take expired sessions of some namespaces (* is all) to call handlers for.
 SELECT id, namespace, sid, data FROM sio.sio_expire_told($1::text[], $2::uuid, $3::integer)
 
--- name: expire_done
+-- name: delete_expired
 -- Their handlers have been called.
 DELETE FROM sio.sio_sessions WHERE id = ANY ($1::bigint[]) AND told_by = $2::uuid
 
@@ -212,7 +212,7 @@ DELETE FROM sio.sio_sessions WHERE id = ANY ($1::bigint[]) AND told_by = $2::uui
 -- From now on these namespaces' expired sessions are for nodes with a handler.
 INSERT INTO sio.sio_expiry_handlers SELECT unnest($1::text[]) ON CONFLICT DO NOTHING
 
--- name: turn
+-- name: switch_segment
 -- Append to the other half of the log, once the one in use is large and its oldest record may go.
 SELECT sio.sio_turn($1::double precision)
 

@@ -1,7 +1,7 @@
 """Sessions in the store: opened, claimed, settled, released, ended, and what they are due.
 
-Every change goes through the log's writer, so it takes the log's lock before any row. What a node writes for a
-client that it holds names the generation of its claim, and does nothing if that is not the newest.
+Every change goes through the log's writer, so it takes the log's lock before any row. What a node writes for a client
+that it holds names the generation of its claim, and does nothing if that is not the newest.
 """
 
 from __future__ import annotations
@@ -10,25 +10,39 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from sio_pg_adapter.log.entries import Entry, Held
-from sio_pg_adapter.log.records import Kind, Record
-from sio_pg_adapter.log.verdict import Claim, Claimed, Memberships, pid_hash
+from sio_pg_adapter.log.memberships import Memberships, spans_of
+from sio_pg_adapter.log.payload import check_depth, encode_json
+from sio_pg_adapter.log.records import Entry, Held, Kind, Record
+from sio_pg_adapter.log.verdict import Claim, Claimed, pid_hash
 
-from .database import Database, translated
-from .writer import LogWriter, record_of
+from .database import Database
+from .failures import translated
+from .reader import record_of
+from .writer import LogWriter
 
-CARRIED_PACKETS = 100
+CARRIED_EVENTS = 100
+"""How many missed events a claim brings along."""
+
 CARRIED_BYTES = 32 * 1024
-"""What a claim brings along of what was missed. Little, since it is read under the log's lock; the rest is read in
-pages of its own."""
+"""How large they may be together, in bytes. They are read under the log's lock. The rest is read in pages."""
+
+
+def encode_session(data: object) -> str:
+    """Encode session data.
+
+    :raises NotSerializable: naming the key. Also if it is nested too deeply to be read back.
+    """
+    encoded = encode_json(data, "session")
+    check_depth(data, "session")
+    return encoded
 
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """A part of what a session missed, in order.
+    """Some of what a session missed, in order.
 
-    :ivar head: the last offset of the log when it was read: a page that is not full ends there.
-    :ivar lost: retention deleted something that it is due.
+    :ivar head: the last offset of the log when it was read. A page that is not full reaches up to there.
+    :ivar lost: whether retention deleted something that the session is due.
     """
 
     head: int
@@ -47,9 +61,9 @@ class Sessions:
     async def open(
         self, namespace: str, memberships: Memberships, *, pid: str, cursor: int, data: str
     ) -> Held | None:
-        """Store a new session; ``None`` if its sid was kicked meanwhile.
+        """Store a new session. ``None`` if its sid was kicked meanwhile.
 
-        :param memberships: as this node knew them at ``cursor``; what came above it is added from the log.
+        :param memberships: the rooms as this node knew them at ``cursor``. Later changes are added from the log.
         """
         args = {
             "pid_hash": pid_hash(pid),
@@ -64,10 +78,10 @@ class Sessions:
         return None if key is None else Held(key, 1)
 
     async def claim(self, namespace: str, claim: Claim, cap: int, page: int = 0) -> Claimed | None:
-        """Take a session over; the newest claim wins. ``None``: there is none, or its time is up.
+        """Take a session over. The newest claim wins. ``None`` if there is no session, or its time is up.
 
-        :param cap: what is missed beyond that is not counted.
-        :param page: how many packets of what it missed may come along; fewer where they are large.
+        :param cap: missed events beyond this number are not counted.
+        :param page: how many missed events may come along. Fewer do if they are large.
         """
         args = {
             "pid_hash": pid_hash(claim.pid),
@@ -75,7 +89,7 @@ class Sessions:
             "after": claim.after,
             "key": claim.key,
             "missed": cap,
-            "page": min(page, CARRIED_PACKETS),
+            "page": min(page, CARRIED_EVENTS),
             "page_bytes": CARRIED_BYTES,
         }
         entry = Entry(Kind.CLAIM, namespace, args=args, answer=CARRIED_BYTES if page else 0)
@@ -83,49 +97,57 @@ class Sessions:
         return None if written.result is None else Claimed.from_json(written.result, namespace)
 
     async def settle(self, held: Held) -> str | None:
-        """Let the former holder write no more; the session data that it left, ``None`` if it is not ours now."""
+        """End the former holder's right to write. Return its last session data, ``None`` if the session is lost."""
         written = await self._writer.append(Entry(Kind.SETTLE, args=held.args()))
         return None if written.result is None else str(written.result["data"])
 
     async def release(self, held: Held, *, seconds: float | None, since: float = 0.0) -> None:
-        """The client is away, since so many seconds: its session lasts for ``seconds``, ``None`` for ever."""
+        """Let a session go, whose client has been away for ``since`` seconds.
+
+        :param seconds: how long the session lasts from then on. ``None``: for ever.
+        """
         args = {**held.args(), "seconds": seconds, "since": since}
         await self._writer.append(Entry(Kind.RELEASE, args=args))
 
     async def end(self, held: Held) -> str | None:
-        """End a session for good; its data, ``None`` if it is not ours any more."""
+        """End a session for good. Return its data, ``None`` if it is no longer this node's."""
         written = await self._writer.append(Entry(Kind.END, args=held.args()))
         return None if written.result is None else str(written.result["data"])
 
     async def save(self, namespace: str, sid: str, data: str, held: Held | None) -> bool:
-        """Store session data, of a client that is held here or of any sid; ``False`` if there is no session."""
+        """Store session data, of a client that is held here or of any sid. ``False`` if there is no session."""
         args = {} if held is None else held.args()
         written = await self._writer.append(Entry(Kind.SAVE, namespace, sid=sid, body=data, args=args))
         return written.result is not None
 
     # -- reads ---------------------------------------------------------------------------------------
     async def data(self, namespace: str, sid: str) -> Any:
-        """The session data of a sid; ``None`` if it has no session."""
+        """Return the session data of a sid, ``None`` if it has no session."""
         rows = await self._database.fetch("session_data", namespace, sid)
         return json.loads(rows[0]["data"]) if rows else None
 
+    async def data_of(self, namespace: str, sids: list[str]) -> dict[str, Any]:
+        """Return the session data of several sids. Those without a session are left out."""
+        rows = await self._database.fetch("sessions_data", namespace, sids) if sids else []
+        return {row["sid"]: json.loads(row["data"]) for row in rows}
+
     async def rooms(self, namespace: str, sid: str) -> list[str] | None:
-        """The rooms of a sid, without its own; ``None`` if it has no session."""
+        """Return the rooms of a sid without its own, ``None`` if it has no session."""
         rows = await self._database.fetch("session_rooms", namespace, sid)
         return list(rows[0]["rooms"]) if rows else None
 
     async def memberships(self, held: Held, sid: str, start: int) -> tuple[int, Memberships] | None:
-        """The rooms, and the offset as of which; ``None`` if a newer claim holds the session."""
+        """Return the rooms, and the offset as of which they hold. ``None`` if a newer claim holds the session."""
         rows = await self._database.fetch("memberships", held.id, held.generation)
         if not rows:
             return None
-        spans: dict[str, list[tuple[int, int | None]]] = {}
-        for room, joined, left in sorted(json.loads(rows[0]["rooms"]), key=lambda row: row[1]):
-            spans.setdefault(room, []).append((joined, left))
-        return rows[0]["head"], Memberships(sid, start, spans)
+        return rows[0]["head"], Memberships(sid, start, spans_of(json.loads(rows[0]["rooms"])))
 
     async def page(self, held: Held, after: int, limit: int) -> Page | None:
-        """What the session is due above ``after`` (exclusive); ``None`` if a newer claim holds it, or it ended."""
+        """Return what the session is due above ``after`` (exclusive).
+
+        ``None`` if a newer claim holds it, or it has ended.
+        """
         with translated("reading what a client missed"):
             async with self._database.connection() as connection:
                 rows = await connection.fetch(self._database.queries["page"], held.id, held.generation, after, limit)

@@ -1,49 +1,96 @@
-"""The log: appends in batches, reads in ranges.
+"""Appending to the log, in batches.
 
-All that this node writes goes through one connection, in the order in which it was asked for. What waits while
-one commit is under way is the next batch (group commit), so the cost of a commit is shared by whoever is in a
-hurry at the same time.
+Everything that a node writes goes through one connection, in the order of the calls. What waits while a commit is
+under way is the next batch (group commit). So all who append at the same time share the cost of a commit.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
-import uuid
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 
 import asyncpg
 
 from sio_pg_adapter.counters import Counters
 from sio_pg_adapter.errors import PayloadTooLarge, SioPgError, StoreUnavailable
-from sio_pg_adapter.log.entries import Entry, Members, Written
-from sio_pg_adapter.log.records import Kind, Record, unpack
+from sio_pg_adapter.log.records import Entry, MemberMove, Record, Written
 
-from .backlog import Backlog
 from .commits import Commits
-from .database import Database, refusal, translated
+from .database import Database
+from .failures import refusal
 
 BATCH_ENTRIES = 500
+"""The largest batch, in entries."""
+
 BATCH_BYTES = 4 * 1024 * 1024
-"""Of one batch: a commit should not be long, since appends of all nodes wait for each other."""
+"""The largest batch, in bytes. Commits are kept short, because the appends of all nodes wait for each other."""
 
 BACKLOG = 20_000
-"""Events that may wait to be written. An emit beyond that waits: memory is not filled while the database is slow."""
+"""How many events may wait to be written. Further emits wait, so that memory does not fill while the database is
+slow."""
 
-ONE_AT_FAULT = (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError, asyncpg.ProgramLimitExceededError)
-"""What PostgreSQL says of a value, not of itself."""
+VALUE_AT_FAULT = (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError, asyncpg.ProgramLimitExceededError)
+"""Errors of PostgreSQL about a value, and not about itself."""
 
 logger = logging.getLogger("sio_pg_adapter")
+
+
+class Backlog:
+    """Places in a queue, given out in the order in which they were asked for.
+
+    A semaphore does the same, but searches all the waiters it woke at each release: of a batch of 500, 500 times.
+
+    :param places: how many may be taken at once.
+    """
+
+    def __init__(self, places: int) -> None:
+        self._free = places
+        self._line: deque[asyncio.Future[None]] = deque()
+        self._called = 0  # waiters that have a place and have not gone on yet: nobody may overtake them
+
+    @property
+    def waiting(self) -> int:
+        return len(self._line)
+
+    async def take(self) -> None:
+        """Wait for a place, in turn."""
+        if self._free > 0 and not self._line and not self._called:
+            self._free -= 1
+            return
+        turn = asyncio.get_running_loop().create_future()
+        self._line.append(turn)
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled():  # called and cancelled in the same tick
+                self._called -= 1
+                self.leave(1)
+            raise
+        self._called -= 1
+        self._call()  # waiters that came while this one was being resumed
+
+    def leave(self, count: int) -> None:
+        """Give places back."""
+        self._free += count
+        self._call()
+
+    def _call(self) -> None:
+        while self._free > 0 and self._line:
+            turn = self._line.popleft()
+            if not turn.done():
+                self._free -= 1
+                self._called += 1
+                turn.set_result(None)
 
 
 class LogWriter:
     """Writes entries in batches.
 
-    :param on_appended: called as soon as a batch is committed, with the offset before it, its last one, and
-                        its records if they are known without a read; before any of its waiters go on.
-    :param on_failed: called when a batch failed: it may be stored all the same.
+    :param on_appended: called as soon as a batch is committed, before any of its waiters goes on: with the offset
+                        before it, its last one, and its records if they are known without a read.
+    :param on_failed: called when a batch failed. It may be stored all the same.
     """
 
     def __init__(
@@ -57,7 +104,7 @@ class LogWriter:
         self._on_failed = on_failed
         self._counters = counters
         self._commits = Commits(database, on_appended, node)
-        self._waiting: deque[tuple[Entry | Members, asyncio.Future[Written], int]] = deque()
+        self._waiting: deque[tuple[Entry | MemberMove, asyncio.Future[Written], int]] = deque()
         self._backlog = Backlog(BACKLOG)
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -65,7 +112,7 @@ class LogWriter:
 
     @property
     def waiting(self) -> int:
-        """Entries in line, and emits that wait for a place in it; what is being committed is neither."""
+        """How many entries wait to be written, and emits for a place in the line."""
         return len(self._waiting) + self._backlog.waiting
 
     @property
@@ -84,14 +131,22 @@ class LogWriter:
             await self._task
             self._task = None
 
-    def append(self, entry: Entry | Members) -> asyncio.Future[Written]:
-        """Take an entry in line, at once: the order of the calls is the order in the log.
+    def append(self, entry: Entry | MemberMove) -> asyncio.Future[Written]:
+        """Queue an entry at once. The order of the calls is the order in the log.
 
         :raises StoreUnavailable: from the future, if it is not stored, or that cannot be known.
         """
         return self._enqueue(entry, places=0)
 
-    def _enqueue(self, entry: Entry | Members, *, places: int) -> asyncio.Future[Written]:
+    async def append_event(self, entry: Entry) -> Written:
+        """Append an event in the order of the calls. While :data:`BACKLOG` events wait to be written, wait.
+
+        :raises StoreUnavailable: as :meth:`append`. If it is cancelled while it waits for its turn it is not stored.
+        """
+        await self._backlog.take()
+        return await self._enqueue(entry, places=1)
+
+    def _enqueue(self, entry: Entry | MemberMove, *, places: int) -> asyncio.Future[Written]:
         future: asyncio.Future[Written] = asyncio.get_running_loop().create_future()
         if self._closing or self._task is None:
             future.set_exception(StoreUnavailable("appending to the log: closed"))
@@ -100,15 +155,6 @@ class LogWriter:
             self._waiting.append((entry, future, places))
             self._wake.set()
         return future
-
-    async def append_event(self, entry: Entry) -> Written:
-        """Append an event in the order of the calls; while :data:`BACKLOG` of them wait to be written, the caller
-        waits.
-
-        :raises StoreUnavailable: as :meth:`append`. Cancelled while it waits for its turn it is not stored.
-        """
-        await self._backlog.take()
-        return await self._enqueue(entry, places=1)
 
     async def _run(self) -> None:
         while True:
@@ -122,7 +168,7 @@ class LogWriter:
             size = places = 0
             while self._waiting and len(batch) < BATCH_ENTRIES and (not batch or size < BATCH_BYTES):
                 entry, future, taken = self._waiting[0]
-                if isinstance(entry, Members):
+                if isinstance(entry, MemberMove):
                     break
                 self._waiting.popleft()
                 batch.append((entry, future))
@@ -133,13 +179,13 @@ class LogWriter:
                 self._backlog.leave(places)
             else:
                 entry, future, _ = self._waiting.popleft()
-                assert isinstance(entry, Members)
+                assert isinstance(entry, MemberMove)
                 await self._move(entry, future)
 
-    async def _move(self, members: Members, future: asyncio.Future[Written]) -> None:
+    async def _move(self, move: MemberMove, future: asyncio.Future[Written]) -> None:
         try:
-            written = await self._commits.move(members)
-        except Exception as e:  # noqa: BLE001 - the waiter's to handle
+            written = await self._commits.move(move)
+        except Exception as e:  # noqa: BLE001 - for the waiter to handle
             self._fail([future], refusal("appending to the log", e) if isinstance(e, asyncpg.PostgresError) else e)
         except BaseException as e:
             self._fail([future], e)
@@ -154,11 +200,11 @@ class LogWriter:
             with self._counters.spans.append(entries):
                 written = await self._commits.batch(entries)
             self._counters.wrote(entries)
-        except ONE_AT_FAULT as e:
+        except VALUE_AT_FAULT as e:
             if len(batch) == 1:
-                self._fail([future for _, future in batch], PayloadTooLarge(f"PostgreSQL refuses it: {e}"))
-            for one in batch if len(batch) > 1 else ():  # the others shall not suffer
-                await self._write([one])
+                self._fail([future for _, future in batch], PayloadTooLarge(f"PostgreSQL refuses the value: {e}"))
+            for entry_alone in batch if len(batch) > 1 else ():  # the others must not fail with it
+                await self._write([entry_alone])
         except Exception as e:
             if not isinstance(e, SioPgError | asyncpg.PostgresError):
                 logger.exception("appending to the log failed")
@@ -176,88 +222,5 @@ class LogWriter:
         for future in futures:
             if not future.done():
                 future.set_exception(error)
-                future.exception()  # the waiter may have gone: that is no news then
+                future.exception()  # the waiter may be gone: then the error is not reported
         self._on_failed()
-
-
-# -- reading -----------------------------------------------------------------------------------------
-def read_notification(payload: str, cursor: int = 0) -> tuple[int, int, list[Record] | None]:
-    """The offset before an append, its last one, and its records if they came along.
-
-    :param cursor: what is not above it is not read: mostly the node's own appends.
-    :raises ValueError: if it is none of ours.
-    """
-    prev_text, last_text, *carried = payload.split(" ", 2)
-    prev, last = int(prev_text), int(last_text)
-    if not carried or last <= cursor:
-        return prev, last, None
-    records = [
-        Record(prev + i, Kind.EVENT, namespace, tuple(rooms), tuple(skips), body=body)
-        for i, (namespace, rooms, skips, body) in enumerate(json.loads(carried[0]), 1)
-    ]
-    return (prev, last, records) if prev + len(records) == last else (prev, last, None)
-
-
-def record_of(row: asyncpg.Record) -> Record:
-    """A row of the log."""
-    return Record(
-        offset=row["offset"],
-        kind=Kind(row["kind"]),
-        namespace=row["namespace"],
-        rooms=tuple(row["rooms"] or (row["room"],)),
-        skip_sids=tuple(row["skip_sids"] or ()),
-        sid=row["sid"],
-        generation=row["generation"],
-        node=row["node"] and row["node"].hex,
-        body=row["body"],
-        parts=tuple(unpack(row["parts"])) if row["parts"] else (),
-        attachment=row["attachment"] and str(row["attachment"]),
-    )
-
-
-class LogReader:
-    """Reads the log in order.
-
-    :param on_epoch: awaited when there are records of an epoch that is not known here, before they are applied.
-    """
-
-    def __init__(self, database: Database, on_epoch: Callable[[], Awaitable[None]]) -> None:
-        self._database = database
-        self._on_epoch = on_epoch
-
-    async def head(self) -> int:
-        """The offset of the last record, or the floor."""
-        return int(await self._database.fetch_value("head"))
-
-    async def range(self, after: int, limit: int) -> tuple[int, list[Record]]:
-        """The floor, and at most ``limit`` records above ``after`` (exclusive), in order."""
-        rows = await self._database.fetch("range", after, limit)
-        return rows[0]["floor"], [record_of(row) for row in rows if row["offset"] is not None]
-
-    def knows(self, offset: int) -> bool:
-        """Is the epoch of the offset known here?"""
-        return self._database.codec.known(offset)
-
-    async def learn(self) -> None:
-        """An epoch has begun that is not known here."""
-        await self._on_epoch()
-
-    async def whole(self, record: Record) -> Record:
-        """The record with its body, where that was written apart."""
-        if record.attachment is None:
-            return record
-        body, parts = await read_attachment(self._database, record.attachment)
-        return Record(
-            record.offset, record.kind, record.namespace, record.rooms, record.skip_sids, body=body, parts=parts
-        )
-
-
-async def read_attachment(database: Database, key: str) -> tuple[str, tuple[bytes, ...]]:
-    """A body that was written apart, and its binary parts."""
-    with translated("attachment"):
-        async with database.connection() as connection:
-            data = await connection.fetchval(database.queries["attachment"], uuid.UUID(key), timeout=60)
-    if data is None:
-        raise StoreUnavailable(f"the attachment {key} is gone: retention deleted it while it was being read")
-    body, *parts = unpack(data)
-    return body.decode(), tuple(parts)

@@ -1,12 +1,11 @@
-"""What clients send: Socket.IO packets, out of the messages of their connections; and what is none.
+"""Packets that clients send: Socket.IO packets are put together from the messages of a connection, and checked.
 
-A client that sends what is no packet is cut, as Socket.IO's own server does it: it comes back, and its session with
-it. Nothing of it reaches a handler, and none of its binary parts are waited for.
+A client that sends something else is disconnected, as Socket.IO's own server does it. It reconnects, and recovers its
+session. No handler sees anything of the message, and none of its binary parts are waited for.
 """
 
 from __future__ import annotations
 
-import logging
 import math
 from typing import TYPE_CHECKING, Any
 
@@ -16,47 +15,47 @@ from engineio.payload import Payload
 from socketio import packet
 
 from sio_pg_adapter.errors import NotSerializable
-from sio_pg_adapter.log.records import levels
+from sio_pg_adapter.log.payload import levels
+
+from .transport import TrafficCounter
 
 if TYPE_CHECKING:
     from engineio.async_socket import AsyncSocket
 
 MAX_PARTS = 1_000
-"""Binary parts that one packet may announce."""
+"""How many binary parts a packet may announce."""
 
 MAX_PARTS_SIZE = 64
-"""How many times ``max_http_buffer_size`` the binary parts of one packet may have together."""
+"""How large the binary parts of a packet may be together, as a multiple of ``max_http_buffer_size``."""
 
 EVENTS = (packet.EVENT, packet.BINARY_EVENT)
 ACKS = (packet.ACK, packet.BINARY_ACK)
 
-logger = logging.getLogger("sio_pg_adapter")
 
-
-class NoPacket(Exception):  # noqa: N818 - no error of ours
-    """A client sent what is no packet; says why."""
+class NotAPacket(Exception):  # noqa: N818 - the client's fault, and not an error of this package
+    """A client sent something that is not a packet. The message says why."""
 
 
 def engine_packet(encoded: str | bytes) -> Packet:
-    """A packet of Engine.IO.
+    """Decode a packet of Engine.IO.
 
-    :raises NoPacket: if it is none.
+    :raises NotAPacket: if it is not one.
     """
     try:
-        found = Packet(encoded_packet=encoded)
+        decoded = Packet(encoded_packet=encoded)
     except Exception as e:
-        raise NoPacket(f"no packet of Engine.IO: {e!r}") from e
-    if found.packet_type > NOOP:
-        raise NoPacket("no packet of Engine.IO: an unknown type")
-    return found
+        raise NotAPacket(f"not a packet of Engine.IO: {e!r}") from e
+    if decoded.packet_type > NOOP:
+        raise NotAPacket("a packet of Engine.IO with an unknown type")
+    return decoded
 
 
 class Incoming:
     """Puts packets of Socket.IO together.
 
-    :param packet_class: the server's.
+    :param packet_class: the server's packet class.
     :param pending: by connection, packets whose binary parts are still to come.
-    :param eio: whose ``max_http_buffer_size`` is what one message may have, in bytes.
+    :param eio: the Engine.IO server. A message may have ``max_http_buffer_size`` bytes.
     """
 
     def __init__(self, packet_class: type[packet.Packet], pending: dict[str, Any], eio: Any) -> None:
@@ -65,71 +64,77 @@ class Incoming:
         self._eio = eio
 
     def take(self, eio_sid: str, data: Any) -> Any:
-        """A message of a connection: the packet that is whole with it, or ``None``: binary parts are still to come.
+        """Return the packet that a message completes, or ``None`` if binary parts are still to come.
 
-        :raises NoPacket: if it is none; what was pending is forgotten.
+        :raises NotAPacket: if it is not a packet. A pending packet is dropped.
         """
         pending = self._pending.pop(eio_sid, None)
         try:
-            found = self._packet_class(encoded_packet=data) if pending is None else self._with_part(pending, data)
-            if found is None or self._announces_parts(found, pending):
-                self._pending[eio_sid] = found or pending
+            decoded = self._packet_class(encoded_packet=data) if pending is None else self._with_part(pending, data)
+            if decoded is None or self._announces_parts(decoded, pending):
+                self._pending[eio_sid] = decoded or pending
                 return None
-        except NoPacket:
+        except NotAPacket:
             raise
-        except Exception as e:  # whatever a serializer raises: the bytes are the client's
-            raise NoPacket(f"{type(e).__name__}: {str(e)[:100]}") from e
-        _check(found)
-        return found
+        except Exception as e:  # a serializer may raise anything: the bytes are the client's
+            raise NotAPacket(f"{type(e).__name__}: {str(e)[:100]}") from e
+        _check(decoded)
+        return decoded
 
-    def _announces_parts(self, found: Any, pending: Any) -> bool:
-        if pending is not None or found.packet_type not in (packet.BINARY_EVENT, packet.BINARY_ACK):
+    def forget(self, eio_sid: str) -> None:
+        """Drop the pending packet of a connection."""
+        self._pending.pop(eio_sid, None)
+
+    def _announces_parts(self, decoded: Any, pending: Any) -> bool:
+        if pending is not None or decoded.packet_type not in (packet.BINARY_EVENT, packet.BINARY_ACK):
             return False
-        if not 0 < found.attachment_count <= MAX_PARTS:
-            raise NoPacket("a binary packet without parts, or with too many")
+        if not 0 < decoded.attachment_count <= MAX_PARTS:
+            raise NotAPacket("a binary packet without binary parts, or with too many")
         return True
 
     def _with_part(self, pending: Any, data: Any) -> Any:
         if not isinstance(data, bytes | bytearray):
-            raise NoPacket("text where a binary part is due")
+            raise NotAPacket("text in place of a binary part")
         if sum(map(len, pending.attachments)) + len(data) > MAX_PARTS_SIZE * self._eio.max_http_buffer_size:
-            raise NoPacket("binary parts that are too large together")
+            raise NotAPacket("binary parts that are too large together")
         return pending if pending.add_attachment(data) else None
 
 
-def _check(found: Any) -> None:
-    """Is it one that a client may send, with what its kind needs?"""
-    kind, data = found.packet_type, found.data
-    if not isinstance(found.namespace, str | None):
-        raise NoPacket("a namespace that is no text")
+def _check(decoded: Any) -> None:
+    """Check that a client may send the packet, and that it has what its type needs."""
+    kind, data = decoded.packet_type, decoded.data
+    if not isinstance(decoded.namespace, str | None):
+        raise NotAPacket("a namespace that is not text")
     if kind in EVENTS:
         if not isinstance(data, list) or not data or not isinstance(data[0], str):
-            raise NoPacket("an event without a name")
-        if not isinstance(found.id, int | None):
-            raise NoPacket("an event whose id is no number")
+            raise NotAPacket("an event without a name")
+        if not isinstance(decoded.id, int | None):
+            raise NotAPacket("an event whose id is not a number")
     elif kind in ACKS:
-        if not isinstance(data, list) or not isinstance(found.id, int):
-            raise NoPacket("an acknowledgement without arguments or id")
+        if not isinstance(data, list) or not isinstance(decoded.id, int):
+            raise NotAPacket("an acknowledgement without arguments or id")
         _check_answer(data)
     elif kind not in (packet.CONNECT, packet.DISCONNECT):
-        raise NoPacket("a type that no client sends")
+        raise NotAPacket("a type that clients do not send")
 
 
 def _check_answer(data: list[Any]) -> None:
-    """Whoever asked may be at another node: it has to get there."""
+    """Check that an acknowledgement can be sent on: the node that asked may be another one."""
     try:
         for level in levels(data, "an acknowledgement"):
-            if not all(math.isfinite(one) for one in level if isinstance(one, float)):
-                raise NoPacket("an acknowledgement with a number that JSON does not have")
+            if not all(math.isfinite(value) for value in level if isinstance(value, float)):
+                raise NotAPacket("an acknowledgement with a number that JSON does not have")
     except NotSerializable as e:
-        raise NoPacket(str(e)) from e
+        raise NotAPacket(str(e)) from e
 
 
-async def take_post(socket: AsyncSocket, environ: dict[str, Any]) -> None:
-    """A POST of a client that polls, in place of upstream's ``handle_post_request``: that hangs where it closes a
-    connection without a poll, and answers what it cannot read with a traceback and "ok".
+async def take_post(socket: AsyncSocket, environ: dict[str, Any], traffic: TrafficCounter) -> None:
+    """Handle a POST of a client that polls, in place of Engine.IO's ``handle_post_request``.
 
-    :raises EngineIOError: the request is answered with status 400; the connection is to be closed.
+    Engine.IO's hangs where it closes a connection without a poll, and answers what it cannot read with a traceback
+    and "ok".
+
+    :raises EngineIOError: the request is answered with status 400, and the caller closes the connection.
     """
     length = int(environ.get("CONTENT_LENGTH", "0"))
     if length > socket.server.max_http_buffer_size:
@@ -137,21 +142,21 @@ async def take_post(socket: AsyncSocket, environ: dict[str, Any]) -> None:
     body = await environ["wsgi.input"].read(length)
     try:
         packets = Payload(encoded_payload=body.decode()).packets
-        unknown = any(one.packet_type > NOOP for one in packets)
-    except Exception as e:  # whatever upstream raises of what it cannot read
-        raise EngineIOError(f"no packets of Engine.IO: {e!r}") from e
+        unknown = any(decoded.packet_type > NOOP for decoded in packets)
+    except Exception as e:  # Engine.IO may raise anything
+        raise EngineIOError(f"not packets of Engine.IO: {type(e).__name__}") from e  # no text: it may hold a pid
     if unknown:
-        raise EngineIOError("no packets of Engine.IO: an unknown type")
-    if (on_read := getattr(socket.server, "sio_pg_on_read", None)) is not None:
-        on_read(len(packets), length)
-    for one in packets:
+        raise EngineIOError("a packet of Engine.IO with an unknown type")
+    if traffic.on_read is not None:
+        traffic.on_read(len(packets), length)
+    for decoded in packets:
         try:
-            await socket.receive(one)
+            await socket.receive(decoded)
         except UnknownPacketError as e:
-            raise EngineIOError("a packet that no client sends") from e
+            raise EngineIOError("a packet that clients do not send") from e
         except EngineIOError:
             raise
-        except Exception:  # of an application whose handlers run here
+        except Exception:  # an application's handler that runs here
             socket.server.logger.exception("post request handler error")
         if socket.closed:
             return

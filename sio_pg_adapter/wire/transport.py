@@ -1,35 +1,53 @@
-"""A shorter way onto a websocket: one frame, made once, written to the transports of all who receive it.
+"""Writing to connections, and a shortcut for websockets: one frame, made once, written to every recipient's
+transport.
 
-The longer one, which upstream takes for every packet of every client, is a queue, a task that waits on it under a
-timeout, a message to the ASGI server, and an encoder there: five sixths of the CPU of a large fan-out. It is still
-taken whenever the shorter one could overtake or overrun something: while packets wait in the queue or one of them is
-being sent, while the client takes less than it is sent, while an upgrade is under way, and under a server whose
-transport is not known. So the order and the limit for slow consumers are the queue's, as before.
+The regular path, which python-engineio takes for every packet of every client, is a queue, a task that waits on it
+with a timeout, a message to the ASGI server, and an encoder there: five sixths of the CPU of a large fan-out. It is
+still taken whenever the shortcut could overtake or overrun something: while packets wait in the queue or one of them
+is being sent, while the client reads more slowly than it is sent, during an upgrade, and under a server whose
+transport is not known. So the order and the limit for slow clients are those of the queue.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import weakref
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .frames import Frames
 
+if TYPE_CHECKING:
+    from engineio.async_socket import AsyncSocket
+
 UNSENT_BYTES = 64 * 1024
-"""What may wait in a transport's own buffer before the queue is used: asyncio's high-water mark."""
+"""How much may wait in a transport's own buffer before the queue is used, in bytes: asyncio's high-water mark."""
 
 COMPRESS_FROM = 1024
-"""Bytes from which on a frame is left to the server to compress, where it may: engine.io's own threshold."""
+"""From how many bytes on a frame is left to a server that may compress it: the threshold of Engine.IO in Node.js."""
 
 logger = logging.getLogger("sio_pg_adapter")
 
+Traffic = Callable[[int, int], None]
+
+
+class TrafficCounter:
+    """Where packets and bytes are counted, for the Admin UI. Both are ``None`` while nobody counts.
+
+    :ivar on_read: called with the packets and bytes of each read.
+    :ivar on_write: called with the packets and bytes of each write.
+    """
+
+    def __init__(self) -> None:
+        self.on_read: Traffic | None = None
+        self.on_write: Traffic | None = None
+
 
 class Cork:
-    """While it is in, what is written to a wire is held; what a wire holds goes out at once when it is drawn.
+    """Holds writes back while it is entered, and writes them all when it is left.
 
-    For records that are applied in one go, with nothing awaited in between: a system call for each connection, and
-    not one for each of its frames.
+    For records that are applied in one tick: one system call for each connection, instead of one for each frame.
     """
 
     def __init__(self) -> None:
@@ -50,10 +68,10 @@ class Wire:
     """The transport below the websocket of an Engine.IO socket.
 
     :param queue: the socket's queue.
-    :param is_open: tells whether data may be sent: no close frame has been sent or received.
-    :param cork: may hold what is written.
-    :param compresses: the server may have agreed with the client to compress what is large.
-    :param on_write: called with the packets and bytes of each write.
+    :param is_open: whether data may be sent: no close frame has been sent or received.
+    :param cork: may hold writes back.
+    :param compresses: whether the server may have agreed with the client to compress large frames.
+    :param traffic: counts each write.
     """
 
     def __init__(
@@ -64,24 +82,25 @@ class Wire:
         cork: Cork,
         *,
         compresses: bool,
-        on_write: Callable[[int, int], None] | None = None,
+        traffic: TrafficCounter,
     ) -> None:
         self._queue = queue
         self._transport = transport
         self._is_open = is_open
         self._largest = COMPRESS_FROM if compresses else None
-        self._on_write = on_write
+        self._traffic = traffic
         self._cork = cork
         self._held: list[bytes] = []
         self._held_bytes = 0
         self._idle = False
 
     def write(self, frames: Frames) -> bool:
-        """Write an event, or leave it to the queue (``False``)."""
+        """Write an event. ``False`` means that it has to go through the queue."""
         transport = self._transport
         if not self._idle or not self._queue.empty() or transport.is_closing() or not self._is_open():
             return False
-        # Not before: asyncio's of TLS has no buffer any more once it was closed twice, as uvicorn does.
+        # After is_closing(): asyncio's TLS transport has no buffer any more once it was closed twice, as uvicorn
+        # does.
         if transport.get_write_buffer_size() + self._held_bytes > UNSENT_BYTES:
             self.flush()  # it may be taken at once
             if transport.get_write_buffer_size() > UNSENT_BYTES:
@@ -98,8 +117,8 @@ class Wire:
             self._hold(data)
         else:
             transport.write(data)
-        if self._on_write is not None:
-            self._on_write(len(frames), len(data))
+        if self._traffic.on_write is not None:
+            self._traffic.on_write(len(frames), len(data))
         return True
 
     def _hold(self, data: bytes) -> None:
@@ -109,20 +128,21 @@ class Wire:
         self._held_bytes += len(data)
 
     def flush(self) -> None:
-        """Write what is held. Before the queue's writer runs: nothing that was queued behind it overtakes it."""
+        """Write what is held. This runs before the queue's writer, so nothing queued later overtakes it."""
         if not self._held:
             return
         data, self._held, self._held_bytes = b"".join(self._held), [], 0
         try:
             self._transport.write(data)
-        except Exception:  # one connection that breaks must not keep it from all that follow
-            logger.exception("events could not be written to a connection: it is cut, to recover from the log")
+        except Exception:  # a connection that breaks must not keep the event from the others
+            logger.exception("could not write to a connection: it is closed, and its client recovers from the log")
             self._transport.abort()
 
     async def poll(self) -> list[Any]:
-        """Wait for packets in the queue: upstream's, without its timeout, which the reader of the socket has, too.
+        """Wait for packets in the queue.
 
-        Only while it waits here is nothing under way to the transport.
+        Engine.IO's own has a timeout, which the socket's reader has as well. Nothing is on its way to the transport
+        only while this waits.
         """
         queue = self._queue
         self._idle = True
@@ -136,5 +156,38 @@ class Wire:
             queue.task_done()
         if packets[-1] is None and len(packets) > 1:
             packets.pop()
-            queue.put_nowait(None)  # found again by the next poll, which ends the writer
+            queue.put_nowait(None)  # the next poll takes it, and ends the writer
         return [] if packets == [None] else packets
+
+
+class Connection:
+    """An Engine.IO connection, as this package writes to it. The clients of all its namespaces share it.
+
+    :ivar socket: its Engine.IO socket.
+    :ivar wire: the transport of its websocket, from the start of its writer to its end. Before that the websocket may
+                be in an upgrade that fails, or the client may have two.
+    """
+
+    __slots__ = ("__weakref__", "socket", "wire")
+
+    def __init__(self, socket: AsyncSocket) -> None:
+        self.socket = socket
+        self.wire: Wire | None = None
+
+    @property
+    def is_open(self) -> bool:
+        return not (self.socket.closed or self.socket.closing)
+
+
+class Connections:
+    """The connections of a server, by Engine.IO sid. Each lasts as long as a client or a websocket refers to it."""
+
+    def __init__(self) -> None:
+        self._by_sid: weakref.WeakValueDictionary[str, Connection] = weakref.WeakValueDictionary()
+
+    def of(self, socket: AsyncSocket) -> Connection:
+        """Return the connection of a socket."""
+        connection = self._by_sid.get(socket.sid)
+        if connection is None or connection.socket is not socket:
+            connection = self._by_sid[socket.sid] = Connection(socket)
+        return connection

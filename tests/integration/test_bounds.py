@@ -78,7 +78,7 @@ async def test_case_85_a_listener_whose_peer_fell_silent_is_found_by_the_probe(s
             for i in range(1, 50):
                 await a.sio.emit("e", i)
             assert [await wire.event() for _ in range(1, 50)] == [["e", i] for i in range(1, 50)]
-            assert b.manager.listener.reconnects > 0
+            assert b.manager.node.listener.reconnects > 0
         await b.sio.shutdown()
 
 
@@ -89,7 +89,7 @@ async def test_a_client_over_max_queued_packets_is_cut_and_recovers_what_it_miss
         for i in range(50):
             await node.sio.emit("e", i)
             assert await quick.event() == ["e", i]
-        await until(lambda: node.manager.clients.get(slow.sid, "/") is None)
+        await until(lambda: node.manager.clients.current(slow.sid, "/") is None)
         slow.flow()
         await slow.drop()
         events = [json.loads(frame[1:]) for frame in slow.waiting() if frame]  # but for the close
@@ -106,7 +106,7 @@ async def test_a_client_that_many_records_of_one_tick_find_too_slow_is_cut_once(
     async with node.client() as slow:
         slow.stall()
         await asyncio.gather(*(node.sio.emit("e") for _ in range(60)))
-        await until(lambda: node.manager.clients.get(slow.sid, "/") is None)
+        await until(lambda: node.manager.clients.current(slow.sid, "/") is None)
         slow.flow()
         await slow.drop()
     assert sum("a client was cut" in record.getMessage() for record in caplog.records) == 1
@@ -118,7 +118,7 @@ async def test_a_client_over_max_queued_bytes_is_cut(start_node):
         slow.stall()
         for _ in range(5):
             await node.sio.emit("e", "x" * 5_000)
-        await until(lambda: node.manager.clients.get(slow.sid, "/") is None)
+        await until(lambda: node.manager.clients.current(slow.sid, "/") is None)
         slow.flow()
         await slow.drop()
 
@@ -131,8 +131,8 @@ async def test_idle_nodes_write_nothing(start_node, db, monkeypatch):
     nodes = [await start_node() for _ in range(2)]
     looks, taken = [], []
     for node in nodes:
-        due, acquire = node.manager.pruner._due, node.manager.database.acquire
-        monkeypatch.setattr(node.manager.pruner, "_due", lambda due=due: looks.append(1) or due())
+        due, acquire = node.manager.node.pruner._due, node.manager.database.acquire
+        monkeypatch.setattr(node.manager.node.pruner, "_due", lambda due=due: looks.append(1) or due())
         take = lambda what="", acquire=acquire: taken.append(what) or acquire(what)  # noqa: E731
         monkeypatch.setattr(node.manager.database, "acquire", take)
     async with nodes[0].client() as wire:

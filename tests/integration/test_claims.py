@@ -13,8 +13,8 @@ import pytest
 
 from integration.test_halves import KEEP, MANY, QUERIES, turned
 from integration.test_seam import Deaf
-from sio_pg_adapter.log.entries import Entry, Held
-from sio_pg_adapter.log.records import EPOCH_BITS, Kind
+from sio_pg_adapter.log.offsets import EPOCH_BITS
+from sio_pg_adapter.log.records import Entry, Held, Kind
 from sio_pg_adapter.log.verdict import Claim
 from sio_pg_adapter.store import sessions
 from support.asgi_client import AsgiClient
@@ -24,7 +24,7 @@ from support.waiting import until
 def trips(node) -> list[str]:
     """What a node asks its store for, from here on."""
     asked: list[str] = []
-    append, page = node.manager.log.append, node.manager.sessions.page
+    append, page = node.manager.node.writer.append, node.manager.node.sessions.page
 
     def note(entry):
         asked.append(entry.kind.name)
@@ -34,7 +34,7 @@ def trips(node) -> list[str]:
         asked.append("page")
         return page(*args)
 
-    node.manager.log.append, node.manager.sessions.page = note, note_page
+    node.manager.node.writer.append, node.manager.node.sessions.page = note, note_page
     return asked
 
 
@@ -196,7 +196,7 @@ async def test_what_a_claim_may_answer_counts_in_its_batch(store, monkeypatch):
 
 async def claim_of(store, after, pid="p"):
     await store.reader.learn()
-    key = None if after is None else store.manager.database.codec.epochs[after >> EPOCH_BITS].key.hex()
+    key = None if after is None else store.manager.node.epochs.codec.epochs[after >> EPOCH_BITS].key.hex()
     return Claim(pid, after, key)
 
 
@@ -282,12 +282,12 @@ async def test_a_room_left_before_it_is_entered_is_entered(start_node, db):
                 while not await db.fetchval("SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted)"):
                     await asyncio.sleep(0)
                 leaving = asyncio.create_task(node.sio.leave_room(wire.sid, "x"))
-                await until(lambda: node.manager.log._waiting)
+                await until(lambda: node.manager.node.writer._waiting)
             assert (await again.recv()).startswith("0")
             await leaving
             await node.sio.emit("e", to="x")
             assert await again.event() == ["e"]
-            assert not node.manager.moves._leaving
+            assert not node.manager.node.appender._leaving
     kinds = await db.fetch('SELECT kind FROM sio_packets WHERE kind <> 0 ORDER BY "offset"')
     assert [Kind(row["kind"]).name for row in kinds] == ["ENTER", "CLAIM", "LEAVE", "ENTER"]
 

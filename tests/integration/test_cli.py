@@ -16,7 +16,7 @@ import pytest
 from sio_pg_adapter import cli
 from sio_pg_adapter.log.records import Kind
 from sio_pg_adapter.store.database import Database
-from sio_pg_adapter.store.pruner import Pruned, prune_opened
+from sio_pg_adapter.store.pruner import Pruned, prune
 from sio_pg_adapter.store.queries import Queries
 from support.waiting import until
 
@@ -70,20 +70,20 @@ async def test_status_of_two_nodes_with_sessions(start_node, db, capsys):
     async with a.client(), a.client() as away, b.client("/n"):
         await away.drop()
         await a.sio.emit("e", 1)
-        await b.passed(a.manager.dispatcher.cursor)
+        await b.passed(a.manager.node.cursor.offset)
         told = await status(capsys)
         nodes = {node["id"]: node for node in told["nodes"]}
         for node in (a, b):
-            one = nodes[node.manager.node]
+            one = nodes[node.manager.node.id]
             assert one.pop("started_at") and one.pop("seconds") > 0
             assert one == {
-                "id": node.manager.node,
+                "id": node.manager.node.id,
                 "state": "live",
                 "host": socket.gethostname(),
                 "process": os.getpid(),
                 "clients": 1,
                 "sessions": 1,
-                "cursor": node.manager.dispatcher.cursor,
+                "cursor": node.manager.node.cursor.offset,
                 "lag": 0,
                 "lag_seconds": 0.0,
                 "reconnects": 0,
@@ -100,7 +100,7 @@ async def test_status_of_two_nodes_with_sessions(start_node, db, capsys):
         assert told["log"].keys() == {
             *("head", "floor", "epoch", "position", "rate", "rate_seconds", "oldest_at", "oldest_seconds")
         }
-        assert told["log"]["head"] == a.manager.dispatcher.cursor and 0 < told["log"]["rate"] <= 1
+        assert told["log"]["head"] == a.manager.node.cursor.offset and 0 < told["log"]["rate"] <= 1
         assert told["note"] is None and told["schema"]["name"] == "public"
         names = {row[0] for row in await db.fetch(r"SELECT relname FROM pg_class WHERE relname LIKE 'sio\_%'")}
         sizes = {table["name"]: table for table in told["tables"]}
@@ -118,7 +118,7 @@ async def test_status_for_people_fits_the_terminal(start_node, db, capsys, monke
         assert await run("status") == 0
     out = capsys.readouterr().out
     assert max(map(len, out.splitlines())) <= columns
-    assert node.manager.node[:8] in out and "live" in out and "…" not in out
+    assert node.manager.node.id[:8] in out and "live" in out and "…" not in out
     assert "00000000" in out and "missing" in out and "\x1b" not in out
 
 
@@ -128,7 +128,7 @@ async def test_a_node_that_is_there_and_does_not_answer_is_shown_as_such(start_n
         row = await db.fetchrow(QUERIES["node_start"], other, "nowhere", 120.0, 120.0)
     assert await db.fetchval(QUERIES["node_lock"], row["number"])
     told = await status(capsys, "--timeout", "0.2")
-    assert {one["id"]: one["state"] for one in told["nodes"]} == {node.manager.node: "live", other.hex: "silent"}
+    assert {one["id"]: one["state"] for one in told["nodes"]} == {node.manager.node.id: "live", other.hex: "silent"}
     silent = next(one for one in told["nodes"] if one["state"] == "silent")
     assert silent["lag"] is silent["cursor"] is silent["clients"] is None
     assert await run("status", "--timeout", "0.2") == 0
@@ -137,7 +137,7 @@ async def test_a_node_that_is_there_and_does_not_answer_is_shown_as_such(start_n
 
 async def test_a_node_of_an_earlier_version_is_not_waited_for(start_node, capsys):
     node = await start_node()
-    del node.manager.peers._services["status"]
+    del node.manager.node.requests._services["status"]
     async with asyncio.timeout(30):  # it answers that it does not know the request
         (one,) = (await status(capsys, "--timeout", "60"))["nodes"]
     assert (one["state"], one["cursor"]) == ("silent", None)
@@ -145,8 +145,8 @@ async def test_a_node_of_an_earlier_version_is_not_waited_for(start_node, capsys
 
 async def test_a_node_that_is_behind_says_so_at_once_and_its_lag_is_counted_in_the_log(start_node, store, db, capsys):
     node = await start_node()
-    await node.manager.dispatcher.close()
-    node.manager.dispatcher._reading = True  # takes nothing from notifications either
+    await node.manager.node.cursor.close()
+    node.manager.node.cursor._reading = True  # takes nothing from notifications either
     for _ in range(3):
         await store.emit()
     await db.execute("UPDATE sio_packets SET created_at = created_at - interval '1 hour'")
@@ -239,7 +239,7 @@ async def test_prune_tells_how_far_it_is(store, db, pg_dsn):
     database, told = Database(pg_dsn, pool=None, listen_dsn=None, schema="public"), []
     await database.open()
     try:
-        assert await prune_opened(database, told.append) == Pruned(2, 1)
+        assert await prune(database, told.append) == Pruned(2, 1)
     finally:
         await database.close()
     assert told[0] == Pruned(2, 0) and told[-1] == Pruned(2, 1)
@@ -434,5 +434,5 @@ async def test_the_console_script_is_this(start_node):
     node = await start_node()
     async with command("status") as process:
         out, err = await process.communicate()
-    assert (process.returncode, err) == (0, b"") and node.manager.node[:8].encode() in out
-    await until(lambda: not node.manager.peers)
+    assert (process.returncode, err) == (0, b"") and node.manager.node.id[:8].encode() in out
+    await until(lambda: not node.manager.node.requests)

@@ -76,11 +76,11 @@ async def test_a_call_has_the_answers_of_all_other_nodes_that_have_a_handler(sta
         return {"large": "x" * 20_000}
 
     assert await a.sio.server_side_call("who", b"\x01", 2) == {
-        b.manager.node: [b"\x01", 2, b"\x00b"],
-        c.manager.node: {"large": "x" * 20_000},
+        b.manager.node.id: [b"\x01", 2, b"\x00b"],
+        c.manager.node.id: {"large": "x" * 20_000},
     }
     assert await b.sio.server_side_call("nobody") == {}
-    assert len(a.manager.peers) == len(b.manager.peers) == 0
+    assert len(a.manager.node.requests) == len(b.manager.node.requests) == 0
 
 
 async def test_a_node_alone_has_nobody_to_ask(start_node):
@@ -107,12 +107,12 @@ async def test_a_handler_that_raises_is_told_and_logged_and_breaks_nothing(start
     for kind, words in (("raise", "ValueError: no good"), ("no JSON", "object")):
         with pytest.raises(HandlerFailed, match=words) as error:
             await a.sio.server_side_call("bad", kind)
-        assert list(error.value.errors) == [b.manager.node]
-        assert error.value.answers == {c.manager.node: "good"}
+        assert list(error.value.errors) == [b.manager.node.id]
+        assert error.value.answers == {c.manager.node.id: "good"}
     with pytest.raises(HandlerFailed, match="positional"):
         await a.sio.server_side_call("bad", 1, 2)
     await a.sio.server_side_emit("bad", "raise")
-    assert await a.sio.server_side_call("bad", "x") == dict.fromkeys((b.manager.node, c.manager.node), "good")
+    assert await a.sio.server_side_call("bad", "x") == dict.fromkeys((b.manager.node.id, c.manager.node.id), "good")
 
 
 async def test_a_handler_may_use_the_server(start_node):
@@ -139,15 +139,15 @@ async def test_a_node_that_does_not_answer_is_named_with_the_answers_that_came(s
     async def who():
         await ended.wait()
 
-    with pytest.raises(NoAnswer, match=c.manager.node) as error:
+    with pytest.raises(NoAnswer, match=c.manager.node.id) as error:
         await a.sio.server_side_call("who", timeout=0.3)
-    assert error.value.missing == error.value.missing_nodes == [c.manager.node]
-    assert error.value.answers == {b.manager.node: "b"}
+    assert error.value.missing == error.value.missing_nodes == [c.manager.node.id]
+    assert error.value.answers == {b.manager.node.id: "b"}
     assert isinstance(error.value, socketio.exceptions.TimeoutError)
     assert isinstance(error.value, TimeoutError)
     ended.set()
-    assert await a.sio.server_side_call("who") == {b.manager.node: "b", c.manager.node: None}
-    assert len(a.manager.peers) == 0
+    assert await a.sio.server_side_call("who") == {b.manager.node.id: "b", c.manager.node.id: None}
+    assert len(a.manager.node.requests) == 0
 
 
 async def test_a_node_that_goes_while_it_is_asked_is_left_out(start_node):
@@ -155,31 +155,31 @@ async def test_a_node_that_goes_while_it_is_asked_is_left_out(start_node):
     b.sio.on_server_event("who", lambda: "b")
     hang(c)
     asking = asyncio.create_task(a.sio.server_side_call("who", timeout=3600))
-    await until(lambda: len(a.manager.peers))
+    await until(lambda: len(a.manager.node.requests))
     await vanish(c)
-    assert await asking == {b.manager.node: "b"}
+    assert await asking == {b.manager.node.id: "b"}
 
 
 async def test_a_call_that_is_cancelled_leaves_nothing(start_node):
     a, b = [await start_node() for _ in range(2)]
     hang(b)
     asking = asyncio.create_task(a.sio.server_side_call("who"))
-    await until(lambda: len(a.manager.peers))
+    await until(lambda: len(a.manager.node.requests))
     asking.cancel()
     with pytest.raises(asyncio.CancelledError):
         await asking
-    assert len(a.manager.peers) == 0
+    assert len(a.manager.node.requests) == 0
 
 
 async def test_a_call_ends_with_the_manager(start_node):
     a, b = [await start_node() for _ in range(2)]
     hang(b)
     asking = asyncio.create_task(a.sio.server_side_call("who", timeout=3600))
-    await until(lambda: len(a.manager.peers))
+    await until(lambda: len(a.manager.node.requests))
     await a.sio.shutdown()
     with pytest.raises(StoreUnavailable, match="closed"):
         await asking
-    assert len(a.manager.peers) == 0
+    assert len(a.manager.node.requests) == 0
 
 
 async def test_a_node_that_stops_while_it_is_asked_is_left_out(start_node):
@@ -245,7 +245,7 @@ async def test_case_78_answers_of_the_clients_of_all_nodes(start_node):
         await a.sio.emit("end")
         assert await skipped.event() == ["end"]
         for node in (a, b, c):
-            assert len(node.manager.peers) == 0
+            assert len(node.manager.node.requests) == 0
             assert not any(client.acks for client in node.manager.clients)
 
 
@@ -283,7 +283,7 @@ async def test_at_the_timeout_the_error_says_who_and_has_the_answers(start_node)
         assert all(sid in str(error.value) for sid in error.value.missing)
         assert error.value.answers == {one.sid: 1, two.sid: 2}
         await until(lambda: not any(client.acks for node in (a, b) for client in node.manager.clients))
-        assert len(a.manager.peers) == 0
+        assert len(a.manager.node.requests) == 0
 
 
 async def test_a_client_that_goes_is_not_waited_for(start_node):
@@ -310,7 +310,7 @@ async def test_a_node_that_goes_is_not_waited_for_and_its_clients_are_named(star
         calling = asyncio.create_task(a.sio.broadcast_call("q", timeout=3600))
         await answered(one, "[1]")
         await answered(two, None)
-        await until(lambda: any(len(t.asked) == 2 for t in a.manager.peers._gatherings.values()))
+        await until(lambda: any(len(t.asked) == 2 for t in a.manager.node.requests._pending.values()))
         await vanish(b)
         await vanish(c)
         with pytest.raises(NoAnswer) as error:
@@ -322,20 +322,20 @@ async def test_a_node_that_goes_is_not_waited_for_and_its_clients_are_named(star
 async def test_the_clients_of_a_node_that_came_just_now_are_waited_for(start_node):
     """Once it has said whom it asked; what is under way then is nothing else."""
     a, b, c = [await start_node() for _ in range(3)]
-    others, asked, receive = a.manager.peers.others, [], b.manager.ephemeral.receive
+    others, asked, receive = a.manager.node.requests.others, [], b.manager.node.messages.receive
 
     async def before_it_came():
-        return await others() - {c.manager.node}
+        return await others() - {c.manager.node.id}
 
-    a.manager.peers.others = before_it_came
-    b.manager.ephemeral.receive = asked.append
+    a.manager.node.requests.others = before_it_came
+    b.manager.node.messages.receive = asked.append
     async with c.client() as wire:
         calling = asyncio.create_task(a.sio.broadcast_call("q"))
-        await until(lambda: [t for t in a.manager.peers._gatherings.values() if c.manager.node in t.asked])
-        [tally] = a.manager.peers._gatherings.values()
+        await until(lambda: [t for t in a.manager.node.requests._pending.values() if c.manager.node.id in t.asked])
+        [tally] = a.manager.node.requests._pending.values()
         await until(lambda: asked)
         receive(*asked)
-        await until(lambda: b.manager.node in tally.asked)
+        await until(lambda: b.manager.node.id in tally.asked)
         await answered(wire, "[1]")
         assert await calling == {wire.sid: 1}
 
@@ -349,8 +349,8 @@ async def test_a_node_that_did_not_say_whom_it_asked_is_named(start_node):
         await answered(two, None)
         with pytest.raises(NoAnswer) as error:
             await calling
-        assert error.value.missing_nodes == [c.manager.node]
-        assert error.value.missing == [c.manager.node, two.sid]
+        assert error.value.missing_nodes == [c.manager.node.id]
+        assert error.value.missing == [c.manager.node.id, two.sid]
         assert error.value.answers == {one.sid: 1}
 
 
@@ -363,7 +363,7 @@ async def test_one_that_is_cancelled_leaves_nothing(start_node):
         calling.cancel()
         with pytest.raises(asyncio.CancelledError):
             await calling
-        assert len(a.manager.peers) == 0
+        assert len(a.manager.node.requests) == 0
         assert not any(client.acks for client in a.manager.clients)
         await until(lambda: not any(client.acks for client in b.manager.clients))
 

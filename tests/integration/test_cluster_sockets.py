@@ -18,14 +18,14 @@ from sio_pg_adapter import (
     StoreUnavailable,
 )
 from sio_pg_adapter.log.records import Kind
-from sio_pg_adapter.store.writer import LogReader
+from sio_pg_adapter.store.reader import LogReader
 from support.asgi_client import AsgiClient
 from support.waiting import until
 
 
 def hang(node) -> None:
     """The node is there, and answers nothing: as one whose process is stopped."""
-    node.manager.ephemeral.receive = lambda *_: None
+    node.manager.node.messages.receive = lambda *_: None
 
 
 # -- server_count ----------------------------------------------------------------------------------------------
@@ -57,8 +57,8 @@ async def test_fetch_sockets_tells_of_all_nodes(start_node):
         await a.sio.enter_room(two.sid, "y")
         await a.sio.save_session(two.sid, {"user": 2})  # of another node's client: only the tables have it
         expected = [
-            RemoteSocket(one.sid, "/", (one.sid, "x"), {}, a.manager.node, recovered=False),
-            RemoteSocket(two.sid, "/", (two.sid, "x", "y"), {"user": 2}, b.manager.node, recovered=False),
+            RemoteSocket(one.sid, "/", (one.sid, "x"), {}, a.manager.node.id, recovered=False),
+            RemoteSocket(two.sid, "/", (two.sid, "x", "y"), {"user": 2}, b.manager.node.id, recovered=False),
         ]
         for node in (a, b):
             assert sorted(await node.sio.fetch_sockets(), key=expected.index) == expected
@@ -77,7 +77,7 @@ async def test_who_is_away_is_not_there_until_it_is_back(start_node):
         assert await b.sio.fetch_sockets("x") == []
         async with b.client(pid=wire.pid):
             [found] = await a.sio.fetch_sockets("x")
-            assert (found.sid, found.node, found.recovered) == (wire.sid, b.manager.node, True)
+            assert (found.sid, found.node, found.recovered) == (wire.sid, b.manager.node.id, True)
 
 
 async def test_clients_without_recovery_are_told_of_with_the_session_that_json_can_hold(start_node):
@@ -95,34 +95,34 @@ async def test_clients_without_recovery_are_told_of_with_the_session_that_json_c
 
 async def test_one_that_moves_from_node_to_node_is_told_of_once_as_the_newer_claim_has_it(start_node):
     a, b, c = await start_node(), await start_node(), await start_node()
-    asked, receive = [], b.manager.ephemeral.receive
+    asked, receive = [], b.manager.node.messages.receive
     async with a.client() as old:
-        b.manager.ephemeral.receive = asked.append
+        b.manager.node.messages.receive = asked.append
         asking = asyncio.create_task(c.sio.fetch_sockets())
-        await until(lambda: [g for g in c.manager.peers._gatherings.values() if a.manager.node in g.answers])
+        await until(lambda: [g for g in c.manager.node.requests._pending.values() if a.manager.node.id in g.answers])
         await until(lambda: asked)
         async with b.client(pid=old.pid) as new:
             receive(*asked)
             [found] = await asking
-            assert (found.sid, found.node, found.recovered) == (new.sid, b.manager.node, True)
+            assert (found.sid, found.node, found.recovered) == (new.sid, b.manager.node.id, True)
 
 
 async def test_what_the_asker_has_seen_of_the_log_the_others_have_seen_when_they_answer(start_node):
     a, b = await start_node(), await start_node()
     async with b.client() as wire:
         reading, release = asyncio.Event(), asyncio.Event()
-        read = b.manager.log_reader.range
+        read = b.manager.node.reader.range
 
         async def held_up(after, limit):
             reading.set()
             await release.wait()
             return await read(after, limit)
 
-        b.manager.log_reader.range = held_up
+        b.manager.node.reader.range = held_up
         await a.sio.enter_room(wire.sid, "x")
         await reading.wait()
         asking = asyncio.create_task(a.sio.fetch_sockets("x"))
-        await until(lambda: b.manager.dispatcher._passed)
+        await until(lambda: b.manager.node.cursor._passed)
         assert not asking.done()
         release.set()
         assert [s.sid for s in await asking] == [wire.sid]
@@ -161,7 +161,7 @@ async def test_a_node_that_is_just_starting_answers_when_it_has(start_node, monk
         start = asyncio.create_task(start_node())
         await starting.wait()
         asking = asyncio.create_task(a.sio.server_side_call("e", timeout=20))
-        await until(lambda: len(a.manager.peers))
+        await until(lambda: len(a.manager.node.requests))
         assert await a.sio.server_count() == 2
         release.set()
         await start
@@ -172,20 +172,20 @@ async def test_a_node_that_is_there_and_silent_is_named_and_the_others_are_told_
     a, b, c = await start_node(), await start_node(), await start_node()
     hang(c)
     async with a.client() as one, b.client() as two, c.client():
-        with pytest.raises(NoAnswer, match=c.manager.node) as error:
+        with pytest.raises(NoAnswer, match=c.manager.node.id) as error:
             await a.sio.fetch_sockets(timeout=0.3)
-        assert error.value.missing == error.value.missing_nodes == [c.manager.node]
+        assert error.value.missing == error.value.missing_nodes == [c.manager.node.id]
         assert {s.sid for s in error.value.answers} == {one.sid, two.sid}
-        assert len(a.manager.peers) == 0
+        assert len(a.manager.node.requests) == 0
 
 
 async def test_a_node_of_another_version_that_does_not_know_the_request_is_named_at_once(start_node):
     a, b = await start_node(), await start_node()
-    del b.manager.peers._services["sockets"]
+    del b.manager.node.requests._services["sockets"]
     async with a.client() as wire, b.client():
         with pytest.raises(NoAnswer) as error:
             await a.sio.fetch_sockets(timeout=3600)
-        assert error.value.missing == [b.manager.node]
+        assert error.value.missing == [b.manager.node.id]
         assert [s.sid for s in error.value.answers] == [wire.sid]
 
 
@@ -194,7 +194,7 @@ async def test_a_node_that_goes_while_it_is_waited_for_is_waited_for_no_longer(s
     hang(b)
     async with a.client() as wire:
         asking = asyncio.create_task(a.sio.fetch_sockets(timeout=3600))
-        await until(lambda: len(a.manager.peers))
+        await until(lambda: len(a.manager.node.requests))
         await vanish(b)
         assert [s.sid for s in await asking] == [wire.sid]
 
@@ -413,7 +413,7 @@ async def test_where_nobody_is_nothing_is_written(start_node, db):
 
 
 async def test_a_silent_node_is_named_and_all_that_is_in_the_tables_has_moved(start_node, monkeypatch):
-    monkeypatch.setattr("sio_pg_adapter.local.rooms.UNSTORED_WAIT", 0.3)
+    monkeypatch.setattr("sio_pg_adapter.cluster.members.UNSTORED_WAIT", 0.3)
     a, b = await start_node(), await start_node()
     hang(b)
     async with a.client() as one, b.client() as two:
@@ -421,7 +421,7 @@ async def test_a_silent_node_is_named_and_all_that_is_in_the_tables_has_moved(st
         await a.sio.enter_room(two.sid, "x")
         with pytest.raises(NoAnswer) as error:
             await a.sio.sockets_join("x", "y")
-        assert error.value.missing == [b.manager.node]
+        assert error.value.missing == [b.manager.node.id]
         await a.sio.emit("e", room="y")
         assert await one.event() == await two.event() == ["e"]
 
@@ -500,7 +500,7 @@ async def test_a_move_that_nobody_waits_for_any_more_leaves_the_writer_in_order(
     async with node.client() as wire:
         await node.sio.enter_room(wire.sid, "x")
         moving = asyncio.create_task(node.sio.sockets_join("x", "y"))
-        await until(lambda: node.manager.log._waiting)
+        await until(lambda: node.manager.node.writer._waiting)
         moving.cancel()
         await node.sio.emit("e", room="x")
         assert await wire.event() == ["e"]

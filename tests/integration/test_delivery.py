@@ -48,8 +48,8 @@ async def test_case_87_emits_of_one_tick_are_seen_in_order(start_node):
 async def test_a_node_reads_nothing_of_what_it_appends_itself(start_node):
     """Its answer tells it. Its own notification, heard before that, would have it read what it has."""
     node = await start_node()
-    reads, read = [], node.manager.log_reader.range
-    node.manager.log_reader.range = lambda *args: reads.append(args) or read(*args)
+    reads, read = [], node.manager.node.reader.range
+    node.manager.node.reader.range = lambda *args: reads.append(args) or read(*args)
     async with node.client() as wire:
         await node.sio.emit("e")
         assert await wire.event() == ["e"]
@@ -66,14 +66,14 @@ async def test_a_backend_is_taken_for_its_own_only_while_it_writes(start_node, d
     node = await start_node()
     async with node.client() as wire:
         await node.sio.emit("e", 1)
-        assert node.manager.log.backend is None
-        pid = node.manager.log._commits._backend[0]
+        assert node.manager.node.writer.backend is None
+        pid = node.manager.node.writer._commits._backend[0]
         async with db.transaction():
             await db.execute("LOCK TABLE sio_lock IN EXCLUSIVE MODE")
             emitting = asyncio.create_task(node.sio.emit("e", 2))
-            await until(lambda: node.manager.log.backend == pid)
+            await until(lambda: node.manager.node.writer.backend == pid)
         await emitting
-        assert node.manager.log.backend is None
+        assert node.manager.node.writer.backend is None
         assert [await wire.event() for _ in range(2)] == [["e", 1], ["e", 2]]
 
 
@@ -83,7 +83,7 @@ async def test_what_another_transaction_of_the_writers_backend_notifies_is_heard
         node = await start_node(dsn=None, manager={"pool": pool})
         async with node.client() as wire:
             await node.sio.emit("e", 1)
-            backend = node.manager.log._commits._backend[0]
+            backend = node.manager.node.writer._commits._backend[0]
             await node.manager.database.writer.drop()
             async with pool.acquire() as connection:
                 assert await connection.fetchval("SELECT pg_backend_pid()") == backend
@@ -105,7 +105,7 @@ async def test_frames_are_made_once_for_all_who_get_an_offset_and_once_for_the_o
             assert await wire.event() == ["e", 1]
         for wire in (three, four):
             assert await wire.recv() == '2["e",1]'
-    record = node.manager.dispatcher.recent.events("/", 0)[-1]
+    record = node.manager.node.cursor.recent.events("/", 0)[-1]
     assert sorted(record.frames) == [False, True]
 
 
@@ -205,7 +205,7 @@ async def test_case_78_callbacks_across_nodes(start_node):
             task = asyncio.create_task(answer(frame))
             assert await a.sio.call("q", 1, to=wire.sid, timeout=20) == value
             await task
-        assert not a.manager.callbacks
+        assert not a.manager.node.callbacks
         offset = wire.offset
         await wire.drop()
         async with a.client(pid=wire.pid, **({"offset": offset} if offset else {})) as again:  # none was stored
@@ -217,7 +217,7 @@ async def test_case_78_an_unknown_sid_times_out_and_leaves_nothing(start_node):
     node = await start_node()
     with pytest.raises(socketio.exceptions.TimeoutError):
         await node.sio.call("q", 1, to="nobody", timeout=0.01)
-    assert not node.manager.callbacks
+    assert not node.manager.node.callbacks
 
 
 async def test_case_39_volatile_crosses_nodes_in_its_place_and_is_not_kept(start_node, db):
@@ -317,7 +317,7 @@ async def test_one_connection_that_breaks_keeps_an_event_from_nobody_else(start_
     expected_errors.append("could not be put on a connection")
     node = await start_node()
     async with node.client() as broken, node.client() as other:
-        queue = node.manager.clients.get(broken.sid, "/").socket.queue
+        queue = node.manager.clients.current(broken.sid, "/").socket.queue
         put = queue.put_nowait
 
         def once(frame):

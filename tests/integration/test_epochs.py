@@ -18,8 +18,8 @@ import asyncpg
 import pytest
 
 from sio_pg_adapter.embedded import EmbeddedPostgres
-from sio_pg_adapter.log.entries import Held
-from sio_pg_adapter.log.records import EPOCH_BITS
+from sio_pg_adapter.log.offsets import EPOCH_BITS
+from sio_pg_adapter.log.records import Held
 from sio_pg_adapter.migrate import upgrade
 from support.waiting import until
 
@@ -57,7 +57,7 @@ async def query(dsn: str, sql: str, *args) -> list:
 
 async def listening_again(node, reconnects: int) -> None:
     async with asyncio.timeout(20):
-        while node.manager.listener.reconnects == reconnects or not node.manager.listener.connected:
+        while node.manager.node.listener.reconnects == reconnects or not node.manager.node.listener.connected:
             await asyncio.sleep(0.01)
 
 
@@ -77,13 +77,13 @@ def crash(writer: int) -> None:
 async def is_cut(node, wire) -> None:
     """The connection is closed by the server, in the way after which a client comes back."""
     assert await wire.rest() == []
-    await until(lambda: node.manager.clients.get(wire.sid, "/") is None)
+    await until(lambda: node.manager.clients.current(wire.sid, "/") is None)
 
 
 async def has_left(node, wire) -> None:
     """It was cut, whatever it was sent before."""
     async with asyncio.timeout(5):
-        while node.manager.clients.get(wire.sid, "/") is not None:
+        while node.manager.clients.current(wire.sid, "/") is not None:
             await asyncio.sleep(0.01)
 
 
@@ -105,7 +105,7 @@ async def test_case_112_a_crash_that_loses_commits_issues_no_offset_twice(lazy_s
             await node.sio.emit("lost", i)
         assert [await wire.event() for _ in range(5)] == [["lost", i] for i in range(5)]
         before = await packets(dsn)
-        reconnects = node.manager.listener.reconnects
+        reconnects = node.manager.node.listener.reconnects
         crash(writer)
         await listening_again(node, reconnects)
         after = await packets(dsn)
@@ -133,14 +133,14 @@ async def test_case_112_the_writer_is_back_before_the_listener(lazy_server, star
         await node.sio.emit("lost")
         await wire.event()
         monkeypatch.setattr("sio_pg_adapter.store.listener.BACKOFF", (3.0,))
-        reconnects = node.manager.listener.reconnects
-        epoch = node.manager.dispatcher.cursor >> EPOCH_BITS
+        reconnects = node.manager.node.listener.reconnects
+        epoch = node.manager.node.cursor.offset >> EPOCH_BITS
         crash(writer)
         async with asyncio.timeout(20):
-            await node.manager.listener._lost.wait()
-        while node.manager.dispatcher.cursor >> EPOCH_BITS == epoch:  # PostgreSQL takes a moment to notice
+            await node.manager.node.listener._lost.wait()
+        while node.manager.node.cursor.offset >> EPOCH_BITS == epoch:  # PostgreSQL takes a moment to notice
             await node.sio.emit("new", room="lost")
-        assert node.manager.listener.reconnects == reconnects
+        assert node.manager.node.listener.reconnects == reconnects
         await listening_again(node, reconnects)
         assert not await query(dsn, "SELECT FROM sio_rooms"), "nothing was lost: this test shows nothing"
         # whatever it was sent meanwhile: it may not go on as if it were in a room that nobody knows of
@@ -156,7 +156,7 @@ async def test_case_112_a_session_whose_opening_was_lost_is_cut(lazy_server, sta
     await node.sio.emit("kept")
     writer = await hold_commits(dsn)
     async with node.client() as wire:
-        reconnects = node.manager.listener.reconnects
+        reconnects = node.manager.node.listener.reconnects
         crash(writer)
         await listening_again(node, reconnects)
         assert not await query(dsn, "SELECT FROM sio_sessions"), "nothing was lost: this test shows nothing"
@@ -174,7 +174,7 @@ async def test_case_112_a_client_whose_room_was_lost_is_fresh(lazy_server, start
         await wire.event()
         writer = await hold_commits(dsn)
         await node.sio.enter_room(wire.sid, "x")
-        reconnects = node.manager.listener.reconnects
+        reconnects = node.manager.node.listener.reconnects
         crash(writer)
         await listening_again(node, reconnects)
         assert not await query(dsn, "SELECT FROM sio_rooms"), "nothing was lost: this test shows nothing"
@@ -208,7 +208,7 @@ async def test_case_84_a_restart_that_loses_nothing_cuts_nobody(start_node, mode
             async with node.client() as wire:
                 await node.sio.enter_room(wire.sid, "x")
                 await node.sio.emit("before")
-                reconnects = node.manager.listener.reconnects
+                reconnects = node.manager.node.listener.reconnects
                 await asyncio.to_thread(server.restart, mode)
                 await node.sio.emit("after", room="x")
                 await listening_again(node, reconnects)
@@ -271,7 +271,7 @@ async def test_case_112_a_restored_dump_is_another_history(server, programs, sta
         await node.sio.emit("lost")
         await wire.event()
         before = await packets(dsn)
-        reconnects = node.manager.listener.reconnects
+        reconnects = node.manager.node.listener.reconnects
         await restore(server, programs, dump)
         await listening_again(node, reconnects)
         await is_cut(node, wire)
@@ -318,15 +318,15 @@ async def test_a_node_that_meets_a_half_restored_database_goes_on_when_it_is_who
     """Tables that are missing for a while end no loop."""
     node = await start_node()
     async with node.client() as wire:
-        reconnects = node.manager.listener.reconnects
+        reconnects = node.manager.node.listener.reconnects
         await db.execute("ALTER TABLE sio_packets RENAME TO not_there_yet")
         await db.execute(
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
             " WHERE application_name LIKE 'sio_pg%' AND datname = current_database()"
         )
-        node.manager.dispatcher.ring()
+        node.manager.node.cursor.ring()
         async with asyncio.timeout(20):
-            while node.manager.listener.connected:
+            while node.manager.node.listener.connected:
                 await asyncio.sleep(0.01)
         await asyncio.sleep(0.5)  # for tries that fail
         await db.execute("ALTER TABLE not_there_yet RENAME TO sio_packets")
@@ -338,14 +338,14 @@ async def test_a_node_that_meets_a_half_restored_database_goes_on_when_it_is_who
 async def test_a_node_whose_presence_cannot_be_stored_tries_again(start_node, db):
     node = await start_node()
     async with node.client() as wire:
-        reconnects = node.manager.listener.reconnects
+        reconnects = node.manager.node.listener.reconnects
         await db.execute("ALTER TABLE sio_nodes DROP CONSTRAINT sio_nodes_pkey")
         await db.execute(
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
             " WHERE application_name LIKE 'sio_pg%listen' AND datname = current_database()"
         )
         async with asyncio.timeout(20):
-            while node.manager.listener.connected:
+            while node.manager.node.listener.connected:
                 await asyncio.sleep(0.01)
         await asyncio.sleep(0.5)  # for tries that fail
         await db.execute("ALTER TABLE sio_nodes ADD PRIMARY KEY (id)")
@@ -408,7 +408,7 @@ async def test_case_112_a_standby_promoted_without_the_last_commits(programs, st
                 assert [await wire.event() for _ in range(3)] == [["lost", i] for i in range(3)]
                 await node.sio.enter_room(roomer.sid, "lost room")
                 before = await packets(primary.dsn(DATABASE))
-                reconnects = node.manager.listener.reconnects
+                reconnects = node.manager.node.listener.reconnects
                 primary.kill()
                 await query(standby.dsn(), "SELECT pg_promote()")
                 await listening_again(node, reconnects)

@@ -7,8 +7,9 @@ import asyncio
 import pytest
 
 from sio_pg_adapter import AsyncPostgresManager, AsyncServer
-from sio_pg_adapter.store.pruner import Pruned, prune_once
+from sio_pg_adapter.store.pruner import Pruned
 from support.nodes import Node
+from support.pruning import prune_once
 
 EXPIRE = "UPDATE sio_sessions SET expires_at = clock_timestamp() - interval '1 s' WHERE node IS NULL"
 
@@ -76,11 +77,11 @@ async def test_case_33_the_handler_gets_sid_namespace_and_data_once(start_with_h
     other = await start_with_handler(told, "b")
     sid = await leave_behind(node, user=7)
     await db.execute(EXPIRE)
-    pruned = await asyncio.gather(*(n.manager.pruner.prune() for n in (node, other) * 3))
+    pruned = await asyncio.gather(*(n.manager.node.pruner.prune() for n in (node, other) * 3))
     assert [call[1:] for call in told.calls] == [(sid, "/", {"user": 7})]
     assert sum(p.sessions for p in pruned) == 1
     assert await rows(db) == 0
-    await node.manager.pruner.prune()
+    await node.manager.node.pruner.prune()
     assert len(told.calls) == 1
 
 
@@ -89,11 +90,11 @@ async def test_case_33_who_is_connected_or_back_in_time_is_not_told_of(start_wit
     node = await start_with_handler(told, "a")
     async with node.client() as wire:
         await db.execute(EXPIRE)
-        await node.manager.pruner.prune()
+        await node.manager.node.pruner.prune()
         await wire.drop()
         async with node.client(pid=wire.pid):
             await db.execute(EXPIRE)
-            await node.manager.pruner.prune()
+            await node.manager.node.pruner.prune()
     assert told.calls == []
 
 
@@ -105,9 +106,9 @@ async def test_case_33_a_node_without_a_handler_and_a_prune_by_hand_swallow_none
     node = await start_with_handler(told, "a")
     sid = await leave_behind(plain)
     await db.execute(EXPIRE)
-    assert await prune_once(pg_dsn) == await plain.manager.pruner.prune() == Pruned()
+    assert await prune_once(pg_dsn) == await plain.manager.node.pruner.prune() == Pruned()
     assert await rows(db) == 1
-    assert (await node.manager.pruner.prune()).sessions == 1
+    assert (await node.manager.node.pruner.prune()).sessions == 1
     assert [call[1] for call in told.calls] == [sid]
 
 
@@ -119,7 +120,7 @@ async def test_case_33_that_there_is_a_handler_is_known_after_its_node_has_gone(
     await db.execute(EXPIRE)
     assert await prune_once(pg_dsn) == Pruned()
     again = await start_with_handler(told, "again")
-    await again.manager.pruner.prune()
+    await again.manager.node.pruner.prune()
     assert [call[:2] for call in told.calls] == [("again", sid)]
 
 
@@ -130,7 +131,7 @@ async def test_case_33_a_handler_of_one_namespace_leaves_the_others_alone(start_
     sid = await leave_behind(node, "/n")
     await db.execute(EXPIRE)
     assert await prune_once(pg_dsn) == Pruned(sessions=1)
-    await node.manager.pruner.prune()
+    await node.manager.node.pruner.prune()
     assert [call[1:3] for call in told.calls] == [(sid, "/n")]
 
 
@@ -141,7 +142,7 @@ async def test_case_33_no_transaction_is_open_while_a_handler_runs(start_with_ha
     node = await start_with_handler(told, "a")
     await leave_behind(node)
     await db.execute(EXPIRE)
-    pruning = asyncio.create_task(node.manager.pruner.prune())
+    pruning = asyncio.create_task(node.manager.node.pruner.prune())
     await told.called.wait()
     idle = "state LIKE 'idle in transaction%' AND datname = current_database()"
     assert await db.fetchval(f"SELECT count(*) FROM pg_stat_activity WHERE {idle}") == 0
@@ -156,16 +157,16 @@ async def test_case_33_a_node_killed_half_way_another_calls_its_handler(start_wi
     first = await start_with_handler(told, "first")
     sid = await leave_behind(first)
     await db.execute(EXPIRE)
-    pruning = asyncio.create_task(first.manager.pruner.prune())
+    pruning = asyncio.create_task(first.manager.node.pruner.prune())
     await told.called.wait()
     second = await start_with_handler(told, "second")
-    await second.manager.pruner.prune()
+    await second.manager.node.pruner.prune()
     assert [call[0] for call in told.calls] == ["first"]  # that one is still at it
-    await first.manager.listener.close()  # as if killed: its lock is gone
+    await first.manager.node.listener.close()  # as if killed: its lock is gone
     told.go_on.set()
     pruning.cancel()
     await asyncio.wait((pruning,))
-    await second.manager.pruner.prune()
+    await second.manager.node.pruner.prune()
     assert told.calls == [("first", sid, "/", {}), ("second", sid, "/", {})]
     assert await rows(db) == 0
 
@@ -177,7 +178,7 @@ async def test_case_33_a_session_that_is_being_told_of_cannot_come_back(start_wi
     async with node.client() as wire:
         await wire.drop()
         await db.execute(EXPIRE)
-        pruning = asyncio.create_task(node.manager.pruner.prune())
+        pruning = asyncio.create_task(node.manager.node.pruner.prune())
         await told.called.wait()
         async with node.client(pid=wire.pid) as again:
             assert again.sid != wire.sid
@@ -190,11 +191,11 @@ async def test_case_33_of_a_dead_nodes_sessions_too(start_with_handler, db):
     gone, node = await start_with_handler(told, "gone"), await start_with_handler(told, "a")
     async with gone.client() as wire:
         await gone.sio.save_session(wire.sid, {"v": 1})
-        await gone.manager.listener.close()
+        await gone.manager.node.listener.close()
         for column in ("missed_at", "died_at"):
-            await node.manager.pruner._look()
+            await node.manager.node.pruner._check_nodes()
             await db.execute(f"UPDATE sio_nodes SET {column} = {column} - interval '125 s'")
-        await node.manager.pruner.prune()
+        await node.manager.node.pruner.prune()
         assert told.calls == [("a", wire.sid, "/", {"v": 1})]
 
 
@@ -209,7 +210,7 @@ async def test_case_33_a_handler_that_raises_counts_as_called(start_with_handler
     node.sio.on_session_expired(broken)
     sids = [await leave_behind(node) for _ in range(3)]
     await db.execute(EXPIRE)
-    await node.manager.pruner.prune()
+    await node.manager.node.pruner.prune()
     assert sorted(told.calls) == sorted(sids)
     assert await rows(db) == 0
 
@@ -223,5 +224,5 @@ async def test_case_33_ended_sessions_are_no_expired_ones(start_with_handler, db
         async with asyncio.timeout(20):
             while await rows(db):
                 await asyncio.sleep(0.01)
-        await node.manager.pruner.prune()
+        await node.manager.node.pruner.prune()
     assert told.calls == []

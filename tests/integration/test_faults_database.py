@@ -12,7 +12,7 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict
 
 from sio_pg_adapter import StoreUnavailable
-from sio_pg_adapter.local.clients import State
+from sio_pg_adapter.local.client import State
 from support.asgi_client import AsgiClient, Closed
 from support.waiting import until
 
@@ -107,7 +107,7 @@ async def test_case_85_a_peer_that_falls_silent_is_found_and_nothing_is_lost(sta
         for i in range(2, 6):
             await other.sio.emit("e", i)
         assert [await wire.event() for _ in range(4)] == [["e", i] for i in range(2, 6)]
-        assert behind.manager.listener.reconnects > 0
+        assert behind.manager.node.listener.reconnects > 0
         with contextlib.suppress(StoreUnavailable):  # the connection that writes was silenced, too
             await behind.sio.emit("e", 6)
         await behind.sio.emit("end")
@@ -208,20 +208,20 @@ async def test_case_57_an_error_in_the_query_of_what_was_missed(start_node, db, 
 # -- case 105 ---------------------------------------------------------------------------------------------------
 async def test_case_105_a_role_without_rights_hears_nothing_and_injects_nothing(start_node, db, pg_dsn):
     node = await start_node()
-    role = f"stranger_{node.manager.node[:12]}"
+    role = f"stranger_{node.manager.node.id[:12]}"
     await db.execute(f"CREATE ROLE {role} LOGIN")
     stranger = await asyncpg.connect(pg_dsn, user=role)
     heard = []
     try:
         async with node.client() as wire:
-            guesses = ["sio", "sio_log", "sio_packets", "sio_nodes", "public", "sio_pg_adapter", node.manager.node]
+            guesses = ["sio", "sio_log", "sio_packets", "sio_nodes", "public", "sio_pg_adapter", node.manager.node.id]
             for channel in guesses:
                 await stranger.add_listener(channel, lambda *args: heard.append(args))
                 await stranger.execute(
                     "SELECT pg_notify($1, $2)", channel, '0 99999 [["/",[""],[],"[\\"forged\\"]"]]'
                 )
             seen = str(await stranger.fetch("SELECT * FROM pg_stat_activity, pg_locks"))
-            assert node.manager.channel not in seen and node.manager.database.channel not in seen
+            assert node.manager.node.channel not in seen and node.manager.database.channel not in seen
             tables = [r[0] for r in await db.fetch("SELECT tablename FROM pg_tables WHERE schemaname = 'public'")]
             for table in tables:
                 with pytest.raises(asyncpg.InsufficientPrivilegeError):
@@ -236,10 +236,10 @@ async def test_case_105_a_role_without_rights_hears_nothing_and_injects_nothing(
                     await stranger.fetch(f"SELECT {call}")
             await node.sio.emit("e")
             assert await wire.event() == ["e"]
-            cursor = node.manager.dispatcher.cursor
+            cursor = node.manager.node.cursor.offset
             await node.sio.emit("e")
             assert await wire.event() == ["e"]
-            assert node.manager.dispatcher.cursor == cursor + 1
+            assert node.manager.node.cursor.offset == cursor + 1
             await stranger.execute("SELECT 1")
             # its own notifications came to it, and nothing else
             assert {args[1] for args in heard} <= {stranger.get_server_pid()}
@@ -260,7 +260,7 @@ async def test_what_a_replay_sends_does_not_count_as_slow(start_node):
             again.stall()
             again.send(f'0{{"pid":"{wire.pid}"}}')
             await again.held.wait()
-            client = node.manager.clients.get(wire.sid, "/")
+            client = node.manager.clients.current(wire.sid, "/")
             await until(lambda: client.state is State.LIVE)
             await node.sio.emit("e", 100)
             again.flow()

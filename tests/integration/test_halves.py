@@ -11,7 +11,8 @@ from psycopg import sql
 from sio_pg_adapter import emit_async, migrate
 from sio_pg_adapter.log.records import Kind
 from sio_pg_adapter.store import database
-from sio_pg_adapter.store.pruner import Pruned, prune_once
+from support.pruning import prune_once
+from sio_pg_adapter.store.pruner import Pruned
 from sio_pg_adapter.store.queries import Queries
 
 QUERIES = Queries("public")
@@ -56,7 +57,7 @@ async def test_a_large_log_goes_as_a_whole_and_begins_no_epoch(pg_dsn, store, db
     await db.execute("UPDATE sio_packets SET created_at = created_at - interval '1 hour'")
     await fill(db)
     upto = await db.fetchval('SELECT max("offset") FROM sio_packets')
-    assert await prune_once(pg_dsn) == Pruned(packets=MANY + 1)
+    assert await prune_once(pg_dsn) == Pruned(records=MANY + 1)
     assert await db.fetchval("SELECT floor FROM sio_log") == upto
     assert sum(await sizes(db)) < 200_000, "dead rows were left behind"
     floors = dict(await db.fetch('SELECT room, "offset" FROM sio_room_floors'))
@@ -75,7 +76,7 @@ async def test_nothing_goes_before_the_last_of_a_half_has_had_its_time(pg_dsn, s
     await fill(db)  # a clock that went back: old ones behind a young one, in the other half
     assert await prune_once(pg_dsn) == Pruned()
     await db.execute("UPDATE sio_packets_0 SET created_at = created_at - interval '1 hour'")
-    assert await prune_once(pg_dsn) == Pruned(packets=MANY + 1)
+    assert await prune_once(pg_dsn) == Pruned(records=MANY + 1)
     assert await db.fetchval('SELECT min("offset") FROM sio_packets') == young
 
 
@@ -90,9 +91,9 @@ async def test_a_young_record_in_the_middle_keeps_the_half(pg_dsn, db):
 async def test_a_small_log_stays_in_its_half(pg_dsn, store, db):
     await store.emit()
     await fill(db, 100)
-    assert (await prune_once(pg_dsn)).packets == 0  # behind a young one
+    assert (await prune_once(pg_dsn)).records == 0  # behind a young one
     await db.execute("UPDATE sio_packets SET created_at = created_at - interval '1 hour'")
-    assert await prune_once(pg_dsn) == Pruned(packets=101)
+    assert await prune_once(pg_dsn) == Pruned(records=101)
     assert await half(db) == 0
 
 
@@ -129,7 +130,7 @@ async def test_a_transaction_that_began_before_the_turn_appends_behind_it(pg_dsn
         assert await db.fetchval("SELECT count(*) FROM sio_packets_1") == 2
     finally:
         await other.close()
-    assert await prune_once(pg_dsn) == Pruned(packets=MANY)
+    assert await prune_once(pg_dsn) == Pruned(records=MANY)
 
 
 async def test_a_reader_that_stays_keeps_the_half_and_nobody_waits(pg_dsn, store, db):
@@ -146,7 +147,7 @@ async def test_a_reader_that_stays_keeps_the_half_and_nobody_waits(pg_dsn, store
                 await store.reader.range(0, 10)
                 await store.emit()
             assert await pruning == Pruned() and waiting == 0
-        assert await prune_once(pg_dsn) == Pruned(packets=MANY)
+        assert await prune_once(pg_dsn) == Pruned(records=MANY)
     finally:
         await other.close()
 
@@ -160,7 +161,7 @@ async def test_a_half_that_is_read_is_not_turned_to(pg_dsn, db, held):
             await other.fetch(f"SELECT FROM {held}")
             assert await db.fetchval(QUERIES["turn"], KEEP) is False
             assert await half(db) == 0
-            assert await prune_once(pg_dsn) == Pruned(packets=MANY)  # one by one
+            assert await prune_once(pg_dsn) == Pruned(records=MANY)  # one by one
     finally:
         await other.close()
 

@@ -182,7 +182,7 @@ async def test_health_is_told(start_node):
         await node.sio.emit("e")
         health = await node.manager.health()
         assert (health.ok, health.lag, health.listener, health.sessions) == (True, 0, "listening", 1)
-        assert health.cursor == node.manager.dispatcher.cursor > 0
+        assert health.cursor == node.manager.node.cursor.offset > 0
 
 
 async def test_case_98_two_schemas_of_one_database_do_not_hear_each_other(start_node, pg_dsn):

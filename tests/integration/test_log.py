@@ -11,10 +11,9 @@ import asyncpg
 import pytest
 
 from sio_pg_adapter import AsyncPostgresManager, PayloadTooLarge
-from sio_pg_adapter.log.entries import Entry
-from sio_pg_adapter.log.records import Kind
+from sio_pg_adapter.log.records import Entry, Kind
 from sio_pg_adapter.store.queries import Queries
-from sio_pg_adapter.store.writer import read_notification
+from sio_pg_adapter.store.reader import read_notification
 
 WRITERS, EACH = 32, 25
 ONE = ([0], ["/"], [""], [None], [None], [None], ['["e"]'], [None], [None], ["{}"], None)

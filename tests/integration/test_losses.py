@@ -9,7 +9,7 @@ import time
 import pytest
 
 from sio_pg_adapter import StoreUnavailable
-from sio_pg_adapter.store.commits import Unsure
+from sio_pg_adapter.store.commits import OutcomeUnknown
 
 PACE = 1 / 200  # seconds between two emits: the rate of case 85
 OF_NODES = "backend_type = 'client backend' AND datname = current_database() AND pid <> pg_backend_pid()"
@@ -32,16 +32,16 @@ async def test_case_85_the_listeners_are_terminated_at_200_packets_a_second(star
             await asyncio.sleep(PACE)
         await a.sio.emit("end")
         assert [args for _, args in await wire.events_until("end")] == list(range(300))
-    assert ended >= 5 and b.manager.listener.reconnects > 0
+    assert ended >= 5 and b.manager.node.listener.reconnects > 0
 
 
 async def test_case_85_what_came_while_nobody_listened_is_read_on_reconnect(start_node, db):
     """No later ring helps: the last packet came while the LISTEN connection was away."""
     a, b = await start_node(), await start_node()
     async with b.client() as wire:
-        await b.manager.listener._disconnect()
+        await b.manager.node.listener._disconnect()
         await a.sio.emit("e", 1)
-        b.manager.listener._lost.set()
+        b.manager.node.listener._lost.set()
         assert await wire.event() == ["e", 1]
 
 
@@ -96,7 +96,7 @@ async def test_an_append_whose_answer_was_lost_is_not_stored_twice(start_store, 
         await send(connection, *args)
         store.log._commits._on_appended, store.log._commits._last = on_appended, last
         await db.fetchval("SELECT pg_terminate_backend($1)", backend)
-        raise Unsure("the answer did not come")
+        raise OutcomeUnknown("the answer did not come")
 
     store.log._commits._send = send_and_lose
     batch = [store.emit(body='["a"]'), store.move(1, "s", "x"), store.emit(body='["b"]')]
@@ -135,7 +135,7 @@ async def test_the_node_goes_on_when_the_database_is_back(start_node, db, pg_adm
         await terminate(db, OF_NODES)
         emit = asyncio.create_task(node.sio.emit("e", 1))
         began = time.monotonic()
-        while node.manager.listener.connected and time.monotonic() < began + 20:
+        while node.manager.node.listener.connected and time.monotonic() < began + 20:
             await asyncio.sleep(0.01)
         pg_admin.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS true')
         await emit

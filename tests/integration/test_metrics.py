@@ -20,8 +20,8 @@ from integration.test_pruner import age
 from sio_pg_adapter import AsyncPostgresManager, ConfigurationError, StoreUnavailable
 from sio_pg_adapter.log.verdict import Reason
 from sio_pg_adapter.metrics import collector
-from sio_pg_adapter.store.pruner import prune_once
 from support.asgi_client import AsgiClient
+from support.pruning import prune_once
 from support.waiting import until
 
 ROOT = Path(__file__).parents[2]
@@ -102,11 +102,11 @@ async def test_what_is_waiting_shows_while_the_database_is_slow(start_node, db):
     async with db.transaction():
         await db.execute("LOCK TABLE sio_lock IN EXCLUSIVE MODE")
         emits.append(asyncio.create_task(node.sio.emit("first")))
-        await until(lambda: node.manager.log._waiting)
-        await until(lambda: not node.manager.log._waiting)  # it is being committed
+        await until(lambda: node.manager.node.writer._waiting)
+        await until(lambda: not node.manager.node.writer._waiting)  # it is being committed
         assert scraped("queue_length", queue="log") == 0
         emits += [asyncio.create_task(node.sio.emit("e")) for _ in range(7)]
-        await until(lambda: len(node.manager.log._waiting) == 7)
+        await until(lambda: len(node.manager.node.writer._waiting) == 7)
         assert scraped("queue_length", queue="log") == 7
         assert scraped("packets_appended_total") == 0
     await asyncio.gather(*emits)
@@ -121,8 +121,8 @@ async def test_emits_over_the_backlog_wait_too(start_node, db, monkeypatch):
     async with db.transaction():
         await db.execute("LOCK TABLE sio_lock IN EXCLUSIVE MODE")
         emits = [asyncio.create_task(node.sio.emit("e")) for _ in range(10)]
-        await until(lambda: node.manager.log._backlog.waiting == 7)
-        await until(lambda: not node.manager.log._waiting)  # three are being committed
+        await until(lambda: node.manager.node.writer._backlog.waiting == 7)
+        await until(lambda: not node.manager.node.writer._waiting)  # three are being committed
         assert scraped("queue_length", queue="log") == 7
     await asyncio.gather(*emits)
     assert scraped("queue_length", queue="log") == 0
@@ -132,7 +132,7 @@ async def test_messages_to_other_nodes_wait_in_a_queue(start_node):
     node = await start_node()
     scraped = Scraped(node.manager)
     emits = [asyncio.create_task(node.sio.emit("v", volatile=True)) for _ in range(3)]
-    await until(lambda: node.manager.ephemeral.waiting == 3)
+    await until(lambda: node.manager.node.messages.waiting == 3)
     assert scraped("queue_length", queue="messages") == 3
     await asyncio.gather(*emits)
     assert scraped("queue_length", queue="messages") == 0
@@ -188,7 +188,7 @@ async def test_each_reason_of_a_fresh_session_is_counted(start_node, db, pg_dsn,
         elif reason is Reason.UNKNOWN_SESSION:
             auth["pid"] = "nobody"
         elif reason is Reason.FUTURE_OFFSET:
-            auth["offset"] = node.manager.database.codec.encode(node.manager.dispatcher.cursor + 1_000, "/")
+            auth["offset"] = node.manager.node.epochs.codec.encode(node.manager.node.cursor.offset + 1_000, "/")
         elif reason is Reason.DELETED_PACKETS:
             await node.sio.emit("missed")
             await age(db)
@@ -235,7 +235,7 @@ async def test_a_replay_that_breaks_is_counted(start_node, monkeypatch):
         raise StoreUnavailable("reading what a client missed")
 
     monkeypatch.setattr("sio_pg_adapter.server.connect.PAGE", 7)
-    monkeypatch.setattr("sio_pg_adapter.local.cursor.RECENT_RECORDS", 3)
+    monkeypatch.setattr("sio_pg_adapter.local.recent.RECENT_RECORDS", 3)
     node = await start_node()
     scraped = Scraped(node.manager)
     async with node.client() as wire:
@@ -246,7 +246,7 @@ async def test_a_replay_that_breaks_is_counted(start_node, monkeypatch):
             again.stall()
             again.send(f'0{{"pid":"{wire.pid}"}}')
             await again.held.wait()
-            monkeypatch.setattr(node.manager.sessions, "page", away)
+            monkeypatch.setattr(node.manager.node.sessions, "page", away)
             again.flow()
             connected, *events = await again.rest()
             assert connected.startswith("0") and 0 < len(events) < 50
@@ -270,7 +270,7 @@ async def test_a_handler_that_raises_breaks_its_connect(start_node, expected_err
 
 async def test_a_replay_that_retention_overtook_is_broken(start_node, db, pg_dsn, monkeypatch):
     monkeypatch.setattr("sio_pg_adapter.server.connect.PAGE", 7)
-    monkeypatch.setattr("sio_pg_adapter.local.cursor.RECENT_RECORDS", 3)
+    monkeypatch.setattr("sio_pg_adapter.local.recent.RECENT_RECORDS", 3)
     node = await start_node()
     async with node.client() as wire:
         await wire.drop()
@@ -294,9 +294,9 @@ async def test_the_listener_reconnects(start_node, db):
     scraped = Scraped(node.manager)
     assert scraped("listening") == 1 and scraped("listener_reconnects_total") == 0
     assert await terminate(db, LISTENING) == 1
-    await until(lambda: not node.manager.listener.connected)
+    await until(lambda: not node.manager.node.listener.connected)
     assert scraped("listening") == 0
-    await until(lambda: node.manager.listener.reconnects)
+    await until(lambda: node.manager.node.listener.reconnects)
     assert scraped("listening") == 1 and scraped("listener_reconnects_total") == 1
 
 
@@ -305,17 +305,17 @@ async def test_the_lag_is_what_the_cursor_has_yet_to_pass(start_node, monkeypatc
     scraped = Scraped(node.manager)
     assert scraped("cursor_lag") == 0
     async with node.client() as wire:
-        read, go_on = node.manager.log_reader.range, asyncio.Event()
+        read, go_on = node.manager.node.reader.range, asyncio.Event()
 
         async def slow(*args):
             await go_on.wait()
             return await read(*args)
 
-        monkeypatch.setattr(node.manager.log_reader, "range", slow)
-        node.manager.dispatcher.ring()
-        await until(lambda: node.manager.dispatcher._reading)
+        monkeypatch.setattr(node.manager.node.reader, "range", slow)
+        node.manager.node.cursor.ring()
+        await until(lambda: node.manager.node.cursor._reading)
         emits = [asyncio.create_task(node.sio.emit("e")) for _ in range(4)]
-        await until(lambda: node.manager.dispatcher.lag == 4)  # of the log's first epoch, which begins with them
+        await until(lambda: node.manager.node.cursor.lag == 4)  # of the log's first epoch, which begins with them
         assert scraped("cursor_lag") == 4 == (await node.manager.health()).lag
         go_on.set()
         await asyncio.gather(*emits)
@@ -337,7 +337,7 @@ async def test_a_slow_client_is_cut(start_node):
         for i in range(30):
             await node.sio.emit("e", i)
             await quick.event()
-        await until(lambda: node.manager.clients.get(slow.sid, "/") is None)
+        await until(lambda: node.manager.clients.current(slow.sid, "/") is None)
         assert scraped("slow_clients_cut_total") == 1
         assert scraped("longest_client_queue") == 0
         slow.flow()

@@ -22,7 +22,7 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict
 
 from sio_pg_adapter import ConfigurationError, StoreUnavailable, cli, migrate
-from sio_pg_adapter.store.pruner import prune_once
+from support.pruning import prune_once
 
 SETTINGS = """
 [databases]
@@ -125,7 +125,7 @@ async def test_case_90_all_nodes_are_asked_and_rooms_moved_through_it(start_node
         b.sio.on_server_event("size", len)
         async with a.client() as here, b.client() as there:
             assert await a.sio.server_count() == 2
-            assert await a.sio.server_side_call("size", "x" * 20_000) == {b.manager.node: 20_000}
+            assert await a.sio.server_side_call("size", "x" * 20_000) == {b.manager.node.id: 20_000}
             await asyncio.gather(*(b.sio.sockets_join(None, f"r{i}") for i in range(10)))
             await asyncio.gather(*(a.sio.emit("e", i, room=f"r{i}") for i in range(10)))
             await a.sio.emit("end")
@@ -137,7 +137,7 @@ async def test_case_90_all_nodes_are_asked_and_rooms_moved_through_it(start_node
 
 
 async def test_case_90_listen_through_it_is_refused_at_the_start(start_node, bouncer, monkeypatch):
-    monkeypatch.setattr("sio_pg_adapter.store.pooler.HEARS_WITHIN", 0.5)
+    monkeypatch.setattr("sio_pg_adapter.store.pooler.LISTENS_WITHIN", 0.5)
     with bouncer() as dsn:
         for options in ({"dsn": dsn}, {"manager": {"listen_dsn": dsn}}):
             with pytest.raises(ConfigurationError, match="listen_dsn="):
@@ -215,7 +215,7 @@ async def test_migrate_and_prune_through_it(bouncer, pg_empty_dsn):
         command = [sys.executable, "-m", "sio_pg_adapter", "migrate", "--dsn", dsn, "--schema"]
         for schema in ("a", "b", "c"):  # each a process, as after each deployment: whose names all begin anew
             await asyncio.to_thread(subprocess.run, [*command, schema], check=True, capture_output=True)
-            assert (await prune_once(dsn, schema=schema)).packets == 0
+            assert (await prune_once(dsn, schema=schema)).records == 0
         await asyncio.to_thread(migrate.downgrade, dsn, schema="a")
 
 
@@ -233,7 +233,7 @@ async def test_the_command_line_through_it_needs_a_direct_connection_to_listen(s
         assert (code, one["state"], one["cursor"]) == (0, "live", None) and "--listen-dsn" in json.loads(out)["note"]
         code, out, _ = await run("status", "--json", "--listen-dsn", pg_dsn)
         (one,) = json.loads(out)["nodes"]
-        assert (code, one["cursor"]) == (0, node.manager.dispatcher.cursor) and json.loads(out)["note"] is None
+        assert (code, one["cursor"]) == (0, node.manager.node.cursor.offset) and json.loads(out)["note"] is None
         code, out, err = await run("tail")
         assert (code, out, err.count("\n")) == (1, "", 1) and "--listen-dsn" in err
         code, out, _ = await run("emit", "e", "1")

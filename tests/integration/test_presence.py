@@ -8,11 +8,11 @@ import contextlib
 import asyncpg
 import pytest
 
-from sio_pg_adapter.local.clients import State
-from sio_pg_adapter.log.entries import Held
-from sio_pg_adapter.log.records import Kind
-from sio_pg_adapter.store.pruner import Pruned, prune_once
+from sio_pg_adapter.local.client import State
+from sio_pg_adapter.log.records import Held, Kind
+from sio_pg_adapter.store.pruner import Pruned
 from support.asgi_client import AsgiClient, Closed
+from support.pruning import prune_once
 from support.store import Store
 from support.waiting import until
 
@@ -21,11 +21,11 @@ LISTENING = "application_name LIKE '%listen%' AND datname = current_database() A
 
 async def vanish(node) -> None:
     """The node's LISTEN connection is gone and does not come back: to the others, `kill -9`."""
-    await node.manager.listener.close()
+    await node.manager.node.listener.close()
 
 
 async def come_back(node) -> None:
-    await node.manager.listener.start()
+    await node.manager.node.listener.start()
 
 
 async def found_dead(db, dsn: str, *, since: float = 0.0) -> None:
@@ -74,7 +74,7 @@ async def test_a_node_that_was_missed_once_and_is_there_again_was_not_dead(start
 async def test_only_a_backend_of_the_nodes_own_role_shows_that_it_lives(start_node, db, pg_dsn):
     """Case 105: the keys of advisory locks are for all to see, and to take."""
     node = await start_node()
-    role = f"stranger_{node.manager.node[:12]}"
+    role = f"stranger_{node.manager.node.id[:12]}"
     await db.execute(f"CREATE ROLE {role} LOGIN")
     stranger = await asyncpg.connect(pg_dsn, user=role)
     try:
@@ -146,7 +146,7 @@ async def test_case_107_after_the_sessions_have_run_out_the_client_is_fresh(star
         async with new.client(pid=wire.pid) as again:
             assert again.sid != wire.sid
         pruned = await prune_once(pg_dsn)
-        assert pruned.sessions == 1 and pruned.packets > 0
+        assert pruned.sessions == 1 and pruned.records > 0
 
 
 # -- a node that comes back ----------------------------------------------------------------------------------
@@ -181,7 +181,7 @@ async def test_case_113_a_node_called_dead_closes_those_whose_sessions_ended(sta
 async def test_case_113_a_node_called_dead_closes_those_who_went_elsewhere(start_node, db, pg_dsn):
     gone, here = await start_node(), await start_node()
     async with gone.client() as wire:
-        gone.manager.dispatcher._ring.clear()
+        gone.manager.node.cursor._ring.clear()
         await vanish(gone)
         await found_dead(db, pg_dsn)
         async with here.client(pid=wire.pid) as again:
@@ -203,12 +203,12 @@ async def test_case_113_a_node_whose_row_was_dropped_meanwhile_was_dead_too(star
         await db.execute("UPDATE sio_packets SET created_at = created_at - interval '1 day'")
         assert (await prune_once(pg_dsn)).sessions == 1
         await store.emit(namespace="/elsewhere")  # so that there is something to prune
-        await gone.passed(await gone.manager.log_reader.head())
+        await gone.passed(await gone.manager.node.reader.head())
         await db.execute("UPDATE sio_packets SET created_at = created_at - interval '1 day'")
         await prune_once(pg_dsn)
         assert len(await nodes(db)) == 1
         await come_back(gone)
-        await until(lambda: gone.manager.clients.get(wire.sid, "/") is None, "the client of no session is cut")
+        await until(lambda: gone.manager.clients.current(wire.sid, "/") is None, "the client of no session is cut")
 
 
 # -- generations -----------------------------------------------------------------------------------------------
@@ -238,7 +238,7 @@ async def test_a_late_disconnect_handler_of_a_node_that_came_back_overwrites_not
         async with here.client(pid=wire.pid) as again:
             assert again.sid == wire.sid
             await here.sio.save_session(wire.sid, {"v": 2})
-            gone.manager.dispatcher.ring()
+            gone.manager.node.cursor.ring()
             await wire.rest()
             await until(lambda: not gone.sio.endings.leaving)
             assert await here.sio.get_session(wire.sid) == {"v": 2}
@@ -280,7 +280,7 @@ async def test_one_pid_presented_many_times_at_once_is_held_by_the_last(start_no
                 answered.append((one, await one.recv()))
             except Closed:
                 continue
-        holders = [n.manager.clients.get(wire.sid, "/") for n in (a, b)]
+        holders = [n.manager.clients.current(wire.sid, "/") for n in (a, b)]
         await until(lambda: sum(h is not None and h.state is State.LIVE for h in holders) == 1, "one holder")
         await a.sio.emit("e")
         got = []
@@ -338,7 +338,7 @@ async def test_case_111_a_kick_while_the_connect_handler_decides(start_node, db)
 
 async def test_case_111_a_kick_during_a_paged_replay(start_node, monkeypatch):
     monkeypatch.setattr("sio_pg_adapter.server.connect.PAGE", 5)
-    monkeypatch.setattr("sio_pg_adapter.local.cursor.RECENT_RECORDS", 5)
+    monkeypatch.setattr("sio_pg_adapter.local.recent.RECENT_RECORDS", 5)
     node = await start_node()
     async with node.client() as wire:
         await wire.drop()
@@ -400,10 +400,10 @@ async def test_case_81_who_connects_to_a_node_that_is_stopping_is_told_to_come_b
 async def test_a_terminated_listener_backend_costs_nobody_his_session(start_node, db):
     node = await start_node()
     async with node.client() as wire:
-        reconnects = node.manager.listener.reconnects
+        reconnects = node.manager.node.listener.reconnects
         assert await db.fetchval(f"SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE {LISTENING}")
         async with asyncio.timeout(20):
-            while node.manager.listener.reconnects == reconnects:
+            while node.manager.node.listener.reconnects == reconnects:
                 await asyncio.sleep(0.01)
         await node.sio.emit("e")
         assert await wire.event() == ["e"]

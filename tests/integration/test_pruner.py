@@ -9,7 +9,8 @@ import asyncpg
 import pytest
 
 from sio_pg_adapter.log.records import Kind
-from sio_pg_adapter.store.pruner import Pruned, Pruner, prune_once
+from support.pruning import prune_once
+from sio_pg_adapter.store.pruner import Pruned, Pruner
 from sio_pg_adapter.store.queries import Queries
 
 QUERIES = Queries("public")
@@ -63,7 +64,7 @@ async def test_old_records_go_and_floors_tell_of_it(pg_dsn, store, db):
     await store.move(Kind.ENTER, "s", "z")  # no packet: it loses nobody anything
     new = await store.emit("x")
     await age(db, new - 1)
-    assert await prune_once(pg_dsn) == Pruned(packets=5)
+    assert await prune_once(pg_dsn) == Pruned(records=5)
     assert await kept(db) == [new] and await floor(db) == new - 1
     floors = {(r[0], r[1]): r[2] for r in await db.fetch('SELECT namespace, room, "offset" FROM sio_room_floors')}
     assert floors == {("/", "x"): xy, ("/", "y"): xy, ("/", ""): everybody, ("/n", ""): everybody + 1}
@@ -76,7 +77,7 @@ async def test_a_young_record_keeps_those_behind_it_however_old(pg_dsn, store, d
     old, young, older = await store.emit(), await store.emit(), await store.emit()
     await age(db, old)
     await db.execute("UPDATE sio_packets SET created_at = created_at - interval '1 day' WHERE \"offset\" = $1", older)
-    assert await prune_once(pg_dsn) == Pruned(packets=1)
+    assert await prune_once(pg_dsn) == Pruned(records=1)
     assert await kept(db) == [young, older]
 
 
@@ -89,7 +90,7 @@ async def test_records_are_kept_for_the_longest_window_of_the_nodes(pg_dsn, star
     await long.sio.shutdown()  # in order: its clients may come back elsewhere, so its window still counts
     assert await prune_once(pg_dsn) == Pruned()
     await age(db, hours=1)
-    assert await prune_once(pg_dsn) == Pruned(packets=1)
+    assert await prune_once(pg_dsn) == Pruned(records=1)
 
 
 async def test_math_inf_keeps_all(pg_dsn, start_node, db):
@@ -162,14 +163,14 @@ async def test_case_88_a_cursor_that_retention_overtakes_is_cut_and_exact(start_
     async with b.client() as wire:
         await a.sio.emit("e", 1)
         assert await wire.event() == ["e", 1]
-        hear = b.manager.listener._on_message
-        b.manager.listener._on_message = lambda *_: None
+        hear = b.manager.node.listener._on_message
+        b.manager.node.listener._on_message = lambda *_: None
         await a.sio.emit("e", 2)
         await age(db)
-        assert (await prune_once(pg_dsn)).packets > 0
+        assert (await prune_once(pg_dsn)).records > 0
         await a.sio.emit("e", 3)
-        b.manager.listener._on_message = hear
-        b.manager.dispatcher.ring()
+        b.manager.node.listener._on_message = hear
+        b.manager.node.cursor.ring()
         assert await wire.rest() == []
         async with b.client(pid=wire.pid, offset=wire.offset) as again:
             assert again.sid != wire.sid
@@ -222,7 +223,7 @@ async def test_many_pruners_at_once_delete_each_row_once(pg_dsn, store, db):
     await age(db)
     done = await asyncio.gather(*(prune_once(pg_dsn) for _ in range(4)))
     assert sum(p.sessions for p in done) == 50
-    assert sum(p.packets for p in done) == 50
+    assert sum(p.records for p in done) == 50
     assert await kept(db) == [] and await db.fetchval("SELECT count(*) FROM sio_sessions") == 0
 
 
@@ -231,7 +232,7 @@ async def test_a_node_starts_at_the_head_of_an_emptied_log(pg_dsn, store, start_
     await age(db)
     await prune_once(pg_dsn)
     node = await start_node()
-    assert node.manager.dispatcher.cursor == last
+    assert node.manager.node.cursor.offset == last
     async with node.client() as wire:
         await node.sio.emit("e")
         assert await wire.event() == ["e"]

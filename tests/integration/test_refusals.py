@@ -6,8 +6,8 @@ import asyncpg
 import pytest
 
 from sio_pg_adapter import AsyncNamespace, ConfigurationError, NotSerializable, PayloadTooLarge, emit_async
-from sio_pg_adapter.store.pruner import prune_once
 from support.asgi_client import AsgiClient
+from support.pruning import prune_once
 
 
 async def fresh(node, old, **auth) -> None:
@@ -91,7 +91,7 @@ async def test_case_50_what_was_missed_is_not_stored_any_more(away, db, pg_dsn):
 async def test_case_51_an_offset_in_the_future(away):
     """Signed with the right key: of a history that was lost."""
     node, wire = away
-    ahead = node.manager.database.codec.encode(node.manager.dispatcher.cursor + 1_000, "/")
+    ahead = node.manager.node.epochs.codec.encode(node.manager.node.cursor.offset + 1_000, "/")
     await fresh(node, wire, pid=wire.pid, offset=ahead)
 
 

@@ -20,7 +20,7 @@ async def missed(node, first: int, count: int, **to) -> None:
 @pytest.fixture
 def short_pages(monkeypatch):
     monkeypatch.setattr(connection, "PAGE", 7)
-    monkeypatch.setattr("sio_pg_adapter.local.cursor.RECENT_RECORDS", 3)
+    monkeypatch.setattr("sio_pg_adapter.local.recent.RECENT_RECORDS", 3)
 
 
 async def test_case_43_a_replay_pages_until_it_meets_the_buffer(start_node, short_pages):
@@ -96,7 +96,7 @@ async def test_answers_and_questions_wait_behind_a_replay(start_node, short_page
             await again.held.wait()
             question = asyncio.create_task(node.sio.call("q", to=wire.sid, timeout=20))
             again.send('27["ask"]')
-            client = node.manager.clients.get(wire.sid, "/")
+            client = node.manager.clients.current(wire.sid, "/")
             await until(lambda: client.waiting)
             again.flow()
             assert (await again.recv()).startswith("0")

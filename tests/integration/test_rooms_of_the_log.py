@@ -13,8 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sio_pg_adapter import AsyncPostgresManager
-from sio_pg_adapter.log.entries import Held
-from sio_pg_adapter.log.records import Kind
+from sio_pg_adapter.log.records import Held, Kind
 from support.store import Store
 
 ROOMS = ["x", "y", "z"]

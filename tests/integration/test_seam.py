@@ -18,7 +18,7 @@ class Deaf:
     """Holds back what a node's listener tells its dispatcher, until `hear`."""
 
     def __init__(self, node) -> None:
-        self._dispatcher = node.manager.dispatcher
+        self._dispatcher = node.manager.node.cursor
         self._offer, self._ring = self._dispatcher.offer, self._dispatcher.ring
         self.rings: list[tuple] = []
         self.rung = asyncio.Event()
@@ -45,7 +45,7 @@ def around_first_page(node, before=None, after=None) -> None:
     async def connect(sid, environ, auth):
         await asyncio.sleep(0)
 
-    page, done = node.manager.sessions.page, []
+    page, done = node.manager.node.sessions.page, []
 
     async def read(*args):
         if done:
@@ -58,7 +58,7 @@ def around_first_page(node, before=None, after=None) -> None:
             await after()
         return result
 
-    node.manager.sessions.page = read
+    node.manager.node.sessions.page = read
 
 
 async def missed(node, first: int, count: int, **to) -> None:
@@ -72,8 +72,10 @@ async def test_the_tick_in_which_a_replay_goes_live(start_node):
 
     async def after() -> None:
         await b.sio.emit("e", 2)
-        walk = a.manager.dispatcher
-        await until(lambda: walk.cursor >= b.manager.dispatcher.cursor and not (walk._reading or walk._ring.is_set()))
+        walk = a.manager.node.cursor
+        await until(
+            lambda: walk.cursor >= b.manager.node.cursor.offset and not (walk._reading or walk._ring.is_set())
+        )
         deaf = Deaf(a)
         await b.sio.emit("e", 3)
         await deaf.rung.wait()
@@ -103,7 +105,7 @@ async def test_case_109_the_sent_mark_a_replay_reads_beyond_the_cursor(start_nod
         await b.sio.emit("e", 1)
         around_first_page(a, before=before)
         async with a.client(pid=wire.pid) as again:
-            assert a.manager.dispatcher.cursor < b.manager.dispatcher.cursor
+            assert a.manager.node.cursor.offset < b.manager.node.cursor.offset
             held[0].hear()
             await b.sio.emit("end")
             assert [args for _, args in await again.events_until("end")] == [1, 2, 3, 4]
@@ -258,7 +260,7 @@ async def test_case_111_a_kick_between_claim_and_connect(start_node, db, kicker)
             again.send(f'0{{"pid":"{wire.pid}"}}')
             await entered.wait()
             await (a if kicker == "same node" else b).sio.disconnect(wire.sid)
-            await a.passed(b.manager.dispatcher.cursor)
+            await a.passed(b.manager.node.cursor.offset)
             go.set()
             frame = await again.recv()
             assert not frame.startswith(("0", "2")), frame

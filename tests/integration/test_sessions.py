@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from sio_pg_adapter.log.entries import Held
-from sio_pg_adapter.log.records import Kind
-from sio_pg_adapter.log.verdict import Memberships
+from sio_pg_adapter.log.memberships import Memberships
+from sio_pg_adapter.log.records import Held, Kind
 
 ENTER, LEAVE = Kind.ENTER, Kind.LEAVE
 

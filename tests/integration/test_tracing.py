@@ -55,7 +55,7 @@ async def test_an_emit_is_appended_here_and_delivered_on_each_node(start_node, t
         assert one.kind is SpanKind.CONSUMER
         assert one.attributes["sio_pg.recipients"] == 1 and all_.attributes["sio_pg.recipients"] == 2
         assert one.attributes["sio_pg.namespace"] == "/"
-        assert all_.attributes["sio_pg.offset"] == b.manager.dispatcher.cursor
+        assert all_.attributes["sio_pg.offset"] == b.manager.node.cursor.offset
         told = traces.told() + both.told()
         assert not any(word in told for word in ("secret", wire.sid, wire.pid, other.sid))
 
@@ -149,7 +149,7 @@ async def test_an_append_that_fails_is_an_error_by_its_name_alone(start_node, tr
     async def refuse(*args):
         raise asyncpg.DataError("secret")
 
-    monkeypatch.setattr(node.manager.log._commits, "_send", refuse)
+    monkeypatch.setattr(node.manager.node.writer._commits, "_send", refuse)
     with pytest.raises(Exception, match="secret"):
         await node.sio.emit("e")
     [span] = traces.of("append")
@@ -167,7 +167,7 @@ async def test_a_record_that_cannot_be_applied_is_an_error_by_its_name_alone(
     def fail(record):
         raise RuntimeError("secret")
 
-    monkeypatch.setattr(node.manager.delivery, "apply", fail)
+    monkeypatch.setattr(node.manager.node.delivery, "apply", fail)
     await node.sio.emit("e")
     [span] = traces.of("deliver")
     assert (span.status.status_code, span.status.description) == (StatusCode.ERROR, "RuntimeError")
@@ -183,7 +183,7 @@ async def test_a_recovery_that_breaks_is_an_error(start_node, traces, monkeypatc
 
     async with node.client() as wire:
         await wire.drop()
-        monkeypatch.setattr(node.manager.dispatcher, "passed", behind)
+        monkeypatch.setattr(node.manager.node.cursor, "passed", behind)
         async with AsgiClient(node.sio) as again:
             again.send(f'0{{"pid":"{wire.pid}"}}')
             assert await again.rest() == []  # closed, so that it tries again

@@ -20,9 +20,10 @@ import socketio
 import uvicorn
 from aiohttp import web
 
-from sio_pg_adapter.server.endings import hang_up
-from sio_pg_adapter.wire.frames import framed
-from sio_pg_adapter.wire.transport import UNSENT_BYTES, Cork, Wire
+from sio_pg_adapter.log.records import Outgoing
+from sio_pg_adapter.server.host import hang_up
+from sio_pg_adapter.wire.frames import frame
+from sio_pg_adapter.wire.transport import UNSENT_BYTES, Cork, TrafficCounter, Wire
 from support.waiting import until
 
 PATIENCE = 20.0  # seconds until a test that waits in vain fails
@@ -135,7 +136,7 @@ pytestmark = [  # uvicorn's and websockets', of ws="websockets"
 async def test_frames_are_written_past_the_queue_and_nodelay_is_set(served):
     node, connect = served
     raw = await connected(connect)
-    client = node.manager.clients.get(raw.sid, "/")
+    client = node.manager.clients.current(raw.sid, "/")
     assert client is not None
     put = client.frames_put  # by the time of the CONNECT the writer may not have begun to wait
     for n in range(20):
@@ -171,9 +172,9 @@ async def test_nothing_overtakes_what_waits_in_the_queue(served):
 
     @node.sio.on("both")
     async def both(sid, n):
-        client = node.manager.clients.get(sid, "/")
+        client = node.manager.clients.current(sid, "/")
         await node.sio.eio.send(client.eio_sid, f'2["queued",{n}]')  # and this tick what follows is offered directly
-        node.manager.delivery.unstored("/", (sid,), (), f'["direct",{n}]', ())
+        node.manager.node.delivery.unstored(Outgoing("/", (sid,), (), f'["direct",{n}]', ()))
 
     for n in range(50):
         raw.send(f'42["both",{n}]')
@@ -188,12 +189,12 @@ async def test_nothing_overtakes_what_waits_in_the_queue(served):
 async def test_nothing_overtakes_what_the_writer_has_taken_out_of_the_queue(served):
     node, connect = served
     raw = await connected(connect)
-    client = node.manager.clients.get(raw.sid, "/")
+    client = node.manager.clients.current(raw.sid, "/")
     assert client is not None
     writable = client.socket.sio_pg_wire._transport.get_protocol().writable
     writable.clear()
     await node.sio.eio.send(client.eio_sid, '2["queued"]')
-    await until(client.socket.queue.empty)
+    await until(client.connection.socket.queue.empty)
     await node.sio.emit("direct", to=raw.sid)
     writable.set()
     assert [(await raw.event())[0] for _ in range(2)] == ["queued", "direct"]
@@ -215,11 +216,11 @@ async def test_what_is_large_is_left_to_a_server_that_may_compress_it(served):
 async def test_a_client_that_takes_nothing_fills_the_queue_and_not_the_transport(served):
     node, connect = served
     raw = await connected(connect)
-    client = node.manager.clients.get(raw.sid, "/")
+    client = node.manager.clients.current(raw.sid, "/")
     assert client is not None
     raw.writer.transport.pause_reading()
     sent = 0
-    while client.socket.queue.qsize() < 20:
+    while client.connection.socket.queue.qsize() < 20:
         await asyncio.gather(*(node.sio.emit("e", (sent + i, "x" * 900)) for i in range(200)))
         sent += 200
     own = 512 * 1024 if node.sio.async_mode == "aiohttp" else 0  # it looks at the transport less often
@@ -248,7 +249,7 @@ class Recorded:
 
 async def of(node: Any, raw: Raw, *, fails: bool = False) -> Recorded:
     """The transport of a client whose writer waits."""
-    client = node.manager.clients.get(raw.sid, "/")
+    client = node.manager.clients.current(raw.sid, "/")
     assert client is not None
     wire = client.socket.sio_pg_wire
     await until(lambda: wire._idle)
@@ -270,12 +271,12 @@ async def test_what_is_queued_behind_what_is_held_does_not_overtake_it(served):
     node, connect = served
     raw = await connected(connect)
     transport = await of(node, raw)
-    client = node.manager.clients.get(raw.sid, "/")
+    client = node.manager.clients.current(raw.sid, "/")
     with node.manager.cork:
         for n in range(3):
-            node.manager.delivery.unstored("/", (raw.sid,), (), f'["held",{n}]', ())
-        client.socket.queue.put_nowait(framed('2["queued"]'))
-        node.manager.delivery.unstored("/", (raw.sid,), (), '["behind"]', ())
+            node.manager.node.delivery.unstored(Outgoing("/", (raw.sid,), (), f'["held",{n}]', ()))
+        client.connection.socket.queue.put_nowait(frame('2["queued"]'))
+        node.manager.node.delivery.unstored(Outgoing("/", (raw.sid,), (), '["behind"]', ()))
         assert transport.written == []
     names = [(await raw.event())[0] for _ in range(5)]
     assert names == ["held", "held", "held", "queued", "behind"]
@@ -289,7 +290,7 @@ async def test_no_more_is_held_than_a_transport_may_take(served):
     size = 900  # more is left to a server that may compress it
     with node.manager.cork:
         for n in range(5_000):
-            node.manager.delivery.unstored("/", (raw.sid,), (), f'["e",{n},"{"x" * size}",0]', ())
+            node.manager.node.delivery.unstored(Outgoing("/", (raw.sid,), (), f'["e",{n},"{"x" * size}",0]', ()))
         assert max(map(len, transport.written)) <= UNSENT_BYTES + size + 100
     assert transport.get_write_buffer_size() <= 2 * UNSENT_BYTES + size + 100
     raw.writer.transport.resume_reading()
@@ -300,7 +301,7 @@ async def test_a_connection_that_breaks_while_it_is_written_to_costs_nobody_else
     expected_errors.append("events could not be written to a connection")
     node, connect = served
     first, broken, last = [await connected(connect) for _ in range(3)]
-    client = node.manager.clients.get(broken.sid, "/")
+    client = node.manager.clients.current(broken.sid, "/")
     await of(node, broken, fails=True)
     await asyncio.gather(*(node.sio.emit("e", n) for n in range(20)))
     for raw in (first, last):
@@ -313,7 +314,7 @@ async def test_a_socket_that_has_ended_holds_its_websocket_no_more(served):
     """Upstream's ping waits 25 s, and holds the socket: a storm of reconnects would pile all of it up."""
     node, connect = served
     raw = await connected(connect)
-    client = node.manager.clients.get(raw.sid, "/")
+    client = node.manager.clients.current(raw.sid, "/")
     wire = weakref.ref(client.socket.sio_pg_wire)
     assert wire() is not None
     raw.writer.transport.abort()
@@ -334,7 +335,7 @@ async def test_a_socket_that_was_hung_up_is_forgotten_though_its_handler_takes_l
         await going_on.wait()
 
     raw = await connected(connect)
-    client = node.manager.clients.get(raw.sid, "/")
+    client = node.manager.clients.current(raw.sid, "/")
     hanging = asyncio.create_task(hang_up(node.sio, client.eio_sid))
     assert (await raw.frame())[1] == b"1"  # CLOSE
     raw.writer.transport.abort()
@@ -367,7 +368,7 @@ async def test_a_silent_connection_is_given_up_after_a_ping_and_its_answer(serve
     raw = await connected(connect)
     node.sio.eio.ping_interval, node.sio.eio.ping_timeout = 0.05, 0.05
     raw.send("3")  # from here on
-    client = node.manager.clients.get(raw.sid, "/")
+    client = node.manager.clients.current(raw.sid, "/")
     async with asyncio.timeout(PATIENCE):
         await client.gone.wait()
 
@@ -416,15 +417,15 @@ async def test_a_transport_under_tls_that_was_closed_twice_takes_nothing():
     host, port = server.sockets[0].getsockname()
     reader, writer = await asyncio.open_connection(host, port, ssl=contexts[1])
     transport = (await accepted).transport
-    wire = Wire(asyncio.Queue(), transport, lambda: True, Cork(), compresses=False)
+    wire = Wire(asyncio.Queue(), transport, lambda: True, Cork(), compresses=False, traffic=TrafficCounter())
     waiting = asyncio.create_task(wire.poll())
     await until(lambda: wire._idle)
-    assert wire.write([framed("2[]")]) is True
+    assert wire.write([frame("2[]")]) is True
     assert await reader.readexactly(6) == b"\x81\x04" + b"42[]"
     transport.close()
-    assert wire.write([framed("2[]")]) is False
+    assert wire.write([frame("2[]")]) is False
     transport.close()
-    assert wire.write([framed("2[]")]) is False
+    assert wire.write([frame("2[]")]) is False
     waiting.cancel()
     writer.close()
     server.close()

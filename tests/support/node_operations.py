@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from socketio.exceptions import ConnectionRefusedError as Refused
 
 from sio_pg_adapter import AsyncServer, NoAnswer
-from sio_pg_adapter.server.endings import hang_up
+from sio_pg_adapter.server.host import hang_up
 from support.json_values import unpack
 
 if TYPE_CHECKING:
@@ -217,7 +217,7 @@ class ControlledNode:
         return [asdict(socket) for socket in await self.sio.fetch_sockets(room, namespace)]
 
     async def op_node_id(self) -> str:
-        node: str = self.sio.manager.node
+        node: str = self.sio.manager.node.id
         return node
 
     async def op_server_side_emit(self, event: str, args: list[Any]) -> None:

@@ -26,7 +26,7 @@ class Node:
             yield wire
 
     async def passed(self, offset: int) -> None:
-        assert await self.manager.dispatcher.passed(offset, 20)
+        assert await self.manager.node.cursor.passed(offset, 20)
 
 
 StartNode = Callable[..., Awaitable[Node]]

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from sio_pg_adapter import AsyncPostgresManager
-from sio_pg_adapter.log.entries import Entry, Held
-from sio_pg_adapter.log.records import EPOCH_BITS, Kind
-from sio_pg_adapter.log.verdict import Claim, Memberships
+from sio_pg_adapter.log.memberships import Memberships
+from sio_pg_adapter.log.offsets import EPOCH_BITS
+from sio_pg_adapter.log.records import Entry, Held, Kind
+from sio_pg_adapter.log.verdict import Claim
 
 
 class Store:
@@ -15,8 +16,8 @@ class Store:
 
     def __init__(self, manager: AsyncPostgresManager) -> None:
         self.manager = manager
-        self.log, self.sessions, self.reader = manager.log, manager.sessions, manager.log_reader
-        self.node = manager.node
+        self.log, self.sessions, self.reader = manager.node.writer, manager.node.sessions, manager.node.reader
+        self.node = manager.node.id
 
     async def emit(self, *rooms: str, namespace: str = "/", skip: tuple[str, ...] = (), body: str = '["e"]') -> int:
         entry = Entry(Kind.EVENT, namespace, rooms or ("",), skip, body=body)
@@ -43,7 +44,7 @@ class Store:
         self, pid: str = "p", after: int | None = None, *, cap: int = 10_000, namespace: str = "/"
     ) -> Any:
         await self.reader.learn()
-        key = None if after is None else self.manager.database.codec.epochs[after >> EPOCH_BITS].key.hex()
+        key = None if after is None else self.manager.node.epochs.codec.epochs[after >> EPOCH_BITS].key.hex()
         return await self.sessions.claim(namespace, Claim(pid, after, key), cap)
 
     async def due(self, held: Held, after: int) -> list[int]:

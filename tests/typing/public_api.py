@@ -12,6 +12,7 @@ from sio_pg_adapter import (
     AsyncServer,
     ConfigurationError,
     ConnectionStateRecovery,
+    Health,
     SioPgError,
     StoreUnavailable,
     emit,
@@ -19,7 +20,6 @@ from sio_pg_adapter import (
     lifespan,
     migrate,
 )
-from sio_pg_adapter.manager import Health
 
 Connect = Callable[[str, dict[str, Any], Any], Awaitable[None]]
 

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from sio_pg_adapter.store.backlog import Backlog
+from sio_pg_adapter.store.writer import Backlog
 
 
 async def holder(backlog: Backlog, name: int, took: list[int]) -> None:

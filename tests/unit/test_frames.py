@@ -6,8 +6,14 @@ import pytest
 from socketio.msgpack_packet import MsgPackPacket
 from socketio.packet import Packet
 
-from sio_pg_adapter.log.records import Kind, Record
-from sio_pg_adapter.wire.frames import event_frames, stored_frames, unstored_tail
+from sio_pg_adapter.log.records import Kind, Outgoing, Record
+from sio_pg_adapter.wire.frames import FrameMaker
+
+JSON = FrameMaker(Packet)
+
+
+def event(body, parts=(), namespace="/"):
+    return Outgoing(namespace, ("",), (), body, parts)
 
 
 def texts(frames):
@@ -27,12 +33,12 @@ def texts(frames):
     ],
 )
 def test_cases_3_4_6_an_event_is_one_frame(namespace, body, options, text):
-    assert texts(event_frames(Packet, namespace, body, (), **options)) == [text]
+    assert texts(JSON.event(event(body, namespace=namespace), **options)) == [text]
 
 
 def test_case_5_attachments_are_right_behind_their_head():
     body = '["e",{"_placeholder":true,"num":0},{"_placeholder":true,"num":1}]'
-    frames = event_frames(Packet, "/ns", body, (b"a", b"b"), tail='"o"')
+    frames = JSON.event(event(body, (b"a", b"b"), "/ns"), tail='"o"')
     assert frames[0].encode() == "452-/ns," + body[:-1] + ',"o"]'
     assert [frame.data for frame in frames[1:]] == [b"a", b"b"]
     assert all(frame.binary for frame in frames[1:])
@@ -40,8 +46,8 @@ def test_case_5_attachments_are_right_behind_their_head():
 
 def test_the_frames_of_a_record_with_an_offset_and_without():
     record = Record(7, Kind.EVENT, "/", body='["e",1]')
-    assert texts(stored_frames(record, Packet, "OFFSET")) == ['42["e",1,"OFFSET"]']
-    assert texts(stored_frames(record, Packet, None)) == ['42["e",1]']  # case 17
+    assert texts(JSON.stored(record, "OFFSET")) == ['42["e",1,"OFFSET"]']
+    assert texts(JSON.stored(record, None)) == ['42["e",1]']  # case 17
 
 
 @pytest.mark.parametrize(
@@ -62,11 +68,12 @@ def test_the_frames_of_a_record_with_an_offset_and_without():
     ],
 )
 def test_case_7_an_unstored_event_ends_in_no_string(body, tail):
-    assert unstored_tail(body) == tail
+    (text,) = texts(JSON.unstored(event(body)))
+    assert text == (f"42{body}" if tail is None else f"42{body.rstrip()[:-1]},{tail}]")
 
 
 def test_case_13_another_serializer_gets_the_values():
-    frames = event_frames(MsgPackPacket, "/", '["e",{"_placeholder":true,"num":0}]', (b"a",), tail='"o"')
+    frames = FrameMaker(MsgPackPacket).event(event('["e",{"_placeholder":true,"num":0}]', (b"a",)), tail='"o"')
     (frame,) = frames
     packet = MsgPackPacket(encoded_packet=frame.data)
     assert packet.data == ["e", b"a", "o"]

@@ -14,19 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sio_pg_adapter.errors import ConfigurationError, NotSerializable, PayloadTooLarge
-from sio_pg_adapter.log.records import (
-    MAX_NAME_BYTES,
-    encode_event,
-    encode_json,
-    first_named,
-    namespace_name,
-    pack,
-    room_name,
-    text_name,
-    text_names,
-    unpack,
-    with_binary,
-)
+from sio_pg_adapter.log.names import MAX_NAME_BYTES, first_named, namespace_name, room_name, text_name, text_names
+from sio_pg_adapter.log.payload import encode_event, encode_json, pack, unpack, with_binary
 
 
 class Text(str):

@@ -8,12 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sio_pg_adapter.log.records import EPOCH_BITS, Epoch, Kind, OffsetCodec, Record
+from sio_pg_adapter.log.memberships import Memberships
+from sio_pg_adapter.log.offsets import EPOCH_BITS, Epoch, OffsetCodec
+from sio_pg_adapter.log.records import Kind, Record
 from sio_pg_adapter.log.verdict import (
     Claim,
     Claimed,
     Fresh,
-    Memberships,
     Presented,
     Recovered,
     new_pid,
@@ -158,10 +159,10 @@ SESSION = Claimed(
         (99, {}, Recovered(99)),
         (100, {}, Fresh("offset in the future")),
         (10**12, {}, Fresh("offset in the future")),
-        (60, {"lost": True}, Fresh("missed packets no longer stored")),
-        (None, {"lost": True}, Fresh("missed packets no longer stored")),
+        (60, {"lost": True}, Fresh("missed events no longer stored")),
+        (None, {"lost": True}, Fresh("missed events no longer stored")),
         (60, {"missed": 20}, Recovered(60)),
-        (60, {"missed": 21}, Fresh("too many missed packets")),
+        (60, {"missed": 21}, Fresh("too many missed events")),
         (60, {"former": 1}, Recovered(60)),
     ],
 )
@@ -232,7 +233,7 @@ def test_case_103_entering_a_room_one_is_in_changes_nothing():
 )
 def test_case_104_a_room_left_as_of_an_offset_stays_left_from_there(as_of, spans):
     memberships = Memberships("s", 0, {"x": [(2, 4), (6, None)]})
-    memberships.apply(Record(20, Kind.LEAVE, "/", ("x",), sid="s", generation=as_of))
+    memberships.apply(Record(20, Kind.LEAVE, "/", ("x",), sid="s", as_of=as_of))
     assert memberships.rooms.get("x") == spans
     assert memberships.current() == []
 

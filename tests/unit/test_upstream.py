@@ -1,9 +1,14 @@
-"""What of python-socketio's server this package overrides, calls or stands in for: a version that changes one of
-these fails here, by its name. Those of the client are in test_client.py."""
+"""Every private name of python-socketio and python-engineio that the server overrides, calls or replaces, by name.
+
+A release that changes one fails here. The names of the client are in test_client.py.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import inspect
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,14 +19,15 @@ from socketio.async_admin import InstrumentedAsyncServer
 
 from sio_pg_adapter import AsyncPostgresManager, AsyncServer
 from sio_pg_adapter.server.admin import Instrumented
-from sio_pg_adapter.server.intake import HearingServer
+from sio_pg_adapter.wire import upstream
 
 WEBSOCKET = {"close": "(self)", "send": "(self, message)", "wait": "(self)"}
 
 SIGNATURES = {
     socketio.AsyncServer: {
-        "_handle_connect": "(self, eio_sid, namespace, data)",
-        "_handle_disconnect": "(self, eio_sid, namespace, reason=None)",
+        "_get_event_handler": "(self, event, namespace, args)",
+        "_get_namespace_handler": "(self, namespace, args)",
+        "_handle_event": "(self, eio_sid, namespace, id, data)",
         "_handle_eio_connect": "(self, eio_sid, environ)",
         "_handle_eio_disconnect": "(self, eio_sid, reason)",
         "_handle_eio_message": "(self, eio_sid, data)",
@@ -67,7 +73,7 @@ SIGNATURES = {
         "trigger_callback": "(self, sid, id, data)",
     },
     InstrumentedAsyncServer: {
-        "_eio_websocket_handler": "(socket, self, ws)",  # which websocket.py leaves out
+        "_eio_websocket_handler": "(socket, self, ws)",  # which wire/websocket.py leaves out
         "_trigger_event": "(self, event, namespace, *args)",
         "admin_connect": "(self, sid, environ, client_auth)",
         "admin_disconnect": "(self, _, namespace, close, room_filter=None)",
@@ -78,9 +84,9 @@ SIGNATURES = {
     },
     AsyncSocket: {
         "_upgrade_websocket": "(self, environ)",
-        "_websocket_handler": "(self, ws)",  # in whose place websocket.py runs
+        "_websocket_handler": "(self, ws)",  # which wire/websocket.py replaces
         "close": "(self, wait=True, abort=False, reason=None)",
-        "handle_post_request": "(self, environ)",  # in whose place incoming.py stands
+        "handle_post_request": "(self, environ)",  # which wire/incoming.py replaces
         "poll": "(self)",
         "receive": "(self, pkt)",
     },
@@ -90,7 +96,7 @@ SIGNATURES = {
 
 
 @pytest.mark.parametrize(("of", "name"), [(of, name) for of, names in SIGNATURES.items() for name in names])
-def test_upstreams_signature(of: Any, name: str) -> None:
+def test_a_signature_of_python_socketio(of: Any, name: str) -> None:
     assert str(inspect.signature(getattr(of, name))) == SIGNATURES[of][name]
 
 
@@ -98,18 +104,64 @@ def test_upstreams_signature(of: Any, name: str) -> None:
     ("ours", "theirs"),
     [
         (AsyncServer, socketio.AsyncServer),
-        (HearingServer, socketio.AsyncServer),
         (AsyncPostgresManager, socketio.AsyncManager),
         (Instrumented, InstrumentedAsyncServer),
     ],
 )
-def test_all_that_is_overridden_is_named_here(ours: Any, theirs: Any) -> None:
+def test_every_override_is_named_here(ours: Any, theirs: Any) -> None:
     functions = {
         name for name, value in vars(ours).items() if inspect.isfunction(value) and not name.startswith("__")
     }
     assert {name for name in functions if hasattr(theirs, name)} <= SIGNATURES[theirs].keys()
 
 
+ACCESSORS = {
+    "_async": "websocket_class",
+    "__self__": "socket_of",
+    "_binary_packet": "pending_packets",
+    "_trigger_event": "trigger",
+    "_get_event_handler": "connect_handler",
+    "_get_namespace_handler": "connect_handler",
+    "_handle_event": "handle_event",
+    "_queue": "queued",
+    "_timestamps": "admin_timestamps",
+    "_InstrumentedAsyncServer__trigger_event": "trigger_unreported",
+    "_sock": "below",
+}
+"""The private names that ``wire/upstream.py`` reads, and the accessor of each."""
+
+
+def test_every_accessor_is_named_here_and_in_the_docs() -> None:
+    source = inspect.getsource(upstream)
+    read = set(re.findall(r"\.(_[a-zA-Z_]+)\b", source)) | {"__self__", "_sock"}
+    assert read - {"__module__", "__name__"} <= ACCESSORS.keys()
+    assert all(callable(getattr(upstream, accessor)) for accessor in ACCESSORS.values())
+    docs = (Path(__file__).parents[2] / "docs/compatibility.md").read_text(encoding="utf-8")
+    assert [name for name in ACCESSORS if f"`{name}`" not in docs] == []
+
+
 @pytest.mark.parametrize("driver", [asgi, aiohttp])
-def test_where_upstream_looks_up_its_websockets(driver: Any) -> None:
+def test_where_engineio_looks_up_its_websockets(driver: Any) -> None:
     assert driver._async["websocket"] is driver.WebSocket
+
+
+def test_where_the_private_names_are() -> None:
+    sio = socketio.AsyncServer(async_mode="asgi")
+    assert upstream.pending_packets(sio) == {}
+    assert upstream.connect_handler(sio, "/") == (None, 0)
+
+    @sio.on("connect", namespace="*")
+    def connect(namespace: str, sid: str, environ: dict[str, Any]) -> None: ...
+
+    assert upstream.connect_handler(sio, "/chat") == (connect, 1)
+
+    class Chat(socketio.AsyncNamespace):
+        def on_connect(self, sid: str, environ: dict[str, Any], auth: Any) -> None: ...
+
+    chat = Chat("/class")
+    other = socketio.AsyncServer(async_mode="asgi")
+    other.register_namespace(chat)
+    assert upstream.connect_handler(other, "/class") == (chat.on_connect, 0)
+    queue: asyncio.Queue[int] = asyncio.Queue()
+    queue.put_nowait(1)
+    assert upstream.queued(queue) == [1]

@@ -9,85 +9,14 @@ import random
 import pytest
 
 from sio_pg_adapter.errors import StoreUnavailable
-from sio_pg_adapter.local.cursor import (
-    HEARD_BYTES,
-    PAGE,
-    RECENT_BYTES,
-    RECENT_OTHERS,
-    RECENT_RECORDS,
-    Dispatcher,
-    Recent,
-)
+from sio_pg_adapter.local.cursor import NOTICE_BYTES, PAGE, Cursor
 from sio_pg_adapter.log.records import Kind, Record
-from sio_pg_adapter.store.writer import read_notification
 
 
 def record(offset, body='["e"]'):
     return Record(offset, Kind.EVENT, "/", body=body)
 
 
-# -- the buffer of recent records ------------------------------------------------------------------------
-def test_recent_covers_from_its_base():
-    recent = Recent(10)
-    for offset in (11, 13, 17):
-        recent.add(record(offset))
-    assert not recent.cover(9)
-    assert recent.cover(10) and recent.cover(17) and recent.cover(99)
-    assert [r.offset for r in recent.events("/", 10)] == [11, 13, 17]
-    assert [r.offset for r in recent.events("/", 12)] == [13, 17]
-    assert recent.events("/", 17) == recent.events("/other", 10) == []
-
-
-def test_recent_tells_what_is_about_a_sid_in_the_order_of_the_log():
-    recent = Recent(10)
-    moves = [
-        Record(11, Kind.ENTER, "/", ("x",), sid="s"),
-        Record(13, Kind.CLOSE, "/", ("x",)),
-        Record(15, Kind.ENTER, "/", ("x",), sid="s"),
-        Record(16, Kind.CLOSE, "/", ("y",)),
-        Record(17, Kind.CLAIM, "/", sid="s", generation=2),
-    ]
-    others = [record(12), Record(14, Kind.KICK, "/", sid="t"), Record(18, Kind.CLAIM, "/other", sid="s")]
-    for one in sorted([*moves, *others], key=lambda r: r.offset):
-        recent.add(one)
-    assert recent.moves("/", "s", 10) == moves
-    assert recent.moves("/", "s", 14) == moves[2:]
-    assert recent.moves("/", "u", 13) == [moves[3]]
-    assert recent.moves("/", "s", 18) == []
-
-
-def test_recent_is_bounded_in_records():
-    recent = Recent(0)
-    for offset in range(1, RECENT_RECORDS + 3):
-        recent.add(record(offset))
-    assert recent.base == 2
-    assert not recent.cover(1)
-    assert len(recent.events("/", 2)) == RECENT_RECORDS
-
-
-def test_a_storm_of_claims_does_not_push_events_out():
-    recent = Recent(0)
-    recent.add(record(1))
-    for i in range(2, RECENT_OTHERS + 2):
-        recent.add(Record(i, Kind.CLAIM, "/", sid=f"s{i % 7}", generation=i))
-    assert recent.cover(0) and recent.events("/", 0) == [record(1)]
-    recent.add(Record(RECENT_OTHERS + 2, Kind.CLAIM, "/", sid="s", generation=1))  # yet they are bounded, too
-    assert recent.base == 2
-    recent.add(Record(RECENT_OTHERS + 3, Kind.CLAIM, "/", sid="s", generation=2))
-    assert recent.base == 3 and recent.moves("/", "s2", 3)[0].offset == 9
-
-
-def test_recent_is_bounded_in_bytes():
-    recent = Recent(0)
-    body = "x" * (RECENT_BYTES // 4)
-    for offset in range(1, 6):
-        recent.add(record(offset, body))
-    assert recent.base == 2
-    recent.add(record(6, "x" * RECENT_BYTES))  # larger than all of it: nothing is kept, nothing is claimed
-    assert recent.base == 6 and recent.events("/", 6) == []
-
-
-# -- the walk ------------------------------------------------------------------------------------------------
 class Log:
     """A log in memory, with a gate at its door: stands for the table, not for a class of ours."""
 
@@ -120,24 +49,38 @@ class Log:
     async def whole(self, record):
         return record
 
+    @property
+    def epochs(self):
+        return self
+
     def knows(self, offset):
         return True
 
 
+class Watcher:
+    """Looks after the clients of a node that has none."""
+
+    def __init__(self):
+        self.holes = []
+
+    def skipped(self, floor):
+        self.holes.append(floor)
+
+
 @pytest.fixture
 async def walk():
-    log, applied, holes = Log(head=100), [], []
-    dispatcher = Dispatcher(log, lambda r: applied.append(r.offset), holes.append)
-    dispatcher.log, dispatcher.applied, dispatcher.holes = log, applied, holes
-    await dispatcher.start()
-    yield dispatcher
-    await dispatcher.close()
-    await dispatcher.close()  # twice is as once
+    log, applied, watcher = Log(head=100), [], Watcher()
+    cursor = Cursor(log)
+    cursor.log, cursor.applied, cursor.holes = log, applied, watcher.holes
+    await cursor.start(lambda r: applied.append(r.offset), watcher)
+    yield cursor
+    await cursor.close()
+    await cursor.close()  # twice is as once
 
 
 async def test_a_ring_that_carries_what_follows_is_applied_at_once(walk):
     walk.offer(100, 102, [record(101), record(102)])
-    assert walk.applied == [101, 102] and walk.cursor == 102 and walk.log.reads == 0
+    assert walk.applied == [101, 102] and walk.offset == 102 and walk.log.reads == 0
 
 
 async def test_a_double_and_a_late_ring_change_nothing(walk):
@@ -225,11 +168,11 @@ async def test_what_is_heard_while_a_range_is_read_is_bounded(walk):
     walk.log.gate.clear()
     walk.ring()
     await walk.log.entered.wait()
-    body = "x" * (HEARD_BYTES // 3)
+    body = "x" * (NOTICE_BYTES // 3)
     for offset in range(102, 112):
         walk.log.append(offset)
         walk.offer(offset - 1, offset, [record(offset, body)])
-    assert sum(len(records or ()) for *_, records in walk._heard._offers) <= 3
+    assert sum(len(records or ()) for *_, records in walk._notices._kept) <= 3
     walk.log.gate.set()
     assert await walk.passed(111, 5)
     assert walk.applied == list(range(101, 112))
@@ -243,7 +186,7 @@ async def test_of_what_was_too_much_to_be_kept_the_highest_is_read_too(walk):
     await walk.log.entered.wait()  # what is read ends at 101
     walk.log.append(102)
     walk.offer(101, 102, [record(102)])
-    walk.offer(100, 101, [record(101, "x" * HEARD_BYTES)])
+    walk.offer(100, 101, [record(101, "x" * NOTICE_BYTES)])
     walk.log.gate.set()
     assert await walk.passed(102, 5)
     assert walk.applied == [101, 102]
@@ -272,14 +215,14 @@ async def test_records_that_are_applied_in_one_go_are_applied_together():
         def __exit__(self, *_):
             inside.pop()
 
-    dispatcher = Dispatcher(log, lambda r: seen.append((r.offset, bool(inside))), lambda _: None, Together())
-    await dispatcher.start()
-    dispatcher.offer(100, 102, [record(101), record(102)])
-    dispatcher.offer(102, 103, [record(103)])
+    cursor = Cursor(log, Together())
+    await cursor.start(lambda r: seen.append((r.offset, bool(inside))), Watcher())
+    cursor.offer(100, 102, [record(101), record(102)])
+    cursor.offer(102, 103, [record(103)])
     log.append(104, 105)
-    dispatcher.ring()
-    assert await dispatcher.passed(105, 5)
-    await dispatcher.close()
+    cursor.ring()
+    assert await cursor.passed(105, 5)
+    await cursor.close()
     assert seen == [(101, True), (102, True), (103, False), (104, True), (105, True)]
 
 
@@ -319,8 +262,8 @@ async def test_retention_up_to_the_cursor_is_none(walk):
 async def test_who_waits_for_an_offset_is_called_in_order_and_once(walk):
     told = []
     for offset in (103, 101, 102, 101):
-        walk.when(offset, lambda o=offset: told.append((o, walk.cursor)))
-    walk.when(100, lambda: told.append((100, walk.cursor)))
+        walk.when(offset, lambda o=offset: told.append((o, walk.offset)))
+    walk.when(100, lambda: told.append((100, walk.offset)))
     walk.offer(100, 102, [record(101), record(102)])
     walk.offer(102, 103, [record(103)])
     assert told == [(100, 100), (101, 102), (101, 102), (102, 102), (103, 103)]
@@ -338,31 +281,8 @@ async def test_a_record_that_cannot_be_applied_stops_nothing(caplog):
             raise ValueError("broken")
         applied.append(one.offset)
 
-    dispatcher = Dispatcher(log, apply, lambda _: None)
-    await dispatcher.start()
-    dispatcher.offer(0, 2, [record(1), record(2)])
-    await dispatcher.close()
+    cursor = Cursor(log)
+    await cursor.start(apply, Watcher())
+    cursor.offer(0, 2, [record(1), record(2)])
+    await cursor.close()
     assert applied == [2] and "record 1 of the log could not be applied" in caplog.text
-
-
-# -- what a notification says --------------------------------------------------------------------------------
-def test_a_notification_without_and_with_records():
-    assert read_notification("4 7") == (4, 7, None)
-    prev, last, records = read_notification('4 6 [["/",[""],[],"[\\"a b\\"]"],["/n",["x","y"],["s"],"[1]"]]')
-    assert (prev, last) == (4, 6)
-    assert records == [
-        Record(5, Kind.EVENT, "/", body='["a b"]'),
-        Record(6, Kind.EVENT, "/n", ("x", "y"), ("s",), body="[1]"),
-    ]
-
-
-def test_a_notification_whose_offsets_contradict_its_records_only_rings():
-    assert read_notification('4 9 [["/",[""],[],"[1]"]]') == (4, 9, None)
-    assert read_notification('4 5 [["/",[""],[],"[1]"]]', 4)[2] is not None
-    assert read_notification("4 5 [never read", 5) == (4, 5, None)
-
-
-@pytest.mark.parametrize("payload", ["", "x", "1", "1 x", "1 2 [", "1 2 [1]"])
-def test_what_is_no_notification_of_ours_is_refused(payload):
-    with pytest.raises((ValueError, TypeError)):
-        read_notification(payload)

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from sio_pg_adapter.local.tick import Moment
+from sio_pg_adapter.local.tick import Tick
 
 
 async def nothing() -> None:
@@ -40,7 +40,7 @@ async def a_future_that_was_due_before() -> None:
     ],
 )
 async def test_a_moment_lasts_until_its_task_is_suspended(wait, lasts):
-    moment = Moment()
+    moment = Tick()
     await wait()
     assert moment.lasts is lasts
 
@@ -49,6 +49,6 @@ async def test_what_was_already_due_when_a_moment_began_ends_it():
     """The step of a waiter is queued when its future is set: behind the moment's end in any case."""
     future = asyncio.get_running_loop().create_future()
     asyncio.get_running_loop().call_soon(future.set_result, None)
-    moment = Moment()
+    moment = Tick()
     await future
     assert not moment.lasts

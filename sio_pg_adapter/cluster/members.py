@@ -1,0 +1,58 @@
+"""Moves of all members of a room, on all nodes, including sessions that are away."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sio_pg_adapter.errors import ConfigurationError, NoAnswer
+from sio_pg_adapter.local.appender import Appender
+from sio_pg_adapter.local.rooms import Rooms
+from sio_pg_adapter.log.names import EVERYBODY, text_names
+from sio_pg_adapter.log.records import Kind, MemberMove
+
+from .sockets import Sockets
+
+UNSTORED_WAIT = 5.0
+"""How long a move waits for other nodes to name their clients that are in no table, in seconds."""
+
+
+class Members:
+    """Moves the members of rooms."""
+
+    def __init__(self, rooms: Rooms, appender: Appender, sockets: Sockets) -> None:
+        self._rooms = rooms
+        self._appender = appender
+        self._sockets = sockets
+
+    async def move(self, move: MemberMove) -> None:
+        """Let all members of some rooms enter or leave others, or kick them. It has taken effect on return.
+
+        :raises ValueError: if one of the rooms is a client's own. Nobody has moved then.
+        :raises NoAnswer: if a node did not name its clients that are in no table in time. All others have moved.
+        """
+        if move.kind is Kind.ENTER and any(self._rooms.is_sid_room(move.namespace, room) for room in move.targets):
+            raise ValueError("cannot enter a sid room")  # the client may be in no table
+        unstored, silent = await self._sockets.unstored(move.namespace, move.rooms, UNSTORED_WAIT)
+        stored = MemberMove(move.kind, move.namespace, move.rooms, move.targets, tuple(unstored), move.skip_sids)
+        await self._appender.change(stored)
+        if silent:
+            raise NoAnswer("clients without a stored session may be left out", "node", silent, None)
+
+
+def member_move(kind: Kind, namespace: str, room: Any, rooms: Any = None, skip_sid: Any = None) -> MemberMove:
+    """Check the names of a move.
+
+    :param room: whose members, several in a list. ``None``: everybody in the namespace.
+    :param rooms: the rooms that they enter or leave. A kick has none.
+    :raises ConfigurationError: if no room is named to enter or leave.
+    """
+    targets = (EVERYBODY,) if kind is Kind.KICK else text_names(rooms, "rooms")
+    if not targets:
+        raise ConfigurationError("rooms takes one name or several. None is given.")
+    return MemberMove(
+        kind,
+        namespace,
+        text_names(room, "room") or (EVERYBODY,),
+        targets,
+        skip_sids=text_names(skip_sid, "skip_sid"),
+    )

@@ -1,0 +1,308 @@
+"""One client in one namespace: a state machine with a verb for each transition.
+
+::
+
+    state        verb                  becomes      what has happened
+    CONNECTING   offer_session         CONNECTING   it gets a session, and offsets
+    CONNECTING   begin_opening         CONNECTING   its new session is being stored
+    CONNECTING   opened                CONNECTING   its new session is stored
+    CONNECTING   resume                CONNECTING   its claim of an earlier session was granted
+    CONNECTING   follow                CONNECTING   its rooms are those of the claimed session
+    CONNECTING   begin_replay          REPLAYING    its CONNECT is sent, and it is sent what it missed
+    CONNECTING,  go_live               LIVE         each record reaches it as the cursor meets it
+    REPLAYING
+    REPLAYING    lose_session          REPLAYING    retention deleted what it missed
+    any          accept                the same     its handler, or always_connect, accepted it: it gets a disconnect
+    any          end_session           the same     its session is over for good: kicked, or left by itself
+    any          close                 the same     its connection is closed, for a reason
+    any          cut                   the same     its connection is being closed, for it is too slow
+    any          depart                LEFT         it is taken out of the node's lists; safe to call twice
+    any          finish                the same     all that its end takes is done
+
+A verb in any other state raises :class:`InvalidTransition`: that is an error of this package. Code outside of this
+file asks a client, and never assigns.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from sio_pg_adapter.log.memberships import Memberships
+from sio_pg_adapter.log.records import Held
+from sio_pg_adapter.wire import upstream
+from sio_pg_adapter.wire.frames import Frames
+from sio_pg_adapter.wire.transport import Connection
+
+from .tick import Tick
+
+
+class State(enum.Enum):
+    """Where a client stands. Only a live one is in a room of the node, and counts among its participants."""
+
+    CONNECTING = "its connect is being decided"
+    REPLAYING = "it is connected, and is sent what it missed"
+    LIVE = "it is sent each record as the cursor meets it"
+    LEFT = "its connection has ended"
+
+
+class InvalidTransition(Exception):  # noqa: N818 - a name for what happened
+    """A verb was used in a state that does not allow it."""
+
+
+@dataclass(frozen=True, slots=True)
+class QueueLimit:
+    """How much may wait for a slow client. One over the limit is disconnected, and recovers from the log."""
+
+    packets: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ack:
+    """What to do with the acknowledgement of a client.
+
+    :ivar answered: called with its arguments.
+    :ivar gone: called if the connection ends without one.
+    """
+
+    answered: Callable[..., None]
+    gone: Callable[[], None] | None = None
+
+
+@dataclass(eq=False, slots=True)
+class Client:
+    """One client in one namespace. See the module for its states.
+
+    :ivar connection: its Engine.IO connection, shared with the clients of its other namespaces.
+    :ivar memberships: its rooms over the log.
+    :ivar sent: the offset up to which it has been sent what it is due. Nothing at or below it is ever sent: replays
+                read the log beyond the cursor, and the cursor passes there later.
+    :ivar presented: the data of its CONNECT packet.
+    :ivar recoverable: it has a session, or will have one, and is given offsets.
+    :ivar recovered: its connection continues an earlier session.
+    :ivar after: the offset that a recovered client presented.
+    :ivar claimed: the tick since which its claim is known to be the newest, and its memberships to be whole.
+    :ivar held: its session, once that is stored.
+    :ivar data: its session data, as far as that is not in the store.
+    :ivar accepted: the application accepted it.
+    :ivar ended: its session is over for good.
+    :ivar closed: why its connection was closed.
+    :ivar gone: set when all that its end takes is done.
+    """
+
+    namespace: str
+    sid: str
+    connection: Connection
+    memberships: Memberships
+    sent: int
+    presented: Any = None
+    recoverable: bool = False
+    recovered: bool = False
+    after: int = 0
+    claimed: Tick | None = None
+    held: Held | None = None
+    state: State = State.CONNECTING
+    data: Any = field(default_factory=dict)
+    accepted: bool = False
+    ended: bool = False
+    closed: str | None = None
+    gone: asyncio.Event = field(default_factory=asyncio.Event)
+    acks: dict[int, Ack] = field(default_factory=dict)
+    _opening: asyncio.Future[None] | None = None
+    _is_cut: bool = False
+    _answered_at: float = 0.0
+    _waiting: list[Frames] = field(default_factory=list)
+    _frames_put: int = 0
+    _frames_replayed: int = 0
+    _bytes_put: int = 0
+
+    # -- what others ask ---------------------------------------------------------------------------------
+    @property
+    def eio_sid(self) -> str:
+        sid: str = self.connection.socket.sid
+        return sid
+
+    @property
+    def connected(self) -> bool:
+        return self.state in (State.REPLAYING, State.LIVE)
+
+    @property
+    def lasts(self) -> bool:
+        """Whether its connect may go on: it is neither closed nor kicked."""
+        return not (self.closed or self.ended or self.state is State.LEFT) and self.connection.is_open
+
+    def answered_within(self, seconds: float) -> bool:
+        """Whether its CONNECT was answered no longer ago than that."""
+        return time.monotonic() - self._answered_at < seconds
+
+    def exceeds(self, limit: QueueLimit) -> bool:
+        """Whether too much waits for it. What a replay sent does not count."""
+        queue = self.connection.socket.queue
+        if queue.empty():
+            return False
+        live = self._frames_put - max(self._frames_replayed, self._frames_put - queue.qsize())
+        if live > limit.packets:
+            return True
+        if self._bytes_put > limit.bytes:  # since the last count. What was sent meanwhile is not known: count again
+            waiting = upstream.queued(queue)[-live:] if live > 0 else []
+            sizes = [len(frame.data or "") for frame in waiting if frame is not None]
+            self._bytes_put = sum(sizes) - max(sizes, default=0)  # a single large frame is not the client's fault
+        return self._bytes_put > limit.bytes
+
+    async def opened_or_failed(self) -> None:
+        """Wait while its new session is being stored."""
+        if self._opening is not None:
+            await asyncio.wait((self._opening,))
+
+    @property
+    def is_opening(self) -> bool:
+        return self._opening is not None
+
+    # -- connecting --------------------------------------------------------------------------------------
+    def offer_session(self) -> None:
+        self._require(State.CONNECTING)
+        self.recoverable = True
+
+    def begin_opening(self) -> None:
+        self._require(State.CONNECTING)
+        self._opening = asyncio.get_running_loop().create_future()
+
+    def opened(self, held: Held | None) -> None:
+        """Its session is stored, or the try to store it has failed (``None``)."""
+        if self._opening is None:
+            raise InvalidTransition("opened without begin_opening")
+        self._opening.set_result(None)
+        self._opening = None
+        self.held = held
+
+    def resume(self, held: Held, *, after: int, data: Any) -> None:
+        """Continue an earlier session above the offset ``after``."""
+        self._require(State.CONNECTING)
+        self.held = held
+        self.after = self.sent = after
+        self.recovered = True
+        self.data = data
+
+    def confirm_claim(self) -> None:
+        """The cursor has just met the claim: until the loop turns, it is known to be the newest."""
+        self._require(State.CONNECTING)
+        self.claimed = Tick()
+
+    def follow(self, memberships: Memberships) -> None:
+        self._require(State.CONNECTING)
+        self.memberships = memberships
+
+    def accept(self) -> None:
+        """It is accepted. Also if its connection ended while its handler ran: then its disconnect handler runs."""
+        self.accepted = True
+
+    def answered(self) -> None:
+        """Its CONNECT was answered."""
+        self._require(State.CONNECTING)
+        self._answered_at = time.monotonic()
+
+    def begin_replay(self) -> None:
+        self._require(State.CONNECTING, State.REPLAYING)
+        self.state = State.REPLAYING
+
+    def go_live(self) -> list[str]:
+        """Send what waited for the end of the replay. Return the rooms it is in."""
+        self._require(State.CONNECTING, State.REPLAYING)
+        self.state = State.LIVE
+        for frames in self._waiting:
+            self.put(frames)
+        self._waiting.clear()
+        self._frames_replayed, self._bytes_put = self._frames_put, 0  # from here on what waits for it counts
+        return self.memberships.forget_past()  # the store knows the rooms it was in earlier
+
+    # -- sending -----------------------------------------------------------------------------------------
+    def put(self, frames: Frames) -> None:
+        """Write frames to its connection, or queue them there, as one piece.
+
+        The ``send`` of an Engine.IO socket may find that the client timed out, and would run the application's
+        disconnect handler in the middle of a broadcast.
+        """
+        connection = self.connection
+        socket = connection.socket
+        if socket.closed or socket.closing or (connection.wire is not None and connection.wire.write(frames)):
+            return
+        for frame in frames:
+            socket.queue.put_nowait(frame)
+            self._frames_put += 1
+            self._bytes_put += len(frame.data)
+
+    def send_event(self, offset: int, frames: Frames) -> None:
+        """Send a stored event. It is not sent again."""
+        self.sent = offset
+        self.put(frames)
+
+    def send_behind_replay(self, frames: Frames) -> None:
+        """Send frames now if it is live, else when it goes live."""
+        if self.state is State.LIVE:
+            self.put(frames)
+        elif self.state is not State.LEFT:
+            self._waiting.append(frames)
+
+    def skip_to(self, offset: int) -> None:
+        """Nothing that it is due lies between what it was sent and the offset."""
+        self.sent = max(self.sent, offset)
+
+    def save(self, data: Any) -> None:
+        self.data = data
+
+    def expect_ack(self, ack_id: int, ack: Ack) -> None:
+        self.acks[ack_id] = ack
+
+    def take_ack(self, ack_id: int) -> Ack | None:
+        """Return who waits for an acknowledgement. Nobody waits for it any more."""
+        return self.acks.pop(ack_id, None)
+
+    # -- ending ------------------------------------------------------------------------------------------
+    def end_session(self, *, data: Any = None, deleted: bool = False) -> None:
+        """Its session is over for good.
+
+        :param data: its last session data, if it is known.
+        :param deleted: whether the session is deleted already.
+        """
+        self.ended = True
+        if data is not None:
+            self.data = data
+        if deleted:
+            self.held = None
+
+    def lose_session(self) -> None:
+        self._require(State.CONNECTING, State.REPLAYING)
+        self.held = None
+
+    def close(self, reason: str) -> None:
+        """Its connection is closed. The latest reason counts."""
+        self.closed = reason
+
+    def cut(self) -> bool:
+        """Mark it as too slow. Return whether that is new, and its connection still open."""
+        if self._is_cut or not self.connection.is_open:
+            return False
+        self._is_cut = True
+        return True
+
+    def depart(self) -> State:
+        """Take it out of the node. Acknowledgements are no longer waited for. Return the state it was in."""
+        former, self.state = self.state, State.LEFT
+        self._waiting.clear()
+        acks, self.acks = self.acks, {}
+        for ack in acks.values():
+            if ack.gone is not None:
+                ack.gone()
+        return former
+
+    def finish(self) -> None:
+        self.gone.set()
+
+    def _require(self, *states: State) -> None:
+        if self.state not in states:
+            raise InvalidTransition(f"not allowed for a client that is {self.state.name}")

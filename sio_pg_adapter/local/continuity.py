@@ -1,0 +1,86 @@
+"""Whether the log is still the one this node's clients were served from, and their sessions are still this node's."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from sio_pg_adapter.store.epochs import Epochs
+from sio_pg_adapter.store.presence import Presence
+from sio_pg_adapter.store.reader import LogReader
+from sio_pg_adapter.store.sessions import Sessions
+
+from .clients import Clients
+from .cursor import Cursor
+from .protocols import Endings
+
+logger = logging.getLogger("sio_pg_adapter")
+
+
+class Continuity:
+    """Looks after this node's clients when the log, or the node's place in the cluster, is not as it was."""
+
+    def __init__(
+        self,
+        clients: Clients,
+        cursor: Cursor,
+        epochs: Epochs,
+        reader: LogReader,
+        sessions: Sessions,
+        presence: Presence,
+        endings: Endings,
+    ) -> None:
+        self._clients = clients
+        self._cursor = cursor
+        self._epochs = epochs
+        self._reader = reader
+        self._sessions = sessions
+        self._presence = presence
+        self._endings = endings
+        self._checking = asyncio.Lock()
+
+    async def check(self) -> None:
+        """Compare the epochs of the log with those that this node knows.
+
+        After a reconnect the log may be another one: restored, truncated, or of a standby that lacks the last
+        commits. If this node applied records that are lost, no other node knows of them, and its clients' sessions
+        are over. If its cursor is still valid, a session may be lost that was opened after it.
+        """
+        async with self._checking:
+            await self._epochs.begin_if_needed()
+            read = await self._epochs.read()
+            if read.epochs == self._epochs.codec.epochs:
+                return
+            cursor = self._cursor.offset
+            if not cursor or self._epochs.codec.continued_by(read, cursor):
+                self._epochs.adopt(read)
+                await self._close_unheld()
+                return
+            logger.error("the log is another one: the clients of this node are disconnected, and come back")
+            held = [client.held for client in self._clients if client.held is not None]
+            await asyncio.gather(*(self._sessions.end(session) for session in held))
+            self._epochs.adopt(read)
+            self._cursor.jump(await self._reader.head())
+            self._close_all()
+
+    async def returned(self, *, counted_dead: bool) -> None:
+        """The node is in the cluster again. If it was counted dead meanwhile, sessions may have run out."""
+        if counted_dead:
+            await self._close_unheld()
+
+    def skipped(self, floor: int) -> None:
+        """Retention deleted records that this node had not read, up to an offset, so its clients missed them."""
+        logger.error("retention deleted records that this node had not read, up to offset %s", floor)
+        self._close_all()
+
+    async def _close_unheld(self) -> None:
+        """Close the clients whose sessions are no longer this node's, or have ended."""
+        clients = [client for client in self._clients if client.held is not None]
+        stored = await self._presence.held() if clients else set()
+        for client in clients:
+            if client.held is not None and (client.held.id, client.held.generation) not in stored:
+                self._endings.taken(client)
+
+    def _close_all(self) -> None:
+        for client in list(self._clients):
+            self._endings.taken(client)

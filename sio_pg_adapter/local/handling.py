@@ -1,0 +1,42 @@
+"""Whose connect or disconnect handler is running.
+
+In such a handler the sid means the connection that the handler is about, even after another connection has taken the
+sid over. Tasks inherit context variables, so the mark says for itself when its handler has ended: from then on a task
+that the handler started means whoever has the sid.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from .client import Client
+
+
+@dataclass(slots=True)
+class _Handler:
+    client: Client
+    running: bool = True
+
+
+_current: contextvars.ContextVar[_Handler | None] = contextvars.ContextVar("sio_pg_handler", default=None)
+
+
+@contextlib.contextmanager
+def handling(client: Client) -> Iterator[None]:
+    """Mark that a connect or disconnect handler of a client runs."""
+    handler = _Handler(client)
+    token = _current.set(handler)
+    try:
+        yield
+    finally:
+        handler.running = False
+        _current.reset(token)
+
+
+def handled() -> Client | None:
+    """Return the client whose connect or disconnect handler is calling."""
+    handler = _current.get()
+    return handler.client if handler is not None and handler.running else None

@@ -1,0 +1,91 @@
+"""Sids entering and leaving rooms: by records of the log if the client has a session, in memory if it has none."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sio_pg_adapter.log.names import namespace_name, room_name, text_name
+from sio_pg_adapter.log.records import Entry, Kind
+
+from .appender import Appender
+from .client import Client, State
+from .clients import Clients
+from .cursor import Cursor
+from .handling import handled
+from .rooms import Rooms
+
+
+class Moves:
+    """Moves a client of any node, or a session that is away, in and out of rooms."""
+
+    def __init__(self, clients: Clients, rooms: Rooms, cursor: Cursor, appender: Appender) -> None:
+        self._clients = clients
+        self._rooms = rooms
+        self._cursor = cursor
+        self._appender = appender
+
+    async def enter(self, sid: str, namespace: str, room: str) -> None:
+        """Add a sid to a room. It has taken effect on return.
+
+        :raises ValueError: if the room is another client's own.
+        """
+        room, sid, namespace = room_name(room), text_name(sid, "sid"), namespace_name(namespace)
+        if room != sid and self._rooms.is_sid_room(namespace, room):
+            raise ValueError("cannot enter a sid room")
+        await self._move(Kind.ENTER, sid, namespace, room)
+
+    async def leave(self, sid: str, namespace: str, room: str) -> None:
+        """Remove a sid from a room. It has taken effect on return."""
+        await self._move(Kind.LEAVE, text_name(sid, "sid"), namespace_name(namespace), room_name(room))
+
+    async def close(self, room: str, namespace: str | None) -> None:
+        """Remove everybody from a room. It has taken effect on return.
+
+        :raises ValueError: if the room is a client's own.
+        """
+        room, namespace = room_name(room), namespace_name(namespace)
+        if self._rooms.is_sid_room(namespace, room):
+            raise ValueError("cannot close a sid room")
+        await self._appender.change(Entry(Kind.CLOSE, namespace, (room,)))
+
+    async def _move(self, kind: Kind, sid: str, namespace: str, room: str) -> None:
+        if room == sid:
+            return  # a client is in its own room as long as it lives
+        client = self._clients.addressed(sid, namespace)
+        args: dict[str, Any] = {}
+        if client is not None:
+            await client.opened_or_failed()
+            if client.state is State.LEFT and handled() is client:
+                return  # in its disconnect handler: its rooms were taken down when that began
+            if client.held is None:
+                self._move_in_memory(kind, client, room)
+                return
+            args["generation"] = client.held.generation
+            own_handler = handled() is client and client.state is State.CONNECTING
+            if kind is Kind.ENTER and own_handler and self._is_certainly_in(client, room):
+                return
+            if kind is Kind.LEAVE and own_handler:
+                args["as_of"] = client.after
+        await self._appender.change(Entry(kind, namespace, (room,), sid=sid, args=args))
+
+    def _is_certainly_in(self, client: Client, room: str) -> bool:
+        """Whether a client that was just claimed is in a room, known without a query.
+
+        Most connect handlers enter the same rooms on recovery. This holds only in the tick of the claim, whose rooms
+        they are, and not if this node is about to take clients out of the room: the call that came first counts
+        first.
+        """
+        now = client.claimed is not None and client.claimed.lasts
+        return now and room in client.memberships.current() and not self._appender.is_leaving(client.namespace, room)
+
+    def _move_in_memory(self, kind: Kind, client: Client, room: str) -> None:
+        """Move a client that has no session, or none yet. Its rooms are stored with its session."""
+        live = client.state is State.LIVE
+        if kind is Kind.ENTER:
+            client.memberships.enter(room, self._cursor.offset)
+            if live:
+                self._rooms.enter(client, room)
+        else:
+            client.memberships.leave(room, self._cursor.offset + 1)
+            if live:
+                self._rooms.leave(client, room)

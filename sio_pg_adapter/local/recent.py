@@ -1,0 +1,86 @@
+"""The last applied records, in memory. Every replay ends in them."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from collections import deque
+from collections.abc import Sequence
+
+from sio_pg_adapter.log.records import Kind, Record
+
+RECENT_RECORDS = 4_000
+"""How many events are kept."""
+
+RECENT_BYTES = 16 * 1024 * 1024
+"""How large the kept events may be together, in bytes."""
+
+RECENT_OTHERS = 20_000
+"""How many records of other kinds are kept. They are counted apart: a storm of 5,000 clients writes as many claims,
+which must not push out the events that the clients missed."""
+
+
+class Recent:
+    """All applied records above ``base``.
+
+    The records are indexed by those they may concern, so that a storm of claims does not cost its square: events by
+    namespace, records that move a sid by that sid, closed rooms by namespace.
+    """
+
+    def __init__(self, base: int) -> None:
+        self.base = base
+        self._events: deque[Record] = deque()
+        self._others: deque[Record] = deque()
+        self._size = 0
+        self._index: dict[tuple[str, str | None, bool], deque[Record]] = {}
+
+    def add(self, record: Record) -> None:
+        key = _key(record)
+        indexed = self._index.get(key)
+        if indexed is None:
+            indexed = self._index[key] = deque()
+        indexed.append(record)
+        if record.kind is not Kind.EVENT:
+            self._others.append(record)
+            if len(self._others) > RECENT_OTHERS:
+                self._forget_oldest(self._others)
+            return
+        self._events.append(record)
+        self._size += record.size
+        while len(self._events) > RECENT_RECORDS or self._size > RECENT_BYTES:
+            self._size -= self._forget_oldest(self._events).size
+
+    def _forget_oldest(self, records: deque[Record]) -> Record:
+        """Drop the oldest record. Nothing at or below it can be answered for any more."""
+        oldest = records.popleft()
+        key = _key(oldest)
+        indexed = self._index[key]
+        indexed.popleft()  # records are added in the order of the log, so it is the first one here, too
+        if not indexed:
+            del self._index[key]
+        self.base = max(self.base, oldest.offset)
+        return oldest
+
+    def covers(self, position: int) -> bool:
+        """Whether every applied record above the position is kept."""
+        return position >= self.base
+
+    def events(self, namespace: str, position: int) -> list[Record]:
+        """Return the events of a namespace above the position, in order."""
+        return _above(self._index.get((namespace, None, True), ()), position)
+
+    def moves(self, namespace: str, sid: str, position: int) -> list[Record]:
+        """Return the records about a sid, and those that closed a room, above the position, in order."""
+        of_sid = _above(self._index.get((namespace, sid, False), ()), position)
+        closed = _above(self._index.get((namespace, None, False), ()), position)
+        return list(heapq.merge(of_sid, closed, key=lambda record: record.offset)) if closed else of_sid
+
+
+def _key(record: Record) -> tuple[str, str | None, bool]:
+    return record.namespace, record.sid, record.kind is Kind.EVENT
+
+
+def _above(records: Sequence[Record], position: int) -> list[Record]:
+    newest_first = list(itertools.takewhile(lambda record: record.offset > position, reversed(records)))
+    newest_first.reverse()
+    return newest_first

@@ -1,0 +1,90 @@
+"""Which rooms a client was in, at which offsets.
+
+A room that a session entered at offset 2 and left at 4 was its own for the offsets between. So the events that it is
+due are the same whether it was connected then or is sent them later::
+
+    log        1:news "a"   2:enter x   3:x "b"   4:leave x   5:x "c"   6:news "d"
+    client     got 1, dropped, presents offset 1
+    due        3 (a member of x at 3), 6                     at 5 it had left x
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from .names import EVERYBODY
+from .records import Kind, Record
+
+Span = tuple[int, int | None]
+"""A member at the offsets above the first and below the second number. ``None``: until now."""
+
+
+def spans_of(rows: Iterable[tuple[str, int, int | None]]) -> dict[str, list[Span]]:
+    """Return the spans of each room, in order, from rows of room, entered at, left at."""
+    rooms: dict[str, list[Span]] = {}
+    for room, entered, left in sorted(rows, key=lambda row: row[1]):
+        rooms.setdefault(room, []).append((entered, left))
+    return rooms
+
+
+@dataclass(slots=True)
+class Memberships:
+    """The rooms of a sid over the log.
+
+    :ivar start: the start of the session. The sid belongs to everybody and to its own room from there on.
+    """
+
+    sid: str
+    start: int
+    rooms: dict[str, list[Span]] = field(default_factory=dict)
+
+    def current(self) -> list[str]:
+        """Return the rooms it is in now, without its own."""
+        return [room for room, spans in self.rooms.items() if spans and spans[-1][1] is None]
+
+    def enter(self, room: str, at: int) -> None:
+        spans = self.rooms.setdefault(room, [])
+        if not spans or spans[-1][1] is not None:
+            spans.append((at, None))
+
+    def leave(self, room: str, at: int) -> None:
+        """Take it out of the room from ``at`` on, whatever came later."""
+        ended = [(a, at if b is None or b > at else b) for a, b in self.rooms.get(room, ())]
+        spans: list[Span] = [(a, b) for a, b in ended if b > a + 1]  # the others hold no offset
+        if spans:
+            self.rooms[room] = spans
+        else:
+            self.rooms.pop(room, None)
+
+    def forget(self, room: str) -> None:
+        """Take it out of the room, and drop the spans."""
+        self.rooms.pop(room, None)
+
+    def forget_past(self) -> list[str]:
+        """Drop all spans that have ended. Return the rooms it is in now."""
+        rooms = self.current()
+        self.rooms = {room: self.rooms[room][-1:] for room in rooms}
+        return rooms
+
+    def apply(self, record: Record) -> None:
+        """Follow a record that moves this sid, or closes a room."""
+        if record.kind is Kind.ENTER and record.sid == self.sid:
+            self.enter(record.rooms[0], record.offset)
+        elif record.kind is Kind.LEAVE and record.sid == self.sid:
+            self.leave(record.rooms[0], record.offset if record.as_of is None else record.as_of)
+        elif record.kind is Kind.CLOSE and record.rooms[0] in self.current():
+            self.leave(record.rooms[0], record.offset)
+
+    def due(self, record: Record) -> bool:
+        """Whether an event is for this sid, by the rooms it was in when the event was appended."""
+        if record.kind is not Kind.EVENT or self.sid in record.skip_sids or record.offset <= self.start:
+            return False
+        return any(
+            room in (EVERYBODY, self.sid)
+            or any(a < record.offset and (b is None or record.offset < b) for a, b in self.rooms.get(room, ()))
+            for room in record.rooms
+        )
+
+    def rows(self) -> list[list[str | int | None]]:
+        return [[room, a, b] for room, spans in self.rooms.items() for a, b in spans]

@@ -1,0 +1,211 @@
+"""The payload of an event: JSON text and binary parts, encoded once for the log and for all who receive it."""
+
+from __future__ import annotations
+
+import json as stdlib_json
+import math
+import struct
+from collections.abc import Iterable, Iterator, Sequence
+from types import ModuleType
+from typing import Any
+
+from sio_pg_adapter.errors import NotSerializable, PayloadTooLarge
+
+from .names import text_name
+
+MAX_BODY_BYTES = 256 * 1024 * 1024
+"""The largest event in bytes, its binary parts included: a quarter of the largest value in PostgreSQL."""
+
+MAX_DEPTH = 500
+"""How deep lists and dicts may be nested in what has to be read back: half of what Python's stack can read."""
+
+_LENGTH = struct.Struct(">I")
+
+compact = stdlib_json.JSONEncoder(separators=(",", ":")).encode
+"""A value as JSON, in ASCII and without spaces. Made once: ``json.dumps`` with options makes an encoder for each
+call, which takes 5 us."""
+
+
+def event_arguments(data: object) -> list[Any]:
+    """Return the arguments in ``emit``'s ``data``. A tuple is several, ``None`` is none, as in python-socketio."""
+    if isinstance(data, tuple):
+        return list(data)
+    return [] if data is None else [data]
+
+
+def encode_event(event: object, data: object, json: ModuleType | Any = stdlib_json) -> tuple[str, tuple[bytes, ...]]:
+    """Encode an event.
+
+    :param event: its name.
+    :param data: one argument, a tuple of them, or ``None``.
+    :param json: the module to encode with.
+    :returns: the array ``[event, *arguments]`` as JSON text with placeholders for its binary parts, and the parts.
+    :raises NotSerializable: naming the place of a value that has no JSON form.
+    :raises PayloadTooLarge: if it is larger than 256 MiB.
+    """
+    return encode_values([text_name(event, "event"), *event_arguments(data)], f"event {event!r}", json)
+
+
+def encode_values(
+    values: list[Any], what: str, json: ModuleType | Any = stdlib_json
+) -> tuple[str, tuple[bytes, ...]]:
+    """Encode the data of a packet. See :func:`encode_event`.
+
+    :param what: what the values are, for the error message.
+    """
+    body, parts = _plain_json(values) if _is_plain(json) else None, list[bytes]()
+    if body is None:
+        try:
+            encoded = _without_binary(values, parts)
+            if parts and _has_placeholder(values):
+                raise NotSerializable(
+                    f"{what}: next to binary values, clients take a dict with '_placeholder': True for one of them. "
+                    "Rename the key."
+                )
+        except RecursionError as e:
+            raise NotSerializable(f"{what}: {_culprit(values) or e}") from e
+        body = encode_json(encoded, what, json)
+    if len(body) + sum(map(len, parts)) > MAX_BODY_BYTES:
+        raise PayloadTooLarge(f"{what} is larger than {MAX_BODY_BYTES} bytes")
+    return body, tuple(parts)
+
+
+def _is_plain(json: ModuleType | Any) -> bool:
+    """Whether a module encodes as Python's own. Engine.IO's module does: only its ``loads`` differs."""
+    return json.dumps is stdlib_json.dumps
+
+
+def _plain_json(values: list[Any]) -> str | None:
+    """Encode values without binary, which nearly all events are. ``None`` means that they may hold something else."""
+    try:
+        text = compact(values)
+    except (TypeError, ValueError, RecursionError):
+        return None
+    return None if "NaN" in text or "Infinity" in text else text
+
+
+def check_depth(value: object, what: str) -> None:
+    """Check that a value can be read back.
+
+    :raises NotSerializable: if it is nested more deeply than :data:`MAX_DEPTH`.
+    """
+    for _ in levels(value, what):
+        pass
+
+
+def levels(value: object, what: str) -> Iterator[list[Any]]:
+    """Yield the value, then its children, then theirs.
+
+    :param what: what the value is, for the error message.
+    :raises NotSerializable: if it is nested more deeply than :data:`MAX_DEPTH`.
+    """
+    level: list[Any] = [value]
+    for _ in range(MAX_DEPTH):
+        yield level
+        level = [child for parent in level for child in _children(parent)]
+        if not level:
+            return
+    raise NotSerializable(f"{what} is nested more than {MAX_DEPTH} deep")
+
+
+def _children(value: Any) -> Iterable[Any]:
+    if isinstance(value, dict):
+        return value.values()
+    return value if isinstance(value, list | tuple) else ()
+
+
+def encode_json(value: object, what: str, json: ModuleType | Any = stdlib_json) -> str:
+    """Encode a value as JSON that every parser accepts.
+
+    :raises NotSerializable: naming the place of the value that has no JSON form.
+    """
+    try:
+        text: str | bytes = compact(value) if _is_plain(json) else json.dumps(value, separators=(",", ":"))
+    except (TypeError, ValueError, OverflowError, RecursionError) as e:
+        raise NotSerializable(f"{what}: {_culprit(value) or e}") from e
+    if isinstance(text, bytes):
+        text = text.decode()
+    if ("NaN" in text or "Infinity" in text) and (place := _culprit(value, only_floats=True)):
+        raise NotSerializable(f"{what}: {place}")  # json.dumps writes them, but no JSON parser reads them
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            text = compact(value)
+    return text
+
+
+def _without_binary(value: Any, parts: list[bytes]) -> Any:
+    if isinstance(value, bytes | bytearray | memoryview):
+        parts.append(bytes(value))  # a bytearray would end the connection in python-engineio
+        return {"_placeholder": True, "num": len(parts) - 1}
+    if type(value) in (str, int, float, bool, type(None)):
+        return value
+    if isinstance(value, dict):
+        return {k: _without_binary(v, parts) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_binary(v, parts) for v in value]
+    return value
+
+
+def _has_placeholder(value: Any) -> bool:
+    """Whether a value holds what clients replace by a binary part.
+
+    A client that does not find the part reconnects, is sent the same event, and reconnects again.
+    """
+    if isinstance(value, dict):
+        return value.get("_placeholder") is True or any(map(_has_placeholder, value.values()))
+    return isinstance(value, list | tuple) and any(map(_has_placeholder, value))
+
+
+def with_binary(value: Any, parts: Sequence[bytes]) -> Any:
+    """Put binary parts back in the place of their placeholders: the reverse of :func:`encode_event`."""
+    if not parts:
+        return value
+    if isinstance(value, dict):
+        if value.get("_placeholder") is True and isinstance(num := value.get("num"), int) and 0 <= num < len(parts):
+            return parts[num]
+        return {k: with_binary(v, parts) for k, v in value.items()}
+    if isinstance(value, list):
+        return [with_binary(v, parts) for v in value]
+    return value
+
+
+def _culprit(value: object, path: str = "", *, only_floats: bool = False) -> str | None:
+    """Describe the first value in it that JSON cannot hold, and where it stands."""
+    if isinstance(value, float):
+        return None if math.isfinite(value) else f"{value!r} at {path or 'the top'} has no JSON form"
+    if value is None or isinstance(value, str | int):
+        return None
+    children: Iterable[tuple[Any, Any]]
+    if isinstance(value, dict):
+        for key in value:
+            if not (only_floats or key is None or isinstance(key, str | int | float)):
+                return f"the key {key!r} at {path or 'the top'} is a {type(key).__name__}, not text"
+        children = value.items()
+    elif isinstance(value, list | tuple):
+        children = enumerate(value)
+    elif only_floats:
+        return None
+    else:
+        return f"a {type(value).__name__} at {path or 'the top'} has no JSON form"
+    if len(path) > 200:  # deep enough to be noticed: a value may hold itself
+        return f"it is nested too deeply at {path[:80]}..."
+    places = (_culprit(v, f"{path}[{k!r}]", only_floats=only_floats) for k, v in children)
+    return next((place for place in places if place), None)
+
+
+# -- several byte strings in one value --------------------------------------------------------------
+def pack(parts: Iterable[bytes]) -> bytes:
+    """Join byte strings, each behind its length in four bytes."""
+    return b"".join(piece for part in parts for piece in (_LENGTH.pack(len(part)), part))
+
+
+def unpack(data: bytes) -> Iterator[bytes]:
+    """Yield the byte strings that :func:`pack` joined."""
+    position = 0
+    while position < len(data):
+        (length,) = _LENGTH.unpack_from(data, position)
+        position += _LENGTH.size
+        yield data[position : position + length]
+        position += length

@@ -1,0 +1,277 @@
+"""A node, composed: everything that lives from a start of the manager to its stop. This page is the architecture.
+
+An event goes down this column, and up again on every node::
+
+    server -> manager -> node -> store (the log) | store -> local (cursor, delivery) -> wire
+
+Everything that changes what a client is due is a record of one log. The cursor passes each record once, in order, and
+the delivery does what it says to the clients of this node. Notifications only ring the cursor, or carry a copy of
+what the log holds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import uuid
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any, Protocol
+
+from .cluster.broadcast_calls import BroadcastCalls
+from .cluster.callbacks import Callbacks
+from .cluster.members import Members
+from .cluster.messages import Event, Kind, Messages
+from .cluster.requests import Requests, Service
+from .cluster.server_events import ServerEvents
+from .cluster.sockets import Sockets
+from .cluster.status import status
+from .counters import Counters
+from .errors import SioPgError
+from .local.appender import Appender
+from .local.client import QueueLimit
+from .local.clients import Clients
+from .local.continuity import Continuity
+from .local.cursor import Cursor
+from .local.delivery import Delivery
+from .local.handover import Handover
+from .local.moves import Moves
+from .local.protocols import Endings, RoomTable
+from .local.rooms import Rooms
+from .log.records import Outgoing
+from .options import ConnectionStateRecovery
+from .store.database import Connection, Database
+from .store.epochs import Epochs
+from .store.listener import Listener
+from .store.presence import Presence
+from .store.pruner import ExpiryHandlers, Pruner
+from .store.reader import LogReader, read_notification
+from .store.sessions import Sessions
+from .store.writer import LogWriter
+from .tasks import Tasks
+from .wire.frames import FrameMaker
+from .wire.transport import Cork
+
+REPLAY_MARGIN = 120.0
+"""How long a replay may last, in seconds: records are kept for that much longer than a session can be away."""
+
+LEAVE_WAIT = 5.0
+"""How long a stop waits for the database when the node leaves the cluster, in seconds."""
+
+logger = logging.getLogger("sio_pg_adapter")
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """The state of a node.
+
+    :ivar ok: it listens, and its cursor has reached the end of the log as far as the node knows it.
+    :ivar cursor: the offset up to which it has applied the log.
+    :ivar lag: offsets between the cursor and the last one that it knows of.
+    :ivar listener: ``"listening"``, ``"reconnecting"`` or ``"stopped"``.
+    :ivar sessions: sessions that are held by clients of this node.
+    """
+
+    ok: bool
+    cursor: int
+    lag: int
+    listener: str
+    sessions: int
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """What a node serves, and how.
+
+    :ivar clients: the clients of this process.
+    :ivar rooms: where python-socketio's client manager keeps the rooms.
+    :ivar frames: makes the frames of the server's serializer.
+    :ivar recovery: the options of connection state recovery. ``None``: off.
+    :ivar unnoticed_seconds: how long the end of a connection may go unnoticed.
+    :ivar follows: whether the node follows the log. A process that only emits does not.
+    :ivar json: the module that encodes events.
+    :ivar server_event_handlers: handlers of server events, by name.
+    :ivar expiry_namespaces: the namespaces with a handler of expired sessions.
+    :ivar on_expired: calls that handler.
+    """
+
+    clients: Clients
+    rooms: RoomTable
+    frames: FrameMaker
+    cork: Cork
+    counters: Counters
+    limit: QueueLimit
+    recovery: ConnectionStateRecovery | None
+    unnoticed_seconds: float
+    follows: bool
+    json: ModuleType | Any
+    server_event_handlers: Mapping[str, Callable[..., Any]]
+    expiry_namespaces: list[str]
+    on_expired: Callable[[str, str, Any], Awaitable[None]]
+
+
+class MakeEndings(Protocol):
+    """Makes what ends the connections of a node."""
+
+    def __call__(self, *, rooms: Rooms, sessions: Sessions, pruner: Pruner, tasks: Tasks) -> Endings: ...
+
+
+class Node:
+    """A node of the cluster.
+
+    :param database: where its tables are. It is opened by :meth:`start` and closed by :meth:`stop`.
+    :param make_endings: makes what ends its connections.
+    """
+
+    def __init__(self, database: Database, setup: Setup, make_endings: MakeEndings) -> None:
+        self.id = uuid.uuid4().hex
+        self.channel = "sio_" + secrets.token_hex(20)  # a secret: NOTIFY has no permissions
+        self.database = database
+        self.counters = setup.counters
+        self.recovery = setup.recovery
+        self.frames = setup.frames
+        self._follows = setup.follows
+
+        # what is on its way
+        self.tasks = Tasks()
+        self.handover = Handover()
+
+        # the log
+        self.epochs = Epochs(database)
+        self.reader = LogReader(database, self.epochs)
+        self.cursor = Cursor(self.reader, setup.cork)
+        self.writer = LogWriter(database, self.cursor.offer, self.cursor.ring, self.id, setup.counters)
+        self.appender = Appender(self.writer, self.cursor, follows=setup.follows)
+        self.sessions = Sessions(database, self.writer, self.id)
+        self.presence = self._presence(setup)
+        self.pruner = Pruner(database, _expiry_handlers(self.id, setup))
+
+        # the clients of this node
+        self.clients = setup.clients
+        self.rooms = Rooms(setup.clients, setup.rooms)
+        self.endings = make_endings(rooms=self.rooms, sessions=self.sessions, pruner=self.pruner, tasks=self.tasks)
+        self.delivery = Delivery(
+            setup.clients, self.rooms, setup.frames, self.epochs, self.endings, setup.limit, setup.counters
+        )
+        self.moves = Moves(setup.clients, self.rooms, self.cursor, self.appender)
+        self.continuity = Continuity(
+            setup.clients, self.cursor, self.epochs, self.reader, self.sessions, self.presence, self.endings
+        )
+
+        # the other nodes
+        self.messages = Messages(database, self.id, self.cursor)
+        self.messages.on(Kind.EVENT, self._on_event)
+        self.requests = Requests(self.messages, self.presence, self.tasks, self.id, self.channel)
+        self.callbacks = Callbacks(setup.clients, self.delivery, self.messages, self.tasks, self.channel)
+        self.sockets = Sockets(self.rooms, self.sessions, self.requests, self.id)
+        self.members = Members(self.rooms, self.appender, self.sockets)
+        self.broadcast_calls = BroadcastCalls(self.delivery, self.requests, self.id)
+        self.server_events = ServerEvents(self.requests, setup.server_event_handlers, setup.json)
+        self.listener: Listener | None = None
+        self.requests.serve(Service.STATUS, lambda *_: status(self.clients, self.cursor, self.reconnects))
+
+    def _presence(self, setup: Setup) -> Presence:
+        return Presence(
+            self.database,
+            self.id,
+            self.channel,
+            recovery_seconds=0.0 if setup.recovery is None else setup.recovery.window,
+            margin_seconds=setup.unnoticed_seconds + REPLAY_MARGIN,
+        )
+
+    # -- from start to stop ------------------------------------------------------------------------------
+    async def start(self) -> None:
+        """Connect, enter the cluster, and begin to follow the log.
+
+        :raises StoreUnavailable: if the database cannot be reached. Nothing is left open then.
+        :raises SchemaMismatch: if it is not migrated.
+        """
+        await self.database.open()
+        try:
+            await self.epochs.open()
+            self.writer.start()
+            if self._follows:
+                channels = [self.database.channel, self.channel]
+                self.listener = Listener(self.database, channels, self._on_notify, self._on_listening)
+                await self.listener.start()
+                await self.cursor.start(self.delivery.apply, self.continuity)
+                await self.pruner.announce_handlers()
+                self.pruner.start()
+        except BaseException:  # cancelled, too: nothing of it is left running
+            await self.stop()
+            raise
+
+    async def stop(self) -> None:
+        """Write what is waiting, leave the cluster, and close all connections."""
+        await self.tasks.close()
+        self.requests.close()
+        await self.writer.close()
+        await self.messages.close()
+        await self.pruner.close()
+        if self.listener is not None:
+            try:
+                async with asyncio.timeout(LEAVE_WAIT):
+                    await self.presence.leave()
+            except (SioPgError, TimeoutError) as e:
+                logger.warning("leaving the cluster: %s", e)
+            await self.listener.close()
+        await self.cursor.close()
+        await self.database.close()
+
+    # -- what the LISTEN connection brings -----------------------------------------------------------------
+    async def _on_listening(self, connection: Connection) -> None:
+        counted_dead = await self.presence.show(connection)
+        await self.continuity.check()
+        self.cursor.ring()  # whatever was announced before this connection listened was not heard
+        await self.continuity.returned(counted_dead=counted_dead)
+
+    def _on_notify(self, backend: int, channel: str, payload: str) -> None:
+        if payload.startswith("{"):
+            self.messages.receive(payload)
+        elif channel == self.database.channel:
+            # The answer to this node's own append brings its records. Heard before it, they would be read again.
+            if backend != self.writer.backend:
+                self.cursor.offer(*read_notification(payload, self.cursor.offset))
+        elif payload.startswith("released "):
+            _, session, generation = payload.split()
+            self.handover.of(int(session), int(generation)).set()
+
+    # -- events that are not stored ------------------------------------------------------------------------
+    async def send_unstored(self, outgoing: Outgoing) -> None:
+        """Send an event to the clients of all nodes that are live now.
+
+        :raises StoreUnavailable: if it cannot be sent to the other nodes.
+        """
+        if self._follows:
+            self.delivery.unstored(outgoing)
+        await self.messages.send_to_all(Event.of(outgoing), outgoing.parts)
+
+    def _on_event(self, event: Event, parts: tuple[bytes, ...]) -> None:
+        self.delivery.unstored(event.outgoing(parts))
+
+    # -- what it says about itself ---------------------------------------------------------------------------
+    @property
+    def reconnects(self) -> int:
+        """How often the LISTEN connection was replaced."""
+        return 0 if self.listener is None else self.listener.reconnects
+
+    @property
+    def listening(self) -> bool:
+        return self.listener is not None and self.listener.connected
+
+    def health(self) -> Health:
+        """Return the state of the node, without asking the database."""
+        if not self._follows:
+            return Health(True, 0, 0, "stopped", 0)
+        lag = self.cursor.lag
+        held = sum(client.held is not None for client in self.clients)
+        state = "listening" if self.listening else "reconnecting"
+        return Health(self.listening and lag == 0, self.cursor.offset, lag, state, held)
+
+
+def _expiry_handlers(node: str, setup: Setup) -> ExpiryHandlers | None:
+    if not setup.expiry_namespaces:
+        return None
+    return ExpiryHandlers(uuid.UUID(node), setup.expiry_namespaces, setup.on_expired)

@@ -1,0 +1,106 @@
+"""The server, as the intake, a CONNECT and the endings see it."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any
+
+from engineio.packet import CLOSE, Packet
+
+from sio_pg_adapter.local.client import Client
+from sio_pg_adapter.manager import AsyncPostgresManager
+from sio_pg_adapter.node import Node
+from sio_pg_adapter.wire import upstream
+from sio_pg_adapter.wire.frames import FrameMaker
+
+Middleware = Callable[[str, dict[str, Any], Any], Awaitable[None]]
+
+
+class Host:
+    """A Socket.IO server, as the intake, a CONNECT and the endings see it.
+
+    :param sio: the server. It is extended, and so has no type.
+    :param middlewares: the functions that run before the connect handler, by namespace.
+    """
+
+    def __init__(
+        self, sio: Any, manager: AsyncPostgresManager, middlewares: Mapping[str, Sequence[Middleware]]
+    ) -> None:
+        self._sio = sio
+        self._manager = manager
+        self.middlewares = middlewares
+        self.eio = sio.eio
+        self.environ: dict[str, dict[str, Any]] = sio.environ
+        self.always_connect: bool = sio.always_connect
+        self.reason = sio.reason
+        self.frames = FrameMaker(sio.packet_class)
+        self.counters = manager.counters
+
+    async def node(self) -> Node:
+        """Return the node, started at the first use.
+
+        :raises StoreUnavailable: if the database cannot be reached.
+        :raises SchemaMismatch: if it is not migrated.
+        """
+        return self._manager.node or await self._manager.started()
+
+    @property
+    def running_node(self) -> Node | None:
+        """The node, if it is started."""
+        return self._manager.node
+
+    def admit(self, node: Node, eio_sid: str, namespace: str, presented: Any) -> Client | None:
+        """Return a new client. ``None`` if its connection is closed, or has one in the namespace already."""
+        return self._manager.admit(node, eio_sid, namespace, presented)
+
+    def forget(self, client: Client) -> None:
+        """Take a client out of this process after its node has stopped."""
+        self._manager.basic_disconnect(client.sid, client.namespace)
+
+    def serves(self, namespace: str) -> bool:
+        """Whether clients may connect to a namespace."""
+        sio = self._sio
+        known = (*sio.handlers, *sio.namespace_handlers)
+        return bool(namespace in known or sio.namespaces == "*" or namespace in sio.namespaces)
+
+    def stores(self, namespace: str) -> bool:
+        """Whether the events of a namespace are stored, and its sessions recovered."""
+        return namespace not in self._manager.unstored
+
+    async def handle_event(self, eio_sid: str, namespace: str | None, ack_id: int | None, data: Any) -> None:
+        """Have the application handle an event of a client."""
+        await upstream.handle_event(self._sio, eio_sid, namespace, ack_id, data)
+
+    async def trigger(self, event: str, namespace: str, *args: Any) -> Any:
+        """Call the application's handler of an event."""
+        return await upstream.trigger(self._sio, event, namespace, *args)
+
+    def takes_auth(self, namespace: str) -> bool:
+        """Whether the application's connect handler takes a third argument, the client's auth."""
+        handler, leading = upstream.connect_handler(self._sio, namespace)
+        if handler is None:
+            return True
+        try:
+            inspect.signature(handler).bind(*[None] * (leading + 3))
+        except TypeError:
+            return False
+        except ValueError:  # a callable without a signature
+            return True
+        return True
+
+
+async def hang_up(host: Host, eio_sid: str, *, drop_queue: bool = False) -> None:
+    """Close an Engine.IO connection in a way after which clients come back by themselves.
+
+    :param drop_queue: do not send what is queued, which may be more than the client ever takes.
+    """
+    socket = host.eio.sockets.get(eio_sid)
+    if socket is None or socket.closed or socket.closing:
+        return
+    while drop_queue and not socket.queue.empty():
+        socket.queue.get_nowait()
+        socket.queue.task_done()
+    socket.queue.put_nowait(Packet(CLOSE))  # ends a poll
+    socket.queue.put_nowait(None)  # ends the websocket's writer, which closes it
+    await socket.close(wait=False, abort=True, reason=host.reason.TRANSPORT_CLOSE)

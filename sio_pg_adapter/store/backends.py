@@ -1,0 +1,31 @@
+"""PostgreSQL backends: which one serves a connection, and how to end it for certain."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+from typing import Any, NamedTuple
+
+from .queries import Queries
+
+QUERY_TIMEOUT = 10.0
+"""How long a statement may take before the database counts as unavailable, in seconds."""
+
+
+class Backend(NamedTuple):
+    """A backend. A process id alone may be another backend's by now."""
+
+    pid: int
+    started: dt.datetime
+
+
+async def backend_of(connection: Any, queries: Queries) -> Backend | None:
+    """Return the backend that serves a connection."""
+    row = await connection.fetchrow(queries["backend"], timeout=QUERY_TIMEOUT)
+    return None if row is None else Backend(row["pid"], row["backend_start"])
+
+
+async def end_backend(connection: Any, queries: Queries, backend: Backend) -> None:
+    """End a former connection's backend, and wait until it is gone."""
+    while await connection.fetch(queries["end_backend"], *backend, timeout=QUERY_TIMEOUT):
+        await asyncio.sleep(0.02)  # PostgreSQL has nothing to wait on

@@ -1,0 +1,78 @@
+"""What the errors of asyncpg mean here."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import asyncpg
+
+from sio_pg_adapter.errors import ConfigurationError, SchemaMismatch, SioPgError, StoreUnavailable
+
+LOST = (
+    asyncpg.PostgresConnectionError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,  # a statement that began between the server's farewell and the connection's end
+    asyncpg.OperatorInterventionError,  # shut down, terminated, starting up, cancelled
+    asyncpg.InsufficientResourcesError,
+    asyncpg.InvalidAuthorizationSpecificationError,
+    asyncpg.InvalidCatalogNameError,
+    asyncpg.LockNotAvailableError,
+    asyncpg.ReadOnlySQLTransactionError,  # a standby: after a failover the primary is elsewhere
+    OSError,
+    TimeoutError,
+)
+"""Errors that mean that the database cannot be reached, or did not answer."""
+
+BROKEN = (asyncpg.InterfaceError, asyncpg.InternalClientError, asyncpg.PostgresConnectionError, OSError)
+"""Errors after which a connection cannot be used any more."""
+
+UNMIGRATED = (
+    asyncpg.UndefinedTableError,
+    asyncpg.UndefinedFunctionError,
+    asyncpg.UndefinedColumnError,
+    asyncpg.InvalidSchemaNameError,
+)
+"""Errors that mean that the tables are missing, or of another version."""
+
+
+@contextlib.contextmanager
+def translated(doing: str) -> Iterator[None]:
+    """Raise the errors of asyncpg as this package's, with their cause. For statements that change nothing."""
+    try:
+        yield
+    except SioPgError:  # translated already. StoreUnavailable is an OSError, too
+        raise
+    except asyncpg.PostgresError as e:
+        raise refusal(doing, e) from e
+    except LOST as e:
+        raise StoreUnavailable(f"{doing}: {type(e).__name__}: {e}".rstrip(": ")) from e
+
+
+def refusal(doing: str, error: asyncpg.PostgresError) -> SioPgError:
+    """Return the error for an answer of the server that says that it did nothing."""
+    if isinstance(error, UNMIGRATED):
+        return SchemaMismatch(f"{doing}: {error}. Run `sio-pg migrate` to bring the database to this version.")
+    return StoreUnavailable(f"{doing}: {type(error).__name__}: {error}")
+
+
+@contextlib.contextmanager
+def connecting(purpose: str, option: str) -> Iterator[None]:
+    """Raise the errors of a connect as this package's, including those about the address.
+
+    :param purpose: what the connection is for.
+    :param option: the option that gave the address.
+    """
+    with translated(f"connecting to PostgreSQL for {purpose}"):
+        try:
+            yield
+        except asyncpg.ClientConfigurationError as e:
+            raise ConfigurationError(f"{option} is wrong: {e}") from e
+        except (ValueError, OverflowError) as e:
+            if isinstance(e, SioPgError | asyncpg.InterfaceError):
+                raise
+            # Without the cause, which shows what it failed at: behind a / in a password, a piece of the password.
+            raise ConfigurationError(
+                f"{option} is wrong: its host or port cannot be read ({type(e).__name__}). In a user or password "
+                "write %2F for / and %40 for @."
+            ) from None

@@ -1,0 +1,100 @@
+"""Reading the log: ranges of it, single large bodies, and the records that notifications carry."""
+
+from __future__ import annotations
+
+import json
+import uuid
+
+import asyncpg
+
+from sio_pg_adapter.errors import StoreUnavailable
+from sio_pg_adapter.log.payload import unpack
+from sio_pg_adapter.log.records import Kind, Record
+
+from .database import Database
+from .epochs import Epochs
+from .failures import translated
+
+ATTACHMENT_TIMEOUT = 60.0
+"""How long reading or writing a large body may take, in seconds: 50 MB on a slow disk."""
+
+
+class LogReader:
+    """Reads the log in order.
+
+    :ivar epochs: the epochs that this node knows.
+    """
+
+    def __init__(self, database: Database, epochs: Epochs) -> None:
+        self._database = database
+        self.epochs = epochs
+
+    async def head(self) -> int:
+        """Return the offset of the last record, or the floor."""
+        return int(await self._database.fetch_value("head"))
+
+    async def range(self, after: int, limit: int) -> tuple[int, list[Record]]:
+        """Return the floor, and at most ``limit`` records above ``after`` (exclusive), in order."""
+        rows = await self._database.fetch("range", after, limit)
+        return rows[0]["floor"], [record_of(row) for row in rows if row["offset"] is not None]
+
+    async def whole(self, record: Record) -> Record:
+        """Return an event with its body, if that is in the attachment table."""
+        if record.attachment is None:
+            return record
+        body, parts = await read_attachment(self._database, record.attachment)
+        return Record(
+            record.offset, record.kind, record.namespace, record.rooms, record.skip_sids, body=body, parts=parts
+        )
+
+
+def record_of(row: asyncpg.Record) -> Record:
+    """Return a row of the log as a record."""
+    return Record(
+        offset=row["offset"],
+        kind=Kind(row["kind"]),
+        namespace=row["namespace"],
+        rooms=tuple(row["rooms"] or (row["room"],)),
+        skip_sids=tuple(row["skip_sids"] or ()),
+        sid=row["sid"],
+        generation=row["generation"],
+        node=row["node"] and row["node"].hex,
+        body=row["body"],
+        parts=tuple(unpack(row["parts"])) if row["parts"] else (),
+        attachment=row["attachment"] and str(row["attachment"]),
+        as_of=row["as_of"],
+        data=row["data"],
+    )
+
+
+def read_notification(payload: str, cursor: int = 0) -> tuple[int, int, list[Record] | None]:
+    """Return the offset before an append, its last one, and its records if they came along.
+
+    :param cursor: the records are not decoded if the append does not lie above it. Most are the node's own.
+    :raises ValueError: if the payload has another form.
+    """
+    prev_text, last_text, *carried = payload.split(" ", 2)
+    prev, last = int(prev_text), int(last_text)
+    if not carried or last <= cursor:
+        return prev, last, None
+    records = [
+        Record(prev + i, Kind.EVENT, namespace, tuple(rooms), tuple(skips), body=body)
+        for i, (namespace, rooms, skips, body) in enumerate(json.loads(carried[0]), 1)
+    ]
+    return (prev, last, records) if prev + len(records) == last else (prev, last, None)
+
+
+async def read_attachment(database: Database, key: str) -> tuple[str, tuple[bytes, ...]]:
+    """Return a large body and its binary parts.
+
+    :raises StoreUnavailable: if it cannot be read, or retention has deleted it.
+    """
+    with translated("attachment"):
+        async with database.connection() as connection:
+            data = await connection.fetchval(
+                database.queries["attachment"], uuid.UUID(key), timeout=ATTACHMENT_TIMEOUT
+            )
+    if data is None:
+        raise StoreUnavailable(f"the attachment {key} is gone: retention deleted it while it was being read")
+    body, *parts = unpack(data)
+    return body.decode(), tuple(parts)

@@ -1,0 +1,45 @@
+"""Background tasks, each with a name, an owner and an end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Coroutine
+from typing import Any
+
+logger = logging.getLogger("sio_pg_adapter")
+
+
+async def cancelled(task: asyncio.Task[None] | None) -> None:
+    """Cancel a task and wait for its end."""
+    if task is not None:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+
+class Tasks:
+    """The tasks that run an application's code, or wait for it, apart from a node's own loops."""
+
+    def __init__(self) -> None:
+        self._running: set[asyncio.Task[Any]] = set()
+
+    def spawn(self, work: Coroutine[Any, Any, Any], name: str) -> asyncio.Task[Any]:
+        """Run a coroutine as a task that ends with its owner. An exception of it is logged."""
+        task = asyncio.get_running_loop().create_task(work, name=f"sio_pg {name}")
+        self._running.add(task)
+        task.add_done_callback(self._done)
+        return task
+
+    def _done(self, task: asyncio.Task[Any]) -> None:
+        self._running.discard(task)
+        if not task.cancelled() and (e := task.exception()) is not None:
+            logger.error("%s failed", task.get_name(), exc_info=e)
+
+    async def close(self) -> None:
+        """Cancel all tasks but the calling one, and wait for their end. Safe to call twice."""
+        tasks = [task for task in self._running if task is not asyncio.current_task()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

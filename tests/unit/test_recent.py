@@ -1,0 +1,70 @@
+"""The last applied records: bounded, and indexed by those they concern."""
+
+from __future__ import annotations
+
+from sio_pg_adapter.local.recent import RECENT_BYTES, RECENT_OTHERS, RECENT_RECORDS, Recent
+from sio_pg_adapter.log.records import Kind, Record
+
+
+def record(offset, body='["e"]'):
+    return Record(offset, Kind.EVENT, "/", body=body)
+
+
+def test_recent_covers_from_its_base():
+    recent = Recent(10)
+    for offset in (11, 13, 17):
+        recent.add(record(offset))
+    assert not recent.covers(9)
+    assert recent.covers(10) and recent.covers(17) and recent.covers(99)
+    assert [r.offset for r in recent.events("/", 10)] == [11, 13, 17]
+    assert [r.offset for r in recent.events("/", 12)] == [13, 17]
+    assert recent.events("/", 17) == recent.events("/other", 10) == []
+
+
+def test_recent_tells_what_is_about_a_sid_in_the_order_of_the_log():
+    recent = Recent(10)
+    moves = [
+        Record(11, Kind.ENTER, "/", ("x",), sid="s"),
+        Record(13, Kind.CLOSE, "/", ("x",)),
+        Record(15, Kind.ENTER, "/", ("x",), sid="s"),
+        Record(16, Kind.CLOSE, "/", ("y",)),
+        Record(17, Kind.CLAIM, "/", sid="s", generation=2),
+    ]
+    others = [record(12), Record(14, Kind.KICK, "/", sid="t"), Record(18, Kind.CLAIM, "/other", sid="s")]
+    for one in sorted([*moves, *others], key=lambda r: r.offset):
+        recent.add(one)
+    assert recent.moves("/", "s", 10) == moves
+    assert recent.moves("/", "s", 14) == moves[2:]
+    assert recent.moves("/", "u", 13) == [moves[3]]
+    assert recent.moves("/", "s", 18) == []
+
+
+def test_recent_is_bounded_in_records():
+    recent = Recent(0)
+    for offset in range(1, RECENT_RECORDS + 3):
+        recent.add(record(offset))
+    assert recent.base == 2
+    assert not recent.covers(1)
+    assert len(recent.events("/", 2)) == RECENT_RECORDS
+
+
+def test_a_storm_of_claims_does_not_push_events_out():
+    recent = Recent(0)
+    recent.add(record(1))
+    for i in range(2, RECENT_OTHERS + 2):
+        recent.add(Record(i, Kind.CLAIM, "/", sid=f"s{i % 7}", generation=i))
+    assert recent.covers(0) and recent.events("/", 0) == [record(1)]
+    recent.add(Record(RECENT_OTHERS + 2, Kind.CLAIM, "/", sid="s", generation=1))  # yet they are bounded, too
+    assert recent.base == 2
+    recent.add(Record(RECENT_OTHERS + 3, Kind.CLAIM, "/", sid="s", generation=2))
+    assert recent.base == 3 and recent.moves("/", "s2", 3)[0].offset == 9
+
+
+def test_recent_is_bounded_in_bytes():
+    recent = Recent(0)
+    body = "x" * (RECENT_BYTES // 4)
+    for offset in range(1, 6):
+        recent.add(record(offset, body))
+    assert recent.base == 2
+    recent.add(record(6, "x" * RECENT_BYTES))  # larger than all of it: nothing is kept, nothing is claimed
+    assert recent.base == 6 and recent.events("/", 6) == []
