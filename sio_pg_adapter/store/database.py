@@ -26,8 +26,11 @@ from sio_pg_adapter.log.records import Epoch, OffsetCodec
 from .pooler import PoolerInBetween, hears, hides_backend
 from .queries import Queries
 
-SCHEMA_VERSION = 3
-"""Of the tables that this package is made for; it works where ``sio_log.compatible <= it <= sio_log.version``."""
+SCHEMA_VERSION = 1
+"""The version of the tables that this package is made for.
+
+It works with tables for which ``sio_log.compatible <= SCHEMA_VERSION <= sio_log.version``.
+"""
 
 CONNECT_TIMEOUT = 10.0
 """Seconds to open a connection, or to get one from the pool."""

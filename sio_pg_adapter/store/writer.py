@@ -207,9 +207,9 @@ def record_of(row: asyncpg.Record) -> Record:
         rooms=tuple(row["rooms"] or (row["room"],)),
         skip_sids=tuple(row["skip_sids"] or ()),
         sid=row["sid"],
-        generation=row["generation"],
+        generation=row["as_of"] if row["generation"] is None else row["generation"],
         node=row["node"] and row["node"].hex,
-        body=row["body"],
+        body=row["data"] if row["body"] is None else row["body"],
         parts=tuple(unpack(row["parts"])) if row["parts"] else (),
         attachment=row["attachment"] and str(row["attachment"]),
     )
