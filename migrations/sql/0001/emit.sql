@@ -105,4 +105,6 @@ BEGIN
         '[' || to_json(event)::text || coalesce(',' || data::text, '') || ']', NULL);
 END $$;
 
-COMMENT ON FUNCTION sio.sio_emit IS 'Sends a Socket.IO event if and when this transaction commits. data: one argument, as JSON. Without it the event has no argument. room, rooms: who gets the event. Without them everybody in the namespace gets it.';
+COMMENT ON FUNCTION sio.sio_emit IS
+    'Sends a Socket.IO event if and when this transaction commits. data: one argument, as JSON. Without it the '
+    'event has no argument. room, rooms: who gets the event. Without them everybody in the namespace gets it.';

@@ -14,7 +14,10 @@ CREATE TABLE sio.sio_log (
     floor bigint NOT NULL DEFAULT 0
 );
 
-COMMENT ON TABLE sio.sio_log IS 'One row. version: the version of this schema. compatible: the oldest package version that still works with it. channel: where appends are announced, a secret because NOTIFY has no permissions. floor: no record at or below it is stored.';
+COMMENT ON TABLE sio.sio_log IS
+    'One row. version: the version of this schema. compatible: the oldest package version that still works with it. '
+    'channel: where appends are announced, a secret because NOTIFY has no permissions. floor: no record at or '
+    'below it is stored.';
 
 CREATE TABLE sio.sio_epochs (
     epoch integer PRIMARY KEY,
@@ -23,7 +26,9 @@ CREATE TABLE sio.sio_epochs (
     began_at timestamptz NOT NULL DEFAULT clock_timestamp()
 );
 
-COMMENT ON TABLE sio.sio_epochs IS 'The epochs of the log. Epoch e owns the offsets from e * 2^40 on. key: signs these offsets on the wire. began_after: the highest offset before the epoch.';
+COMMENT ON TABLE sio.sio_epochs IS
+    'The epochs of the log. Epoch e owns the offsets from e * 2^40 on. key: signs these offsets on the wire. '
+    'began_after: the highest offset before the epoch.';
 
 -- Unlogged: the row is gone after a crash and after a promotion. In a copy or a restored dump the fingerprint differs.
 CREATE UNLOGGED TABLE sio.sio_marker (fingerprint text NOT NULL);
@@ -51,7 +56,12 @@ CREATE TABLE sio.sio_packets (
     created_at timestamptz NOT NULL DEFAULT clock_timestamp()
 );
 
-COMMENT ON TABLE sio.sio_packets IS 'The log. Its rows are in the segments sio_packets_0 and sio_packets_1. kind: 0 event, 1 enter room, 2 leave room, 3 close room, 4 claim, 5 kick. room: the empty string means everybody. rooms: all rooms, if there are several. as_of: the offset from which a leave counts, if not its own. body, parts: an event and its binary. data: the session data of a kick. attachment: the large body of an event. batch: the append that wrote the record.';
+COMMENT ON TABLE sio.sio_packets IS
+    'The log. Its rows are in the segments sio_packets_0 and sio_packets_1. kind: 0 event, 1 enter room, 2 leave '
+    'room, 3 close room, 4 claim, 5 kick. room: the empty string means everybody. rooms: all rooms, if there are '
+    'several. as_of: the offset from which a leave counts, if not its own. body, parts: an event and its binary. '
+    'data: the session data of a kick. attachment: the large body of an event. batch: the append that wrote the '
+    'record.';
 
 -- Appends go to one segment until its oldest record has expired, then to the other. When the last record of the first
 -- segment has expired, retention truncates it. Deleting a million rows one by one would take seconds and leave as many
@@ -89,7 +99,9 @@ CREATE TABLE sio.sio_packet_rooms (
     PRIMARY KEY (namespace, room, "offset")
 );
 
-COMMENT ON TABLE sio.sio_packet_rooms IS 'The second and further rooms of events for several rooms. Its rows are in sio_packet_rooms_0 and sio_packet_rooms_1.';
+COMMENT ON TABLE sio.sio_packet_rooms IS
+    'The second and further rooms of events for several rooms. Its rows are in sio_packet_rooms_0 and '
+    'sio_packet_rooms_1.';
 
 CREATE TABLE sio.sio_packet_rooms_0 (PRIMARY KEY (namespace, room, "offset")) INHERITS (sio.sio_packet_rooms);
 
@@ -130,7 +142,10 @@ CREATE TABLE sio.sio_nodes (
     stopped_at timestamptz
 );
 
-COMMENT ON TABLE sio.sio_nodes IS 'Server processes. A backend of the role of a living node holds a shared advisory lock on (oid of this table, number). recovery_seconds: max_disconnection_duration, null for ever. margin_seconds: how long a drop may stay unnoticed and a replay may last. missed_at: the first check that found no lock. died_at: the second check.';
+COMMENT ON TABLE sio.sio_nodes IS
+    'Server processes. A backend of the role of a living node holds a shared advisory lock on (oid of this table, '
+    'number). recovery_seconds: max_disconnection_duration, null for ever. margin_seconds: how long a drop may stay '
+    'unnoticed and a replay may last. missed_at: the first check that found no lock. died_at: the second check.';
 
 CREATE TABLE sio.sio_sessions (
     id bigint PRIMARY KEY,
@@ -149,7 +164,12 @@ CREATE TABLE sio.sio_sessions (
     UNIQUE (namespace, sid)
 ) WITH (fillfactor = 70);
 
-COMMENT ON TABLE sio.sio_sessions IS 'One row for each session, from its CONNECT to its end. id: the first 60 bits of pid_hash, so the id of a lost session is not issued again. node: the node that holds the session, null while it is away. generation: raised by each claim. settled: the generation of the holder whose writes count, lower than generation while a claim waits for that holder. expires_at: null while the session is held. expiry_node: the node that calls the expiry handler.';
+COMMENT ON TABLE sio.sio_sessions IS
+    'One row for each session, from its CONNECT to its end. id: the first 60 bits of pid_hash, so the id of a lost '
+    'session is not issued again. node: the node that holds the session, null while it is away. generation: raised '
+    'by each claim. settled: the generation of the holder whose writes count, lower than generation while a claim '
+    'waits for that holder. expires_at: null while the session is held. expiry_node: the node that calls the expiry '
+    'handler.';
 
 -- Partial, so that the updates of held sessions stay heap-only.
 CREATE INDEX sio_sessions_expires ON sio.sio_sessions (expires_at) WHERE expires_at IS NOT NULL;
@@ -165,13 +185,15 @@ CREATE TABLE sio.sio_rooms (
     PRIMARY KEY (session, room, joined_at)
 );
 
-COMMENT ON TABLE sio.sio_rooms IS 'Memberships. A session is in a room at the offsets above joined_at and below left_at.';
+COMMENT ON TABLE sio.sio_rooms IS
+    'Memberships. A session is in a room at the offsets above joined_at and below left_at.';
 
 CREATE INDEX sio_rooms_members ON sio.sio_rooms (namespace, room) WHERE left_at IS NULL;
 
 CREATE TABLE sio.sio_expiry_handlers (namespace text PRIMARY KEY);
 
-COMMENT ON TABLE sio.sio_expiry_handlers IS 'Namespaces (* for all) whose expired sessions are deleted only by nodes that call a handler first.';
+COMMENT ON TABLE sio.sio_expiry_handlers IS
+    'Namespaces (* for all) whose expired sessions are deleted only by nodes that call a handler first.';
 
 CREATE TABLE sio.sio_room_floors (
     namespace text NOT NULL,
@@ -180,7 +202,8 @@ CREATE TABLE sio.sio_room_floors (
     PRIMARY KEY (namespace, room)
 );
 
-COMMENT ON TABLE sio.sio_room_floors IS 'The highest offset of each room that retention deleted. A session at a lower offset may have lost an event.';
+COMMENT ON TABLE sio.sio_room_floors IS
+    'The highest offset of each room that retention deleted. A session at a lower offset may have lost an event.';
 
 -- Unlogged: its rows live and die in one transaction. VACUUM never truncates it, because that takes a lock that emits
 -- would wait for.
@@ -198,4 +221,7 @@ CREATE UNLOGGED TABLE sio.sio_outbox (
     immediate boolean NOT NULL
 ) WITH (vacuum_truncate = off);
 
-COMMENT ON TABLE sio.sio_outbox IS 'Events of open transactions, with the columns of sio_packets. Other transactions always see it empty. channel: the channel of the notification. carried: the record that the notification carries. epoch_known: the marker of the running epoch was there. immediate: the application has set its constraints IMMEDIATE.';
+COMMENT ON TABLE sio.sio_outbox IS
+    'Events of open transactions, with the columns of sio_packets. Other transactions always see it empty. channel: '
+    'the channel of the notification. carried: the record that the notification carries. epoch_known: the marker '
+    'of the running epoch was there. immediate: the application has set its constraints IMMEDIATE.';

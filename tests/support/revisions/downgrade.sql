@@ -1,11 +1,4 @@
-DROP RULE sio_into_segment ON sio.sio_packets;
-
 ALTER TABLE sio.sio_packets DROP COLUMN priority;
-
-CREATE RULE sio_into_segment AS ON INSERT TO sio.sio_packets DO INSTEAD
-INSERT INTO sio.sio_packets_0 VALUES (NEW.*) RETURNING *;
-
-ALTER TABLE sio.sio_packets ENABLE ALWAYS RULE sio_into_segment;
 
 CREATE OR REPLACE FUNCTION sio.sio_append_event(p_batch bigint, p_namespace text, p_room text, p_body text, p_carry text)
 RETURNS bigint

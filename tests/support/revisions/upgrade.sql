@@ -1,14 +1,6 @@
 -- A default that former servers do not write.
 ALTER TABLE sio.sio_packets ADD COLUMN priority smallint NOT NULL DEFAULT 0;
 
--- The rule lists the columns that there were when it was made.
-DROP RULE sio_into_segment ON sio.sio_packets;
-
-CREATE RULE sio_into_segment AS ON INSERT TO sio.sio_packets DO INSTEAD
-INSERT INTO sio.sio_packets_0 VALUES (NEW.*) RETURNING *;
-
-ALTER TABLE sio.sio_packets ENABLE ALWAYS RULE sio_into_segment;
-
 -- Takes and returns the same as before.
 CREATE OR REPLACE FUNCTION sio.sio_append_event(p_batch bigint, p_namespace text, p_room text, p_body text, p_carry text)
 RETURNS bigint
