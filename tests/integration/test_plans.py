@@ -38,7 +38,8 @@ async def log(db: asyncpg.Connection, request: pytest.FixtureRequest) -> int:
         await db.execute(analyze)
     fill = """
         INSERT INTO sio_packets_0 ("offset", kind, namespace, room, rooms, body)
-        SELECT nextval('sio_packets_offset_seq'), 0, '/', $1, CASE WHEN i % 10 = 0 THEN ARRAY[$1, 'second'] END, '["n",' || repeat('x', 100) || ']'
+        SELECT nextval('sio_packets_offset_seq'), 0, '/', $1,
+               CASE WHEN i % 10 = 0 THEN ARRAY[$1, 'second'] END, '["n",' || repeat('x', 100) || ']'
         FROM generate_series(1, $2::integer) i"""
     await db.execute(fill, "x", OTHERS // 2)
     if told == "meanwhile":

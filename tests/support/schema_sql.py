@@ -22,8 +22,8 @@ PACKAGE = Path(sio_pg_adapter.__file__).parent
 FILE = PACKAGE / "store" / "schema.sql"
 SCHEMA = "sio"
 HEADER = """\
--- The whole schema as the migrations make it, for reading. Nothing runs this file. It is generated, and a test compares
--- it with the migrations.
+-- The whole schema as the migrations make it, for reading. Nothing runs this file. It is generated, and a test
+-- compares it with the migrations.
 """
 CREATED = re.compile(
     r"((?:^--[^\n]*\n)*)^CREATE (?:OR REPLACE )?(?:UNLOGGED |CONSTRAINT )?"
@@ -55,7 +55,8 @@ CONSTRAINTS = """
     WHERE conrelid = %s AND contype IN ('p', 'u', 'c', 'f') ORDER BY contype <> 'p', oid
 """
 INDEXES = """
-    SELECT c.relname AS name, pg_get_indexdef(c.oid) AS definition FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid
+    SELECT c.relname AS name, pg_get_indexdef(c.oid) AS definition
+    FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid
     WHERE i.indrelid = %s AND NOT EXISTS (SELECT FROM pg_constraint WHERE conindid = c.oid AND conrelid = i.indrelid)
     ORDER BY c.oid
 """
@@ -119,6 +120,14 @@ def _statements(connection: psycopg.Connection[Any], comments: Comments) -> Iter
             f"{comments.above('SEQUENCE', s['name'])}CREATE SEQUENCE {SCHEMA}.{s['name']} AS {s['type']}"
             f" MINVALUE {s['seqmin']} MAXVALUE {s['seqmax']} START {s['seqstart']};\n"
         )
+    yield from _functions(connection, comments)
+    for trigger in connection.execute(TRIGGERS):
+        yield f"{comments.above('TRIGGER', trigger['name'])}{trigger['definition']};\n"
+        if trigger["always"]:
+            yield f"ALTER TABLE {trigger['relation']} ENABLE ALWAYS TRIGGER {trigger['name']};\n"
+
+
+def _functions(connection: psycopg.Connection[Any], comments: Comments) -> Iterator[str]:
     head = ""
     for function in connection.execute(FUNCTIONS):
         if head != (head := comments.head("FUNCTION", function["name"])):
@@ -130,10 +139,6 @@ def _statements(connection: psycopg.Connection[Any], comments: Comments) -> Iter
             yield _comment(f"FUNCTION {SCHEMA}.{function['name']}", function["comment"])
         if function["revoked"]:
             yield f"REVOKE ALL ON FUNCTION {SCHEMA}.{function['name']} FROM PUBLIC;\n"
-    for trigger in connection.execute(TRIGGERS):
-        yield f"{comments.above('TRIGGER', trigger['name'])}{trigger['definition']};\n"
-        if trigger["always"]:
-            yield f"ALTER TABLE {trigger['relation']} ENABLE ALWAYS TRIGGER {trigger['name']};\n"
 
 
 def _table(connection: psycopg.Connection[Any], table: dict[str, Any]) -> str:
