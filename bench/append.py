@@ -21,7 +21,7 @@ from sio_pg_adapter import AsyncPostgresManager, AsyncServer
 from sio_pg_adapter.store.queries import Queries
 
 EVENT = '["n",{"pad":"' + "x" * 180 + '"}]'
-LEFT_OUT = {  # of sio_write_event, by what stands in its place
+LEFT_OUT = {  # of sio_append_event, by what stands in its place
     "without the log's lock": (r"\n\s*LOCK TABLE [^;]*;", ""),
     "without the look at the epoch": (r"EXISTS \(SELECT FROM [^()]*\.sio_marker WHERE [^()]*\(\)\)", "true"),
 }
@@ -30,13 +30,13 @@ LEFT_OUT = {  # of sio_write_event, by what stands in its place
 async def variants(connection: asyncpg.Connection, schema: str) -> dict[str, str]:
     """Statements by what they are: the function, and copies of it that leave something out."""
     query = Queries(schema)["write_event"]
-    body = await connection.fetchval(f"SELECT pg_get_functiondef('{schema}.sio_write_event'::regproc)")
-    found = {"sio_write_event": query}
+    body = await connection.fetchval(f"SELECT pg_get_functiondef('{schema}.sio_append_event'::regproc)")
+    found = {"sio_append_event": query}
     for i, (name, (pattern, instead)) in enumerate(LEFT_OUT.items()):
         text, count = re.subn(pattern, instead, body)
         assert count == 1, name
-        await connection.execute(text.replace("sio_write_event", f"sio_write_event_{i}", 1))
-        found[name] = query.replace("sio_write_event", f"sio_write_event_{i}")
+        await connection.execute(text.replace("sio_append_event", f"sio_append_event_{i}", 1))
+        found[name] = query.replace("sio_append_event", f"sio_append_event_{i}")
     return found
 
 

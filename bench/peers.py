@@ -49,7 +49,7 @@ class Backends:
         if self.dsn is None:
             embedded._in_memory = list  # noqa: SLF001 - on disk: where nothing is durable, nothing is measured
             server = self.stack.enter_context(embedded.EmbeddedPostgres(settings={**DURABLE, **self.settings}))
-            self.dsn = server.dsn()
+            self.dsn = server.admin_dsn()
         return self.dsn
 
     def redis(self) -> str:

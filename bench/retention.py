@@ -1,9 +1,8 @@
 """What it costs to forget a million packets, and who waits for it: `python bench/retention.py`.
 
-Three ways take turns on an embedded PostgreSQL that is durable (fsync on, on disk): the batched DELETE of schema
-version 2; that of version 3, which a role that may not TRUNCATE gets; and the halves of version 3, of which one is
-truncated. Beside each runs who appends, one event a commit, and who reads the log from near its head. Then what the
-halves cost where nothing is forgotten: an append and reads, inside the database.
+Two ways take turns on an embedded PostgreSQL that is durable (fsync on, on disk): the batched DELETE of a role that may
+not TRUNCATE, and the segments, of which one is truncated. Meanwhile other connections append, one event a commit, and
+read the log from near its head. Then come the costs of an append and of reads inside the database, without retention.
 
 CPU seconds are those of the backend that deletes; times are worth something on a quiet machine only.
 """
@@ -34,12 +33,12 @@ DURABLE = {
     "max_wal_senders": "10",
     "max_wal_size": "4GB",
 }
-WAYS = {"DELETE, version 2": "sio0002", "DELETE, version 3": "sio0003", "halves": "sio0003"}
+WAYS = ("DELETE", "segments")
 KEEP, BATCH, ROOMS = 325.0, 2_000, 10_007
 YOUNG = 20_000
 BODY = "x" * 200
 NONE = "'{NULL}', '{NULL}', '{NULL}'"  # of what an event may have
-ONE = f"SELECT prev FROM sio_write($1, '{{0}}', '{{/}}', '{{r}}', {NONE}, ARRAY[$2], {NONE}, NULL)"
+ONE = f"SELECT prev FROM sio_append_batch($1, '{{0}}', '{{/}}', '{{r}}', {NONE}, ARRAY[$2], {NONE}, NULL)"
 RANGE = """
     SELECT l.floor, p.* FROM sio_log l LEFT JOIN LATERAL ({}) p ON true ORDER BY p."offset"
 """
@@ -48,18 +47,16 @@ ONE_PAGE = 'SELECT * FROM {} WHERE "offset" > {} ORDER BY "offset" LIMIT {}'
 Figures = dict[str, float]
 
 
-def page(version: str, after: str, limit: int) -> str:
-    if version == "sio0002":
-        return RANGE.format(ONE_PAGE.format("sio_packets", after, limit))
-    halves = [f"({ONE_PAGE.format(f'sio_packets_{half}', after, limit)})" for half in (0, 1)]
-    return RANGE.format(" UNION ALL ".join(halves) + f' ORDER BY "offset" LIMIT {limit}')
+def page(after: str, limit: int) -> str:
+    segments = [f"({ONE_PAGE.format(f'sio_packets_{segment}', after, limit)})" for segment in (0, 1)]
+    return RANGE.format(" UNION ALL ".join(segments) + f' ORDER BY "offset" LIMIT {limit}')
 
 
-async def fill(connection: asyncpg.Connection, version: str, count: int, age: float) -> None:
-    half = "" if version == "sio0002" else f"_{await connection.fetchval('SELECT last_value FROM sio_half')}"
+async def fill(connection: asyncpg.Connection, count: int, age: float) -> None:
+    segment = await connection.fetchval("SELECT last_value FROM sio_active_segment")
     await connection.execute(
         f"""
-        INSERT INTO sio_packets{half} ("offset", kind, namespace, room, body, created_at)
+        INSERT INTO sio_packets_{segment} ("offset", kind, namespace, room, body, created_at)
         SELECT nextval('sio_packets_offset_seq'), 0, '/', 'r' || i % {ROOMS}, '{BODY}',
                clock_timestamp() - make_interval(secs => {age})
         FROM generate_series(1, {count}) i
@@ -72,7 +69,6 @@ class Beside:
     """Who uses the log meanwhile: milliseconds of each call, with when it began."""
 
     dsn: str
-    version: str
     waits: list[tuple[float, float]] = field(default_factory=list)
     calls: dict[str, list[tuple[float, float]]] = field(default_factory=lambda: {"append": [], "read": []})
 
@@ -81,7 +77,7 @@ class Beside:
 
     async def read(self) -> None:
         after = "(SELECT last_value FROM sio_packets_offset_seq) - 50"
-        await self._again("read", page(self.version, after, 500), lambda: ())
+        await self._again("read", page(after, 500), lambda: ())
 
     async def _again(self, what: str, query: str, arguments: Callable[[], tuple[Any, ...]]) -> None:
         connection = await asyncpg.connect(self.dsn, server_settings={"jit": "off"})
@@ -122,12 +118,11 @@ def cpu(pid: int) -> float:
     return (int(at[11]) + int(at[12])) / os.sysconf("SC_CLK_TCK")
 
 
-async def forget(connection: asyncpg.Connection, version: str) -> int:
+async def forget(connection: asyncpg.Connection) -> int:
     """As the pruner does."""
     forgotten = 0
     while True:
-        if version != "sio0002":
-            await connection.execute("SELECT sio_turn($1)", KEEP)
+        await connection.execute("SELECT sio_switch_segment($1)", KEEP)
         count = await connection.fetchval("SELECT sio_trim($1, $2)", KEEP, BATCH)
         if not count:
             return forgotten
@@ -135,20 +130,19 @@ async def forget(connection: asyncpg.Connection, version: str) -> int:
 
 
 async def retention(dsn: str, way: str, rows: int, seconds: float) -> Figures:
-    version = WAYS[way]
     connection = await asyncpg.connect(dsn, server_settings={"jit": "off"})
-    await fill(connection, version, rows, 3_600)
-    if way == "DELETE, version 3":
-        # What sio_may_truncate finds for a role that may not.
+    await fill(connection, rows, 3_600)
+    if way == "DELETE":
+        # What sio_may_truncate returns for a role that may not.
         await connection.execute(
             "CREATE OR REPLACE FUNCTION sio_may_truncate() RETURNS boolean LANGUAGE sql AS 'SELECT false'"
         )
-    if way == "halves":
-        assert await connection.fetchval("SELECT sio_turn($1)", KEEP)
-    await fill(connection, version, YOUNG, 0)
+    if way == "segments":
+        assert await connection.fetchval("SELECT sio_switch_segment($1)", KEEP)
+    await fill(connection, YOUNG, 0)
     await connection.execute("VACUUM ANALYZE")
     await connection.execute("CHECKPOINT")
-    beside = Beside(dsn, version)
+    beside = Beside(dsn)
     tasks = [asyncio.create_task(work()) for work in (beside.append, beside.append, beside.read, beside.watch)]
     try:
         begun = time.perf_counter()
@@ -157,7 +151,7 @@ async def retention(dsn: str, way: str, rows: int, seconds: float) -> Figures:
         wal, spent = "SELECT pg_current_wal_lsn() - '0/0'::pg_lsn", cpu(pid)
         before = await connection.fetchval(wal)
         started = time.perf_counter()
-        forgotten = await forget(connection, version)
+        forgotten = await forget(connection)
         ended = time.perf_counter()
         after = await connection.fetchval(wal)
         appended = sum(1 for at, _ in beside.calls["append"] if started <= at < ended)
@@ -180,20 +174,18 @@ async def retention(dsn: str, way: str, rows: int, seconds: float) -> Figures:
     size = f"SELECT sum(pg_total_relation_size(oid)) FROM pg_class WHERE relkind = 'r' AND {tables}"
     found["MB left"] = float(await connection.fetchval(size)) / 1e6
     started = time.perf_counter()
-    await connection.execute("VACUUM sio_packets" + ("" if version == "sio0002" else "_0, sio_packets_1"))
+    await connection.execute("VACUUM sio_packets_0, sio_packets_1")
     found["VACUUM s"] = time.perf_counter() - started
     await connection.close()
     return found
 
 
-async def costs(dsn: str, way: str, rows: int) -> Figures:
-    """CPU microseconds of one call inside the database, with both halves in use."""
-    version = WAYS[way]
+async def costs(dsn: str, rows: int) -> Figures:
+    """CPU microseconds of one call inside the database, with both segments in use."""
     connection = await asyncpg.connect(dsn, server_settings={"jit": "off"})
-    await fill(connection, version, rows // 2, 3_600)
-    if way == "halves":
-        assert await connection.fetchval("SELECT sio_turn($1)", KEEP)
-    await fill(connection, version, rows // 2, 0)
+    await fill(connection, rows // 2, 3_600)
+    assert await connection.fetchval("SELECT sio_switch_segment($1)", KEEP)
+    await fill(connection, rows // 2, 0)
     await connection.execute("VACUUM ANALYZE")
     # The newest session is in twelve rooms of the log, two of which have a packet in the last twentieth of it.
     await connection.execute("INSERT INTO sio_sessions VALUES (1, 'x', '/', 's', '{}', NULL, 1, 1, 0)")
@@ -203,13 +195,13 @@ async def costs(dsn: str, way: str, rows: int) -> Figures:
     one = ONE.replace("$1", "i").replace("$2", f"'{BODY}'").removeprefix("SELECT")
     due = f"PERFORM sio_due(1, {rows} - {rows // 20}, 500)"
     works = {
-        "sio_write, CPU us": (f"PERFORM{one}", 20_000),
+        "sio_append_batch, CPU us": (f"PERFORM{one}", 20_000),
         "range of 20, CPU us": (
-            "PERFORM " + page(version, f"{rows} - 20", 500).strip().removeprefix("SELECT"),
+            "PERFORM " + page(f"{rows} - 20", 500).strip().removeprefix("SELECT"),
             10_000,
         ),
         "range of 500, CPU us": (
-            "PERFORM " + page(version, f"{rows} / 4 + i", 500).strip().removeprefix("SELECT"),
+            "PERFORM " + page(f"{rows} / 4 + i", 500).strip().removeprefix("SELECT"),
             1_000,
         ),
         "due of 12 rooms, CPU us": (due, 2_000),
@@ -225,13 +217,13 @@ async def costs(dsn: str, way: str, rows: int) -> Figures:
     return found
 
 
-async def fresh(server: embedded.EmbeddedPostgres, version: str) -> str:
-    connection = await asyncpg.connect(server.dsn())
+async def fresh(server: embedded.EmbeddedPostgres) -> str:
+    connection = await asyncpg.connect(server.admin_dsn())
     await connection.execute("DROP DATABASE IF EXISTS retention WITH (FORCE)")
     await connection.execute("CREATE DATABASE retention")
     await connection.close()
-    dsn = server.dsn("retention")
-    await asyncio.to_thread(migrate.upgrade, dsn, revision=version)
+    dsn = server.admin_dsn("retention")
+    await asyncio.to_thread(migrate.upgrade, dsn)
     return dsn
 
 
@@ -240,10 +232,10 @@ async def run(rows: int, repeats: int, seconds: float) -> dict[str, dict[str, li
     runs: dict[str, dict[str, list[float]]] = {way: {} for way in WAYS}
     with embedded.EmbeddedPostgres(settings=DURABLE) as server:
         for _ in range(repeats):
-            for way, version in WAYS.items():
-                found = await retention(await fresh(server, version), way, rows, seconds)
-                if way != "DELETE, version 3":
-                    found |= await costs(await fresh(server, version), way, rows)
+            for way in WAYS:
+                found = await retention(await fresh(server), way, rows, seconds)
+                if way == "segments":
+                    found |= await costs(await fresh(server), rows)
                 for name, value in found.items():
                     runs[way].setdefault(name, []).append(value)
     return runs
@@ -260,7 +252,7 @@ def main() -> None:
     if options.json:
         options.json.write_text(json.dumps(runs, indent=1))
     print(f"| median of {options.repeats} | {' | '.join(WAYS)} |\n|{' --- |' * (len(WAYS) + 1)}")
-    for name in runs["halves"]:
+    for name in runs["segments"]:
         cells = [statistics.median(runs[way][name]) if name in runs[way] else None for way in WAYS]
         print(f"| {name} | {' | '.join('' if cell is None else f'{cell:,.4g}' for cell in cells)} |")
 

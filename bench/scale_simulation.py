@@ -26,8 +26,8 @@ from sio_pg_adapter import embedded, migrate
 
 LARGEST = 500  # log.BATCH_ENTRIES
 BATCH = (
-    "SELECT prev FROM sio_write(1, array_fill(0::smallint, $1), array_fill('/'::text, $1), array_fill('r'::text, $1),"
-    " array_fill(NULL::text, $1), array_fill(NULL::text, $1), array_fill(NULL::text, $1), array_fill($2::text, $1),"
+    "SELECT prev FROM sio_append_batch(1, array_fill(0::smallint, $1), array_fill('/'::text, $1),"
+    " array_fill('r'::text, $1), array_fill(NULL::text, $1), array_fill(NULL::text, $1), array_fill(NULL::text, $1), array_fill($2::text, $1),"
     " array_fill(NULL::bytea, $1), array_fill(NULL::uuid, $1), array_fill(NULL::text, $1), NULL)"
 )
 
@@ -49,7 +49,7 @@ async def measured() -> Costs:
     """On an embedded PostgreSQL that is durable, on disk."""
     embedded._in_memory = list  # noqa: SLF001 - in memory nothing is durable
     with embedded.EmbeddedPostgres(settings={**DURABLE, "max_connections": "200"}) as server:
-        dsn = server.dsn()
+        dsn = server.admin_dsn()
         await asyncio.to_thread(migrate.upgrade, dsn)
         writer = await asyncpg.connect(dsn)
         channel = await writer.fetchval("SELECT channel FROM sio_log")

@@ -100,7 +100,7 @@ def main() -> None:
         return
     embedded._in_memory = list  # noqa: SLF001 - where nothing is durable, there is nothing to measure
     with embedded.EmbeddedPostgres(settings=DURABLE) as pg:
-        asyncio.run(compare(pg.dsn(), options.seconds, options.rounds))
+        asyncio.run(compare(pg.admin_dsn(), options.seconds, options.rounds))
 
 
 if __name__ == "__main__":

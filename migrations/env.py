@@ -1,6 +1,6 @@
-"""What alembic runs for `sio-pg migrate`: one transaction, under one lock, on the connection it was given.
+"""The alembic environment of `sio-pg migrate`: one transaction, under one lock, on the given connection.
 
-An application that keeps these migrations as a branch of its own history uses its own env.py, not this one.
+An application that keeps these migrations as a branch of its own revisions uses its own env.py.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from sio_pg_adapter.schema import metadata_in
 
 connection = context.config.attributes.get("connection")
 schema = context.config.attributes[SCHEMA_ATTRIBUTE]
-# As SQLAlchemy reflects it: the connection's default schema has no name.
+# SQLAlchemy reflects the connection's default schema without a name.
 reflected = None if connection is not None and connection.dialect.default_schema_name == schema else schema
 
 
 def include_name(name: str | None, kind: str, _parents: object) -> bool:
-    """What `alembic check` looks at: this package's tables, and any that a migration made and nobody declared."""
+    """Limit `alembic check` to this package's tables, and tables that a migration made without a declaration."""
     if kind == "schema":
         return name == reflected
     return kind != "table" or (str(name).startswith("sio_") and name != VERSION_TABLE)
@@ -28,7 +28,7 @@ def include_name(name: str | None, kind: str, _parents: object) -> bool:
 context.configure(
     connection=connection,
     dialect_name=None if connection is not None else "postgresql",
-    dialect_opts={"paramstyle": "named"},  # offline: no % doubled in the text that psql is to run
+    dialect_opts={"paramstyle": "named"},  # offline: psql must not get a doubled %
     literal_binds=connection is None,
     version_table=VERSION_TABLE,
     version_table_schema=schema,
@@ -38,9 +38,9 @@ context.configure(
 )
 
 with context.begin_transaction():
-    # Taken before the version is read: of eight that start at once seven find the work done.
+    # The lock comes before the version is read. Of eight processes that start at once, seven find the work done.
     context.execute(select(func.pg_advisory_xact_lock(lock_key(schema))))
-    # Looked for first: CREATE SCHEMA IF NOT EXISTS wants the right to create it where it exists, too.
+    # CREATE SCHEMA IF NOT EXISTS needs the right to create a schema even if that schema exists.
     if connection is None or not connection.dialect.has_schema(connection, schema):
         context.execute(CreateSchema(schema, if_not_exists=True))
     context.run_migrations()

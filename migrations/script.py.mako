@@ -4,9 +4,11 @@ Revision ID: ${up_revision}
 Revises: ${down_revision | comma,n}
 """
 
+from pathlib import Path
+
 from alembic import op
 
-from sio_pg_adapter.migrate import quoted, statement, target_schema
+from sio_pg_adapter.migrate import run_sql
 ${imports if imports else ""}
 revision = ${repr(up_revision)}
 down_revision = ${repr(down_revision)}

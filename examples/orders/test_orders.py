@@ -25,7 +25,7 @@ def database():
     with contextlib.ExitStack() as stack:
         if "DATABASE_URL" not in os.environ:
             pg = stack.enter_context(EmbeddedPostgres())
-            os.environ["DATABASE_URL"] = f"postgresql+asyncpg://postgres@/postgres?host={pg.host}&port={pg.port}"
+            os.environ["DATABASE_URL"] = pg.dsn(scheme="postgresql+asyncpg")
         command.upgrade(ALEMBIC, "heads")
         yield
 

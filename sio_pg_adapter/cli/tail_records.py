@@ -64,9 +64,9 @@ def entry_of(row: Any, *, payload: bool) -> Entry:
 
 
 def _body(row: Any, *, payload: bool) -> tuple[str, list[bytes]]:
-    if row["data"] is None:
+    if row["attached"] is None:
         return row["body"] or "", list(unpack(row["parts"])) if row["parts"] else []
     if payload:
-        body, *parts = unpack(row["data"])
+        body, *parts = unpack(row["attached"])
         return body.decode(), parts
-    return row["data"][4:].decode(errors="replace"), []  # behind its length; cut anywhere, but not in the name
+    return row["attached"][4:].decode(errors="replace"), []  # behind its length; cut anywhere, but not in the name

@@ -25,9 +25,11 @@ from .failures import BROKEN, LOST, UNMIGRATED, connecting, translated
 from .pooler import PoolerBetween, can_listen, hides_backend
 from .queries import Queries
 
-SCHEMA_VERSION = 3
-"""The version of the tables that this package is made for. It works if ``compatible <= it <= version`` in
-``sio_log``."""
+SCHEMA_VERSION = 1
+"""The version of the tables that this package is made for.
+
+It works with tables for which ``sio_log.compatible <= SCHEMA_VERSION <= sio_log.version``.
+"""
 
 CONNECT_TIMEOUT = 10.0
 """How long opening a connection, or getting one from the pool, may take, in seconds."""

@@ -22,8 +22,8 @@ async def test_chaos(js, request, capsys, tmp_path):
     seed = request.config.getoption("--chaos-seed")
     seed = random.randrange(1 << 32) if seed is None else seed
     with EmbeddedPostgres(settings={"synchronous_commit": "on", "max_connections": "60"}) as server:
-        admin = await asyncpg.connect(server.dsn())
-        await admin.execute("CREATE DATABASE chaos")
+        admin = await asyncpg.connect(server.admin_dsn())
+        await admin.execute("CREATE DATABASE chaos OWNER app")
         await admin.close()
         await asyncio.to_thread(upgrade, server.dsn("chaos"))
         chaos = Chaos(server, server.dsn("chaos"), js, seed)

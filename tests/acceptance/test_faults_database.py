@@ -16,8 +16,8 @@ from support.node_process import ControlError
 @pytest.mark.parametrize("mode", ["fast", "immediate"])
 async def test_case_84_postgresql_is_restarted_with_clients_connected(js, mode):
     with EmbeddedPostgres(settings={"synchronous_commit": "on"}) as server:
-        admin = await asyncpg.connect(server.dsn())
-        await admin.execute("CREATE DATABASE restarted")
+        admin = await asyncpg.connect(server.admin_dsn())
+        await admin.execute("CREATE DATABASE restarted OWNER app")
         await admin.close()
         dsn = server.dsn("restarted")
         await asyncio.to_thread(upgrade, dsn)

@@ -123,7 +123,7 @@ async def test_a_client_over_max_queued_bytes_is_cut(start_node):
         await slow.drop()
 
 
-async def test_idle_nodes_write_nothing(start_node, db, monkeypatch):
+async def test_idle_nodes_write_nothing(start_node, db, pg_admin, monkeypatch):
     """With a client connected, through many probes and looks of the pruner: not a byte of WAL of theirs, and not a
     connection of the pool, which would be three transactions more than a look is."""
     monkeypatch.setattr("sio_pg_adapter.store.listener.PROBE_INTERVAL", 0.01)
@@ -139,7 +139,7 @@ async def test_idle_nodes_write_nothing(start_node, db, monkeypatch):
         await nodes[1].sio.emit("e")
         assert await wire.event() == ["e"]
         for _ in range(10):  # PostgreSQL itself writes now and then: a snapshot, a hint, a vacuum
-            await db.execute("CHECKPOINT")
+            await asyncio.to_thread(pg_admin.execute, "CHECKPOINT")
             taken.clear()
             seen, before = len(looks), await db.fetchval("SELECT pg_current_wal_insert_lsn()")
             await until(lambda seen=seen: len(looks) > seen + 20)

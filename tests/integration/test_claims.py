@@ -11,8 +11,8 @@ import json
 
 import pytest
 
-from integration.test_halves import KEEP, MANY, QUERIES, turned
 from integration.test_seam import Deaf
+from integration.test_segments import KEEP, MANY, QUERIES, turned
 from sio_pg_adapter.log.offsets import EPOCH_BITS
 from sio_pg_adapter.log.records import Entry, Held, Kind
 from sio_pg_adapter.log.verdict import Claim
@@ -136,7 +136,7 @@ async def test_the_page_has_an_event_for_several_rooms_of_the_claims_own_batch(s
 
 
 async def test_what_retention_deletes_while_a_claim_waits_for_it_counts_as_lost(pg_dsn, store, db):
-    """The claim finds nothing deleted yet, waits to read the half that is being truncated, and finds it empty."""
+    """The claim finds nothing deleted yet, waits to read the segment that is being truncated, and finds it empty."""
     held = await store.open()
     start = await store.reader.head()
     await store.emit()

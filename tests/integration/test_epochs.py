@@ -33,9 +33,7 @@ def expected_errors() -> list[str]:
 
 
 async def make_database(server: EmbeddedPostgres) -> str:
-    connection = await asyncpg.connect(server.dsn())
-    await connection.execute(f'CREATE DATABASE "{DATABASE}"')
-    await connection.close()
+    await query(server.admin_dsn(), f'CREATE DATABASE "{DATABASE}" OWNER app')
     await asyncio.to_thread(upgrade, server.dsn(DATABASE))
     return server.dsn(DATABASE)
 
@@ -61,10 +59,10 @@ async def listening_again(node, reconnects: int) -> None:
             await asyncio.sleep(0.01)
 
 
-async def hold_commits(dsn: str) -> int:
+async def hold_commits(server: EmbeddedPostgres) -> int:
     """From here on no commit reaches the disk; the process that would write them."""
-    await query(dsn, "CHECKPOINT")
-    pid = (await query(dsn, "SELECT pid FROM pg_stat_activity WHERE backend_type = 'walwriter'"))[0][0]
+    await query(server.admin_dsn(), "CHECKPOINT")
+    pid = (await query(server.admin_dsn(), "SELECT pid FROM pg_stat_activity WHERE backend_type = 'walwriter'"))[0][0]
     os.kill(pid, signal.SIGSTOP)
     return pid
 
@@ -100,7 +98,7 @@ async def test_case_112_a_crash_that_loses_commits_issues_no_offset_twice(lazy_s
         await node.sio.emit("kept")
         assert await wire.event() == await away.event() == ["kept"]
         await away.drop()
-        writer = await hold_commits(dsn)
+        writer = await hold_commits(lazy_server)
         for i in range(5):
             await node.sio.emit("lost", i)
         assert [await wire.event() for _ in range(5)] == [["lost", i] for i in range(5)]
@@ -128,7 +126,7 @@ async def test_case_112_the_writer_is_back_before_the_listener(lazy_server, star
     async with node.client() as wire:
         await node.sio.emit("kept")
         await wire.event()
-        writer = await hold_commits(dsn)
+        writer = await hold_commits(lazy_server)
         await node.sio.enter_room(wire.sid, "lost")
         await node.sio.emit("lost")
         await wire.event()
@@ -154,7 +152,7 @@ async def test_case_112_a_session_whose_opening_was_lost_is_cut(lazy_server, sta
     dsn = await make_database(lazy_server)
     node = await start_node(dsn=dsn)
     await node.sio.emit("kept")
-    writer = await hold_commits(dsn)
+    writer = await hold_commits(lazy_server)
     async with node.client() as wire:
         reconnects = node.manager.node.listener.reconnects
         crash(writer)
@@ -172,7 +170,7 @@ async def test_case_112_a_client_whose_room_was_lost_is_fresh(lazy_server, start
     async with node.client() as wire:
         await node.sio.emit("kept")
         await wire.event()
-        writer = await hold_commits(dsn)
+        writer = await hold_commits(lazy_server)
         await node.sio.enter_room(wire.sid, "x")
         reconnects = node.manager.node.listener.reconnects
         crash(writer)
@@ -254,8 +252,8 @@ def server() -> Iterator[EmbeddedPostgres]:
 
 async def restore(server: EmbeddedPostgres, programs: Path, dump: str) -> None:
     """Into a new database of the same name, as after an accident."""
-    await query(server.dsn(), f'DROP DATABASE "{DATABASE}" WITH (FORCE)')
-    await query(server.dsn(), f'CREATE DATABASE "{DATABASE}"')
+    await query(server.admin_dsn(), f'DROP DATABASE "{DATABASE}" WITH (FORCE)')
+    await query(server.admin_dsn(), f'CREATE DATABASE "{DATABASE}" OWNER app')
     await asyncio.to_thread(run, programs / "pg_restore", "-d", server.dsn(DATABASE), dump)
 
 
@@ -386,22 +384,22 @@ async def test_case_112_a_standby_promoted_without_the_last_commits(programs, st
         await make_database(primary)
         async with standby_of(primary, programs, settings) as standby:
             hosts = quote(f"{primary.host},{standby.host}", safe="")
-            dsn = f"postgresql://postgres@/{DATABASE}?host={hosts}&port=5432,5432&target_session_attrs=primary"
+            dsn = f"postgresql://app@/{DATABASE}?host={hosts}&port=5432,5432&target_session_attrs=primary"
             node = await start_node(dsn=dsn)
             async with node.client() as wire, node.client() as away, node.client() as roomer:
                 await node.sio.emit("replicated")
                 for one in (wire, away, roomer):
                     assert await one.event() == ["replicated"]
                 await away.drop()
-                lsn = (await query(primary.dsn(), "SELECT pg_current_wal_lsn()::text"))[0][0]
+                lsn = (await query(primary.admin_dsn(), "SELECT pg_current_wal_lsn()::text"))[0][0]
                 async with asyncio.timeout(30):
                     replayed = "SELECT pg_last_wal_replay_lsn() >= $1::text::pg_lsn"
-                    while not (await query(standby.dsn(), replayed, lsn))[0][0]:
+                    while not (await query(standby.admin_dsn(), replayed, lsn))[0][0]:
                         await asyncio.sleep(0.02)
-                await query(standby.dsn(), "ALTER SYSTEM SET primary_conninfo = ''")
-                await query(standby.dsn(), "SELECT pg_reload_conf()")
+                await query(standby.admin_dsn(), "ALTER SYSTEM SET primary_conninfo = ''")
+                await query(standby.admin_dsn(), "SELECT pg_reload_conf()")
                 async with asyncio.timeout(30):
-                    while await query(primary.dsn(), "SELECT FROM pg_stat_replication"):
+                    while await query(primary.admin_dsn(), "SELECT FROM pg_stat_replication"):
                         await asyncio.sleep(0.02)
                 for i in range(3):
                     await node.sio.emit("lost", i, skip_sid=roomer.sid)
@@ -410,7 +408,7 @@ async def test_case_112_a_standby_promoted_without_the_last_commits(programs, st
                 before = await packets(primary.dsn(DATABASE))
                 reconnects = node.manager.node.listener.reconnects
                 primary.kill()
-                await query(standby.dsn(), "SELECT pg_promote()")
+                await query(standby.admin_dsn(), "SELECT pg_promote()")
                 await listening_again(node, reconnects)
                 await is_cut(node, wire)
                 assert len(await packets(standby.dsn(DATABASE))) == len(before) - 3

@@ -206,10 +206,10 @@ async def test_case_57_an_error_in_the_query_of_what_was_missed(start_node, db, 
 
 
 # -- case 105 ---------------------------------------------------------------------------------------------------
-async def test_case_105_a_role_without_rights_hears_nothing_and_injects_nothing(start_node, db, pg_dsn):
+async def test_case_105_a_role_without_rights_hears_nothing_and_injects_nothing(start_node, db, pg_dsn, pg_admin):
     node = await start_node()
     role = f"stranger_{node.manager.node.id[:12]}"
-    await db.execute(f"CREATE ROLE {role} LOGIN")
+    pg_admin.execute(f"CREATE ROLE {role} LOGIN")
     stranger = await asyncpg.connect(pg_dsn, user=role)
     heard = []
     try:
@@ -229,7 +229,7 @@ async def test_case_105_a_role_without_rights_hears_nothing_and_injects_nothing(
             for call in (
                 "sio_lock_and_check_epoch()",
                 "sio_kick(1, '/', 's')",
-                "sio_put(1, 0, '/', '', NULL, NULL, NULL, '[\"forged\"]')",
+                "sio_put_record(1, 5, '/', '', NULL)",
                 'sio_release(\'{"id":1,"generation":1,"seconds":0}\')',
             ):
                 with pytest.raises(asyncpg.InsufficientPrivilegeError):
@@ -245,7 +245,7 @@ async def test_case_105_a_role_without_rights_hears_nothing_and_injects_nothing(
             assert {args[1] for args in heard} <= {stranger.get_server_pid()}
     finally:
         await stranger.close()
-        await db.execute(f"DROP ROLE {role}")
+        pg_admin.execute(f"DROP ROLE {role}")
 
 
 # -- slow consumers ----------------------------------------------------------------------------------------------

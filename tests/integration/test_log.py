@@ -100,7 +100,10 @@ async def test_32_writers_with_rolled_back_appends_arrive_complete_and_in_order(
 LOCK = re.compile(r"\n\s*LOCK TABLE [^;]*;")
 
 
-WAYS = [("sio_write", WRITE, ONE), ("sio_write_event", Queries("public")["write_event"], ("/", "", '["e"]', None))]
+WAYS = [
+    ("sio_append_batch", WRITE, ONE),
+    ("sio_append_event", Queries("public")["write_event"], ("/", "", '["e"]', None)),
+]
 ways = pytest.mark.parametrize("way", WAYS, ids=[name for name, *_ in WAYS])
 
 

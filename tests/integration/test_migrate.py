@@ -17,7 +17,7 @@ from sio_pg_adapter.errors import ConfigurationError, SchemaMismatch, StoreUnava
 HOSTILE = [
     'we"ird; drop',
     '"; CREATE TABLE x(); --',
-    "it's :a 100% {s}{l}{{}} $$ \\",
+    "it's :a 100% sio.sio_log $$ $sio0$ \\",
     "Ünï; SELECT pg_sleep(9)",
     "x" * 63,
 ]
@@ -34,7 +34,7 @@ SELECT 'column', c.oid::regclass || '.' || a.attname, a.attnum || ' ' || format_
        || ' ' || a.attnotnull || coalesce(' ' || pg_get_expr(d.adbin, d.adrelid), '')
   FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid JOIN mine ON c.relnamespace = mine.oid
        LEFT JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
- WHERE a.attnum > 0 AND c.relkind <> 'i'
+ WHERE a.attnum > 0 AND NOT a.attisdropped AND c.relkind <> 'i'
 UNION ALL
 SELECT 'index', i.indexrelid::regclass::text, pg_get_indexdef(i.indexrelid)
   FROM pg_index i JOIN pg_class c ON c.oid = i.indrelid JOIN mine ON c.relnamespace = mine.oid
@@ -42,9 +42,16 @@ UNION ALL
 SELECT 'constraint', conrelid::regclass || '.' || conname, pg_get_constraintdef(p.oid)
   FROM pg_constraint p JOIN mine ON p.connamespace = mine.oid
 UNION ALL
-SELECT 'trigger', tgrelid::regclass || '.' || tgname, pg_get_triggerdef(t.oid)
+SELECT 'trigger', tgrelid::regclass || '.' || tgname, pg_get_triggerdef(t.oid) || ' ' || tgenabled::text
   FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid JOIN mine ON c.relnamespace = mine.oid
  WHERE NOT tgisinternal
+UNION ALL
+SELECT 'rule', ev_class::regclass || '.' || rulename, pg_get_ruledef(r.oid) || ' ' || ev_enabled::text
+  FROM pg_rewrite r JOIN pg_class c ON c.oid = r.ev_class JOIN mine ON c.relnamespace = mine.oid
+UNION ALL
+SELECT 'inherits', inhrelid::regclass::text, inhparent::regclass::text
+  FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid JOIN mine ON c.relnamespace = mine.oid
+ WHERE c.relkind = 'r'
 UNION ALL
 SELECT 'function', p.oid::regprocedure::text, pg_get_functiondef(p.oid) || coalesce(p.proacl::text, '')
   FROM pg_proc p JOIN mine ON p.pronamespace = mine.oid

@@ -37,8 +37,9 @@ async def log(db: asyncpg.Connection, request: pytest.FixtureRequest) -> int:
     if told == "before":
         await db.execute(analyze)
     fill = """
-        INSERT INTO sio_packets (kind, namespace, room, rooms, body)
-        SELECT 0, '/', $1, CASE WHEN i % 10 = 0 THEN ARRAY[$1, 'second'] END, '["n",' || repeat('x', 100) || ']'
+        INSERT INTO sio_packets_0 ("offset", kind, namespace, room, rooms, body)
+        SELECT nextval('sio_packets_offset_seq'), 0, '/', $1,
+               CASE WHEN i % 10 = 0 THEN ARRAY[$1, 'second'] END, '["n",' || repeat('x', 100) || ']'
         FROM generate_series(1, $2::integer) i"""
     await db.execute(fill, "x", OTHERS // 2)
     if told == "meanwhile":
@@ -48,7 +49,8 @@ async def log(db: asyncpg.Connection, request: pytest.FixtureRequest) -> int:
         await db.execute(fill, f"other {i}", OTHERS // 40)
         await db.execute(fill, "x", 1)
     await db.execute(
-        "INSERT INTO sio_packet_rooms SELECT namespace, 'second', \"offset\" FROM sio_packets WHERE rooms IS NOT NULL"
+        "INSERT INTO sio_packet_rooms_0"
+        " SELECT namespace, 'second', \"offset\" FROM sio_packets WHERE rooms IS NOT NULL"
     )
     if told == "after":
         await db.execute(analyze)

@@ -71,11 +71,11 @@ async def test_a_node_that_was_missed_once_and_is_there_again_was_not_dead(start
     assert await nodes(db) == [(False, False)]
 
 
-async def test_only_a_backend_of_the_nodes_own_role_shows_that_it_lives(start_node, db, pg_dsn):
+async def test_only_a_backend_of_the_nodes_own_role_shows_that_it_lives(start_node, db, pg_dsn, pg_admin):
     """Case 105: the keys of advisory locks are for all to see, and to take."""
     node = await start_node()
     role = f"stranger_{node.manager.node.id[:12]}"
-    await db.execute(f"CREATE ROLE {role} LOGIN")
+    pg_admin.execute(f"CREATE ROLE {role} LOGIN")
     stranger = await asyncpg.connect(pg_dsn, user=role)
     try:
         await vanish(node)
@@ -86,7 +86,7 @@ async def test_only_a_backend_of_the_nodes_own_role_shows_that_it_lives(start_no
         assert await nodes(db) == [(True, True)]
     finally:
         await stranger.close()
-        await db.execute(f"DROP ROLE {role}")
+        pg_admin.execute(f"DROP ROLE {role}")
 
 
 async def test_sessions_of_a_dead_node_run_out_from_when_it_was_found_dead(start_node, db, pg_dsn, store):

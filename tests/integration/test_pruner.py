@@ -9,9 +9,9 @@ import asyncpg
 import pytest
 
 from sio_pg_adapter.log.records import Kind
-from support.pruning import prune_once
 from sio_pg_adapter.store.pruner import Pruned, Pruner
 from sio_pg_adapter.store.queries import Queries
+from support.pruning import prune_once
 
 QUERIES = Queries("public")
 
@@ -212,7 +212,7 @@ async def test_short_batches_end_at_the_same_floor(store, db, monkeypatch):
         await store.sessions.release(await store.open(sid, sid), seconds=0.0)
     await age(db, offsets[7])
     pruned = await Pruner(store.manager.database).prune()
-    assert pruned == Pruned(sessions=7, packets=8)
+    assert pruned == Pruned(sessions=7, records=8)
     assert await kept(db) == offsets[8:] and await floor(db) == offsets[7]
 
 

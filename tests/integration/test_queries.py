@@ -13,7 +13,7 @@ from sio_pg_adapter.store.queries import Queries
 NOT_PREPARED = {"lock"}  # PostgreSQL prepares no LOCK TABLE: it is run
 
 
-@pytest.mark.parametrize("schema", ["public", 'we"ird; drop'])
+@pytest.mark.parametrize("schema", ["public", 'we"ird; drop', "it's $$ \\"])
 async def test_every_named_query_prepares(pg_dsn, schema):
     if schema != "public":
         await asyncio.to_thread(migrate.upgrade, pg_dsn, schema=schema)

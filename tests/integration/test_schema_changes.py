@@ -6,11 +6,14 @@ import asyncio
 import contextlib
 from pathlib import Path
 
+import asyncpg
 import pytest
 
+from integration.test_migrate import introspect
+from integration.test_segments import QUERIES, turned
 from sio_pg_adapter import SchemaMismatch, emit_async, migrate
 from sio_pg_adapter.store import database
-from sio_pg_adapter.store.queries import Queries
+from support.later import has_a_later_revision
 
 DOCS = Path(__file__).parents[2] / "docs" / "schema-changes.md"
 
@@ -36,7 +39,10 @@ async def test_the_tables_say_what_this_package_needs_and_the_docs_say_so_too(db
         (9, 4, "upgrade the package"),
     ],
 )
-async def test_case_91_a_node_starts_where_the_tables_serve_it(start_node, db, version, compatible, says):
+async def test_case_91_a_node_starts_where_the_tables_serve_it(
+    start_node, db, monkeypatch, version, compatible, says
+):
+    monkeypatch.setattr(database, "SCHEMA_VERSION", 3)
     await db.execute("UPDATE sio_log SET version = $1, compatible = $2", version, compatible)
     if says is None:
         await start_node()
@@ -45,63 +51,25 @@ async def test_case_91_a_node_starts_where_the_tables_serve_it(start_node, db, v
             await start_node()
 
 
-FORMER = {
-    "write_event": """
-        SELECT prev, offsets[1] AS at
-        FROM sio_write($1::bigint, ARRAY[0]::smallint[], ARRAY[$2::text], ARRAY[$3::text], ARRAY[NULL::text],
-                       ARRAY[NULL::text], ARRAY[NULL::text], ARRAY[$4::text], ARRAY[NULL::bytea], ARRAY[NULL::uuid],
-                       ARRAY['{}'], $5::text)
-    """,
-    "range": """
-        SELECT l.floor, p."offset", p.kind, p.namespace, p.room, p.rooms, p.skip_sids, p.sid, p.generation, p.node,
-               p.body, p.parts, p.attachment
-        FROM sio_log l LEFT JOIN LATERAL (
-            SELECT * FROM sio_packets WHERE "offset" > $1::bigint ORDER BY "offset" LIMIT $2::integer) p ON true
-        ORDER BY p."offset"
-    """,
-    "page": """
-        SELECT h.head, h.lost, p."offset", p.kind, p.namespace, p.room, p.rooms, p.skip_sids, p.sid, p.generation,
-               p.node, p.body, p.parts, p.attachment
-        FROM (SELECT (SELECT coalesce(max("offset"), 0) FROM sio_packets) AS head, sio_lost(id, $3::bigint) AS lost
-              FROM sio_sessions WHERE id = $1::bigint AND generation = $2::bigint) h
-        LEFT JOIN LATERAL (
-            SELECT q.* FROM sio_due($1::bigint, $3::bigint, $4::integer) d JOIN sio_packets q ON q."offset" = d) p
-            ON true
-        ORDER BY p."offset"
-    """,
-    "memberships": """
-        SELECT (SELECT coalesce(max("offset"), 0) FROM sio_packets) AS head,
-               (SELECT coalesce(json_agg(json_build_array(room, joined_at, left_at)), '[]')::text
-                FROM sio_rooms WHERE session = s.id) AS rooms
-        FROM sio_sessions s WHERE s.id = $1::bigint AND s.generation = $2::bigint
-    """,
-}
-"""What packages of version 1 and 2 ask, where this one asks otherwise."""
-
-
-class FormerQueries(Queries):
-    def __getitem__(self, name: str) -> str:
-        return FORMER.get(name) or super().__getitem__(name)
-
-
+# -- a later revision beside running servers -----------------------------------------------------------------
 @contextlib.contextmanager
 def package_of(monkeypatch, version):
     with monkeypatch.context() as patch:
         patch.setattr(database, "SCHEMA_VERSION", version)
-        patch.setattr(database, "Queries", FormerQueries)
         yield
 
 
-@pytest.mark.parametrize("version", [1, 2])
-async def test_servers_of_a_former_version_run_through_the_migrations_and_back(
-    start_node, db, pg_dsn, monkeypatch, version
-):
+@pytest.fixture
+def later(monkeypatch):
+    """A package with the revision sio0002, which is written as docs/schema-changes.md asks."""
+    has_a_later_revision(monkeypatch)
+
+
+async def test_servers_run_through_a_later_revision_and_back(start_node, db, pg_dsn, later, monkeypatch):
     """Clients of a server that is older than the tables notice nothing; it may be restarted; new ones join it."""
-    await asyncio.to_thread(migrate.downgrade, pg_dsn, revision=f"sio000{version}")
-    assert await versions(db) == (version, 1)
-    with package_of(monkeypatch, version):
-        old = await start_node()
-    with pytest.raises(SchemaMismatch, match="sio-pg migrate"):
+    assert await versions(db) == (1, 1)
+    old = await start_node()
+    with package_of(monkeypatch, 2), pytest.raises(SchemaMismatch, match="sio-pg migrate"):
         await start_node()
 
     sent = 0
@@ -118,19 +86,21 @@ async def test_servers_of_a_former_version_run_through_the_migrations_and_back(
         await moving.event()
         await moving.drop()
         await asyncio.to_thread(migrate.upgrade, pg_dsn)
-        assert await versions(db) == (database.SCHEMA_VERSION, 1)
-        new = await start_node()
-        with package_of(monkeypatch, version):
-            await start_node()
+        assert await versions(db) == (2, 1)
+        with package_of(monkeypatch, 2):
+            new = await start_node()
+        await start_node()
         await emit_async(db, "outbox")
         async with new.client(pid=moving.pid, offset=moving.offset) as there:
             assert there.sid == moving.sid
             read = [["e", 0], await there.event()]
             await there.drop()
+        assert await db.fetchval("SELECT max(priority) FROM sio_packets") == 1  # the later function has run
         await new.sio.shutdown()  # first the servers, then the tables
         done.set()  # what is under way then fails, and says so
         await emitting
-        await asyncio.to_thread(migrate.downgrade, pg_dsn, revision=f"sio000{version}")
+        await asyncio.to_thread(migrate.downgrade, pg_dsn, revision="sio0001")
+        assert await versions(db) == (1, 1)
         async with old.client(pid=moving.pid, offset=there.offset) as again:
             assert again.sid == moving.sid
             await old.sio.emit("e", sent)
@@ -140,3 +110,50 @@ async def test_servers_of_a_former_version_run_through_the_migrations_and_back(
                 events = had + await one.events_until("end")
                 assert [e for e in events if e != ["outbox"]] == expected
                 assert events.count(["outbox"]) == 1
+
+
+async def test_a_later_revision_and_its_way_back_keep_rows_epoch_and_rights(pg_dsn, start_store, db, later):
+    every = 'SELECT "offset", namespace, room, rooms, body, created_at FROM sio_packets ORDER BY 1'
+    running = "SELECT max(epoch), (SELECT count(*) FROM sio_marker) FROM sio_epochs"
+    store = await start_store()
+    await store.open()
+    await store.emit("x", "y")
+    await turned(db)
+    last = await store.emit("x", "z")
+    await db.execute(
+        "GRANT SELECT ON sio_packets, sio_packets_0 TO PUBLIC; GRANT UPDATE ON sio_active_segment TO PUBLIC"
+    )
+    before, epoch, made = await db.fetch(every), await db.fetchrow(running), introspect(pg_dsn)
+    await store.manager.aclose()
+    for revision in ("head", "sio0001"):
+        work = migrate.upgrade if revision == "head" else migrate.downgrade
+        await asyncio.to_thread(work, pg_dsn, revision=revision)
+        assert await db.fetch(every) == before
+        assert await db.fetchval(QUERIES["in_epoch"]) and await db.fetchrow(running) == epoch
+        assert (introspect(pg_dsn) == made) is (revision == "sio0001")
+        store = await start_store()
+        last += 1
+        assert await store.emit() == last and await db.fetchrow(running) == epoch
+        before = await db.fetch(every)
+        await store.manager.aclose()
+
+
+async def test_a_later_revision_waits_for_a_reader_in_short_tries(pg_dsn, db, later):
+    """Somebody has read the log and is still in a transaction: the others go on meanwhile."""
+    other = await asyncpg.connect(pg_dsn)
+    tries = "SELECT count(*) FROM pg_locks WHERE NOT granted AND mode = 'AccessExclusiveLock'"
+    try:
+        async with other.transaction():
+            await other.fetch("SELECT FROM sio_packets LIMIT 1")
+            upgrading = asyncio.create_task(asyncio.to_thread(migrate.upgrade, pg_dsn))
+            async with asyncio.timeout(30):
+                while not await db.fetchval(tries):
+                    await asyncio.sleep(0.01)
+                while await db.fetchval(tries):  # gives up, for now
+                    await asyncio.sleep(0.01)
+            async with db.transaction():
+                await db.execute("LOCK TABLE sio_lock IN EXCLUSIVE MODE")  # as an append does
+        await upgrading
+    finally:
+        await other.close()
+    assert await versions(db) == (2, 1)

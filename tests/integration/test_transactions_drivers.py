@@ -388,7 +388,7 @@ async def test_other_objects_are_refused_with_what_is_taken(dsn, start_node):
 def test_the_databases_errors_pass_through(dsn):
     with psycopg.connect(dsn) as connection:
         with pytest.raises(psycopg.errors.UndefinedFunction):
-            emit(connection, "x", schema="pg_catalog")
+            emit(connection, "x", schema="information_schema")
         with pytest.raises(psycopg.errors.InFailedSqlTransaction):
             emit(connection, "x")
 

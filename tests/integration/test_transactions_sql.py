@@ -195,7 +195,7 @@ async def test_the_documented_trigger(pg_dsn, app, start_node):
 
 
 @pytest.fixture
-def roles(pg_dsn, pg_admin, app):
+def roles(pg_dsn, pg_admin, pg_admin_dsn, app):
     """The documented roles, under names of this test's own: owner, node and emitter, each as a DSN."""
     suffix = secrets.token_hex(4)
     names = {role: f"sio_{role}_{suffix}" for role in ("node", "emitter")}
@@ -210,9 +210,10 @@ def roles(pg_dsn, pg_admin, app):
         role: f"postgresql://{name}:x@/{at['dbname']}?host={at['host']}&port={at['port']}"
         for role, name in names.items()
     }
-    for name in names.values():
-        app.execute(sql.SQL("DROP OWNED BY {}").format(sql.Identifier(name)))
-        pg_admin.execute(sql.SQL("DROP ROLE {}").format(sql.Identifier(name)))
+    with psycopg.connect(pg_admin_dsn, autocommit=True) as admin:
+        for name in names.values():
+            admin.execute(sql.SQL("DROP OWNED BY {}").format(sql.Identifier(name)))
+            admin.execute(sql.SQL("DROP ROLE {}").format(sql.Identifier(name)))
 
 
 async def test_a_role_without_rights_on_the_tables_may_emit_and_nothing_else(roles, start_node, app):

@@ -15,7 +15,7 @@ from sio_pg_adapter.embedded import EmbeddedPostgres, EmbeddedPostgresError
 
 
 async def value(pg: EmbeddedPostgres, query: str):
-    connection = await asyncpg.connect(pg.dsn())
+    connection = await asyncpg.connect(pg.admin_dsn())
     try:
         return await connection.fetchval(query)
     finally:
@@ -34,6 +34,19 @@ async def test_serves_and_leaves_nothing(tcp):
         assert all(path.is_dir() for path in left)
     assert not any(path.exists() for path in left)
     pg.stop()  # twice is safe
+
+
+async def test_the_role_of_its_dsn_owns_its_database_and_has_no_other_right():
+    with EmbeddedPostgres() as pg:
+        connection = await asyncpg.connect(pg.dsn())
+        try:
+            role = await connection.fetchrow("SELECT * FROM pg_roles WHERE rolname = session_user")
+            rights = ("rolsuper", "rolcreaterole", "rolcreatedb", "rolreplication", "rolbypassrls")
+            assert [role[right] for right in rights] == [False] * 5
+            owner = "SELECT datdba::regrole::text FROM pg_database WHERE datname = current_database()"
+            assert await connection.fetchval(owner) == "app"
+        finally:
+            await connection.close()
 
 
 def test_stop_before_start_is_safe():
@@ -64,7 +77,7 @@ async def test_kill_and_start_with_a_backend_at_work():
     with EmbeddedPostgres() as pg:
         await value(pg, "CREATE TABLE kept AS SELECT 7 AS x")
         await value(pg, "CHECKPOINT")
-        connection = await asyncpg.connect(pg.dsn())
+        connection = await asyncpg.connect(pg.admin_dsn())
         pg.kill()
         with pytest.raises((OSError, asyncpg.PostgresConnectionError)):
             await value(pg, "SELECT 1")

@@ -10,7 +10,8 @@ import pytest
 
 import sio_pg_adapter
 from sio_pg_adapter.errors import ConfigurationError
-from sio_pg_adapter.store.queries import Queries, quoted
+from sio_pg_adapter.options import quoted
+from sio_pg_adapter.store.queries import Queries
 
 PACKAGE = Path(sio_pg_adapter.__file__).parent
 TEXT = (PACKAGE / "store/queries.sql").read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The log in two halves: one is appended to, the other goes as a whole when its last record has had its time."""
+"""The log in two segments: one is appended to, the other goes as a whole when its last record has expired."""
 
 from __future__ import annotations
 
@@ -8,15 +8,14 @@ import asyncpg
 import pytest
 from psycopg import sql
 
-from sio_pg_adapter import emit_async, migrate
+from sio_pg_adapter import emit_async
 from sio_pg_adapter.log.records import Kind
-from sio_pg_adapter.store import database
-from support.pruning import prune_once
 from sio_pg_adapter.store.pruner import Pruned
 from sio_pg_adapter.store.queries import Queries
+from support.pruning import prune_once
 
 QUERIES = Queries("public")
-MANY = 9_500  # records of FILL: over the 16 MB from which on the halves are turned
+MANY = 9_500  # records of FILL: over the 16 MB from which on the segments are switched
 FILL = """
     INSERT INTO sio_packets_{} ("offset", kind, namespace, room, body, created_at)
     SELECT nextval('sio_packets_offset_seq'), 0, '/', 'r' || i % 7, repeat(md5(i::text), 58),
@@ -27,19 +26,19 @@ KEEP = 325.0  # seconds: what the log is kept for without a node
 HOUR = 3_600.0
 
 
-async def half(db) -> int:
-    return await db.fetchval("SELECT last_value FROM sio_half")
+async def active(db) -> int:
+    return await db.fetchval("SELECT last_value FROM sio_active_segment")
 
 
 async def fill(db, count: int = MANY, age: float = HOUR) -> None:
-    await db.execute(FILL.format(await half(db)), count, age)
+    await db.execute(FILL.format(await active(db)), count, age)
 
 
 async def turned(db) -> None:
-    """What there is, and a burst, has had its time; what comes now goes to the other half."""
+    """What there is, and a burst, has had its time; what comes now goes to the other segment."""
     await fill(db)
     await db.execute("UPDATE sio_packets SET created_at = created_at - interval '1 hour'")
-    assert await db.fetchval(QUERIES["turn"], KEEP) is True
+    assert await db.fetchval(QUERIES["switch_segment"], KEEP) is True
 
 
 async def sizes(db) -> list[int]:
@@ -63,24 +62,24 @@ async def test_a_large_log_goes_as_a_whole_and_begins_no_epoch(pg_dsn, store, db
     floors = dict(await db.fetch('SELECT room, "offset" FROM sio_room_floors'))
     assert floors == {"r": last} | {f"r{i % 7}": last + i for i in range(MANY - 6, MANY + 1)}
     assert await store.emit("r") == upto + 1
-    assert await half(db) == 1 and await epochs(db) == began
-    assert await db.fetchval(QUERIES["in_history"])
+    assert await active(db) == 1 and await epochs(db) == began
+    assert await db.fetchval(QUERIES["in_epoch"])
 
 
-async def test_nothing_goes_before_the_last_of_a_half_has_had_its_time(pg_dsn, store, db):
+async def test_nothing_goes_before_the_last_of_a_segment_has_had_its_time(pg_dsn, store, db):
     await fill(db)
     await fill(db, 1, age=0.0)
     assert await prune_once(pg_dsn) == Pruned()
-    assert await half(db) == 1  # its first had
+    assert await active(db) == 1  # its first had
     young = await store.emit()
-    await fill(db)  # a clock that went back: old ones behind a young one, in the other half
+    await fill(db)  # a clock that went back: old ones behind a young one, in the other segment
     assert await prune_once(pg_dsn) == Pruned()
     await db.execute("UPDATE sio_packets_0 SET created_at = created_at - interval '1 hour'")
     assert await prune_once(pg_dsn) == Pruned(records=MANY + 1)
     assert await db.fetchval('SELECT min("offset") FROM sio_packets') == young
 
 
-async def test_a_young_record_in_the_middle_keeps_the_half(pg_dsn, db):
+async def test_a_young_record_in_the_middle_keeps_the_segment(pg_dsn, db):
     await turned(db)
     await db.execute('UPDATE sio_packets_0 SET created_at = clock_timestamp() WHERE "offset" = 100')
     assert await prune_once(pg_dsn) == Pruned()
@@ -88,16 +87,16 @@ async def test_a_young_record_in_the_middle_keeps_the_half(pg_dsn, db):
     assert await db.fetchval("SELECT count(*) FROM sio_room_floors") == 0
 
 
-async def test_a_small_log_stays_in_its_half(pg_dsn, store, db):
+async def test_a_small_log_stays_in_its_segment(pg_dsn, store, db):
     await store.emit()
     await fill(db, 100)
     assert (await prune_once(pg_dsn)).records == 0  # behind a young one
     await db.execute("UPDATE sio_packets SET created_at = created_at - interval '1 hour'")
     assert await prune_once(pg_dsn) == Pruned(records=101)
-    assert await half(db) == 0
+    assert await active(db) == 0
 
 
-async def test_both_halves_are_read_as_one_log(store, db):
+async def test_both_segments_are_read_as_one_log(store, db):
     held = await store.open()
     await store.move(Kind.ENTER, "s", "x")
     first = [await store.emit("x"), await store.emit("y", "x"), await store.emit("s")]
@@ -119,8 +118,8 @@ async def test_both_halves_are_read_as_one_log(store, db):
     assert not claimed.lost and claimed.offset == head + 1
 
 
-async def test_a_transaction_that_began_before_the_turn_appends_behind_it(pg_dsn, store, db):
-    """Its snapshot is older: were the half read from a table, its record would come to stand in the former one."""
+async def test_a_transaction_that_began_before_the_switch_appends_behind_it(pg_dsn, store, db):
+    """Its snapshot is older: were the segment read from a table, its record would come to stand in the former one."""
     other = await asyncpg.connect(pg_dsn)
     try:
         async with other.transaction(isolation="repeatable_read"):
@@ -133,7 +132,7 @@ async def test_a_transaction_that_began_before_the_turn_appends_behind_it(pg_dsn
     assert await prune_once(pg_dsn) == Pruned(records=MANY)
 
 
-async def test_a_reader_that_stays_keeps_the_half_and_nobody_waits(pg_dsn, store, db):
+async def test_a_reader_that_stays_keeps_the_segment_and_nobody_waits(pg_dsn, store, db):
     """A pg_dump, say: readers and appends beside it are not queued up behind a lock that cannot be had."""
     await turned(db)
     other = await asyncpg.connect(pg_dsn)
@@ -153,32 +152,32 @@ async def test_a_reader_that_stays_keeps_the_half_and_nobody_waits(pg_dsn, store
 
 
 @pytest.mark.parametrize("held", ["sio_packets_1", "sio_packet_rooms_1"])
-async def test_a_half_that_is_read_is_not_turned_to(pg_dsn, db, held):
+async def test_a_segment_that_is_read_is_not_switched_to(pg_dsn, db, held):
     await fill(db)
     other = await asyncpg.connect(pg_dsn)
     try:
         async with other.transaction():
             await other.fetch(f"SELECT FROM {held}")
-            assert await db.fetchval(QUERIES["turn"], KEEP) is False
-            assert await half(db) == 0
+            assert await db.fetchval(QUERIES["switch_segment"], KEEP) is False
+            assert await active(db) == 0
             assert await prune_once(pg_dsn) == Pruned(records=MANY)  # one by one
     finally:
         await other.close()
 
 
-async def test_a_half_that_got_a_record_before_it_was_locked_is_not_turned_to(pg_dsn, db):
-    """Another node's turn came between, say, and an append behind it: what is to be truncated holds a record."""
+async def test_a_segment_that_got_a_record_before_it_was_locked_is_not_switched_to(pg_dsn, db):
+    """Another node's switch came between, say, and an append behind it: what is to be truncated holds a record."""
     await fill(db)
     other, third = await asyncpg.connect(pg_dsn), await asyncpg.connect(pg_dsn)
     asleep = "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE pid = $1 AND wait_event = 'PgSleep')"
     try:
         async with other.transaction():
             await other.execute(FILL.format(1), 1, 0.0)
-            turning = asyncio.create_task(db.fetchval(QUERIES["turn"], KEEP))
+            turning = asyncio.create_task(db.fetchval(QUERIES["switch_segment"], KEEP))
             while not await third.fetchval(asleep, db.get_server_pid()):
                 assert not turning.done()
         assert await turning is False
-        assert await db.fetchval("SELECT count(*) FROM sio_packets_1") == 1 and await half(db) == 0
+        assert await db.fetchval("SELECT count(*) FROM sio_packets_1") == 1 and await active(db) == 0
     finally:
         await other.close()
         await third.close()
@@ -194,13 +193,14 @@ async def test_a_role_that_may_not_truncate_deletes(pg_dsn, pg_admin, db):
         )
         await turned(db)
         await fill(db, 10)
-        await db.execute(f'SET ROLE "{role}"')
-        assert await db.fetchval(QUERIES["turn"], KEEP) is False
-        assert await db.fetchval(QUERIES["trim"], KEEP, MANY) == MANY
-        assert await db.fetchval(QUERIES["trim"], KEEP, MANY) == 10
+        other = await asyncpg.connect(pg_dsn, user=role)
+        assert await other.fetchval(QUERIES["switch_segment"], KEEP) is False
+        assert await other.fetchval(QUERIES["trim"], KEEP, MANY) == MANY
+        assert await other.fetchval(QUERIES["trim"], KEEP, MANY) == 10
+        await other.close()
     finally:
-        await db.execute("RESET ROLE")
-        await db.execute(f'DROP OWNED BY "{role}"')
+        await db.execute(f'REVOKE ALL ON ALL TABLES IN SCHEMA public FROM "{role}"')
+        await db.execute(f'REVOKE ALL ON ALL SEQUENCES IN SCHEMA public FROM "{role}"')
         pg_admin.execute(sql.SQL("DROP ROLE {}").format(sql.Identifier(role)))
 
 
@@ -221,10 +221,32 @@ async def test_a_users_truncate_of_any_part_begins_an_epoch(store, db, table):
     assert await db.fetchval("SELECT count(*) FROM sio_sessions") == 0
 
 
-async def test_what_is_inserted_into_the_whole_comes_into_a_half(store, db):
-    """A function that waited while the migration ran; a dump of the data alone, which is loaded by COPY."""
-    insert = "INSERT INTO sio_packets (kind, namespace, body) VALUES (0, '/', '[\"e\"]') RETURNING \"offset\""
-    offset = await db.fetchval(insert)
+async def test_a_users_truncate_behind_retention_in_one_transaction_ends_sessions(store, db):
+    await store.open()
+    async with db.transaction():
+        await turned(db)
+        assert await db.fetchval(QUERIES["trim"], KEEP, MANY) == MANY
+        assert await db.fetchval("SELECT count(*) FROM sio_sessions") == 1
+        await db.execute("TRUNCATE sio_packets")
+        assert await db.fetchval("SELECT count(*) FROM sio_sessions") == 0
+
+
+async def test_a_users_truncate_behind_a_retention_that_failed_ends_sessions(store, db):
+    await store.open()
+    await turned(db)
+    async with db.transaction():
+        await db.execute("DECLARE reader CURSOR FOR SELECT FROM sio_packets_0; FETCH reader")
+        with pytest.raises(asyncpg.ObjectInUseError):
+            async with db.transaction():
+                await db.fetchval(QUERIES["trim"], KEEP, MANY)
+        await db.execute("CLOSE reader; TRUNCATE sio_packets")
+        assert await db.fetchval("SELECT count(*) FROM sio_sessions") == 0
+
+
+async def test_what_is_inserted_into_the_whole_comes_into_a_segment(store, db):
+    """By INSERT and by COPY."""
+    await db.execute("INSERT INTO sio_packets (kind, namespace, body) VALUES (0, '/', '[\"e\"]')")
+    offset = await db.fetchval('SELECT max("offset") FROM sio_packets')
     copied = {"offset": offset + 1, "kind": 0, "namespace": "/", "room": "", "body": '["c"]'}
     columns, record = list(copied), tuple(copied.values())
     await db.copy_records_to_table("sio_packets", records=[record], columns=columns)
@@ -238,71 +260,12 @@ async def test_what_is_inserted_into_the_whole_comes_into_a_half(store, db):
     assert await db.fetchval("SELECT count(*) FROM sio_packet_rooms_0") == 2
 
 
-# -- upgrades ---------------------------------------------------------------------------------------------------
-async def test_an_upgrade_and_a_downgrade_keep_rows_epoch_and_rights(pg_dsn, pg_admin, start_store, db):
-    role = f"siopg_{pg_dsn.rpartition('/')[2][:20]}"
-    pg_admin.execute(sql.SQL("CREATE ROLE {} LOGIN").format(sql.Identifier(role)))
-    every = 'SELECT "offset", namespace, room, rooms, body, created_at FROM sio_packets ORDER BY 1'
-    rooms = 'SELECT * FROM sio_packet_rooms ORDER BY "offset"'
-    try:
-        store = await start_store()
-        await store.open()
-        await store.emit("x", "y")
-        await turned(db)
-        await store.emit("x", "z")
-        before, multi, began = await db.fetch(every), await db.fetch(rooms), await epochs(db)
-        await store.manager.aclose()
-
-        await asyncio.to_thread(migrate.downgrade, pg_dsn, revision="sio0002")
-        assert await db.fetch(every) == before and await db.fetch(rooms) == multi
-        assert await db.fetchval(QUERIES["in_history"])
-        await db.execute(
-            f'GRANT SELECT, INSERT ON sio_packets, sio_packet_rooms TO "{role}" WITH GRANT OPTION;'
-            f'GRANT SELECT, UPDATE ON SEQUENCE sio_packets_offset_seq TO "{role}"'
-        )
-
-        await asyncio.to_thread(migrate.upgrade, pg_dsn)
-        assert await db.fetch(every) == before and await db.fetch(rooms) == multi
-        assert await db.fetchval(QUERIES["in_history"]) and await epochs(db) == began
-        store = await start_store()
-        assert await store.emit() == before[-1][0] + 1 and await epochs(db) == began
-        may = "SELECT has_table_privilege($1, $2, 'INSERT WITH GRANT OPTION')"
-        for table in ("sio_packets", "sio_packets_0", "sio_packets_1", "sio_packet_rooms", "sio_packet_rooms_1"):
-            assert await db.fetchval(may, role, table)
-        assert await db.fetchval("SELECT has_sequence_privilege($1, 'sio_half', 'UPDATE')", role)
-    finally:
-        await db.execute(f'DROP OWNED BY "{role}"')
-        pg_admin.execute(sql.SQL("DROP ROLE {}").format(sql.Identifier(role)))
-
-
-async def test_an_upgrade_waits_for_a_reader_in_short_tries(pg_dsn, db):
-    """Somebody has read the log and is still in a transaction: the others go on meanwhile."""
-    await asyncio.to_thread(migrate.downgrade, pg_dsn, revision="sio0002")
-    other = await asyncpg.connect(pg_dsn)
-    tries = "SELECT count(*) FROM pg_locks WHERE NOT granted AND mode = 'AccessExclusiveLock'"
-    try:
-        async with other.transaction():
-            await other.fetch("SELECT FROM sio_packets LIMIT 1")
-            upgrading = asyncio.create_task(asyncio.to_thread(migrate.upgrade, pg_dsn))
-            async with asyncio.timeout(30):
-                while not await db.fetchval(tries):
-                    await asyncio.sleep(0.01)
-                while await db.fetchval(tries):  # gives up, for now
-                    await asyncio.sleep(0.01)
-            async with db.transaction():
-                await db.execute("LOCK TABLE sio_lock IN EXCLUSIVE MODE")  # as an append does
-        await upgrading
-    finally:
-        await other.close()
-    assert await db.fetchval("SELECT version FROM sio_log") == database.SCHEMA_VERSION
-
-
 # -- size -------------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize(("rows", "turned"), [(300, 1), (2_000, 5)], ids=["one by one", "by halves"])
+@pytest.mark.parametrize(("rows", "turned"), [(300, 1), (2_000, 5)], ids=["one by one", "by segments"])
 async def test_under_a_steady_load_the_tables_stay_as_large_as_they_are(db, rows, turned):
     """An hour, a look a minute: the clock is in the records, and the time that they are kept for is what is left.
 
-    Nobody vacuums: a log whose records go one by one is turned when its dead rows are too many.
+    Nobody vacuums: a log whose records go one by one is switched when its dead rows are too many.
     """
     await db.execute("ALTER TABLE sio_packets_0 SET (autovacuum_enabled = off)")
     await db.execute("ALTER TABLE sio_packets_1 SET (autovacuum_enabled = off)")
@@ -313,7 +276,7 @@ async def test_under_a_steady_load_the_tables_stay_as_large_as_they_are(db, rows
         age = await db.fetchval("SELECT extract(epoch FROM clock_timestamp())::float8 - $1", at)
         await fill(db, rows, age)
         while True:
-            turns += await db.fetchval(QUERIES["turn"], age + KEEP)
+            turns += await db.fetchval(QUERIES["switch_segment"], age + KEEP)
             if not await db.fetchval(QUERIES["trim"], age + KEEP, 2_000):
                 break
         found.append(sum(await sizes(db)))

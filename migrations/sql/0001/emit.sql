@@ -1,0 +1,110 @@
+-- Emits from any transaction. These functions run with the rights of the owner, so an application needs no rights on the
+-- tables.
+
+-- Emits an event that the caller has encoded: for the package's emitters, and for other languages. All parameters but one
+-- are text, so that no driver needs to know a type.
+--
+-- p_body: the JSON array of the event's name and arguments. p_parts: its binary parts, each after its length in four
+-- bytes. p_rooms: a JSON array of all rooms if there are several, of which p_room is the first. p_skips: a JSON array of
+-- the sids that do not get the event.
+CREATE FUNCTION sio.sio_emit_encoded(p_namespace text, p_room text, p_rooms text, p_skips text, p_body text,
+                                     p_parts bytea) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    v_rooms text[]; v_skips text[]; v_attachment uuid; v_at integer := 0;
+    v_size bigint := octet_length(p_body) + coalesce(octet_length(p_parts), 0);
+BEGIN
+    IF (p_namespace IS NOT NULL AND p_room IS NOT NULL AND p_body::json IS NOT NULL
+        AND left(p_body, 2) = '["' AND right(p_body, 1) = ']') IS NOT TRUE THEN
+        RAISE invalid_parameter_value USING MESSAGE = 'an event has a namespace, a room and a body: a JSON array that'
+            ' begins with the event''s name, without space around it';
+    END IF;
+    -- Most events have none of these. JSON text is never shorter than the names in it.
+    IF v_size > 65536 OR p_parts IS NOT NULL OR p_rooms IS NOT NULL OR p_skips IS NOT NULL
+       OR octet_length(p_namespace) + octet_length(p_room) > 512 THEN
+        IF p_rooms IS NOT NULL THEN
+            v_rooms := ARRAY(SELECT json_array_elements_text(p_rooms::json));
+            IF array_position(v_rooms, NULL) IS NOT NULL OR v_rooms[1] IS DISTINCT FROM p_room
+               OR cardinality(v_rooms) > 1 AND array_position(v_rooms, '') IS NOT NULL THEN
+                RAISE invalid_parameter_value USING MESSAGE =
+                    'rooms are text, and the first is the room. None of several is empty, which would reach everybody';
+            END IF;
+        END IF;
+        IF p_skips IS NOT NULL THEN
+            v_skips := array_remove(ARRAY(SELECT json_array_elements_text(p_skips::json)), NULL);
+        END IF;
+        IF (SELECT max(octet_length(n)) FROM unnest(v_rooms || v_skips || ARRAY[p_namespace, p_room]) n) > 512
+        THEN
+            RAISE program_limit_exceeded USING MESSAGE = 'a namespace, room or sid is longer than 512 bytes';
+        END IF;
+        WHILE v_at < octet_length(p_parts) LOOP  -- a node that cannot take them apart would stand still
+            EXIT WHEN v_at + 4 > octet_length(p_parts);
+            v_at := least(2147483647, v_at + 4 + (get_byte(p_parts, v_at)::bigint << 24)
+                + (get_byte(p_parts, v_at + 1) << 16) + (get_byte(p_parts, v_at + 2) << 8)
+                + get_byte(p_parts, v_at + 3));
+        END LOOP;
+        IF v_at <> octet_length(p_parts) THEN
+            RAISE invalid_parameter_value USING MESSAGE = 'each binary part stands after its length';
+        END IF;
+        IF v_size > 268435456 THEN
+            RAISE program_limit_exceeded USING MESSAGE = 'an event is larger than 256 MiB';
+        END IF;
+        IF v_size > 65536 THEN  -- now and not under the log's lock, where 50 MB held up others for 1.7 s
+            v_attachment := gen_random_uuid();
+            INSERT INTO sio.sio_attachments (id, data, ephemeral)
+            VALUES (v_attachment, int4send(octet_length(convert_to(p_body, 'UTF8')))
+                || convert_to(p_body, 'UTF8') || coalesce(p_parts, ''), false);
+        END IF;
+    END IF;
+    -- A notification of 7,999 bytes carries the record if that fits, and if the queue is far from full. The queue holds
+    -- every message until the slowest listener has read it.
+    --
+    -- The marker may go between here and the commit, by a crash, which this transaction does not survive, or by a
+    -- TRUNCATE of the log, which ends all sessions. Neither does harm.
+    INSERT INTO sio.sio_outbox
+    SELECT p_namespace, p_room, v_rooms, v_skips, CASE WHEN v_attachment IS NULL THEN p_body END,
+           CASE WHEN v_attachment IS NULL THEN p_parts END, v_attachment, (SELECT channel FROM sio.sio_log),
+           CASE WHEN octet_length(c.carried) <= 7600 THEN c.carried ELSE '' END,
+           EXISTS (SELECT FROM sio.sio_marker WHERE fingerprint = sio.sio_fingerprint()), false
+    FROM (SELECT CASE WHEN v_size < 7600 AND p_parts IS NULL AND pg_notification_queue_usage() < 0.1 THEN
+              ' ' || json_build_array(json_build_array(
+                  p_namespace, coalesce(v_rooms, ARRAY[p_room]), coalesce(v_skips, ARRAY[]::text[]),
+                  p_body))::text END) AS c (carried);
+END $$;
+
+-- Emits an event from SQL. A null room is refused: 'user:' || id with a null id must not reach everybody. An empty room
+-- among others is left out. An empty array of rooms reaches nobody.
+CREATE FUNCTION sio.sio_emit(event text, data json DEFAULT NULL, room text DEFAULT '', rooms text[] DEFAULT '{""}',
+                             namespace text DEFAULT '/', skip_sids text[] DEFAULT '{}') RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE v_rooms text[];
+BEGIN
+    IF event IS NULL OR room IS NULL OR rooms IS NULL OR array_position(rooms, NULL) IS NOT NULL
+       OR namespace IS NULL THEN
+        RAISE null_value_not_allowed USING MESSAGE =
+            'sio_emit: event, room, rooms and namespace are not null; leave room out to reach everybody';
+    END IF;
+    IF octet_length(event) > 512 THEN
+        RAISE program_limit_exceeded USING MESSAGE = 'sio_emit: the name of an event is longer than 512 bytes';
+    END IF;
+    IF room = '' AND cardinality(rooms) = 0 THEN
+        RETURN;
+    END IF;
+    v_rooms := ARRAY(SELECT r FROM unnest(room || rooms) WITH ORDINALITY AS x (r, i)
+                     WHERE r <> '' GROUP BY r ORDER BY min(i));
+    IF cardinality(v_rooms) = 0 THEN
+        IF cardinality(rooms) > 1 THEN
+            RAISE invalid_parameter_value USING MESSAGE =
+                'sio_emit: all rooms are empty, which would reach everybody; leave rooms out for that';
+        END IF;
+        v_rooms := ARRAY[''];
+    END IF;
+    PERFORM sio.sio_emit_encoded(
+        namespace, v_rooms[1], CASE WHEN cardinality(v_rooms) > 1 THEN array_to_json(v_rooms)::text END,
+        CASE WHEN cardinality(skip_sids) > 0 THEN array_to_json(skip_sids)::text END,
+        '[' || to_json(event)::text || coalesce(',' || data::text, '') || ']', NULL);
+END $$;
+
+COMMENT ON FUNCTION sio.sio_emit IS
+    'Sends a Socket.IO event if and when this transaction commits. data: one argument, as JSON. Without it the '
+    'event has no argument. room, rooms: who gets the event. Without them everybody in the namespace gets it.';

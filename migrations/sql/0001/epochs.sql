@@ -1,0 +1,77 @@
+-- Epochs: an offset that a lost commit had is never given to another record.
+
+-- Identifies the server and the database on which the running epoch began. A backup restored from files, or another
+-- timeline, comes with another start of the server. The file is that of sio_lock, because retention replaces the files
+-- of the segments. A path reads base/database/file.
+CREATE FUNCTION sio.sio_fingerprint() RETURNS text
+LANGUAGE sql STABLE AS $$
+    SELECT extract(epoch FROM pg_catalog.pg_postmaster_start_time()) || ' '
+        || pg_catalog.pg_relation_filepath('sio.sio_lock'::regclass)
+$$;
+
+-- Begins the next epoch, above all numbers of the running one, unless the marker has this fingerprint. The caller holds
+-- the log's lock.
+CREATE FUNCTION sio.sio_check_epoch() RETURNS boolean
+LANGUAGE plpgsql AS $$
+DECLARE v_epoch integer;
+BEGIN
+    IF EXISTS (SELECT FROM sio.sio_marker WHERE fingerprint = sio.sio_fingerprint()) THEN
+        RETURN false;
+    END IF;
+    INSERT INTO sio.sio_epochs (epoch, key, began_after)
+    SELECT max(epoch) + 1, sha256(convert_to(gen_random_uuid()::text || gen_random_uuid()::text, 'UTF8')),
+           greatest((SELECT max("offset") FROM sio.sio_packets), (SELECT floor FROM sio.sio_log))
+    FROM sio.sio_epochs
+    RETURNING epoch INTO v_epoch;
+    PERFORM setval('sio.sio_packets_offset_seq', greatest(last_value, v_epoch * 1099511627776))
+    FROM sio.sio_packets_offset_seq;
+    DELETE FROM sio.sio_marker;
+    INSERT INTO sio.sio_marker (fingerprint) VALUES (sio.sio_fingerprint());
+    RETURN true;
+END $$;
+
+CREATE FUNCTION sio.sio_lock_and_check_epoch() RETURNS boolean
+LANGUAGE plpgsql AS $$
+BEGIN
+    LOCK TABLE sio.sio_lock IN EXCLUSIVE MODE;
+    RETURN sio.sio_check_epoch();
+END $$;
+
+-- Ends all sessions and the epoch when somebody truncates a table of the log. The events that clients missed are gone,
+-- and nothing says for which rooms they were.
+CREATE FUNCTION sio.sio_truncated() RETURNS trigger
+LANGUAGE plpgsql AS $$
+BEGIN
+    IF current_setting('sio_pg_adapter.retention', true) = 'on' THEN
+        RETURN NULL;  -- sio_empty_segment: all of it has expired, and the floors say so
+    END IF;
+    LOCK TABLE sio.sio_lock IN EXCLUSIVE MODE;
+    DELETE FROM sio.sio_packets;
+    DELETE FROM sio.sio_packet_rooms;
+    DELETE FROM sio.sio_rooms;  -- the foreign key does not cascade in the replica role
+    DELETE FROM sio.sio_sessions;
+    UPDATE sio.sio_log SET floor = (SELECT last_value FROM sio.sio_packets_offset_seq);
+    DELETE FROM sio.sio_marker;
+    RETURN NULL;
+END $$;
+
+CREATE TRIGGER sio_truncated AFTER TRUNCATE ON sio.sio_packets_0
+FOR EACH STATEMENT EXECUTE FUNCTION sio.sio_truncated();
+
+CREATE TRIGGER sio_truncated AFTER TRUNCATE ON sio.sio_packets_1
+FOR EACH STATEMENT EXECUTE FUNCTION sio.sio_truncated();
+
+CREATE TRIGGER sio_truncated AFTER TRUNCATE ON sio.sio_packet_rooms_0
+FOR EACH STATEMENT EXECUTE FUNCTION sio.sio_truncated();
+
+CREATE TRIGGER sio_truncated AFTER TRUNCATE ON sio.sio_packet_rooms_1
+FOR EACH STATEMENT EXECUTE FUNCTION sio.sio_truncated();
+
+-- ALWAYS: also in sessions whose session_replication_role is replica, such as bulk loads.
+ALTER TABLE sio.sio_packets_0 ENABLE ALWAYS TRIGGER sio_truncated;
+
+ALTER TABLE sio.sio_packets_1 ENABLE ALWAYS TRIGGER sio_truncated;
+
+ALTER TABLE sio.sio_packet_rooms_0 ENABLE ALWAYS TRIGGER sio_truncated;
+
+ALTER TABLE sio.sio_packet_rooms_1 ENABLE ALWAYS TRIGGER sio_truncated;

@@ -1,0 +1,60 @@
+-- Room changes, as entries of a batch. The caller holds the log's lock.
+
+-- Appends that a sid enters (kind 1) or leaves (kind 2) a room. Returns the offset, minus the offset of an earlier record
+-- if nothing changed, 0 if the caller does not hold the sid any more, or null if the room is another client's own.
+--
+-- p_args: generation, if the caller means only the connection that it holds. as_of, for a room that a recovery's handler
+-- leaves: the membership ends at the offset that the client presented.
+CREATE FUNCTION sio.sio_move(p_batch bigint, p_kind integer, p_namespace text, p_room text, p_sid text, p_args json)
+RETURNS bigint
+LANGUAGE plpgsql AS $$
+DECLARE
+    v_session bigint; v_generation bigint; v_offset bigint; v_as_of bigint := (p_args->>'as_of')::bigint;
+BEGIN
+    SELECT id, generation INTO v_session, v_generation
+    FROM sio.sio_sessions WHERE namespace = p_namespace AND sid = p_sid;
+    IF v_session IS NULL AND p_args->>'generation' IS NOT NULL
+       OR v_generation <> (p_args->>'generation')::bigint THEN
+        RETURN 0;
+    END IF;
+    SELECT max(joined_at) INTO v_offset FROM sio.sio_rooms
+    WHERE session = v_session AND room = p_room AND left_at IS NULL;
+    IF p_kind = 1 THEN
+        IF v_offset IS NOT NULL THEN
+            RETURN -v_offset;
+        END IF;
+        IF EXISTS (SELECT FROM sio.sio_sessions WHERE namespace = p_namespace AND sid = p_room) THEN
+            RETURN NULL;
+        END IF;
+        v_offset := sio.sio_put_record(p_batch, 1, p_namespace, p_room, p_sid, p_generation => v_generation);
+        IF v_session IS NOT NULL THEN
+            INSERT INTO sio.sio_rooms (session, room, joined_at, namespace)
+            VALUES (v_session, p_room, v_offset, p_namespace);
+        END IF;
+        RETURN v_offset;
+    END IF;
+    IF v_session IS NOT NULL AND v_offset IS NULL AND v_as_of IS NULL THEN
+        RETURN coalesce((SELECT -max(left_at) FROM sio.sio_rooms WHERE session = v_session AND room = p_room), 0);
+    END IF;
+    v_offset := sio.sio_put_record(p_batch, 2, p_namespace, p_room, p_sid, p_as_of => v_as_of);
+    UPDATE sio.sio_rooms SET left_at = coalesce(v_as_of, v_offset)
+    WHERE session = v_session AND room = p_room
+      AND (left_at IS NULL OR v_as_of IS NOT NULL AND left_at > v_as_of);
+    DELETE FROM sio.sio_rooms  -- memberships that span no offset
+    WHERE session = v_session AND room = p_room AND left_at <= joined_at + 1;
+    RETURN v_offset;
+END $$;
+
+-- Appends that everybody leaves a room. Returns null if the room is a client's own.
+CREATE FUNCTION sio.sio_close(p_batch bigint, p_namespace text, p_room text) RETURNS bigint
+LANGUAGE plpgsql AS $$
+DECLARE v_offset bigint;
+BEGIN
+    IF EXISTS (SELECT FROM sio.sio_sessions WHERE namespace = p_namespace AND sid = p_room) THEN
+        RETURN NULL;
+    END IF;
+    v_offset := sio.sio_put_record(p_batch, 3, p_namespace, p_room, NULL);
+    UPDATE sio.sio_rooms SET left_at = v_offset
+    WHERE namespace = p_namespace AND room = p_room AND left_at IS NULL;
+    RETURN v_offset;
+END $$;

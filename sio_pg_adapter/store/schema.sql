@@ -1,0 +1,1465 @@
+-- The whole schema as the migrations make it, for reading. Nothing runs this file. It is generated, and a test
+-- compares it with the migrations.
+
+CREATE SCHEMA sio;
+
+-- Every append locks this table IN EXCLUSIVE MODE, so offsets become visible in their order. It is a table and not an
+-- advisory lock, because any role that may connect could see and take an advisory lock.
+CREATE TABLE sio.sio_lock ();
+
+COMMENT ON TABLE sio.sio_lock IS
+    'No rows. Every append locks this table, so offsets become visible in their order.';
+
+CREATE TABLE sio.sio_log (
+    only_row boolean NOT NULL DEFAULT true,
+    version integer NOT NULL,
+    compatible integer NOT NULL,
+    channel text NOT NULL,
+    floor bigint NOT NULL DEFAULT 0,
+    CONSTRAINT sio_log_pkey PRIMARY KEY (only_row),
+    CONSTRAINT sio_log_only_row_check CHECK (only_row)
+);
+
+COMMENT ON TABLE sio.sio_log IS
+    'One row. version: the version of this schema. compatible: the oldest package version that still works with it. '
+    'channel: where appends are announced, a secret because NOTIFY has no permissions. floor: no record at or below '
+    'it is stored.';
+
+CREATE TABLE sio.sio_epochs (
+    epoch integer NOT NULL,
+    key bytea NOT NULL,
+    began_after bigint NOT NULL,
+    began_at timestamp with time zone NOT NULL DEFAULT clock_timestamp(),
+    CONSTRAINT sio_epochs_pkey PRIMARY KEY (epoch)
+);
+
+COMMENT ON TABLE sio.sio_epochs IS
+    'The epochs of the log. Epoch e owns the offsets from e * 2^40 on. key: signs these offsets on the wire. '
+    'began_after: the highest offset before the epoch.';
+
+-- Unlogged: the row is gone after a crash and after a promotion. In a copy or a restored dump the fingerprint differs.
+CREATE UNLOGGED TABLE sio.sio_marker (
+    fingerprint text NOT NULL
+);
+
+COMMENT ON TABLE sio.sio_marker IS
+    'The fingerprint of the server and the table on which the running epoch began.';
+
+-- The log. This table has no rows of its own. Its segments inherit from it, so a statement that names it reads,
+-- updates or deletes the rows of both.
+CREATE TABLE sio.sio_packets (
+    "offset" bigserial,
+    kind smallint NOT NULL,
+    namespace text NOT NULL,
+    room text NOT NULL DEFAULT ''::text,
+    rooms text[],
+    skip_sids text[],
+    sid text,
+    generation bigint,
+    as_of bigint,
+    node uuid,
+    body text,
+    parts bytea,
+    data text,
+    attachment uuid,
+    batch bigint,
+    created_at timestamp with time zone NOT NULL DEFAULT clock_timestamp(),
+    CONSTRAINT sio_packets_pkey PRIMARY KEY ("offset")
+);
+
+COMMENT ON TABLE sio.sio_packets IS
+    'The log. Its rows are in the segments sio_packets_0 and sio_packets_1. kind: 0 event, 1 enter room, 2 leave '
+    'room, 3 close room, 4 claim, 5 kick. room: the empty string means everybody. rooms: all rooms, if there are '
+    'several. as_of: the offset from which a leave counts, if not its own. body, parts: an event and its binary. '
+    'data: the session data of a kick. attachment: the large body of an event. batch: the append that wrote the '
+    'record.';
+
+-- Appends go to one segment until its oldest record has expired, then to the other. When the last record of the first
+-- segment has expired, retention truncates it. Deleting a million rows one by one would take seconds and leave as many
+-- dead rows behind.
+CREATE TABLE sio.sio_packets_0 (
+    CONSTRAINT sio_packets_0_pkey PRIMARY KEY ("offset")
+) INHERITS (sio.sio_packets);
+
+ALTER TABLE sio.sio_packets_0 ALTER COLUMN "offset" DROP DEFAULT;
+
+COMMENT ON TABLE sio.sio_packets_0 IS
+    'A segment of the log: appended to, or left until all of it has expired.';
+
+-- A recovery reads the events of each room of its session in offset order.
+CREATE INDEX sio_packets_0_room ON sio.sio_packets_0 USING btree (namespace, room, "offset") WHERE (kind = 0);
+
+CREATE INDEX sio_packets_0_attachment ON sio.sio_packets_0 USING btree (attachment) WHERE (attachment IS NOT NULL);
+
+CREATE TABLE sio.sio_packets_1 (
+    CONSTRAINT sio_packets_1_pkey PRIMARY KEY ("offset")
+) INHERITS (sio.sio_packets);
+
+ALTER TABLE sio.sio_packets_1 ALTER COLUMN "offset" DROP DEFAULT;
+
+COMMENT ON TABLE sio.sio_packets_1 IS
+    'A segment of the log: appended to, or left until all of it has expired.';
+
+CREATE INDEX sio_packets_1_room ON sio.sio_packets_1 USING btree (namespace, room, "offset") WHERE (kind = 0);
+
+CREATE INDEX sio_packets_1_attachment ON sio.sio_packets_1 USING btree (attachment) WHERE (attachment IS NOT NULL);
+
+CREATE TABLE sio.sio_packet_rooms (
+    namespace text NOT NULL,
+    room text NOT NULL,
+    "offset" bigint NOT NULL,
+    CONSTRAINT sio_packet_rooms_pkey PRIMARY KEY (namespace, room, "offset")
+);
+
+COMMENT ON TABLE sio.sio_packet_rooms IS
+    'The second and further rooms of events for several rooms. Its rows are in sio_packet_rooms_0 and '
+    'sio_packet_rooms_1.';
+
+CREATE TABLE sio.sio_packet_rooms_0 (
+    CONSTRAINT sio_packet_rooms_0_pkey PRIMARY KEY (namespace, room, "offset")
+) INHERITS (sio.sio_packet_rooms);
+
+COMMENT ON TABLE sio.sio_packet_rooms_0 IS
+    'The rooms of events in sio_packets_0.';
+
+CREATE INDEX sio_packet_rooms_0_offset ON sio.sio_packet_rooms_0 USING btree ("offset");
+
+CREATE TABLE sio.sio_packet_rooms_1 (
+    CONSTRAINT sio_packet_rooms_1_pkey PRIMARY KEY (namespace, room, "offset")
+) INHERITS (sio.sio_packet_rooms);
+
+COMMENT ON TABLE sio.sio_packet_rooms_1 IS
+    'The rooms of events in sio_packets_1.';
+
+CREATE INDEX sio_packet_rooms_1_offset ON sio.sio_packet_rooms_1 USING btree ("offset");
+
+CREATE TABLE sio.sio_attachments (
+    id uuid NOT NULL,
+    data bytea NOT NULL,
+    ephemeral boolean NOT NULL,
+    created_at timestamp with time zone NOT NULL DEFAULT clock_timestamp(),
+    CONSTRAINT sio_attachments_pkey PRIMARY KEY (id)
+);
+
+ALTER TABLE sio.sio_attachments ALTER COLUMN data SET STORAGE EXTERNAL;
+
+COMMENT ON TABLE sio.sio_attachments IS
+    'Bodies that are too large for a row of the log or for a notification.';
+
+CREATE INDEX sio_attachments_created ON sio.sio_attachments USING btree (created_at);
+
+CREATE TABLE sio.sio_nodes (
+    id uuid NOT NULL,
+    number integer GENERATED ALWAYS AS IDENTITY,
+    channel text NOT NULL,
+    role oid NOT NULL,
+    recovery_seconds double precision,
+    margin_seconds double precision NOT NULL,
+    started_at timestamp with time zone NOT NULL DEFAULT clock_timestamp(),
+    missed_at timestamp with time zone,
+    died_at timestamp with time zone,
+    stopped_at timestamp with time zone,
+    CONSTRAINT sio_nodes_pkey PRIMARY KEY (id),
+    CONSTRAINT sio_nodes_number_key UNIQUE (number)
+);
+
+COMMENT ON TABLE sio.sio_nodes IS
+    'Server processes. A backend of the role of a living node holds a shared advisory lock on (oid of this table, '
+    'number). recovery_seconds: max_disconnection_duration, null for ever. margin_seconds: how long a drop may stay '
+    'unnoticed and a replay may last. missed_at: the first check that found no lock. died_at: the second check.';
+
+CREATE TABLE sio.sio_sessions (
+    id bigint NOT NULL,
+    pid_hash bytea NOT NULL,
+    namespace text NOT NULL,
+    sid text NOT NULL,
+    data text NOT NULL DEFAULT '{}'::text,
+    node uuid,
+    generation bigint NOT NULL DEFAULT 1,
+    settled bigint NOT NULL DEFAULT 1,
+    start_offset bigint NOT NULL,
+    created_at timestamp with time zone NOT NULL DEFAULT clock_timestamp(),
+    expires_at timestamp with time zone,
+    expiry_node uuid,
+    expiry_taken_at timestamp with time zone,
+    CONSTRAINT sio_sessions_pkey PRIMARY KEY (id),
+    CONSTRAINT sio_sessions_pid_hash_key UNIQUE (pid_hash),
+    CONSTRAINT sio_sessions_namespace_sid_key UNIQUE (namespace, sid)
+) WITH (fillfactor=70);
+
+COMMENT ON TABLE sio.sio_sessions IS
+    'One row for each session, from its CONNECT to its end. id: the first 60 bits of pid_hash, so the id of a lost '
+    'session is not issued again. node: the node that holds the session, null while it is away. generation: raised '
+    'by each claim. settled: the generation of the holder whose writes count, lower than generation while a claim '
+    'waits for that holder. expires_at: null while the session is held. expiry_node: the node that calls the expiry '
+    'handler.';
+
+-- Partial, so that the updates of held sessions stay heap-only.
+CREATE INDEX sio_sessions_expires ON sio.sio_sessions USING btree (expires_at) WHERE (expires_at IS NOT NULL);
+
+CREATE INDEX sio_sessions_node ON sio.sio_sessions USING btree (node) WHERE (node IS NOT NULL);
+
+CREATE TABLE sio.sio_rooms (
+    session bigint NOT NULL,
+    room text NOT NULL,
+    joined_at bigint NOT NULL,
+    left_at bigint,
+    namespace text NOT NULL,
+    CONSTRAINT sio_rooms_pkey PRIMARY KEY (session, room, joined_at),
+    CONSTRAINT sio_rooms_session_fkey FOREIGN KEY (session) REFERENCES sio.sio_sessions(id) ON DELETE CASCADE
+);
+
+COMMENT ON TABLE sio.sio_rooms IS
+    'Memberships. A session is in a room at the offsets above joined_at and below left_at.';
+
+CREATE INDEX sio_rooms_members ON sio.sio_rooms USING btree (namespace, room) WHERE (left_at IS NULL);
+
+CREATE TABLE sio.sio_expiry_handlers (
+    namespace text NOT NULL,
+    CONSTRAINT sio_expiry_handlers_pkey PRIMARY KEY (namespace)
+);
+
+COMMENT ON TABLE sio.sio_expiry_handlers IS
+    'Namespaces (* for all) whose expired sessions are deleted only by nodes that call a handler first.';
+
+CREATE TABLE sio.sio_room_floors (
+    namespace text NOT NULL,
+    room text NOT NULL,
+    "offset" bigint NOT NULL,
+    CONSTRAINT sio_room_floors_pkey PRIMARY KEY (namespace, room)
+);
+
+COMMENT ON TABLE sio.sio_room_floors IS
+    'The highest offset of each room that retention deleted. A session at a lower offset may have lost an event.';
+
+-- Unlogged: its rows live and die in one transaction. VACUUM never truncates it, because that takes a lock that emits
+-- would wait for.
+CREATE UNLOGGED TABLE sio.sio_outbox (
+    namespace text NOT NULL,
+    room text NOT NULL,
+    rooms text[],
+    skip_sids text[],
+    body text,
+    parts bytea,
+    attachment uuid,
+    channel text NOT NULL,
+    carried text NOT NULL,
+    epoch_known boolean NOT NULL,
+    immediate boolean NOT NULL
+) WITH (vacuum_truncate=off);
+
+COMMENT ON TABLE sio.sio_outbox IS
+    'Events of open transactions, with the columns of sio_packets. Other transactions always see it empty. channel: '
+    'the channel of the notification. carried: the record that the notification carries. epoch_known: the marker of '
+    'the running epoch was there. immediate: the application has set its constraints IMMEDIATE.';
+
+-- The number of the segment that is appended to. It is a sequence, which shows its present value whatever the snapshot.
+-- A repeatable read transaction that began before a switch therefore appends to the right segment.
+CREATE SEQUENCE sio.sio_active_segment AS smallint MINVALUE 0 MAXVALUE 1 START 0;
+
+-- Epochs: an offset that a lost commit had is never given to another record.
+
+-- Identifies the server and the database on which the running epoch began. A backup restored from files, or another
+-- timeline, comes with another start of the server. The file is that of sio_lock, because retention replaces the files
+-- of the segments. A path reads base/database/file.
+CREATE FUNCTION sio.sio_fingerprint()
+ RETURNS text
+ LANGUAGE sql
+ STABLE
+AS $$
+    SELECT extract(epoch FROM pg_catalog.pg_postmaster_start_time()) || ' '
+        || pg_catalog.pg_relation_filepath('sio.sio_lock'::regclass)
+$$;
+
+-- Begins the next epoch, above all numbers of the running one, unless the marker has this fingerprint. The caller holds
+-- the log's lock.
+CREATE FUNCTION sio.sio_check_epoch()
+ RETURNS boolean
+ LANGUAGE plpgsql
+AS $$
+DECLARE v_epoch integer;
+BEGIN
+    IF EXISTS (SELECT FROM sio.sio_marker WHERE fingerprint = sio.sio_fingerprint()) THEN
+        RETURN false;
+    END IF;
+    INSERT INTO sio.sio_epochs (epoch, key, began_after)
+    SELECT max(epoch) + 1, sha256(convert_to(gen_random_uuid()::text || gen_random_uuid()::text, 'UTF8')),
+           greatest((SELECT max("offset") FROM sio.sio_packets), (SELECT floor FROM sio.sio_log))
+    FROM sio.sio_epochs
+    RETURNING epoch INTO v_epoch;
+    PERFORM setval('sio.sio_packets_offset_seq', greatest(last_value, v_epoch * 1099511627776))
+    FROM sio.sio_packets_offset_seq;
+    DELETE FROM sio.sio_marker;
+    INSERT INTO sio.sio_marker (fingerprint) VALUES (sio.sio_fingerprint());
+    RETURN true;
+END $$;
+
+CREATE FUNCTION sio.sio_lock_and_check_epoch()
+ RETURNS boolean
+ LANGUAGE plpgsql
+AS $$
+BEGIN
+    LOCK TABLE sio.sio_lock IN EXCLUSIVE MODE;
+    RETURN sio.sio_check_epoch();
+END $$;
+
+-- Ends all sessions and the epoch when somebody truncates a table of the log. The events that clients missed are gone,
+-- and nothing says for which rooms they were.
+CREATE FUNCTION sio.sio_truncated()
+ RETURNS trigger
+ LANGUAGE plpgsql
+AS $$
+BEGIN
+    IF current_setting('sio_pg_adapter.retention', true) = 'on' THEN
+        RETURN NULL;  -- sio_empty_segment: all of it has expired, and the floors say so
+    END IF;
+    LOCK TABLE sio.sio_lock IN EXCLUSIVE MODE;
+    DELETE FROM sio.sio_packets;
+    DELETE FROM sio.sio_packet_rooms;
+    DELETE FROM sio.sio_rooms;  -- the foreign key does not cascade in the replica role
+    DELETE FROM sio.sio_sessions;
+    UPDATE sio.sio_log SET floor = (SELECT last_value FROM sio.sio_packets_offset_seq);
+    DELETE FROM sio.sio_marker;
+    RETURN NULL;
+END $$;
+
+-- Rows that somebody inserts or copies into sio_packets or sio_packet_rooms itself. Nodes read the segments alone, so the
+-- rows go to a segment.
+
+CREATE FUNCTION sio.sio_into_segment()
+ RETURNS trigger
+ LANGUAGE plpgsql
+AS $$
+BEGIN
+    EXECUTE format('INSERT INTO %I.%I SELECT ($1).*', TG_TABLE_SCHEMA, TG_TABLE_NAME || '_0') USING NEW;
+    RETURN NULL;
+END $$;
+
+-- Appends. All changes of the log and of sessions go through sio_append_batch and sio_append_event.
+
+-- Appends one record of a kind other than an event, and returns its offset. The caller holds the log's lock.
+CREATE FUNCTION sio.sio_put_record(p_batch bigint, p_kind integer, p_namespace text, p_room text, p_sid text, p_generation bigint DEFAULT NULL::bigint, p_as_of bigint DEFAULT NULL::bigint, p_node uuid DEFAULT NULL::uuid, p_data text DEFAULT NULL::text)
+ RETURNS bigint
+ LANGUAGE plpgsql
+AS $$
+DECLARE v_offset bigint; v_segment bigint := (SELECT last_value FROM sio.sio_active_segment);
+BEGIN
+    IF v_segment = 0 THEN
+        INSERT INTO sio.sio_packets_0 ("offset", kind, namespace, room, sid, generation, as_of, node, data, batch)
+        VALUES (nextval('sio.sio_packets_offset_seq'), p_kind, p_namespace, coalesce(p_room, ''), p_sid, p_generation,
+                p_as_of, p_node, p_data, p_batch)
+        RETURNING "offset" INTO v_offset;
+    ELSE
+        INSERT INTO sio.sio_packets_1 ("offset", kind, namespace, room, sid, generation, as_of, node, data, batch)
+        VALUES (nextval('sio.sio_packets_offset_seq'), p_kind, p_namespace, coalesce(p_room, ''), p_sid, p_generation,
+                p_as_of, p_node, p_data, p_batch)
+        RETURNING "offset" INTO v_offset;
+    END IF;
+    RETURN v_offset;
+END $$;
+
+-- Appends a batch of waiting entries in order, with one lock, one commit and one notification.
+--
+-- Arrays have one element for each entry. p_room_lists: a JSON array of all rooms, if there are several.
+-- p_skip_lists: a JSON array of the sids that do not get the event. p_args: the arguments of the functions below.
+-- p_carry: the records for the notification, if they fit.
+--
+-- prev: the last offset before the batch. offsets: the offset of each entry. An entry that changed nothing has minus the
+-- offset of the record that it met, or 0, and a refused entry has null. results: the answers of the session functions.
+CREATE FUNCTION sio.sio_append_batch(p_batch bigint, p_kinds smallint[], p_namespaces text[], p_rooms text[], p_room_lists text[], p_skip_lists text[], p_sids text[], p_bodies text[], p_parts bytea[], p_attachments uuid[], p_args text[], p_carry text, OUT prev bigint, OUT offsets bigint[], OUT results text[])
+ RETURNS record
+ LANGUAGE plpgsql
+AS $$
+DECLARE
+    v_segment bigint; v_last bigint; v_offset bigint; v_result json; v_channel text; v_rooms text[]; v_skips text[];
+    r record;
+BEGIN
+    LOCK TABLE sio.sio_lock IN EXCLUSIVE MODE;
+    PERFORM sio.sio_check_epoch();
+    -- Sequences are read under the lock, and show their present value whatever the snapshot.
+    SELECT CASE WHEN o.is_called THEN o.last_value ELSE o.last_value - 1 END, s.last_value INTO prev, v_segment
+    FROM sio.sio_packets_offset_seq o, sio.sio_active_segment s;
+    IF 0 = ALL (p_kinds) THEN
+        v_last := setval('sio.sio_packets_offset_seq', prev + cardinality(p_kinds));
+        IF v_segment = 0 THEN
+            INSERT INTO sio.sio_packets_0 ("offset", kind, namespace, room, rooms, skip_sids, body, parts, attachment,
+                                           batch)
+            SELECT prev + e.i, 0, e.namespace, e.room,
+                   CASE WHEN e.rooms IS NOT NULL THEN ARRAY(SELECT json_array_elements_text(e.rooms::json)) END,
+                   CASE WHEN e.skips IS NOT NULL THEN ARRAY(SELECT json_array_elements_text(e.skips::json)) END,
+                   e.body, e.parts, e.attachment, p_batch
+            FROM unnest(p_namespaces, p_rooms, p_room_lists, p_skip_lists, p_bodies, p_parts, p_attachments)
+                WITH ORDINALITY AS e (namespace, room, rooms, skips, body, parts, attachment, i);
+        ELSE
+            INSERT INTO sio.sio_packets_1 ("offset", kind, namespace, room, rooms, skip_sids, body, parts, attachment,
+                                           batch)
+            SELECT prev + e.i, 0, e.namespace, e.room,
+                   CASE WHEN e.rooms IS NOT NULL THEN ARRAY(SELECT json_array_elements_text(e.rooms::json)) END,
+                   CASE WHEN e.skips IS NOT NULL THEN ARRAY(SELECT json_array_elements_text(e.skips::json)) END,
+                   e.body, e.parts, e.attachment, p_batch
+            FROM unnest(p_namespaces, p_rooms, p_room_lists, p_skip_lists, p_bodies, p_parts, p_attachments)
+                WITH ORDINALITY AS e (namespace, room, rooms, skips, body, parts, attachment, i);
+        END IF;
+        offsets := ARRAY(SELECT generate_series(prev + 1, v_last));
+        IF EXISTS (SELECT FROM unnest(p_room_lists) l WHERE l IS NOT NULL) THEN
+            IF v_segment = 0 THEN
+                INSERT INTO sio.sio_packet_rooms_0 (namespace, room, "offset")
+                SELECT DISTINCT p_namespaces[l.i], x.room, offsets[l.i]
+                FROM unnest(p_room_lists) WITH ORDINALITY AS l (rooms, i)
+                    CROSS JOIN LATERAL json_array_elements_text(l.rooms::json) WITH ORDINALITY AS x (room, j)
+                WHERE l.rooms IS NOT NULL AND x.j > 1;
+            ELSE
+                INSERT INTO sio.sio_packet_rooms_1 (namespace, room, "offset")
+                SELECT DISTINCT p_namespaces[l.i], x.room, offsets[l.i]
+                FROM unnest(p_room_lists) WITH ORDINALITY AS l (rooms, i)
+                    CROSS JOIN LATERAL json_array_elements_text(l.rooms::json) WITH ORDINALITY AS x (room, j)
+                WHERE l.rooms IS NOT NULL AND x.j > 1;
+            END IF;
+        END IF;
+    ELSE
+        FOR r IN SELECT * FROM unnest(p_kinds, p_namespaces, p_rooms, p_room_lists, p_skip_lists, p_sids, p_bodies,
+                                      p_parts, p_attachments, p_args)
+                     WITH ORDINALITY AS e (kind, namespace, room, rooms, skips, sid, body, parts, attachment, args, i)
+                 ORDER BY i
+        LOOP
+            v_offset := 0;
+            v_result := NULL;
+            CASE r.kind
+            WHEN 0 THEN
+                v_rooms := NULL;
+                v_skips := NULL;
+                IF r.rooms IS NOT NULL THEN
+                    v_rooms := ARRAY(SELECT json_array_elements_text(r.rooms::json));
+                END IF;
+                IF r.skips IS NOT NULL THEN
+                    v_skips := ARRAY(SELECT json_array_elements_text(r.skips::json));
+                END IF;
+                -- The further rooms are written at once, because a claim behind the event in this batch reads them.
+                IF v_segment = 0 THEN
+                    INSERT INTO sio.sio_packets_0 ("offset", kind, namespace, room, rooms, skip_sids, body, parts,
+                                                   attachment, batch)
+                    VALUES (nextval('sio.sio_packets_offset_seq'), 0, r.namespace, r.room, v_rooms, v_skips, r.body,
+                            r.parts, r.attachment, p_batch)
+                    RETURNING "offset" INTO v_offset;
+                    IF v_rooms IS NOT NULL THEN
+                        INSERT INTO sio.sio_packet_rooms_0 (namespace, room, "offset")
+                        SELECT DISTINCT r.namespace, x.room, v_offset FROM unnest(v_rooms[2:]) AS x (room);
+                    END IF;
+                ELSE
+                    INSERT INTO sio.sio_packets_1 ("offset", kind, namespace, room, rooms, skip_sids, body, parts,
+                                                   attachment, batch)
+                    VALUES (nextval('sio.sio_packets_offset_seq'), 0, r.namespace, r.room, v_rooms, v_skips, r.body,
+                            r.parts, r.attachment, p_batch)
+                    RETURNING "offset" INTO v_offset;
+                    IF v_rooms IS NOT NULL THEN
+                        INSERT INTO sio.sio_packet_rooms_1 (namespace, room, "offset")
+                        SELECT DISTINCT r.namespace, x.room, v_offset FROM unnest(v_rooms[2:]) AS x (room);
+                    END IF;
+                END IF;
+            WHEN 1, 2 THEN
+                v_offset := sio.sio_move(p_batch, r.kind, r.namespace, r.room, r.sid, r.args::json);
+            WHEN 3 THEN v_offset := sio.sio_close(p_batch, r.namespace, r.room);
+            WHEN 4 THEN
+                v_result := sio.sio_claim(p_batch, r.namespace, r.args::json);
+                v_offset := coalesce((v_result->>'offset')::bigint, 0);
+            WHEN 5 THEN v_offset := sio.sio_kick(p_batch, r.namespace, r.sid);
+            WHEN 10 THEN v_result := sio.sio_open(r.namespace, r.sid, r.body, r.args::json);
+            WHEN 11 THEN v_result := sio.sio_settle(r.args::json);
+            WHEN 12 THEN v_result := sio.sio_release(r.args::json);
+            WHEN 13 THEN v_result := sio.sio_end(r.args::json);
+            WHEN 14 THEN v_result := sio.sio_save(r.namespace, r.sid, r.body, r.args::json);
+            END CASE;
+            offsets := array_append(offsets, v_offset);
+            results := array_append(results, v_result::text);
+        END LOOP;
+        SELECT CASE WHEN is_called THEN last_value ELSE last_value - 1 END INTO v_last
+        FROM sio.sio_packets_offset_seq;
+    END IF;
+    IF v_last > prev THEN
+        SELECT channel INTO v_channel FROM sio.sio_log;
+        -- The notification only rings while a listener sits idle in a transaction. The queue holds 8 GB, and once it is
+        -- full every commit with a notification fails.
+        PERFORM pg_notify(v_channel, prev || ' ' || v_last || CASE
+            WHEN p_carry IS NULL OR pg_notification_queue_usage() > 0.1 THEN '' ELSE ' ' || p_carry END);
+    END IF;
+END $$;
+
+-- Appends one event for one room, which is what a quiet node emits, and returns its offset. The offset before it is one
+-- less, or belongs to a rolled-back transaction or a former epoch.
+--
+-- There are no arrays, which take half of the time besides the commit, here and in the client. There are as few
+-- statements as possible, since each one finds the processor's caches cold on a node that does other work in between.
+CREATE FUNCTION sio.sio_append_event(p_batch bigint, p_namespace text, p_room text, p_body text, p_carry text)
+ RETURNS bigint
+ LANGUAGE plpgsql
+AS $$
+DECLARE v_segment bigint; v_channel text; v_known boolean; v_offset bigint; v_notified varchar;
+BEGIN
+    LOCK TABLE sio.sio_lock IN EXCLUSIVE MODE;
+    SELECT s.last_value, l.channel, EXISTS (SELECT FROM sio.sio_marker WHERE fingerprint = sio.sio_fingerprint())
+    INTO v_segment, v_channel, v_known FROM sio.sio_active_segment s, sio.sio_log l;
+    IF NOT v_known THEN
+        PERFORM sio.sio_check_epoch();
+    END IF;
+    IF v_segment = 0 THEN
+        INSERT INTO sio.sio_packets_0 AS p ("offset", kind, namespace, room, body, batch)
+        VALUES (nextval('sio.sio_packets_offset_seq'), 0, p_namespace, p_room, p_body, p_batch)
+        RETURNING p."offset", pg_notify(v_channel, concat(p."offset" - 1, ' ', p."offset", CASE
+            WHEN pg_notification_queue_usage() <= 0.1 THEN ' ' || p_carry END))::varchar
+        INTO v_offset, v_notified;
+    ELSE
+        INSERT INTO sio.sio_packets_1 AS p ("offset", kind, namespace, room, body, batch)
+        VALUES (nextval('sio.sio_packets_offset_seq'), 0, p_namespace, p_room, p_body, p_batch)
+        RETURNING p."offset", pg_notify(v_channel, concat(p."offset" - 1, ' ', p."offset", CASE
+            WHEN pg_notification_queue_usage() <= 0.1 THEN ' ' || p_carry END))::varchar
+        INTO v_offset, v_notified;
+    END IF;
+    RETURN v_offset;
+END $$;
+
+-- Room changes, as entries of a batch. The caller holds the log's lock.
+
+-- Appends that a sid enters (kind 1) or leaves (kind 2) a room. Returns the offset, minus the offset of an earlier record
+-- if nothing changed, 0 if the caller does not hold the sid any more, or null if the room is another client's own.
+--
+-- p_args: generation, if the caller means only the connection that it holds. as_of, for a room that a recovery's handler
+-- leaves: the membership ends at the offset that the client presented.
+CREATE FUNCTION sio.sio_move(p_batch bigint, p_kind integer, p_namespace text, p_room text, p_sid text, p_args json)
+ RETURNS bigint
+ LANGUAGE plpgsql
+AS $$
+DECLARE
+    v_session bigint; v_generation bigint; v_offset bigint; v_as_of bigint := (p_args->>'as_of')::bigint;
+BEGIN
+    SELECT id, generation INTO v_session, v_generation
+    FROM sio.sio_sessions WHERE namespace = p_namespace AND sid = p_sid;
+    IF v_session IS NULL AND p_args->>'generation' IS NOT NULL
+       OR v_generation <> (p_args->>'generation')::bigint THEN
+        RETURN 0;
+    END IF;
+    SELECT max(joined_at) INTO v_offset FROM sio.sio_rooms
+    WHERE session = v_session AND room = p_room AND left_at IS NULL;
+    IF p_kind = 1 THEN
+        IF v_offset IS NOT NULL THEN
+            RETURN -v_offset;
+        END IF;
+        IF EXISTS (SELECT FROM sio.sio_sessions WHERE namespace = p_namespace AND sid = p_room) THEN
+            RETURN NULL;
+        END IF;
+        v_offset := sio.sio_put_record(p_batch, 1, p_namespace, p_room, p_sid, p_generation => v_generation);
+        IF v_session IS NOT NULL THEN
+            INSERT INTO sio.sio_rooms (session, room, joined_at, namespace)
+            VALUES (v_session, p_room, v_offset, p_namespace);
+        END IF;
+        RETURN v_offset;
+    END IF;
+    IF v_session IS NOT NULL AND v_offset IS NULL AND v_as_of IS NULL THEN
+        RETURN coalesce((SELECT -max(left_at) FROM sio.sio_rooms WHERE session = v_session AND room = p_room), 0);
+    END IF;
+    v_offset := sio.sio_put_record(p_batch, 2, p_namespace, p_room, p_sid, p_as_of => v_as_of);
+    UPDATE sio.sio_rooms SET left_at = coalesce(v_as_of, v_offset)
+    WHERE session = v_session AND room = p_room
+      AND (left_at IS NULL OR v_as_of IS NOT NULL AND left_at > v_as_of);
+    DELETE FROM sio.sio_rooms  -- memberships that span no offset
+    WHERE session = v_session AND room = p_room AND left_at <= joined_at + 1;
+    RETURN v_offset;
+END $$;
+
+-- Appends that everybody leaves a room. Returns null if the room is a client's own.
+CREATE FUNCTION sio.sio_close(p_batch bigint, p_namespace text, p_room text)
+ RETURNS bigint
+ LANGUAGE plpgsql
+AS $$
+DECLARE v_offset bigint;
+BEGIN
+    IF EXISTS (SELECT FROM sio.sio_sessions WHERE namespace = p_namespace AND sid = p_room) THEN
+        RETURN NULL;
+    END IF;
+    v_offset := sio.sio_put_record(p_batch, 3, p_namespace, p_room, NULL);
+    UPDATE sio.sio_rooms SET left_at = v_offset
+    WHERE namespace = p_namespace AND room = p_room AND left_at IS NULL;
+    RETURN v_offset;
+END $$;
+
+-- Sessions, as entries of a batch. The functions take and return JSON. The caller holds the log's lock.
+
+-- Opens a session. p_args: pid_hash, node, start (an offset), cursor (of the node, when it noted the rooms) and rooms
+-- (an array of [room, joined, left]). Room changes and kicks above the cursor are not in `rooms` yet, so the function
+-- follows them in log order. Returns the id, or null as the id if the session was kicked.
+CREATE FUNCTION sio.sio_open(p_namespace text, p_sid text, p_data text, p_args json)
+ RETURNS json
+ LANGUAGE plpgsql
+AS $$
+DECLARE v_session bigint; r record;
+BEGIN
+    INSERT INTO sio.sio_sessions (id, pid_hash, namespace, sid, data, node, start_offset)
+    VALUES (('x' || left(p_args->>'pid_hash', 15))::bit(60)::bigint, decode(p_args->>'pid_hash', 'hex'), p_namespace,
+            p_sid, coalesce(p_data, '{}'), (p_args->>'node')::uuid, (p_args->>'start')::bigint)
+    ON CONFLICT (pid_hash) DO NOTHING
+    RETURNING id INTO v_session;
+    IF v_session IS NULL THEN  -- the same call, sent again
+        RETURN (SELECT json_build_object('id', id) FROM sio.sio_sessions
+                WHERE pid_hash = decode(p_args->>'pid_hash', 'hex'));
+    END IF;
+    INSERT INTO sio.sio_rooms (session, room, joined_at, left_at, namespace)
+    SELECT v_session, x->>0, (x->>1)::bigint, (x->>2)::bigint, p_namespace
+    FROM json_array_elements(p_args->'rooms') x;
+    FOR r IN SELECT kind, room, "offset" FROM sio.sio_packets
+             WHERE "offset" > (p_args->>'cursor')::bigint AND kind <> 0 AND namespace = p_namespace
+               AND (sid = p_sid OR kind = 3)
+             ORDER BY "offset"
+    LOOP
+        IF r.kind = 1 THEN
+            INSERT INTO sio.sio_rooms (session, room, joined_at, namespace)
+            SELECT v_session, r.room, r."offset", p_namespace
+            WHERE NOT EXISTS (SELECT FROM sio.sio_rooms
+                              WHERE session = v_session AND room = r.room AND left_at IS NULL);
+        ELSIF r.kind = 5 THEN
+            DELETE FROM sio.sio_sessions WHERE id = v_session;
+            RETURN json_build_object('id', NULL);
+        ELSIF r.kind IN (2, 3) THEN
+            UPDATE sio.sio_rooms SET left_at = r."offset"
+            WHERE session = v_session AND room = r.room AND left_at IS NULL;
+            DELETE FROM sio.sio_rooms  -- memberships that span no offset
+            WHERE session = v_session AND room = r.room AND left_at <= joined_at + 1;
+        END IF;
+    END LOOP;
+    RETURN json_build_object('id', v_session);
+END $$;
+
+-- Claims a session for a node. The newest claim wins, because it raises the generation. Returns everything that the
+-- verdict needs, or null if there is no such session.
+--
+-- p_args: pid_hash, node, after (the client's offset, null for the start), key (of the offset's epoch), missed (the cap),
+-- page (how many records may come along, absent for none) and page_bytes. The page holds the first events that the client
+-- missed, each as [offset, rooms, skip_sids, body]. It ends before binary and before large bodies. `upto` is the offset
+-- that it reaches.
+CREATE FUNCTION sio.sio_claim(p_batch bigint, p_namespace text, p_args json)
+ RETURNS json
+ LANGUAGE plpgsql
+AS $$
+DECLARE
+    s sio.sio_sessions; n sio.sio_nodes; v_node uuid := (p_args->>'node')::uuid; v_offset bigint; v_after bigint;
+    v_missed bigint; v_cap bigint := (p_args->>'missed')::bigint; v_held boolean := false; v_lost boolean := false;
+    v_limit integer := coalesce((p_args->>'page')::integer, 0); v_due integer; v_page json; v_upto bigint;
+    v_carried integer;
+BEGIN
+    SELECT * INTO s FROM sio.sio_sessions
+    WHERE pid_hash = decode(p_args->>'pid_hash', 'hex') AND namespace = p_namespace;
+    IF s.id IS NULL OR s.expires_at <= clock_timestamp() THEN
+        RETURN NULL;
+    END IF;
+    v_after := (p_args->>'after')::bigint;
+    IF v_after IS NOT NULL AND NOT EXISTS (
+        SELECT FROM sio.sio_epochs e WHERE e.epoch = v_after >> 40 AND encode(e.key, 'hex') = p_args->>'key'
+          AND v_after <= coalesce((SELECT x.began_after FROM sio.sio_epochs x WHERE x.epoch = e.epoch + 1),
+                                  9223372036854775807)) THEN
+        RETURN NULL;  -- an offset of a record that this epoch has lost, or never had
+    END IF;
+    IF s.node IS NOT NULL THEN
+        SELECT * INTO n FROM sio.sio_nodes WHERE id = s.node;
+        IF sio.sio_node_expiry(n.died_at, n.recovery_seconds) <= clock_timestamp() THEN
+            RETURN NULL;
+        END IF;
+        v_held := sio.sio_node_alive(n.number, n.role);
+    END IF;
+    v_offset := sio.sio_put_record(p_batch, 4, p_namespace, '', s.sid, p_generation => s.generation + 1,
+                                   p_node => v_node);
+    UPDATE sio.sio_sessions
+    SET generation = s.generation + 1, node = v_node, expires_at = NULL,
+        settled = CASE WHEN v_held THEN s.settled ELSE s.generation + 1 END
+    WHERE id = s.id;
+    v_after := greatest(v_after, s.start_offset);
+    v_missed := v_offset - v_after;  -- an upper bound, counted exactly only if it may be over the cap
+    IF v_limit > 0 AND NOT v_held THEN
+        SELECT max(x.n), count(*) FILTER (WHERE x.fits), max(x."offset") FILTER (WHERE x.fits),
+               json_agg(json_build_array(x."offset", coalesce(x.rooms, ARRAY[x.room]), x.skip_sids, x.body)
+                        ORDER BY x."offset") FILTER (WHERE x.fits)
+        INTO v_due, v_carried, v_upto, v_page
+        FROM (SELECT p."offset", p.room, p.rooms, p.skip_sids, p.body, row_number() OVER w AS n,
+                     sum(octet_length(p.body)) OVER w <= (p_args->>'page_bytes')::integer
+                     AND bool_and(p.attachment IS NULL AND p.parts IS NULL) OVER w AS fits
+              FROM sio.sio_due(s.id, v_after, v_limit) d JOIN sio.sio_packets p ON p."offset" = d
+              WINDOW w AS (ORDER BY p."offset")) x;
+        v_due := coalesce(v_due, 0);
+        v_upto := CASE WHEN v_due < v_limit AND v_carried = v_due THEN v_offset ELSE coalesce(v_upto, v_after) END;
+    END IF;
+    -- The floor is read after the page, because retention may have deleted records in the meantime.
+    IF v_after < (SELECT floor FROM sio.sio_log) THEN
+        v_lost := sio.sio_lost(s.id, v_after);
+    END IF;
+    IF v_due < v_limit THEN
+        v_missed := v_due;
+    ELSIF v_missed > v_cap THEN
+        SELECT count(*) INTO v_missed FROM sio.sio_due(s.id, v_after, (v_cap + 1)::integer);
+    END IF;
+    RETURN json_build_object(
+        'id', s.id, 'sid', s.sid, 'generation', s.generation + 1, 'data', s.data, 'start', s.start_offset,
+        'former', CASE WHEN v_held THEN s.settled END, 'offset', v_offset, 'missed', v_missed, 'lost', v_lost,
+        'page', coalesce(v_page, '[]'), 'upto', v_upto,
+        'rooms', (SELECT coalesce(json_agg(json_build_array(room, joined_at, left_at)), '[]')
+                  FROM sio.sio_rooms WHERE session = s.id));
+END $$;
+
+-- Ends the writes of a claimed session's former holder. p_args: id, generation.
+CREATE FUNCTION sio.sio_settle(p_args json)
+ RETURNS json
+ LANGUAGE sql
+AS $$
+    UPDATE sio.sio_sessions SET settled = generation
+    WHERE id = (p_args->>'id')::bigint AND generation = (p_args->>'generation')::bigint
+    RETURNING json_build_object('data', data)
+$$;
+
+-- Releases a session whose client is away. p_args: id, generation, seconds until it expires (null for ever) and since
+-- (seconds for which the client has been away). If another node claimed the session in the meantime, that node is
+-- notified that the former holder has let go.
+CREATE FUNCTION sio.sio_release(p_args json)
+ RETURNS json
+ LANGUAGE plpgsql
+AS $$
+DECLARE s sio.sio_sessions; v_generation bigint := (p_args->>'generation')::bigint;
+BEGIN
+    SELECT * INTO s FROM sio.sio_sessions WHERE id = (p_args->>'id')::bigint;
+    IF s.generation = v_generation THEN
+        UPDATE sio.sio_sessions
+        SET node = NULL, settled = generation,
+            expires_at = CASE WHEN p_args->>'seconds' IS NULL THEN 'infinity'::timestamptz
+                ELSE clock_timestamp() + make_interval(
+                    secs => (p_args->>'seconds')::float8 - coalesce((p_args->>'since')::float8, 0)) END
+        WHERE id = s.id;
+    ELSIF s.settled = v_generation THEN
+        PERFORM pg_notify(channel, 'released ' || s.id || ' ' || v_generation)
+        FROM sio.sio_nodes WHERE id = s.node;
+    END IF;
+    RETURN json_build_object('released', s.generation = v_generation);
+END $$;
+
+-- Ends a session. p_args: id, generation. A lower generation is in a copy of the log that lost the claim, and that
+-- session ends, too.
+CREATE FUNCTION sio.sio_end(p_args json)
+ RETURNS json
+ LANGUAGE sql
+AS $$
+    DELETE FROM sio.sio_sessions
+    WHERE id = (p_args->>'id')::bigint AND generation <= (p_args->>'generation')::bigint
+    RETURNING json_build_object('data', data)
+$$;
+
+-- Saves session data. p_args: id and generation, if the caller holds the session. A former holder may still write while a
+-- claim waits for it. Without them the data is saved wherever the sid is.
+CREATE FUNCTION sio.sio_save(p_namespace text, p_sid text, p_data text, p_args json)
+ RETURNS json
+ LANGUAGE sql
+AS $$
+    UPDATE sio.sio_sessions SET data = p_data
+    WHERE namespace = p_namespace AND sid = p_sid
+      AND (p_args->>'id' IS NULL OR id = (p_args->>'id')::bigint
+           AND (p_args->>'generation')::bigint IN (generation, settled))
+    RETURNING json_build_object('id', id)
+$$;
+
+-- Ends the session of a sid, wherever it is, and appends a kick with the session data.
+CREATE FUNCTION sio.sio_kick(p_batch bigint, p_namespace text, p_sid text)
+ RETURNS bigint
+ LANGUAGE plpgsql
+AS $$
+DECLARE v_data text;
+BEGIN
+    DELETE FROM sio.sio_sessions WHERE namespace = p_namespace AND sid = p_sid RETURNING data INTO v_data;
+    RETURN sio.sio_put_record(p_batch, 5, p_namespace, '', p_sid, p_data => v_data);
+END $$;
+
+-- Replays: the events that a session missed, and whether some of them are gone.
+
+-- Returns the memberships of a session above an offset. Everybody and its own room are among them.
+CREATE FUNCTION sio.sio_memberships(p_session bigint, p_after bigint)
+ RETURNS TABLE(namespace text, sid text, room text, joined_at bigint, left_at bigint)
+ LANGUAGE sql
+ STABLE
+AS $$
+    SELECT s.namespace, s.sid, x.room, s.start_offset, NULL::bigint
+    FROM sio.sio_sessions s CROSS JOIN LATERAL (VALUES (''), (s.sid)) AS x (room)
+    WHERE s.id = p_session
+    UNION ALL
+    SELECT s.namespace, s.sid, r.room, r.joined_at, r.left_at
+    FROM sio.sio_sessions s JOIN sio.sio_rooms r ON r.session = s.id
+    WHERE s.id = p_session AND (r.left_at IS NULL OR r.left_at > p_after)
+$$;
+
+-- Returns the offsets of the events that a session is due above p_after, in order, at most p_limit of them.
+--
+-- Each membership has an index scan of its own in each segment, with its own ORDER BY and LIMIT. The scans are then
+-- merged. The segments are named, because a plan for sio_packets that was made while they were empty, and kept, would
+-- read and sort all of their rows.
+--
+-- Two bounds give the room. If it were equal to a value, the primary key would have the right order, too, and PostgreSQL
+-- would walk it through all events of other rooms (350 ms among 100,000, with fresh statistics). For the same reason the
+-- settings force one plan for all values, without the methods that read more than the LIMIT asks for. `room <=` only
+-- repeats the row comparison below it, which does not end a scan before PostgreSQL 18.
+CREATE FUNCTION sio.sio_due(p_session bigint, p_after bigint, p_limit integer)
+ RETURNS SETOF bigint
+ LANGUAGE plpgsql
+ STABLE ROWS 20
+ SET plan_cache_mode TO 'force_generic_plan'
+ SET enable_seqscan TO 'off'
+ SET enable_bitmapscan TO 'off'
+ SET enable_hashjoin TO 'off'
+ SET enable_mergejoin TO 'off'
+AS $$
+BEGIN
+    RETURN QUERY
+    SELECT DISTINCT d."offset"
+    FROM sio.sio_memberships(p_session, p_after) m CROSS JOIN LATERAL (
+        (SELECT p."offset" FROM sio.sio_packets_0 p
+         WHERE p.kind = 0 AND p.namespace = m.namespace AND p.room <= m.room
+           AND (p.room, p."offset") > (m.room, greatest(p_after, m.joined_at))
+           AND (p.room, p."offset") < (m.room, coalesce(m.left_at, 9223372036854775807))
+           AND NOT m.sid = ANY (coalesce(p.skip_sids, ARRAY[]::text[]))
+         ORDER BY p.room, p."offset" LIMIT p_limit)
+        UNION ALL
+        (SELECT x."offset" FROM sio.sio_packet_rooms_0 x JOIN sio.sio_packets_0 p ON p."offset" = x."offset"
+         WHERE x.namespace = m.namespace AND x.room <= m.room
+           AND (x.room, x."offset") > (m.room, greatest(p_after, m.joined_at))
+           AND (x.room, x."offset") < (m.room, coalesce(m.left_at, 9223372036854775807))
+           AND NOT m.sid = ANY (coalesce(p.skip_sids, ARRAY[]::text[]))
+         ORDER BY x.room, x."offset" LIMIT p_limit)
+        UNION ALL
+        (SELECT p."offset" FROM sio.sio_packets_1 p
+         WHERE p.kind = 0 AND p.namespace = m.namespace AND p.room <= m.room
+           AND (p.room, p."offset") > (m.room, greatest(p_after, m.joined_at))
+           AND (p.room, p."offset") < (m.room, coalesce(m.left_at, 9223372036854775807))
+           AND NOT m.sid = ANY (coalesce(p.skip_sids, ARRAY[]::text[]))
+         ORDER BY p.room, p."offset" LIMIT p_limit)
+        UNION ALL
+        (SELECT x."offset" FROM sio.sio_packet_rooms_1 x JOIN sio.sio_packets_1 p ON p."offset" = x."offset"
+         WHERE x.namespace = m.namespace AND x.room <= m.room
+           AND (x.room, x."offset") > (m.room, greatest(p_after, m.joined_at))
+           AND (x.room, x."offset") < (m.room, coalesce(m.left_at, 9223372036854775807))
+           AND NOT m.sid = ANY (coalesce(p.skip_sids, ARRAY[]::text[]))
+         ORDER BY x.room, x."offset" LIMIT p_limit)
+    ) d
+    ORDER BY 1 LIMIT p_limit;
+END $$;
+
+-- Returns whether retention deleted an event that a session may be due above p_after.
+CREATE FUNCTION sio.sio_lost(p_session bigint, p_after bigint)
+ RETURNS boolean
+ LANGUAGE sql
+ STABLE
+AS $$
+    SELECT p_after < (SELECT floor FROM sio.sio_log) AND EXISTS (
+        SELECT FROM sio.sio_memberships(p_session, p_after) m
+        JOIN sio.sio_room_floors f ON f.namespace = m.namespace AND f.room = m.room
+        WHERE f."offset" > greatest(p_after, m.joined_at)
+          AND coalesce(m.left_at, 9223372036854775807) > greatest(p_after, m.joined_at) + 1)
+$$;
+
+-- Presence: which nodes live.
+
+-- Returns whether a node lives: a backend of its own role holds its lock. The role counts, because any role may take
+-- advisory locks.
+CREATE FUNCTION sio.sio_node_alive(p_number integer, p_role oid)
+ RETURNS boolean
+ LANGUAGE sql
+ STABLE
+AS $$
+    SELECT EXISTS (
+        SELECT FROM pg_catalog.pg_locks l JOIN pg_catalog.pg_stat_activity a USING (pid)
+        WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 2
+          AND l.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())
+          AND l.classid = 'sio.sio_nodes'::regclass::oid AND l.objid = p_number::bigint::oid
+          AND a.usesysid = p_role)
+$$;
+
+-- Returns when the sessions of a dead node expire: null while it lives, infinity if they never do.
+CREATE FUNCTION sio.sio_node_expiry(p_died_at timestamp with time zone, p_seconds double precision)
+ RETURNS timestamp with time zone
+ LANGUAGE sql
+ IMMUTABLE
+AS $$
+    SELECT CASE WHEN p_died_at IS NULL THEN NULL
+                WHEN p_seconds IS NULL THEN 'infinity'::timestamptz
+                ELSE p_died_at + make_interval(secs => p_seconds) END
+$$;
+
+-- Checks which nodes live. A node is dead when two checks ten seconds apart found no lock, and its sessions expire from
+-- then on. Returns how many nodes are missing but not dead yet.
+CREATE FUNCTION sio.sio_check_nodes()
+ RETURNS integer
+ LANGUAGE plpgsql
+AS $$
+DECLARE n record; v_missing integer := 0; v_alive boolean;
+BEGIN
+    FOR n IN SELECT * FROM sio.sio_nodes WHERE stopped_at IS NULL AND died_at IS NULL LOOP
+        v_alive := sio.sio_node_alive(n.number, n.role);
+        IF v_alive AND n.missed_at IS NOT NULL THEN
+            UPDATE sio.sio_nodes SET missed_at = NULL WHERE id = n.id;
+        ELSIF NOT v_alive AND n.missed_at IS NULL THEN
+            UPDATE sio.sio_nodes SET missed_at = clock_timestamp() WHERE id = n.id AND missed_at IS NULL;
+            v_missing := v_missing + 1;
+        ELSIF NOT v_alive AND n.missed_at > clock_timestamp() - interval '10 seconds' THEN
+            v_missing := v_missing + 1;
+        ELSIF NOT v_alive THEN
+            UPDATE sio.sio_nodes SET died_at = clock_timestamp() WHERE id = n.id AND died_at IS NULL;
+        END IF;
+    END LOOP;
+    RETURN v_missing;
+END $$;
+
+-- Expiry: the end of sessions whose time is up.
+
+-- Returns the expired sessions, those of dead nodes included.
+CREATE FUNCTION sio.sio_expired()
+ RETURNS SETOF sio.sio_sessions
+ LANGUAGE sql
+ STABLE
+AS $$
+    SELECT * FROM sio.sio_sessions WHERE expires_at <= clock_timestamp()
+    UNION ALL
+    SELECT s.* FROM sio.sio_nodes n JOIN sio.sio_sessions s ON s.node = n.id
+    WHERE sio.sio_node_expiry(n.died_at, n.recovery_seconds) <= clock_timestamp()
+$$;
+
+-- Deletes expired sessions for which no handler is to be called, and returns how many.
+CREATE FUNCTION sio.sio_expire(p_limit integer)
+ RETURNS integer
+ LANGUAGE plpgsql
+AS $$
+DECLARE v_count integer;
+BEGIN
+    LOCK TABLE sio.sio_lock IN EXCLUSIVE MODE;  -- before any row, as all that change a session do
+    WITH gone AS (
+        DELETE FROM sio.sio_sessions WHERE id IN (
+            SELECT e.id FROM sio.sio_expired() e
+            WHERE NOT EXISTS (SELECT FROM sio.sio_expiry_handlers h WHERE h.namespace IN (e.namespace, '*'))
+            LIMIT p_limit)
+        RETURNING id
+    )
+    SELECT count(*) INTO v_count FROM gone;
+    RETURN v_count;
+END $$;
+
+-- Takes expired sessions for the handlers of a node. They cannot be claimed any more, and a former holder that comes back
+-- holds them no more. Sessions that a node took before it died are taken again.
+CREATE FUNCTION sio.sio_take_expired(p_namespaces text[], p_node uuid, p_limit integer)
+ RETURNS TABLE(id bigint, namespace text, sid text, data text)
+ LANGUAGE plpgsql
+AS $$
+#variable_conflict use_column
+BEGIN
+    LOCK TABLE sio.sio_lock IN EXCLUSIVE MODE;
+    RETURN QUERY
+    UPDATE sio.sio_sessions s
+    SET node = NULL, expires_at = least(s.expires_at, clock_timestamp()), generation = s.generation + 1,
+        expiry_node = p_node, expiry_taken_at = clock_timestamp()
+    WHERE s.id IN (
+        SELECT e.id FROM sio.sio_expired() e LEFT JOIN sio.sio_nodes n ON n.id = e.expiry_node
+        WHERE (e.namespace = ANY (p_namespaces) OR '*' = ANY (p_namespaces))
+          AND (e.expiry_node IS NULL OR n.id IS NULL OR n.stopped_at IS NOT NULL
+               OR NOT sio.sio_node_alive(n.number, n.role)
+               OR e.expiry_taken_at < clock_timestamp() - interval '10 minutes')
+        LIMIT p_limit)
+    RETURNING s.id, s.namespace, s.sid, s.data;
+END $$;
+
+-- Retention: the end of records whose time is up. A segment goes as a whole if that is possible. Records are deleted one
+-- by one while the log is small, while a segment cannot be locked at once (because pg_dump reads it, for example), and if
+-- the role may not truncate.
+
+-- Locks a segment for no longer than a moment, and returns whether it could. Nobody has to wait behind this lock. It is
+-- tried for half a second, since a reader takes less than a millisecond.
+CREATE FUNCTION sio.sio_lock_segment(p_segment integer)
+ RETURNS boolean
+ LANGUAGE plpgsql
+AS $$
+BEGIN
+    FOR i IN 1..50 LOOP
+        BEGIN
+            IF p_segment = 0 THEN
+                LOCK TABLE sio.sio_packets_0, sio.sio_packet_rooms_0 IN ACCESS EXCLUSIVE MODE NOWAIT;
+            ELSE
+                LOCK TABLE sio.sio_packets_1, sio.sio_packet_rooms_1 IN ACCESS EXCLUSIVE MODE NOWAIT;
+            END IF;
+            RETURN true;
+        EXCEPTION WHEN lock_not_available THEN
+            PERFORM pg_sleep(0.005 + random() * 0.01);
+        END;
+    END LOOP;
+    RETURN false;
+END $$;
+
+-- Returns whether this role may truncate both segments.
+CREATE FUNCTION sio.sio_may_truncate()
+ RETURNS boolean
+ LANGUAGE sql
+ STABLE
+AS $$
+    SELECT bool_and(has_table_privilege(t, 'TRUNCATE')) FROM unnest(ARRAY[
+        'sio.sio_packets_0', 'sio.sio_packets_1', 'sio.sio_packet_rooms_0', 'sio.sio_packet_rooms_1'
+    ]::regclass[]) t
+$$;
+
+-- Truncates a segment that retention has locked. The setting keeps sio_truncated from ending sessions. It is local to the
+-- transaction, and an error takes it back with the subtransaction. The function does not SET it in its definition, because
+-- only a superuser may create such a function.
+CREATE FUNCTION sio.sio_empty_segment(p_segment integer)
+ RETURNS void
+ LANGUAGE plpgsql
+AS $$
+BEGIN
+    PERFORM set_config('sio_pg_adapter.retention', 'on', true);
+    IF p_segment = 0 THEN
+        TRUNCATE sio.sio_packets_0, sio.sio_packet_rooms_0;
+    ELSE
+        TRUNCATE sio.sio_packets_1, sio.sio_packet_rooms_1;
+    END IF;
+    PERFORM set_config('sio_pg_adapter.retention', 'off', true);
+END $$;
+
+-- Makes the other segment the active one, if it is empty and the switch is worth it: the active segment has over 16 MB
+-- and a record older than p_keep seconds. Returns whether it did. The empty segment is truncated, too. VACUUM may have
+-- noted that its size is zero, and plans made for that size would read all of its later rows.
+CREATE FUNCTION sio.sio_switch_segment(p_keep double precision)
+ RETURNS boolean
+ LANGUAGE plpgsql
+AS $$
+DECLARE v_segment bigint := (SELECT last_value FROM sio.sio_active_segment); v_due boolean;
+BEGIN
+    PERFORM FROM sio.sio_log FOR UPDATE SKIP LOCKED;
+    IF NOT FOUND THEN
+        RETURN false;  -- another node is doing this
+    END IF;
+    IF v_segment = 0 THEN
+        SELECT created_at < clock_timestamp() - make_interval(secs => p_keep)
+               AND pg_table_size('sio.sio_packets_0') > 16777216
+               AND NOT EXISTS (SELECT FROM sio.sio_packets_1)
+               AND sio.sio_may_truncate()
+        INTO v_due FROM sio.sio_packets_0 ORDER BY "offset" LIMIT 1;
+        IF v_due AND sio.sio_lock_segment(1) THEN
+            IF EXISTS (SELECT FROM sio.sio_packets_1) THEN
+                RETURN false;  -- before the lock another node switched to it, or appended late
+            END IF;
+            PERFORM sio.sio_empty_segment(1);
+            PERFORM setval('sio.sio_active_segment', 1);
+            RETURN true;
+        END IF;
+    ELSE
+        SELECT created_at < clock_timestamp() - make_interval(secs => p_keep)
+               AND pg_table_size('sio.sio_packets_1') > 16777216
+               AND NOT EXISTS (SELECT FROM sio.sio_packets_0)
+               AND sio.sio_may_truncate()
+        INTO v_due FROM sio.sio_packets_1 ORDER BY "offset" LIMIT 1;
+        IF v_due AND sio.sio_lock_segment(0) THEN
+            IF EXISTS (SELECT FROM sio.sio_packets_0) THEN
+                RETURN false;
+            END IF;
+            PERFORM sio.sio_empty_segment(0);
+            PERFORM setval('sio.sio_active_segment', 0);
+            RETURN true;
+        END IF;
+    END IF;
+    RETURN false;
+END $$;
+
+-- Truncates the segment that is not active, if all of its records are older than p_keep seconds. Returns how many they
+-- were, and 0 if it is too early. Returns null if the segment is empty, if records of the active segment lie between its
+-- records, or if the role may not truncate. The caller has locked the row of sio_log.
+CREATE FUNCTION sio.sio_truncate_segment(p_keep double precision)
+ RETURNS integer
+ LANGUAGE plpgsql
+AS $$
+DECLARE
+    v_segment integer := (SELECT 1 - last_value FROM sio.sio_active_segment);
+    v_last bigint; v_last_locked bigint; v_first bigint; v_youngest timestamptz; v_count integer;
+    v_before timestamptz := clock_timestamp() - make_interval(secs => p_keep);
+BEGIN
+    IF v_segment = 0 THEN
+        SELECT "offset", created_at INTO v_last, v_youngest FROM sio.sio_packets_0 ORDER BY "offset" DESC LIMIT 1;
+        SELECT min("offset") INTO v_first FROM sio.sio_packets_1;
+    ELSE
+        SELECT "offset", created_at INTO v_last, v_youngest FROM sio.sio_packets_1 ORDER BY "offset" DESC LIMIT 1;
+        SELECT min("offset") INTO v_first FROM sio.sio_packets_0;
+    END IF;
+    IF v_last IS NULL OR v_first < v_last OR NOT sio.sio_may_truncate() THEN
+        RETURN NULL;
+    ELSIF v_youngest >= v_before THEN
+        RETURN 0;
+    END IF;
+    -- Floors below the start of every session are left out, because nobody can ask about them.
+    IF v_segment = 0 THEN
+        WITH rooms AS (
+            SELECT namespace, room, kind = 0 AS counts, max("offset") AS last, max(created_at) AS youngest,
+                   count(*) AS records
+            FROM sio.sio_packets_0 GROUP BY 1, 2, 3
+            UNION ALL
+            SELECT namespace, room, true, max("offset"), NULL, 0 FROM sio.sio_packet_rooms_0 GROUP BY 1, 2
+        ), floors AS (
+            INSERT INTO sio.sio_room_floors AS f (namespace, room, "offset")
+            SELECT namespace, room, max(last) FROM rooms
+            WHERE counts AND last > (SELECT coalesce(min(start_offset), 9223372036854775807) FROM sio.sio_sessions)
+            GROUP BY 1, 2
+            ON CONFLICT (namespace, room) DO UPDATE SET "offset" = greatest(f."offset", excluded."offset")
+        )
+        SELECT sum(records), max(youngest) INTO v_count, v_youngest FROM rooms;
+        DELETE FROM sio.sio_attachments a USING sio.sio_packets_0 p
+        WHERE p.attachment IS NOT NULL AND a.id = p.attachment;
+    ELSE
+        WITH rooms AS (
+            SELECT namespace, room, kind = 0 AS counts, max("offset") AS last, max(created_at) AS youngest,
+                   count(*) AS records
+            FROM sio.sio_packets_1 GROUP BY 1, 2, 3
+            UNION ALL
+            SELECT namespace, room, true, max("offset"), NULL, 0 FROM sio.sio_packet_rooms_1 GROUP BY 1, 2
+        ), floors AS (
+            INSERT INTO sio.sio_room_floors AS f (namespace, room, "offset")
+            SELECT namespace, room, max(last) FROM rooms
+            WHERE counts AND last > (SELECT coalesce(min(start_offset), 9223372036854775807) FROM sio.sio_sessions)
+            GROUP BY 1, 2
+            ON CONFLICT (namespace, room) DO UPDATE SET "offset" = greatest(f."offset", excluded."offset")
+        )
+        SELECT sum(records), max(youngest) INTO v_count, v_youngest FROM rooms;
+        DELETE FROM sio.sio_attachments a USING sio.sio_packets_1 p
+        WHERE p.attachment IS NOT NULL AND a.id = p.attachment;
+    END IF;
+    IF v_youngest < v_before AND sio.sio_lock_segment(v_segment) THEN
+        IF v_segment = 0 THEN
+            SELECT max("offset") INTO v_last_locked FROM sio.sio_packets_0;
+        ELSE
+            SELECT max("offset") INTO v_last_locked FROM sio.sio_packets_1;
+        END IF;
+    END IF;
+    IF v_last_locked IS DISTINCT FROM v_last THEN  -- a young record among the old, a reader that stays, or a late append
+        RAISE lock_not_available;
+    END IF;
+    PERFORM sio.sio_empty_segment(v_segment);
+    UPDATE sio.sio_log SET floor = greatest(floor, v_last);
+    RETURN v_count;
+EXCEPTION WHEN lock_not_available THEN
+    RETURN 0;  -- all of it is taken back
+END $$;
+
+-- Deletes the oldest records if they are older than p_keep seconds: a segment as a whole, else at most p_limit records.
+-- Returns how many. The floors move in the same transaction, so a reader sees either the records or that they are gone.
+CREATE FUNCTION sio.sio_trim(p_keep double precision, p_limit integer)
+ RETURNS integer
+ LANGUAGE plpgsql
+AS $$
+DECLARE v_floor bigint; v_upto bigint; v_count integer;
+BEGIN
+    SELECT floor INTO v_floor FROM sio.sio_log FOR UPDATE SKIP LOCKED;
+    IF NOT FOUND THEN
+        RETURN 0;  -- another node is doing this
+    END IF;
+    v_count := sio.sio_truncate_segment(p_keep);
+    IF v_count IS NOT NULL THEN
+        RETURN v_count;
+    END IF;
+    SELECT max(x."offset") FILTER (WHERE x.old) INTO v_upto FROM (
+        SELECT o."offset", bool_and(o.created_at < clock_timestamp() - make_interval(secs => p_keep))
+            OVER (ORDER BY o."offset") AS old
+        FROM (SELECT "offset", created_at FROM sio.sio_packets
+              WHERE "offset" > v_floor ORDER BY "offset" LIMIT p_limit) o) x;
+    IF v_upto IS NULL THEN
+        RETURN 0;
+    END IF;
+    INSERT INTO sio.sio_room_floors AS f (namespace, room, "offset")
+    SELECT g.namespace, g.room, max(g."offset") FROM (
+        SELECT namespace, room, "offset" FROM sio.sio_packets
+        WHERE kind = 0 AND "offset" > v_floor AND "offset" <= v_upto
+        UNION ALL
+        SELECT namespace, room, "offset" FROM sio.sio_packet_rooms
+        WHERE "offset" > v_floor AND "offset" <= v_upto) g
+    GROUP BY 1, 2
+    ON CONFLICT (namespace, room) DO UPDATE SET "offset" = greatest(f."offset", excluded."offset");
+    -- From the floor on: deleted rows are still in the index, and a scan from its start would walk them each time.
+    DELETE FROM sio.sio_packet_rooms WHERE "offset" > v_floor AND "offset" <= v_upto;
+    WITH gone AS (
+        DELETE FROM sio.sio_packets WHERE "offset" > v_floor AND "offset" <= v_upto RETURNING attachment
+    ), bodies AS (
+        DELETE FROM sio.sio_attachments a USING gone g WHERE a.id = g.attachment
+    )
+    SELECT count(*) INTO v_count FROM gone;
+    UPDATE sio.sio_log SET floor = v_upto;
+    RETURN v_count;
+END $$;
+
+-- The outbox: events that are part of an application's own transaction.
+--
+-- An offset taken in the middle of a transaction would become visible out of order. An event therefore waits in
+-- sio_outbox and gets its offset at the commit, under the log's lock, by deferred constraint triggers in two stages.
+-- PostgreSQL runs deferred triggers in rounds, and triggers queued in one round run in the next. The first stage only
+-- deletes the row, which queues the second. The second takes the lock, after every constraint that was queued before the
+-- commit. With one stage a deferred foreign key check that waited for a row held the log's lock, and an unrelated append
+-- waited 3.0 s. With two stages it waited 3 ms.
+--
+-- No row of the outbox outlives its transaction. Rows are found by their place and not by an index. Two serializable
+-- transactions that read and write one index page depend on each other, and one of them would fail.
+
+-- Stage one: takes the event out, which queues stage two.
+--
+-- random_page_cost: after a VACUUM the table may look so small that a kept plan would read all of it. A serializable
+-- transaction would then depend on all others.
+CREATE FUNCTION sio.sio_outbox_take()
+ RETURNS trigger
+ LANGUAGE plpgsql
+ SECURITY DEFINER
+ SET random_page_cost TO '0'
+AS $$
+BEGIN
+    DELETE FROM sio.sio_outbox WHERE ctid OPERATOR(pg_catalog.=) NEW.ctid;
+    RETURN NULL;
+END $$;
+
+REVOKE ALL ON FUNCTION sio.sio_outbox_take FROM PUBLIC;
+
+-- Begins an epoch if needed. The caller holds the log's lock.
+CREATE FUNCTION sio.sio_outbox_epoch()
+ RETURNS void
+ LANGUAGE plpgsql
+ SECURITY DEFINER
+ SET search_path TO 'pg_catalog', 'pg_temp'
+AS $$
+BEGIN
+    PERFORM sio.sio_check_epoch();
+EXCEPTION WHEN unique_violation THEN
+    RAISE serialization_failure USING MESSAGE =
+        'could not serialize access: the log began a new epoch after this transaction''s snapshot';
+END $$;
+
+REVOKE ALL ON FUNCTION sio.sio_outbox_epoch FROM PUBLIC;
+
+-- Bounds the rest of the transaction, because all appends wait for it from here on. Constraints that the commit itself
+-- queued may still come. If constraints were set IMMEDIATE for a second time (p_immediate), which PostgreSQL does not
+-- distinguish from the commit, other statements may come, too.
+CREATE FUNCTION sio.sio_outbox_bounds(p_immediate boolean)
+ RETURNS void
+ LANGUAGE plpgsql
+ SET search_path TO 'pg_catalog', 'pg_temp'
+AS $$
+BEGIN
+    PERFORM set_config(b.name, b.most, true) FROM (VALUES
+        (false, 'lock_timeout', '2s'), (true, 'statement_timeout', '10s'),
+        (true, 'idle_in_transaction_session_timeout', '10s'),
+        (true, 'transaction_timeout', '20s')) AS b (immediate, name, most)  -- the last from PostgreSQL 17 on
+    WHERE (p_immediate OR NOT b.immediate)
+      AND current_setting(b.name, true)::interval NOT BETWEEN '1 ms' AND b.most::interval;
+END $$;
+
+REVOKE ALL ON FUNCTION sio.sio_outbox_bounds FROM PUBLIC;
+
+-- Stage two: appends the event to the log.
+--
+-- Little is done under the lock. The function sets no search_path, and names operators in full instead, because a process
+-- is slow right after a long wait, and everybody waits for it. It reads no table, so the snapshot of a repeatable read or
+-- serializable transaction may be older than the last append.
+CREATE FUNCTION sio.sio_outbox_append()
+ RETURNS trigger
+ LANGUAGE plpgsql
+ SECURITY DEFINER
+AS $$
+DECLARE v_segment bigint; v_offset bigint; v_unused varchar;
+BEGIN
+    IF pg_catalog.pg_trigger_depth() OPERATOR(pg_catalog.>) 1 THEN
+        -- This is the DELETE of stage one and not the commit: the application has its constraints IMMEDIATE. The event
+        -- still waits for the commit.
+        SET CONSTRAINTS sio.sio_outbox_append DEFERRED;
+        INSERT INTO sio.sio_outbox
+        VALUES (OLD.namespace, OLD.room, OLD.rooms, OLD.skip_sids, OLD.body, OLD.parts, OLD.attachment,
+                OLD.channel, OLD.carried, OLD.epoch_known, true);
+        RETURN NULL;
+    END IF;
+    IF pg_catalog.current_setting('synchronous_commit') OPERATOR(pg_catalog.=) 'off' THEN
+        v_unused := pg_catalog.set_config('synchronous_commit', 'on', true);  -- clients will have seen the event
+    END IF;
+    LOCK TABLE sio.sio_lock IN EXCLUSIVE MODE;  -- before nextval, so that offsets become visible in their order
+    v_segment := (SELECT s.last_value FROM sio.sio_active_segment s);
+    IF OLD.immediate OR pg_catalog.current_setting('lock_timeout') OPERATOR(pg_catalog.<>) '0' THEN
+        PERFORM sio.sio_outbox_bounds(OLD.immediate);
+    ELSE
+        v_unused := pg_catalog.set_config('lock_timeout', '2s', true);
+    END IF;
+    IF NOT OLD.epoch_known THEN
+        PERFORM sio.sio_outbox_epoch();
+    END IF;
+    -- The offset before it is one less, or belongs to a rolled-back transaction or a former epoch.
+    IF v_segment OPERATOR(pg_catalog.=) 0 THEN
+        INSERT INTO sio.sio_packets_0 AS p ("offset", kind, namespace, room, rooms, skip_sids, body, parts, attachment)
+        VALUES (pg_catalog.nextval('sio.sio_packets_offset_seq'), 0, OLD.namespace, OLD.room, OLD.rooms,
+                OLD.skip_sids, OLD.body, OLD.parts, OLD.attachment)
+        RETURNING p."offset", pg_catalog.pg_notify(OLD.channel, pg_catalog.concat(
+            p."offset" OPERATOR(pg_catalog.-) 1, ' ', p."offset", OLD.carried))::varchar
+        INTO v_offset, v_unused;
+        IF OLD.rooms IS NOT NULL THEN
+            INSERT INTO sio.sio_packet_rooms_0 (namespace, room, "offset")
+            SELECT DISTINCT OLD.namespace, r.room, v_offset FROM pg_catalog.unnest(OLD.rooms[2:]) AS r (room);
+        END IF;
+    ELSE
+        INSERT INTO sio.sio_packets_1 AS p ("offset", kind, namespace, room, rooms, skip_sids, body, parts, attachment)
+        VALUES (pg_catalog.nextval('sio.sio_packets_offset_seq'), 0, OLD.namespace, OLD.room, OLD.rooms,
+                OLD.skip_sids, OLD.body, OLD.parts, OLD.attachment)
+        RETURNING p."offset", pg_catalog.pg_notify(OLD.channel, pg_catalog.concat(
+            p."offset" OPERATOR(pg_catalog.-) 1, ' ', p."offset", OLD.carried))::varchar
+        INTO v_offset, v_unused;
+        IF OLD.rooms IS NOT NULL THEN
+            INSERT INTO sio.sio_packet_rooms_1 (namespace, room, "offset")
+            SELECT DISTINCT OLD.namespace, r.room, v_offset FROM pg_catalog.unnest(OLD.rooms[2:]) AS r (room);
+        END IF;
+    END IF;
+    RETURN NULL;
+END $$;
+
+REVOKE ALL ON FUNCTION sio.sio_outbox_append FROM PUBLIC;
+
+-- Emits from any transaction. These functions run with the rights of the owner, so an application needs no rights on the
+-- tables.
+
+-- Emits an event that the caller has encoded: for the package's emitters, and for other languages. All parameters but one
+-- are text, so that no driver needs to know a type.
+--
+-- p_body: the JSON array of the event's name and arguments. p_parts: its binary parts, each after its length in four
+-- bytes. p_rooms: a JSON array of all rooms if there are several, of which p_room is the first. p_skips: a JSON array of
+-- the sids that do not get the event.
+CREATE FUNCTION sio.sio_emit_encoded(p_namespace text, p_room text, p_rooms text, p_skips text, p_body text, p_parts bytea)
+ RETURNS void
+ LANGUAGE plpgsql
+ SECURITY DEFINER
+ SET search_path TO 'pg_catalog', 'pg_temp'
+AS $$
+DECLARE
+    v_rooms text[]; v_skips text[]; v_attachment uuid; v_at integer := 0;
+    v_size bigint := octet_length(p_body) + coalesce(octet_length(p_parts), 0);
+BEGIN
+    IF (p_namespace IS NOT NULL AND p_room IS NOT NULL AND p_body::json IS NOT NULL
+        AND left(p_body, 2) = '["' AND right(p_body, 1) = ']') IS NOT TRUE THEN
+        RAISE invalid_parameter_value USING MESSAGE = 'an event has a namespace, a room and a body: a JSON array that'
+            ' begins with the event''s name, without space around it';
+    END IF;
+    -- Most events have none of these. JSON text is never shorter than the names in it.
+    IF v_size > 65536 OR p_parts IS NOT NULL OR p_rooms IS NOT NULL OR p_skips IS NOT NULL
+       OR octet_length(p_namespace) + octet_length(p_room) > 512 THEN
+        IF p_rooms IS NOT NULL THEN
+            v_rooms := ARRAY(SELECT json_array_elements_text(p_rooms::json));
+            IF array_position(v_rooms, NULL) IS NOT NULL OR v_rooms[1] IS DISTINCT FROM p_room
+               OR cardinality(v_rooms) > 1 AND array_position(v_rooms, '') IS NOT NULL THEN
+                RAISE invalid_parameter_value USING MESSAGE =
+                    'rooms are text, and the first is the room. None of several is empty, which would reach everybody';
+            END IF;
+        END IF;
+        IF p_skips IS NOT NULL THEN
+            v_skips := array_remove(ARRAY(SELECT json_array_elements_text(p_skips::json)), NULL);
+        END IF;
+        IF (SELECT max(octet_length(n)) FROM unnest(v_rooms || v_skips || ARRAY[p_namespace, p_room]) n) > 512
+        THEN
+            RAISE program_limit_exceeded USING MESSAGE = 'a namespace, room or sid is longer than 512 bytes';
+        END IF;
+        WHILE v_at < octet_length(p_parts) LOOP  -- a node that cannot take them apart would stand still
+            EXIT WHEN v_at + 4 > octet_length(p_parts);
+            v_at := least(2147483647, v_at + 4 + (get_byte(p_parts, v_at)::bigint << 24)
+                + (get_byte(p_parts, v_at + 1) << 16) + (get_byte(p_parts, v_at + 2) << 8)
+                + get_byte(p_parts, v_at + 3));
+        END LOOP;
+        IF v_at <> octet_length(p_parts) THEN
+            RAISE invalid_parameter_value USING MESSAGE = 'each binary part stands after its length';
+        END IF;
+        IF v_size > 268435456 THEN
+            RAISE program_limit_exceeded USING MESSAGE = 'an event is larger than 256 MiB';
+        END IF;
+        IF v_size > 65536 THEN  -- now and not under the log's lock, where 50 MB held up others for 1.7 s
+            v_attachment := gen_random_uuid();
+            INSERT INTO sio.sio_attachments (id, data, ephemeral)
+            VALUES (v_attachment, int4send(octet_length(convert_to(p_body, 'UTF8')))
+                || convert_to(p_body, 'UTF8') || coalesce(p_parts, ''), false);
+        END IF;
+    END IF;
+    -- A notification of 7,999 bytes carries the record if that fits, and if the queue is far from full. The queue holds
+    -- every message until the slowest listener has read it.
+    --
+    -- The marker may go between here and the commit, by a crash, which this transaction does not survive, or by a
+    -- TRUNCATE of the log, which ends all sessions. Neither does harm.
+    INSERT INTO sio.sio_outbox
+    SELECT p_namespace, p_room, v_rooms, v_skips, CASE WHEN v_attachment IS NULL THEN p_body END,
+           CASE WHEN v_attachment IS NULL THEN p_parts END, v_attachment, (SELECT channel FROM sio.sio_log),
+           CASE WHEN octet_length(c.carried) <= 7600 THEN c.carried ELSE '' END,
+           EXISTS (SELECT FROM sio.sio_marker WHERE fingerprint = sio.sio_fingerprint()), false
+    FROM (SELECT CASE WHEN v_size < 7600 AND p_parts IS NULL AND pg_notification_queue_usage() < 0.1 THEN
+              ' ' || json_build_array(json_build_array(
+                  p_namespace, coalesce(v_rooms, ARRAY[p_room]), coalesce(v_skips, ARRAY[]::text[]),
+                  p_body))::text END) AS c (carried);
+END $$;
+
+REVOKE ALL ON FUNCTION sio.sio_emit_encoded FROM PUBLIC;
+
+-- Emits an event from SQL. A null room is refused: 'user:' || id with a null id must not reach everybody. An empty room
+-- among others is left out. An empty array of rooms reaches nobody.
+CREATE FUNCTION sio.sio_emit(event text, data json DEFAULT NULL::json, room text DEFAULT ''::text, rooms text[] DEFAULT '{""}'::text[], namespace text DEFAULT '/'::text, skip_sids text[] DEFAULT '{}'::text[])
+ RETURNS void
+ LANGUAGE plpgsql
+ SECURITY DEFINER
+ SET search_path TO 'pg_catalog', 'pg_temp'
+AS $$
+DECLARE v_rooms text[];
+BEGIN
+    IF event IS NULL OR room IS NULL OR rooms IS NULL OR array_position(rooms, NULL) IS NOT NULL
+       OR namespace IS NULL THEN
+        RAISE null_value_not_allowed USING MESSAGE =
+            'sio_emit: event, room, rooms and namespace are not null; leave room out to reach everybody';
+    END IF;
+    IF octet_length(event) > 512 THEN
+        RAISE program_limit_exceeded USING MESSAGE = 'sio_emit: the name of an event is longer than 512 bytes';
+    END IF;
+    IF room = '' AND cardinality(rooms) = 0 THEN
+        RETURN;
+    END IF;
+    v_rooms := ARRAY(SELECT r FROM unnest(room || rooms) WITH ORDINALITY AS x (r, i)
+                     WHERE r <> '' GROUP BY r ORDER BY min(i));
+    IF cardinality(v_rooms) = 0 THEN
+        IF cardinality(rooms) > 1 THEN
+            RAISE invalid_parameter_value USING MESSAGE =
+                'sio_emit: all rooms are empty, which would reach everybody; leave rooms out for that';
+        END IF;
+        v_rooms := ARRAY[''];
+    END IF;
+    PERFORM sio.sio_emit_encoded(
+        namespace, v_rooms[1], CASE WHEN cardinality(v_rooms) > 1 THEN array_to_json(v_rooms)::text END,
+        CASE WHEN cardinality(skip_sids) > 0 THEN array_to_json(skip_sids)::text END,
+        '[' || to_json(event)::text || coalesce(',' || data::text, '') || ']', NULL);
+END $$;
+
+COMMENT ON FUNCTION sio.sio_emit IS
+    'Sends a Socket.IO event if and when this transaction commits. data: one argument, as JSON. Without it the '
+    'event has no argument. room, rooms: who gets the event. Without them everybody in the namespace gets it.';
+
+REVOKE ALL ON FUNCTION sio.sio_emit FROM PUBLIC;
+
+CREATE TRIGGER sio_truncated AFTER TRUNCATE ON sio.sio_packets_0 FOR EACH STATEMENT EXECUTE FUNCTION sio.sio_truncated();
+
+ALTER TABLE sio.sio_packets_0 ENABLE ALWAYS TRIGGER sio_truncated;
+
+CREATE TRIGGER sio_truncated AFTER TRUNCATE ON sio.sio_packets_1 FOR EACH STATEMENT EXECUTE FUNCTION sio.sio_truncated();
+
+ALTER TABLE sio.sio_packets_1 ENABLE ALWAYS TRIGGER sio_truncated;
+
+CREATE TRIGGER sio_truncated AFTER TRUNCATE ON sio.sio_packet_rooms_0 FOR EACH STATEMENT EXECUTE FUNCTION sio.sio_truncated();
+
+ALTER TABLE sio.sio_packet_rooms_0 ENABLE ALWAYS TRIGGER sio_truncated;
+
+CREATE TRIGGER sio_truncated AFTER TRUNCATE ON sio.sio_packet_rooms_1 FOR EACH STATEMENT EXECUTE FUNCTION sio.sio_truncated();
+
+ALTER TABLE sio.sio_packet_rooms_1 ENABLE ALWAYS TRIGGER sio_truncated;
+
+CREATE TRIGGER sio_into_segment BEFORE INSERT ON sio.sio_packets FOR EACH ROW EXECUTE FUNCTION sio.sio_into_segment();
+
+ALTER TABLE sio.sio_packets ENABLE ALWAYS TRIGGER sio_into_segment;
+
+CREATE TRIGGER sio_into_segment BEFORE INSERT ON sio.sio_packet_rooms FOR EACH ROW EXECUTE FUNCTION sio.sio_into_segment();
+
+ALTER TABLE sio.sio_packet_rooms ENABLE ALWAYS TRIGGER sio_into_segment;
+
+CREATE CONSTRAINT TRIGGER sio_outbox_take AFTER INSERT ON sio.sio_outbox DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION sio.sio_outbox_take();
+
+ALTER TABLE sio.sio_outbox ENABLE ALWAYS TRIGGER sio_outbox_take;
+
+CREATE CONSTRAINT TRIGGER sio_outbox_append AFTER DELETE ON sio.sio_outbox DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION sio.sio_outbox_append();
+
+ALTER TABLE sio.sio_outbox ENABLE ALWAYS TRIGGER sio_outbox_append;

@@ -1,0 +1,92 @@
+"""Roles: an owner needs no right but its database, and sessions in the replica role are like all others."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import asyncpg
+import pytest
+
+from integration.test_migrate import introspect
+from integration.test_segments import KEEP, MANY, QUERIES, active, fill
+from sio_pg_adapter import emit_async, migrate
+from support.store import Store
+
+RIGHTS = "rolsuper, rolcreaterole, rolcreatedb, rolreplication, rolbypassrls"
+
+
+# -- the owner --------------------------------------------------------------------------------------------------
+async def test_an_owner_without_any_other_right_migrates_and_runs_nodes(pg_empty_dsn, start_node):
+    """As on a managed PostgreSQL. It fails if a function sets in its definition what only a superuser may set."""
+    before = introspect(pg_empty_dsn)
+    owner = await asyncpg.connect(pg_empty_dsn)
+    try:
+        rights = await owner.fetchrow(f"SELECT {RIGHTS} FROM pg_roles WHERE rolname = session_user")
+        assert list(rights) == [False] * 5
+        assert await owner.fetchval("SELECT count(*) FROM pg_auth_members WHERE member = session_user::regrole") == 0
+        await asyncio.to_thread(migrate.upgrade, pg_empty_dsn)
+
+        node = await start_node(dsn=pg_empty_dsn)
+        async with node.client() as wire:
+            await node.sio.enter_room(wire.sid, "x")
+            await node.sio.save_session(wire.sid, {"a": 1})
+            await node.sio.emit("stored", room="x")
+            await emit_async(owner, "outbox", room="x")
+            assert [await wire.event(), await wire.event()] == [["stored"], ["outbox"]]
+            await wire.drop()
+            await node.sio.emit("missed", room="x")
+            async with node.client(pid=wire.pid, offset=wire.offset) as again:
+                assert again.sid == wire.sid and await again.event() == ["missed"]
+        await node.sio.shutdown()
+
+        await owner.execute("DELETE FROM sio_packets")
+        await fill(owner)
+        assert await owner.fetchval(QUERIES["switch_segment"], KEEP) is True and await active(owner) == 1
+        assert await owner.fetchval(QUERIES["trim"], KEEP, MANY) == MANY
+        await asyncio.to_thread(migrate.downgrade, pg_empty_dsn)
+        assert introspect(pg_empty_dsn) == before
+    finally:
+        await owner.close()
+
+
+# -- the replica role -------------------------------------------------------------------------------------------
+@pytest.fixture
+async def replica(pg_admin_dsn: str) -> AsyncIterator[asyncpg.Connection]:
+    """A session in which ordinary triggers do not fire: of a bulk load, or of logical replication."""
+    connection = await asyncpg.connect(pg_admin_dsn, server_settings={"session_replication_role": "replica"})
+    yield connection
+    await connection.close()
+
+
+async def test_events_of_the_replica_role_are_delivered(start_node, db, replica):
+    node = await start_node()
+    async with node.client() as wire:
+        await emit_async(replica, "python", room=[wire.sid, "other"])
+        await replica.execute("SELECT sio_emit('sql', '1')")
+        async with replica.transaction():
+            await replica.execute("SELECT sio_emit('first'), sio_emit('second')")
+        with pytest.raises(asyncpg.DivisionByZeroError):
+            async with replica.transaction():
+                await replica.execute("SELECT sio_emit('rolled back')")
+                await replica.execute("SELECT 1 / 0")
+        await replica.execute("SELECT sio_emit('end')")
+        assert await wire.events_until("end") == [["python"], ["sql", 1], ["first"], ["second"]]
+    assert await db.fetchval("SELECT count(*) FROM sio_outbox") == 0
+
+
+@pytest.mark.parametrize("table", ["sio_packets", "sio_packets_1", "sio_packet_rooms", "sio_packet_rooms_0"])
+async def test_a_truncate_of_the_replica_role_ends_sessions_and_the_epoch(store: Store, db, replica, table):
+    await store.open(rooms={"x": [(0, None)]})
+    before = await store.emit("x", "y")
+    await replica.execute(f"TRUNCATE {table}")
+    for name in ("sio_sessions", "sio_rooms", "sio_packets", "sio_packet_rooms"):
+        assert await db.fetchval(f"SELECT count(*) FROM {name}") == 0
+    assert await store.emit() > before + (1 << 39)
+
+
+async def test_what_the_replica_role_inserts_into_the_whole_comes_into_a_segment(store: Store, db, replica):
+    await replica.execute("INSERT INTO sio_packets (kind, namespace, body) VALUES (0, '/', '[\"e\"]')")
+    await replica.execute("INSERT INTO sio_packet_rooms VALUES ('/', 'x', 1)")
+    assert [r.body for r in (await store.reader.range(0, 10))[1]] == ['["e"]']
+    assert await db.fetchval("SELECT count(*) FROM sio_packet_rooms_0") == 1

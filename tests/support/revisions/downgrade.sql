@@ -1,0 +1,30 @@
+ALTER TABLE sio.sio_packets DROP COLUMN priority;
+
+CREATE OR REPLACE FUNCTION sio.sio_append_event(p_batch bigint, p_namespace text, p_room text, p_body text, p_carry text)
+RETURNS bigint
+LANGUAGE plpgsql AS $$
+DECLARE v_segment bigint; v_channel text; v_known boolean; v_offset bigint; v_notified varchar;
+BEGIN
+    LOCK TABLE sio.sio_lock IN EXCLUSIVE MODE;
+    SELECT s.last_value, l.channel, EXISTS (SELECT FROM sio.sio_marker WHERE fingerprint = sio.sio_fingerprint())
+    INTO v_segment, v_channel, v_known FROM sio.sio_active_segment s, sio.sio_log l;
+    IF NOT v_known THEN
+        PERFORM sio.sio_check_epoch();
+    END IF;
+    IF v_segment = 0 THEN
+        INSERT INTO sio.sio_packets_0 AS p ("offset", kind, namespace, room, body, batch)
+        VALUES (nextval('sio.sio_packets_offset_seq'), 0, p_namespace, p_room, p_body, p_batch)
+        RETURNING p."offset", pg_notify(v_channel, concat(p."offset" - 1, ' ', p."offset", CASE
+            WHEN pg_notification_queue_usage() <= 0.1 THEN ' ' || p_carry END))::varchar
+        INTO v_offset, v_notified;
+    ELSE
+        INSERT INTO sio.sio_packets_1 AS p ("offset", kind, namespace, room, body, batch)
+        VALUES (nextval('sio.sio_packets_offset_seq'), 0, p_namespace, p_room, p_body, p_batch)
+        RETURNING p."offset", pg_notify(v_channel, concat(p."offset" - 1, ' ', p."offset", CASE
+            WHEN pg_notification_queue_usage() <= 0.1 THEN ' ' || p_carry END))::varchar
+        INTO v_offset, v_notified;
+    END IF;
+    RETURN v_offset;
+END $$;
+
+UPDATE sio.sio_log SET version = 1;
