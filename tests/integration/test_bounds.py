@@ -109,7 +109,7 @@ async def test_a_client_that_many_records_of_one_tick_find_too_slow_is_cut_once(
         await until(lambda: node.manager.clients.current(slow.sid, "/") is None)
         slow.flow()
         await slow.drop()
-    assert sum("a client was cut" in record.getMessage() for record in caplog.records) == 1
+    assert sum("a client was disconnected" in record.getMessage() for record in caplog.records) == 1
 
 
 async def test_a_client_over_max_queued_bytes_is_cut(start_node):

@@ -69,7 +69,7 @@ async def test_a_claim_is_all_that_a_recovery_asks_the_store(start_node, in_memo
 
 async def test_what_is_too_much_for_a_claim_is_read_behind_it(start_node, monkeypatch):
     """It ends at so many packets, at so many bytes, before binary and before what is stored apart."""
-    monkeypatch.setattr(sessions, "CARRIED_PACKETS", 4)
+    monkeypatch.setattr(sessions, "CARRIED_EVENTS", 4)
     monkeypatch.setattr(sessions, "CARRIED_BYTES", 1_000)
     a = await start_node()
     for missed in (
@@ -195,7 +195,7 @@ async def test_what_a_claim_may_answer_counts_in_its_batch(store, monkeypatch):
 
 
 async def claim_of(store, after, pid="p"):
-    await store.reader.learn()
+    await store.manager.node.continuity.check()
     key = None if after is None else store.manager.node.epochs.codec.epochs[after >> EPOCH_BITS].key.hex()
     return Claim(pid, after, key)
 

@@ -225,9 +225,9 @@ async def test_prune_tells_what_it_deleted(store, db, capsys):
     await db.execute("UPDATE sio_packets SET created_at = created_at - interval '1 hour'")
     assert await run("prune", "--json") == 0
     said = capsys.readouterr()
-    assert json.loads(said.out) == {"sessions": 0, "packets": 3} and await kept(db) == 0
+    assert json.loads(said.out) == {"sessions": 0, "records": 3} and await kept(db) == 0
     assert await run("prune") == 0
-    assert capsys.readouterr().out == "deleted 0 sessions and 0 packets\n"
+    assert capsys.readouterr().out == "deleted 0 sessions and 0 records\n"
 
 
 async def test_prune_tells_how_far_it_is(store, db, pg_dsn):

@@ -175,11 +175,12 @@ async def test_a_call_ends_with_the_manager(start_node):
     a, b = [await start_node() for _ in range(2)]
     hang(b)
     asking = asyncio.create_task(a.sio.server_side_call("who", timeout=3600))
-    await until(lambda: len(a.manager.node.requests))
+    requests = a.manager.node.requests
+    await until(lambda: len(requests))
     await a.sio.shutdown()
     with pytest.raises(StoreUnavailable, match="closed"):
         await asking
-    assert len(a.manager.node.requests) == 0
+    assert len(requests) == 0
 
 
 async def test_a_node_that_stops_while_it_is_asked_is_left_out(start_node):

@@ -314,10 +314,10 @@ async def test_a_client_that_takes_nothing_holds_up_nobody(start_node):
 
 
 async def test_one_connection_that_breaks_keeps_an_event_from_nobody_else(start_node, expected_errors):
-    expected_errors.append("could not be put on a connection")
+    expected_errors.append("an event could not be sent")
     node = await start_node()
     async with node.client() as broken, node.client() as other:
-        queue = node.manager.clients.current(broken.sid, "/").socket.queue
+        queue = node.manager.clients.current(broken.sid, "/").connection.socket.queue
         put = queue.put_nowait
 
         def once(frame):

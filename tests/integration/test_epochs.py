@@ -29,7 +29,7 @@ LAZY = {"synchronous_commit": "off", "wal_writer_delay": "10s", "bgwriter_lru_ma
 
 @pytest.fixture
 def expected_errors() -> list[str]:
-    return ["the log is of another history", "retention deleted records that this node had not read"]
+    return ["the log is another one", "retention deleted records that this node had not read"]
 
 
 async def make_database(server: EmbeddedPostgres) -> str:

@@ -111,7 +111,7 @@ async def test_case_15_a_handler_of_two_arguments(start_node):
 async def test_case_70_a_handler_that_fails_leaves_no_ghost_and_the_client_may_try_again(
     start_node, db, expected_errors
 ):
-    expected_errors.append("a connection is closed, so that the client tries again")
+    expected_errors.append("a connection is closed, and its client comes back")
     node = await start_node()
     broken = []
 

@@ -255,7 +255,7 @@ async def test_a_replay_that_breaks_is_counted(start_node, monkeypatch):
 
 
 async def test_a_handler_that_raises_breaks_its_connect(start_node, expected_errors):
-    expected_errors.append("so that the client tries again")
+    expected_errors.append("and its client comes back")
     node = await start_node()
 
     @node.sio.event

@@ -240,7 +240,7 @@ async def test_a_late_disconnect_handler_of_a_node_that_came_back_overwrites_not
             await here.sio.save_session(wire.sid, {"v": 2})
             gone.manager.node.cursor.ring()
             await wire.rest()
-            await until(lambda: not gone.sio.endings.leaving)
+            await until(lambda: not gone.manager.node.endings.leaving)
             assert await here.sio.get_session(wire.sid) == {"v": 2}
 
 

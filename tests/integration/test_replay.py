@@ -97,7 +97,7 @@ async def test_answers_and_questions_wait_behind_a_replay(start_node, short_page
             question = asyncio.create_task(node.sio.call("q", to=wire.sid, timeout=20))
             again.send('27["ask"]')
             client = node.manager.clients.current(wire.sid, "/")
-            await until(lambda: client.waiting)
+            await until(lambda: client._waiting)
             again.flow()
             assert (await again.recv()).startswith("0")
             assert [(await again.event())[1] for _ in range(20)] == list(range(20))

@@ -15,22 +15,22 @@ from support.waiting import until
 
 
 class Deaf:
-    """Holds back what a node's listener tells its dispatcher, until `hear`."""
+    """Holds back what a node's listener tells its cursor, until `hear`."""
 
     def __init__(self, node) -> None:
-        self._dispatcher = node.manager.node.cursor
-        self._offer, self._ring = self._dispatcher.offer, self._dispatcher.ring
+        self._cursor = node.manager.node.cursor
+        self._offer, self._ring = self._cursor.offer, self._cursor.ring
         self.rings: list[tuple] = []
         self.rung = asyncio.Event()
-        self._dispatcher.offer = self._hold
-        self._dispatcher.ring = self.rung.set
+        self._cursor.offer = self._hold
+        self._cursor.ring = self.rung.set
 
     def _hold(self, *ring) -> None:
         self.rings.append(ring)
         self.rung.set()
 
     def hear(self) -> None:
-        self._dispatcher.offer, self._dispatcher.ring = self._offer, self._ring
+        self._cursor.offer, self._cursor.ring = self._offer, self._ring
         for ring in self.rings:
             self._offer(*ring)
 
@@ -74,7 +74,7 @@ async def test_the_tick_in_which_a_replay_goes_live(start_node):
         await b.sio.emit("e", 2)
         walk = a.manager.node.cursor
         await until(
-            lambda: walk.cursor >= b.manager.node.cursor.offset and not (walk._reading or walk._ring.is_set())
+            lambda: walk.offset >= b.manager.node.cursor.offset and not (walk._reading or walk._ring.is_set())
         )
         deaf = Deaf(a)
         await b.sio.emit("e", 3)

@@ -275,5 +275,5 @@ async def test_a_kick_ends_the_session_and_its_record_holds_the_data(store):
     await store.sessions.release(held, seconds=60.0)
     kicked = await store.kick("s")
     (record,) = (await store.reader.range(kicked - 1, 1))[1]
-    assert (record.kind, record.sid, record.body) == (Kind.KICK, "s", '{"v":1}')
+    assert (record.kind, record.sid, record.data) == (Kind.KICK, "s", '{"v":1}')
     assert await store.claim() is None

@@ -167,7 +167,7 @@ async def test_a_record_that_cannot_be_applied_is_an_error_by_its_name_alone(
     def fail(record):
         raise RuntimeError("secret")
 
-    monkeypatch.setattr(node.manager.node.delivery, "apply", fail)
+    monkeypatch.setattr(node.manager.node.delivery, "_apply", fail)
     await node.sio.emit("e")
     [span] = traces.of("deliver")
     assert (span.status.status_code, span.status.description) == (StatusCode.ERROR, "RuntimeError")

@@ -138,14 +138,14 @@ async def test_frames_are_written_past_the_queue_and_nodelay_is_set(served):
     raw = await connected(connect)
     client = node.manager.clients.current(raw.sid, "/")
     assert client is not None
-    put = client.frames_put  # by the time of the CONNECT the writer may not have begun to wait
+    put = client._frames_put  # by the time of the CONNECT the writer may not have begun to wait
     for n in range(20):
         await node.sio.emit("e", (n, b"\x01\x02"))
     for n in range(20):
         assert (await raw.text()).startswith(f'451-["e",{n},')
         assert await raw.frame() == (0x82, b"\x01\x02")
-    assert client.frames_put == put, "a frame took the longer way"
-    transport = client.socket.sio_pg_wire._transport
+    assert client._frames_put == put, "a frame took the longer way"
+    transport = client.connection.wire._transport
     assert transport.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
@@ -153,7 +153,7 @@ async def test_who_counts_what_goes_out_is_told_of_it(served):
     """As the Admin UI does, which wraps the longer way."""
     node, connect = served
     written = []
-    node.sio.eio.sio_pg_on_write = lambda packets, size: written.append((packets, size))
+    node.manager.traffic.on_write = lambda packets, size: written.append((packets, size))
     raw = await connected(connect)
     written.clear()
     await node.sio.emit("e", b"abc")
@@ -191,7 +191,7 @@ async def test_nothing_overtakes_what_the_writer_has_taken_out_of_the_queue(serv
     raw = await connected(connect)
     client = node.manager.clients.current(raw.sid, "/")
     assert client is not None
-    writable = client.socket.sio_pg_wire._transport.get_protocol().writable
+    writable = client.connection.wire._transport.get_protocol().writable
     writable.clear()
     await node.sio.eio.send(client.eio_sid, '2["queued"]')
     await until(client.connection.socket.queue.empty)
@@ -224,7 +224,7 @@ async def test_a_client_that_takes_nothing_fills_the_queue_and_not_the_transport
         await asyncio.gather(*(node.sio.emit("e", (sent + i, "x" * 900)) for i in range(200)))
         sent += 200
     own = 512 * 1024 if node.sio.async_mode == "aiohttp" else 0  # it looks at the transport less often
-    assert client.socket.sio_pg_wire._transport.get_write_buffer_size() <= UNSENT_BYTES + own + 2_000
+    assert client.connection.wire._transport.get_write_buffer_size() <= UNSENT_BYTES + own + 2_000
     raw.writer.transport.resume_reading()
     assert [(await raw.event())[1] for _ in range(sent)] == list(range(sent))
 
@@ -251,7 +251,7 @@ async def of(node: Any, raw: Raw, *, fails: bool = False) -> Recorded:
     """The transport of a client whose writer waits."""
     client = node.manager.clients.current(raw.sid, "/")
     assert client is not None
-    wire = client.socket.sio_pg_wire
+    wire = client.connection.wire
     await until(lambda: wire._idle)
     wire._transport = recorded = Recorded(wire._transport, fails)
     return recorded
@@ -298,7 +298,7 @@ async def test_no_more_is_held_than_a_transport_may_take(served):
 
 
 async def test_a_connection_that_breaks_while_it_is_written_to_costs_nobody_else(served, expected_errors):
-    expected_errors.append("events could not be written to a connection")
+    expected_errors.append("could not write to a connection")
     node, connect = served
     first, broken, last = [await connected(connect) for _ in range(3)]
     client = node.manager.clients.current(broken.sid, "/")
@@ -315,12 +315,12 @@ async def test_a_socket_that_has_ended_holds_its_websocket_no_more(served):
     node, connect = served
     raw = await connected(connect)
     client = node.manager.clients.current(raw.sid, "/")
-    wire = weakref.ref(client.socket.sio_pg_wire)
+    wire = weakref.ref(client.connection.wire)
     assert wire() is not None
     raw.writer.transport.abort()
     async with asyncio.timeout(PATIENCE):
         await client.gone.wait()
-    await until(lambda: client.socket.sio_pg_wire is None)
+    await until(lambda: client.connection.wire is None)
     del raw
     await until(lambda: gc.collect() is not None and wire() is None, "an end of the wire")
 
@@ -339,11 +339,11 @@ async def test_a_socket_that_was_hung_up_is_forgotten_though_its_handler_takes_l
     hanging = asyncio.create_task(hang_up(node.sio, client.eio_sid))
     assert (await raw.frame())[1] == b"1"  # CLOSE
     raw.writer.transport.abort()
-    await until(lambda: client.socket.sio_pg_wire is None)  # its websocket has ended
+    await until(lambda: client.connection.wire is None)  # its websocket has ended
     await asyncio.sleep(0.1)  # and what runs it returns, of which nothing tells
     going_on.set()
     await hanging
-    assert client.socket.closed and not node.sio.eio.sockets
+    assert client.connection.socket.closed and not node.sio.eio.sockets
 
 
 async def test_a_packet_that_is_too_large_ends_a_connection_and_not_the_session(served):
@@ -400,7 +400,7 @@ async def test_an_upgrade_that_fails_leaves_the_poll_as_it_was(served):
     assert await failing.reader.read(1) in (b"", b"\x88")  # its end
     await node.sio.emit("e", "after")
     assert b'["e","after"' in await get(f"&sid={eio_sid}")
-    assert getattr(eio.sockets[eio_sid], "sio_pg_wire", None) is None
+    assert node.manager.connections.of(eio.sockets[eio_sid]).wire is None
     assert (await raw.event())[:2] == ["e", "after"]
 
 

@@ -43,7 +43,7 @@ class Store:
     async def claim(
         self, pid: str = "p", after: int | None = None, *, cap: int = 10_000, namespace: str = "/"
     ) -> Any:
-        await self.reader.learn()
+        await self.manager.node.continuity.check()
         key = None if after is None else self.manager.node.epochs.codec.epochs[after >> EPOCH_BITS].key.hex()
         return await self.sessions.claim(namespace, Claim(pid, after, key), cap)
 
