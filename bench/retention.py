@@ -1,11 +1,11 @@
-"""What it costs to forget a million packets, and who waits for it: `python bench/retention.py`.
+"""The cost of deleting a million records, and who waits for it: `python bench/retention.py`.
 
 Three ways take turns on an embedded PostgreSQL that is durable (fsync on, on disk): the batched DELETE of schema
-version 2; that of version 3, which a role that may not TRUNCATE gets; and the halves of version 3, of which one is
-truncated. Beside each runs who appends, one event a commit, and who reads the log from near its head. Then what the
-halves cost where nothing is forgotten: an append and reads, inside the database.
+version 2, that of version 3 for a role that may not TRUNCATE, and the segments of version 3, one of which is truncated.
+Meanwhile two connections append, one event per commit, and one reads the log near its head. The last figures are the
+cost of segments when nothing is deleted: one append and some reads, inside the database.
 
-CPU seconds are those of the backend that deletes; times are worth something on a quiet machine only.
+CPU seconds are those of the backend that deletes. Times mean something only on a quiet machine.
 """
 
 from __future__ import annotations
@@ -68,8 +68,8 @@ async def fill(connection: asyncpg.Connection, version: str, count: int, age: fl
 
 
 @dataclass
-class Beside:
-    """Who uses the log meanwhile: milliseconds of each call, with when it began."""
+class Load:
+    """The load on the log meanwhile: the start and the milliseconds of each call."""
 
     dsn: str
     version: str
@@ -148,8 +148,8 @@ async def retention(dsn: str, way: str, rows: int, seconds: float) -> Figures:
     await fill(connection, version, YOUNG, 0)
     await connection.execute("VACUUM ANALYZE")
     await connection.execute("CHECKPOINT")
-    beside = Beside(dsn, version)
-    tasks = [asyncio.create_task(work()) for work in (beside.append, beside.append, beside.read, beside.watch)]
+    load = Load(dsn, version)
+    tasks = [asyncio.create_task(work()) for work in (load.append, load.append, load.read, load.watch)]
     try:
         begun = time.perf_counter()
         await asyncio.sleep(seconds)
@@ -160,14 +160,14 @@ async def retention(dsn: str, way: str, rows: int, seconds: float) -> Figures:
         forgotten = await forget(connection, version)
         ended = time.perf_counter()
         after = await connection.fetchval(wal)
-        appended = sum(1 for at, _ in beside.calls["append"] if started <= at < ended)
+        appended = sum(1 for at, _ in load.calls["append"] if started <= at < ended)
         found = {
             "s": ended - started,
             "CPU s": cpu(pid) - spent,
             "WAL MB": float(after - before) / 1e6,
-            "appends beside": float(appended),
-            **beside.figures("before", begun, started),
-            **beside.figures("while", started, ended),
+            "appends meanwhile": float(appended),
+            **load.figures("before", begun, started),
+            **load.figures("while", started, ended),
         }
     finally:
         for task in tasks:
