@@ -1,7 +1,7 @@
 """The cost of deleting a million records, and who waits for it: `python bench/retention.py`.
 
 Three ways take turns on an embedded PostgreSQL that is durable (fsync on, on disk): the batched DELETE of schema
-version 2, that of version 3 for a role that may not TRUNCATE, and the segments of version 3, one of which is truncated.
+version 2, that of version 3 for a role that may not TRUNCATE, and the segments of version 3, of which one is cut.
 Meanwhile two connections append, one event per commit, and one reads the log near its head. The last figures are the
 cost of segments when nothing is deleted: one append and some reads, inside the database.
 
