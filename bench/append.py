@@ -1,7 +1,6 @@
-"""What an emit costs that is awaited alone, beside a bare insert and with parts left out: `python bench/append.py`.
+"""The cost of one awaited emit, next to a bare insert and with steps left out: `python bench/append.py`.
 
-Each statement is run in turn with the others, so that all of them see the same machine. All is one process, which
-listens, too.
+The statements run in turn, so that all of them see the same machine. One process does everything and also listens.
 """
 
 from __future__ import annotations

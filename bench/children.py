@@ -18,11 +18,11 @@ END_WAIT = 15.0  # seconds
 
 
 class ChildError(Exception):
-    """What a process said before it failed, or the error that it answered."""
+    """The output of a process that failed, or the error that it returned."""
 
 
 class Child:
-    """It ends with its standard input: also when this process is killed."""
+    """A child process, which ends when its standard input closes, even if this process is killed."""
 
     def __init__(self, *command: str, env: dict[str, str] | None = None) -> None:
         self._command = command

@@ -1,4 +1,4 @@
-"""What the benchmarks need beside the package: installed below this directory, once, where it is missing."""
+"""Install what the benchmarks need in addition to the package below this directory, if it is missing."""
 
 from __future__ import annotations
 

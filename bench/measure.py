@@ -1,4 +1,4 @@
-"""The measurements: each takes a peer, runs servers and load afresh, and returns figures by name."""
+"""The measurements. Each takes a peer, starts servers and load, and returns figures by name."""
 
 from __future__ import annotations
 

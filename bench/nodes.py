@@ -1,11 +1,11 @@
-"""Ours at 1, 2, 4 and 8 nodes, with notifications that carry the events and with such that only ring.
+"""Our server with 1, 2, 4 and 8 nodes, with notifications that carry the events or only ring.
 
     python bench/nodes.py                    # three times: about four minutes
     python bench/nodes.py --nodes 2,8 --repeats 5 --json nodes.json
 
-One client on each node, in the room that all emits go to. `alone`: the first node emits, 100 at a time; `all`: every
-node emits its share, 25 at a time each. CPU is that of all nodes, and of all of PostgreSQL, for one event. Where the
-nodes share two cores, and with other work, only the ratios of one run say anything.
+Each node has one client, in the room that all emits go to. In `alone`, the first node emits, 100 at a time. In
+`all`, every node emits its share, 25 at a time. CPU is the time of all nodes, and of all of PostgreSQL, per event.
+If the nodes share two cores with other work, only the ratios within one run mean anything.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 
 import install
 
-install.everything()  # before what it brings is imported
+install.everything()  # before the imports that need it
 
 import asyncpg
 import psutil
@@ -47,7 +47,7 @@ async def postgres_cpu(dsn: str) -> float:
 
 
 async def commits(dsn: str) -> int:
-    """Of all databases, so far; each backend tells at the latest a second after it."""
+    """Return the commits of all databases so far. Each backend reports its own within a second."""
     await asyncio.sleep(1.5)
     connection = await asyncpg.connect(dsn)
     found: int = await connection.fetchval("SELECT sum(xact_commit)::bigint FROM pg_stat_database")

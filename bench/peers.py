@@ -1,4 +1,4 @@
-"""Who is measured: how the servers of each are started, on which bus, and stopped."""
+"""The measured systems: how the servers of each are started and stopped, and on which bus."""
 
 from __future__ import annotations
 

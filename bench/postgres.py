@@ -1,4 +1,4 @@
-"""What PostgreSQL alone can do, by asyncpg, without this package; and what it counts."""
+"""The limits of PostgreSQL alone, through asyncpg and without this package, and its counters."""
 
 from __future__ import annotations
 

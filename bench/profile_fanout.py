@@ -1,8 +1,8 @@
-"""Where a node's CPU goes: `python bench/profile_fanout.py [--path fanout|sequential|inflight|storm]`.
+"""CPU profile of a node: `python bench/profile_fanout.py [--path fanout|sequential|inflight|storm]`.
 
-Samples our node (of --peer: another's) with py-spy, native frames included, and prints the functions with the largest
-shares: self, and with all that they call. Without py-spy on the path it runs under cProfile, which makes
-calls dearer than they are: read shares of that with care.
+Samples our node (or with --peer another system's) with py-spy, including native frames. Prints the functions with
+the largest shares, on their own and with everything they call. Without py-spy on the path it uses cProfile, which
+makes calls more expensive than they are, so read those shares with care.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pathlib import Path
 
 import install
 
-install.everything()  # before what it brings is imported
+install.everything()  # before the imports that need it
 
 from children import Child
 from measure import BENCH, Bench, Sizes

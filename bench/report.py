@@ -1,4 +1,4 @@
-"""The table of a run: medians, their spread, and what ours are to the peer that a target names."""
+"""The table of a run: medians, their spread, and our ratio to the peer that a target names."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
-"""What it costs to forget a million packets, and who waits for it: `python bench/retention.py`.
+"""The cost of deleting a million records, and who waits for it: `python bench/retention.py`.
 
 Two ways take turns on an embedded PostgreSQL that is durable (fsync on, on disk): the batched DELETE of a role that may
 not TRUNCATE, and the segments, of which one is truncated. Meanwhile other connections append, one event a commit, and
 read the log from near its head. Then come the costs of an append and of reads inside the database, without retention.
 
-CPU seconds are those of the backend that deletes; times are worth something on a quiet machine only.
+CPU seconds are those of the backend that deletes. Times mean something only on a quiet machine.
 """
 
 from __future__ import annotations
@@ -65,8 +65,8 @@ async def fill(connection: asyncpg.Connection, count: int, age: float) -> None:
 
 
 @dataclass
-class Beside:
-    """Who uses the log meanwhile: milliseconds of each call, with when it began."""
+class Load:
+    """The load on the log meanwhile: the start and the milliseconds of each call."""
 
     dsn: str
     waits: list[tuple[float, float]] = field(default_factory=list)
@@ -142,8 +142,8 @@ async def retention(dsn: str, way: str, rows: int, seconds: float) -> Figures:
     await fill(connection, YOUNG, 0)
     await connection.execute("VACUUM ANALYZE")
     await connection.execute("CHECKPOINT")
-    beside = Beside(dsn)
-    tasks = [asyncio.create_task(work()) for work in (beside.append, beside.append, beside.read, beside.watch)]
+    load = Load(dsn)
+    tasks = [asyncio.create_task(work()) for work in (load.append, load.append, load.read, load.watch)]
     try:
         begun = time.perf_counter()
         await asyncio.sleep(seconds)
@@ -154,14 +154,14 @@ async def retention(dsn: str, way: str, rows: int, seconds: float) -> Figures:
         forgotten = await forget(connection)
         ended = time.perf_counter()
         after = await connection.fetchval(wal)
-        appended = sum(1 for at, _ in beside.calls["append"] if started <= at < ended)
+        appended = sum(1 for at, _ in load.calls["append"] if started <= at < ended)
         found = {
             "s": ended - started,
             "CPU s": cpu(pid) - spent,
             "WAL MB": float(after - before) / 1e6,
-            "appends beside": float(appended),
-            **beside.figures("before", begun, started),
-            **beside.figures("while", started, ended),
+            "appends meanwhile": float(appended),
+            **load.figures("before", begun, started),
+            **load.figures("while", started, ended),
         }
     finally:
         for task in tasks:

@@ -1,4 +1,4 @@
-"""Ours and its peers, side by side: `python bench/run.py --help`; see README.md beside this."""
+"""Measure our server and its peers in one run: `python bench/run.py --help`. README.md describes the measurements."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from typing import Any
 
 import install
 
-install.everything()  # before what it brings is imported
+install.everything()  # before the imports that need it
 
 import postgres
 import report
@@ -64,7 +64,7 @@ async def run(bench: Bench, items: list[str], peers: list[str], repeats: int, fi
                 try:
                     async with asyncio.timeout(600):
                         figures = await ITEMS[item](bench, PEERS[name])
-                except Exception as e:  # noqa: BLE001 - one that fails is told, and the others are measured
+                except Exception as e:  # noqa: BLE001 - report the failure, and measure the others
                     say(f"{repeat + 1}/{repeats} {item} {name} FAILED: {e!r}")
                     continue
                 runs[item][name].append(figures)

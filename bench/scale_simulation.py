@@ -1,11 +1,11 @@
-"""How large the batches become, and how long an emit takes, at 10, 100 and 1,000 nodes: a small simulation.
+"""A small simulation of batch sizes and emit latency with 10, 100 and 1,000 nodes.
 
     python bench/scale_simulation.py               # measures the costs first: a minute
     python bench/scale_simulation.py --costs 900,12,15   # or takes them: see Costs
 
-Commits that append are one after the other in a database: each holds the log's lock until it is durable. A node has
-one commit under way; what it is to write meanwhile is its next batch. Nodes wait for the lock in line. So a busy log
-makes its own batches larger, until all nodes' batches are full: that is the limit.
+Commits that append run one after the other in a PostgreSQL server: each holds the log's lock until it is durable. A
+node has one commit under way, and its next batch is everything that waits meanwhile. Nodes queue for the lock. A
+busy log therefore makes its own batches larger, until the batches of all nodes are full. That is the limit.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Transactions per second with an event in them: `python bench/transactions.py`.
 
-In one run, at 1, 8 and 32 connections: an order's row alone; with a bare `pg_notify`; with `connection=` here. On
-an embedded PostgreSQL that is durable (fsync on, on disk), or on the server that SIO_PG_TEST_DSN names. The three
-take turns, several times, so that all of them see the same machine; medians are printed, and what ours is to the
-bare notification.
+One run compares three transactions at 1, 8 and 32 connections: an order's row alone, the row with a bare
+`pg_notify`, and the row with `connection=` of this package. It uses an embedded PostgreSQL that is durable (fsync
+on, on disk), or the server that SIO_PG_TEST_DSN names. The three take turns several times, so that all of them see
+the same machine. The output is the medians, and our ratio to the bare notification.
 """
 
 from __future__ import annotations

@@ -107,7 +107,7 @@ async def obey(sio: socketio.AsyncServer, server: uvicorn.Server) -> None:
         op = command.pop("op")
         try:
             answer: dict[str, Any] = {"value": await {"emit": emit}[op](sio, **command)}
-        except Exception as e:  # noqa: BLE001 - told to who asked
+        except Exception as e:  # noqa: BLE001 - returned to the caller
             answer = {"error": repr(e)}
         print(json.dumps(answer), flush=True)
     server.should_exit = True

@@ -1,4 +1,4 @@
-"""A shop: an order is paid in a transaction, and its customer is told live, if and only if that commits."""
+"""A shop: an order is paid in a transaction, and its customer is notified if and only if that commits."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ new_session = async_sessionmaker(create_async_engine(DATABASE_URL), expire_on_co
 sio = AsyncServer(
     async_mode="asgi",
     client_manager=AsyncPostgresManager(DATABASE_URL),
-    connection_state_recovery=True,  # who was away for less than two minutes misses nothing
+    connection_state_recovery=True,  # customers that are away for up to two minutes miss nothing
 )
 
 
 @sio.event
 async def connect(sid: str, environ: dict[str, Any], auth: Any) -> None:
-    """A real shop would look at a token here; this one believes its customers."""
+    """Add the customer to a room. A real shop would check a token here."""
     if not isinstance(auth, dict) or not isinstance(auth.get("customer"), str):
-        raise socketio.exceptions.ConnectionRefusedError("say who you are")
+        raise socketio.exceptions.ConnectionRefusedError("a customer is required")
     await sio.enter_room(sid, f"customer:{auth['customer']}")
 
 
 async def session() -> AsyncIterator[AsyncSession]:
-    async with new_session() as one:
-        yield one
+    async with new_session() as opened:
+        yield opened
 
 
 Session = Annotated[AsyncSession, Depends(session)]
@@ -43,30 +43,30 @@ app = FastAPI(lifespan=lifespan(sio))
 
 
 @app.post("/orders", status_code=201)
-async def order(customer: str, price: int, session: Session) -> dict[str, int]:
+async def place_order(customer: str, price: int, session: Session) -> dict[str, int]:
     async with session.begin():
         if await session.get(Customer, customer) is None:
             session.add(Customer(name=customer, credit=100))
-        one = Order(customer=customer, price=price)
-        session.add(one)
+        order = Order(customer=customer, price=price)
+        session.add(order)
         await session.flush()
-        await sio.emit("ordered", {"id": one.id}, room=f"customer:{customer}", connection=session)
-    return {"id": one.id}
+        await sio.emit("ordered", {"id": order.id}, room=f"customer:{customer}", connection=session)
+    return {"id": order.id}
 
 
 @app.post("/orders/{number}/pay", status_code=204)
-async def pay(number: int, session: Session) -> None:
+async def pay_order(number: int, session: Session) -> None:
     try:
         async with session.begin():
-            one = await session.get(Order, number, with_for_update=True)
-            if one is None or one.paid:
+            order = await session.get(Order, number, with_for_update=True)
+            if order is None or order.paid:
                 raise HTTPException(409, "there is nothing to pay")
-            one.paid = True
-            await sio.emit("paid", {"id": number}, room=f"customer:{one.customer}", connection=session)
-            customer = await session.get_one(Customer, one.customer, with_for_update=True)
-            customer.credit -= one.price
-    except IntegrityError as e:  # not enough credit: nothing is paid, and nobody is told that it was
+            order.paid = True
+            await sio.emit("paid", {"id": number}, room=f"customer:{order.customer}", connection=session)
+            customer = await session.get_one(Customer, order.customer, with_for_update=True)
+            customer.credit -= order.price
+    except IntegrityError as e:  # not enough credit: nothing is paid, and no event is sent
         raise HTTPException(402, "not enough credit") from e
 
 
-asgi = socketio.ASGIApp(sio, app)  # what uvicorn serves
+asgi = socketio.ASGIApp(sio, app)  # uvicorn serves this

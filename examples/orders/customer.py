@@ -1,4 +1,4 @@
-"""A customer in a terminal: `python customer.py ada`. Prints what the shop tells; Ctrl-C ends it."""
+"""A customer in a terminal: `python customer.py ada` prints the events of the shop until Ctrl-C."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ client = AsyncClient()
 
 @client.event
 async def connect() -> None:
-    print("connected, nothing was missed" if client.recovered() else "connected, as a new session")
+    print("connected, nothing was missed" if client.recovered() else "connected with a new session")
 
 
 @client.event
@@ -23,7 +23,7 @@ async def disconnect() -> None:
 
 
 @client.on("*")
-async def told(event: str, data: Any) -> None:
+async def received(event: str, data: Any) -> None:
     print(event, data)
 
 

@@ -1,4 +1,4 @@
-"""The shop on a PostgreSQL of its own that is gone afterwards: `python run.py`, where none is installed."""
+"""The shop on a temporary PostgreSQL: `python run.py` needs no installed one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The shop, served on a port, with customers that have a real connection."""
+"""The shop, served on a port, with customers on real connections."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ALEMBIC = Config(Path(__file__).with_name("alembic.ini"))
 
 @pytest.fixture(scope="session", autouse=True)
 def database():
-    """The one that DATABASE_URL names, else one that is gone after the tests."""
+    """Migrate the database that DATABASE_URL names, or start a temporary one."""
     with contextlib.ExitStack() as stack:
         if "DATABASE_URL" not in os.environ:
             pg = stack.enter_context(EmbeddedPostgres())
@@ -53,16 +53,16 @@ async def shop(url):
 class Customer:
     def __init__(self, name: str) -> None:
         self.client = AsyncClient(reconnection_delay=0.1)
-        self.told: asyncio.Queue[tuple[str, int]] = asyncio.Queue()
+        self.received: asyncio.Queue[tuple[str, int]] = asyncio.Queue()
         self.back = asyncio.Event()
         self.gone = asyncio.Event()
-        self.client.on("*", lambda event, data: self.told.put_nowait((event, data["id"])))
+        self.client.on("*", lambda event, data: self.received.put_nowait((event, data["id"])))
         self.client.on("connect", self.back.set)
         self.client.on("disconnect", lambda _reason: self.gone.set())
         self.name = name
 
-    async def hears(self) -> tuple[str, int]:
-        return await asyncio.wait_for(self.told.get(), 20)
+    async def next_event(self) -> tuple[str, int]:
+        return await asyncio.wait_for(self.received.get(), 20)
 
 
 @pytest.fixture
@@ -77,37 +77,37 @@ async def order(shop, customer: str, price: int) -> int:
     return (await shop.post("/orders", params={"customer": customer, "price": price})).json()["id"]
 
 
-async def test_who_paid_is_told(shop, ada):
+async def test_a_customer_who_paid_is_notified(shop, ada):
     number = await order(shop, "ada", 10)
-    assert await ada.hears() == ("ordered", number)
+    assert await ada.next_event() == ("ordered", number)
     assert (await shop.post(f"/orders/{number}/pay")).status_code == 204
-    assert await ada.hears() == ("paid", number)
+    assert await ada.next_event() == ("paid", number)
     assert (await shop.post(f"/orders/{number}/pay")).status_code == 409
 
 
-async def test_a_payment_that_fails_tells_nobody(shop, ada):
+async def test_a_payment_that_fails_sends_nothing(shop, ada):
     dear = await order(shop, "ada", 1_000)
     cheap = await order(shop, "ada", 1)
     assert (await shop.post(f"/orders/{dear}/pay")).status_code == 402
     assert (await shop.post(f"/orders/{cheap}/pay")).status_code == 204
-    heard = [await ada.hears() for _ in range(3)]
-    assert heard == [("ordered", dear), ("ordered", cheap), ("paid", cheap)]
+    received = [await ada.next_event() for _ in range(3)]
+    assert received == [("ordered", dear), ("ordered", cheap), ("paid", cheap)]
 
 
-async def test_what_happens_to_others_is_not_told(shop, ada):
+async def test_a_customer_does_not_receive_the_events_of_others(shop, ada):
     await order(shop, "bob", 5)
     number = await order(shop, "ada", 5)
-    assert await ada.hears() == ("ordered", number)
+    assert await ada.next_event() == ("ordered", number)
 
 
-async def test_who_was_away_is_told_on_the_return(shop, ada):
+async def test_a_customer_who_was_away_receives_what_was_missed(shop, ada):
     ada.back.clear()
     await ada.client.eio.ws.close()  # the connection drops
     await ada.gone.wait()
     number = await order(shop, "ada", 7)
     await asyncio.wait_for(ada.back.wait(), 20)
     assert ada.client.recovered()
-    assert await ada.hears() == ("ordered", number)
+    assert await ada.next_event() == ("ordered", number)
 
 
 def test_autogenerate_finds_nothing():

@@ -1,4 +1,4 @@
-"""docs/tutorial.md, step by step: its files, its commands, and its page in a real browser."""
+"""docs/tutorial.md, step by step: its files, its commands, and its page in a real browser. The README's page, too."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ async def says(page: Page, *lines: str) -> None:
 
 async def test_the_tutorial(tmp_path: Path, chromium: str, js_modules: Path):
     newcomer = Newcomer(tmp_path, "")
-    for name in ("database.py", "app.py", "page.html", "tell.py", "client.py"):
+    for name in ("database.py", "app.py", "page.html", "send.py", "client.py"):
         newcomer.write(name, TUTORIAL)
     with newcomer.running(sys.executable, "database.py") as database:
         database.says("export SIO_PG_DSN=")
@@ -74,6 +74,30 @@ async def follow(newcomer: Newcomer, chromium: str, js_modules: Path) -> None:
                     client.says("recovered\nsaid: nobody was there\n")
                     await page.click("#back")
                     await says(page, "cut\n", f"recovered, as {sid}\n", "said: nobody was there\n")
+        await browser.close()
+
+
+async def test_the_page_of_the_readme(tmp_path: Path, pg_dsn: str, chromium: str, js_modules: Path):
+    newcomer = Newcomer(tmp_path, pg_dsn)
+    for name in ("app.py", "page.html"):
+        newcomer.write(name)
+    serve = ["uvicorn", "app:app", "--timeout-graceful-shutdown", "5", "--port", str(newcomer.port)]
+    async with async_playwright() as playwright:
+        browser = await playwright.chromium.launch(executable_path=chromium, args=CHROMIUM_OPTIONS)
+        page = await browser.new_page()
+        library = js_modules / "node_modules" / "sio-4-8" / "dist" / "socket.io.min.js"
+        await page.route(re.compile(CDN), lambda route: route.fulfill(path=library))
+        with newcomer.running(*serve) as server:
+            server.says("startup complete")
+            await page.goto(f"http://127.0.0.1:{newcomer.port}")
+            await says(page, "new: fetch the state\n")
+            await page.fill("#text", "hello")
+            await page.click("button")
+            await says(page, "new: fetch the state\n", "said hello\n")
+            server.process.send_signal(signal.SIGTERM)
+            assert server.process.wait(60) in (0, -signal.SIGTERM)
+            with newcomer.running(*serve):
+                await says(page, "said hello\n", "back, nothing was missed\n")
         await browser.close()
 
 

@@ -11,11 +11,9 @@ from integration.test_presence import vanish
 from sio_pg_adapter import (
     AsyncNamespace,
     AsyncPostgresManager,
-    AsyncServer,
     ConfigurationError,
     NoAnswer,
     RemoteSocket,
-    StoreUnavailable,
 )
 from sio_pg_adapter.log.records import Kind
 from sio_pg_adapter.store.reader import LogReader

@@ -1,4 +1,4 @@
-"""The README does what it says: its blocks are taken out and run, in the order in which a newcomer would."""
+"""The code in the README works as printed: its blocks are run in the order in which a newcomer runs them."""
 
 from __future__ import annotations
 
@@ -19,13 +19,21 @@ from support import nodejs
 from support.documents import ROOT, block, document
 from support.newcomer import Newcomer, Printing
 
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+CLUSTER = "docs/cluster.md"
+IMPORT = 'import { io } from "socket.io-client";'
 SILENT = "No new upgrade operations detected"
 
 
 @pytest.fixture
 def newcomer(tmp_path: Path, pg_empty_dsn: str) -> Newcomer:
     return Newcomer(tmp_path, pg_empty_dsn)
+
+
+def test_the_code_that_the_readme_opens_with():
+    names: dict[str, object] = {}
+    exec(block("python", "app = socketio.ASGIApp(sio)\n"), names)
+    assert names["sio"].manager.recovery == ConnectionStateRecovery()
+    assert set(names["sio"].handlers["/"]) == {"say"}
 
 
 def test_the_branch_of_an_own_history(newcomer):
@@ -61,7 +69,10 @@ def test_the_quickstart(newcomer):
     script = newcomer.at / "client.cjs"
     cut = 'process.stdin.on("data", () => socket.io.engine.close());'
     library = str(nodejs.install() / "node_modules" / "sio-4-8")
-    script.write_text(newcomer.here(f"const {{ io }} = require({library!r});\n{block('js', 'io(')}{cut}\n"))
+    program = block("js", "io(")
+    assert program.count(IMPORT) == 1
+    program = program.replace(IMPORT, f"const {{ io }} = require({library!r});")
+    script.write_text(newcomer.here(f"{program}{cut}\n"))
 
     with newcomer.running(*serve) as server:
         server.says("startup complete")
@@ -98,10 +109,11 @@ def test_the_quickstart(newcomer):
 
 
 def test_all_servers_at_once(newcomer):
-    for name in ("app.py", "client.py", "cluster.py"):
+    for name in ("app.py", "client.py"):
         newcomer.write(name)
+    newcomer.write("cluster.py", CLUSTER)
     with (newcomer.at / "app.py").open("a") as app:
-        app.write(block("python", "# app.py, further down\n"))
+        app.write(block("python", "# app.py, further down\n", CLUSTER))
     newcomer.run("sio-pg", "migrate")
     with newcomer.running("uvicorn", "app:app", "--port", str(newcomer.port)) as server:
         server.says("startup complete")
@@ -115,14 +127,25 @@ def test_all_servers_at_once(newcomer):
 
 
 def test_the_options_are_all_there_with_their_defaults():
-    rows = dict(re.findall(r"^\| `(\w+)` \| (.+?) \|", README, re.MULTILINE))
+    page = (ROOT / "docs" / "options.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| `(\w+)` \| (.+?) \|", page, re.MULTILINE))
     defaults = {field.name: field.default for field in fields(ConnectionStateRecovery)}
     defaults |= {name: parameter.default for name, parameter in signature(AsyncPostgresManager).parameters.items()}
-    told = {name: eval(value.strip("`").replace(" MB", " * 1024 * 1024")) for name, value in rows.items()}
-    assert told == defaults
+    documented = {name: eval(value.strip("`").replace(" MB", " * 1024 * 1024")) for name, value in rows.items()}
+    assert documented == defaults
 
 
-@pytest.mark.parametrize("path", ["CHANGELOG.md", "CONTRIBUTING.md", "README.md", "examples/orders/README.md"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "CHANGELOG.md",
+        "CONTRIBUTING.md",
+        "README.md",
+        "bench/README.md",
+        "bench/REPORT.md",
+        "examples/orders/README.md",
+    ],
+)
 def test_links_lead_somewhere(path):
     text = (ROOT / path).read_text(encoding="utf-8")
     for link in re.findall(r"\]\(([^)#]+)\)", text):

@@ -1,4 +1,4 @@
-"""What alembic runs: on the application's database, with its asyncpg."""
+"""Alembic's environment: the application's database, through asyncpg."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def migrate(connection: Connection) -> None:
     context.configure(
         connection=connection,
         target_metadata=Base.metadata,
-        include_object=schema.include_object,  # --autogenerate leaves the package's tables alone
+        include_object=schema.include_object,  # --autogenerate ignores the package's tables
     )
     with context.begin_transaction():
         context.run_migrations()
