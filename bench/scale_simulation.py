@@ -25,10 +25,11 @@ from retention import BODY, DURABLE
 from sio_pg_adapter import embedded, migrate
 
 LARGEST = 500  # log.BATCH_ENTRIES
+_TEXT = "array_fill(NULL::text, $1)"
 BATCH = (
     "SELECT prev FROM sio_append_batch(1, array_fill(0::smallint, $1), array_fill('/'::text, $1),"
-    " array_fill('r'::text, $1), array_fill(NULL::text, $1), array_fill(NULL::text, $1), array_fill(NULL::text, $1), array_fill($2::text, $1),"
-    " array_fill(NULL::bytea, $1), array_fill(NULL::uuid, $1), array_fill(NULL::text, $1), NULL)"
+    f" array_fill('r'::text, $1), {_TEXT}, {_TEXT}, {_TEXT}, array_fill($2::text, $1),"
+    f" array_fill(NULL::bytea, $1), array_fill(NULL::uuid, $1), {_TEXT}, NULL)"
 )
 
 

@@ -105,7 +105,7 @@ def levels(value: object, what: str) -> Iterator[list[Any]]:
         level = [child for parent in level for child in _children(parent)]
         if not level:
             return
-    raise NotSerializable(f"{what} is nested more than {MAX_DEPTH} deep")
+    raise NotSerializable(f"{what}: nested more than {MAX_DEPTH} deep")
 
 
 def _children(value: Any) -> Iterable[Any]:

@@ -70,8 +70,8 @@ class AsyncServer(ClusterMethods, socketio.AsyncServer):
         recovery = recovery_options(connection_state_recovery)
         if not isinstance(client_manager, AsyncPostgresManager):
             raise ConfigurationError(  # only the type is shown: it may be a DSN
-                f"client_manager takes AsyncPostgresManager(...), not a {type(client_manager).__name__}. With another "
-                "manager use socketio.AsyncServer."
+                f"client_manager takes AsyncPostgresManager(...), not a {type(client_manager).__name__}. With "
+                "another manager use socketio.AsyncServer."
             )
         self.middlewares: dict[str, list[Middleware]] = {}
         self._expiry_handlers: dict[str, ExpiryHandler] = {}
