@@ -1,8 +1,9 @@
 """The cost of deleting a million records, and who waits for it: `python bench/retention.py`.
 
-Two ways take turns on an embedded PostgreSQL that is durable (fsync on, on disk): the batched DELETE of a role that may
-not TRUNCATE, and the segments, of which one is truncated. Meanwhile other connections append, one event a commit, and
-read the log from near its head. Then come the costs of an append and of reads inside the database, without retention.
+Two ways take turns on an embedded PostgreSQL that is durable (fsync on, on disk): the batched DELETE of a role that
+may not TRUNCATE, and the segments, of which one is truncated. Meanwhile other connections append, one event a commit,
+and read the log from near its head. Then come the costs of an append and of reads inside the database, without
+retention.
 
 CPU seconds are those of the backend that deletes. Times mean something only on a quiet machine.
 """

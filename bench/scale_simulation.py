@@ -27,7 +27,8 @@ from sio_pg_adapter import embedded, migrate
 LARGEST = 500  # log.BATCH_ENTRIES
 BATCH = (
     "SELECT prev FROM sio_append_batch(1, array_fill(0::smallint, $1), array_fill('/'::text, $1),"
-    " array_fill('r'::text, $1), array_fill(NULL::text, $1), array_fill(NULL::text, $1), array_fill(NULL::text, $1), array_fill($2::text, $1),"
+    " array_fill('r'::text, $1), array_fill(NULL::text, $1), array_fill(NULL::text, $1), array_fill(NULL::text, $1),"
+    " array_fill($2::text, $1),"
     " array_fill(NULL::bytea, $1), array_fill(NULL::uuid, $1), array_fill(NULL::text, $1), NULL)"
 )
 
