@@ -3,7 +3,6 @@ node."""
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import uuid
 from collections.abc import Awaitable, Callable
@@ -14,9 +13,11 @@ from socketio.packet import Packet
 
 from .counters import Counters
 from .emitter import emit_async
-from .errors import ConfigurationError, SioPgError, StoreUnavailable
+from .errors import ConfigurationError, SioPgError
+from .lifecycle import Lifecycle
 from .local.client import Client, QueueLimit, State
 from .local.clients import Clients
+from .local.plain_endings import PlainEndings
 from .local.protocols import Endings
 from .local.rooms import Rooms
 from .log.memberships import Memberships
@@ -53,8 +54,6 @@ class AsyncPostgresManager(AsyncManager):
                                recovers from the log. Packets of a replay do not count.
     :param max_queued_bytes: the same, in bytes.
     :raises ConfigurationError: naming the option that is wrong.
-
-    :ivar node: the node, from a start to the next stop. ``None`` in between.
     """
 
     name = "asyncpostgres"
@@ -97,14 +96,12 @@ class AsyncPostgresManager(AsyncManager):
         self.unstored: set[str] = set()  # namespaces whose events are not stored: the Admin UI's
         self.server_event_handlers: dict[str, Callable[..., Any]] = {}
         self.expiry_namespaces: list[str] = []
-        self.node: Node | None = None
         self._limit = QueueLimit(max_queued_packets, max_queued_bytes)
         self._make_endings: MakeEndings = self._plain_endings
         self._on_expired: Callable[[str, str, Any], Awaitable[None]] = _nobody
         self._frames = FrameMaker(Packet)
         self._early = Tasks()
-        self._starting: asyncio.Lock | None = None
-        self._closed = False
+        self._life = Lifecycle(self._make_node)
 
     # -- start and end -----------------------------------------------------------------------------------
     def set_server(self, server: Any) -> None:
@@ -143,8 +140,7 @@ class AsyncPostgresManager(AsyncManager):
         :raises StoreUnavailable: if the database cannot be reached.
         :raises SchemaMismatch: if it is not migrated. The message names the command to run.
         """
-        self._closed = False
-        await self.started()
+        await self._life.start()
 
     async def started(self) -> Node:
         """Return the node, started at the first use. After :meth:`aclose` only :meth:`start` starts one again.
@@ -152,27 +148,19 @@ class AsyncPostgresManager(AsyncManager):
         :raises StoreUnavailable: if the database cannot be reached, or the manager was closed.
         :raises SchemaMismatch: if it is not migrated.
         """
-        if self.node is not None:
-            return self.node
-        if self._closed:
-            raise StoreUnavailable("the manager was closed")
-        if self._starting is None:
-            self._starting = asyncio.Lock()
-        async with self._starting:
-            if self.node is None:
-                if self._closed:
-                    raise StoreUnavailable("the manager was closed")
-                self.node = await self._start()
-            return self.node
+        return self._life.node or await self._life.started()
 
-    async def _start(self) -> Node:
+    @property
+    def node(self) -> Node | None:
+        """The node, from a start to the next stop. ``None`` in between."""
+        return self._life.node
+
+    def _make_node(self) -> Node:
         if self.server is None and not self.write_only:
             raise ConfigurationError(
                 "a manager without a server takes write_only=True. Else give it to AsyncServer(client_manager=...)."
             )
-        node = Node(self.database, self._setup(), self._make_endings)
-        await node.start()
-        return node
+        return Node(self.database, self._setup(), self._make_endings)
 
     def _setup(self) -> Setup:
         eio = self.server and self.server.eio
@@ -195,16 +183,8 @@ class AsyncPostgresManager(AsyncManager):
 
     async def aclose(self) -> None:
         """Write what is waiting, leave the cluster, close all connections. Safe to call twice, or unstarted."""
-        self._closed = True
-        if self._starting is None:
-            return
-        async with self._starting:
-            if self.node is not None:
-                await self.node.endings.say_goodbye()
-                node, self.node = self.node, None
-                await node.stop()
+        await self._life.stop()
         await self._early.close()
-        self._starting = None  # it belongs to an event loop: the next start may be in another
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -256,7 +236,7 @@ class AsyncPostgresManager(AsyncManager):
         self._frames.check(outgoing)
         if callback is not None:
             self._check_question(callback, outgoing)
-        node = self.node or await self.started()
+        node = await self.started()
         if callback is not None:
             await node.callbacks.ask(outgoing, callback, only_here=ignore_queue)
         elif ignore_queue:
@@ -386,28 +366,10 @@ class AsyncPostgresManager(AsyncManager):
                 del self.pending_disconnect[namespace]
 
     def _plain_endings(self, *, tasks: Tasks, **_: object) -> Endings:
-        return _PlainEndings(self.server, tasks)
+        def disconnect(client: Client) -> Any:
+            return self.server.disconnect(client.sid, namespace=client.namespace, ignore_queue=True)
 
-
-class _PlainEndings:
-    """Ends the connections of a plain ``socketio.AsyncServer``, which has no sessions that could be claimed."""
-
-    def __init__(self, server: Any, tasks: Tasks) -> None:
-        self._server = server
-        self._tasks = tasks
-
-    def taken(self, client: Client) -> None:
-        pass
-
-    def kicked(self, client: Client, data: str | None) -> None:
-        ending = self._server.disconnect(client.sid, namespace=client.namespace, ignore_queue=True)
-        self._tasks.spawn(ending, "disconnect")
-
-    def slow(self, client: Client) -> None:
-        pass
-
-    async def say_goodbye(self) -> None:
-        pass
+        return PlainEndings(disconnect, tasks)
 
 
 async def _nobody(_sid: str, _namespace: str, _session: Any) -> None:

@@ -77,9 +77,9 @@ def migrate(host: str, port: int, user: str, dbname: str, password: str | None, 
     """Give the template database to a role without other rights, and migrate it as that role."""
     at = {"host": host, "port": str(port)}
     with psycopg.connect(**at, user=user, password=password, dbname=dbname) as connection:
-        # Advisory locks are of one database, and other workers of the run make the role in theirs.
+        # Other workers of the run make the role, too. An advisory lock would be of this worker's database alone.
         connection.execute("LOCK TABLE pg_catalog.pg_authid IN SHARE ROW EXCLUSIVE MODE")
-        if not connection.execute("SELECT FROM pg_roles WHERE rolname = %s", [OWNER]).fetchone():
+        if not connection.execute("SELECT 1 FROM pg_roles WHERE rolname = %s", [OWNER]).fetchone():
             connection.execute(sql.SQL("CREATE ROLE {} LOGIN").format(sql.Identifier(OWNER)))
         if password:
             secret = sql.Literal(owner_password(password))

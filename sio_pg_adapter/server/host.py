@@ -43,7 +43,7 @@ class Host:
         :raises StoreUnavailable: if the database cannot be reached.
         :raises SchemaMismatch: if it is not migrated.
         """
-        return self._manager.node or await self._manager.started()
+        return await self._manager.started()
 
     @property
     def running_node(self) -> Node | None:

@@ -10,6 +10,7 @@ import sys
 import psycopg
 import pytest
 from psycopg import sql
+from sqlalchemy import make_url
 
 from sio_pg_adapter import cli, migrate
 from sio_pg_adapter.errors import ConfigurationError, SchemaMismatch, StoreUnavailable
@@ -213,9 +214,9 @@ def test_a_role_that_may_not_create_is_told_so(pg_empty_dsn, pg_admin):
     role = "siopg_may_not"
     pg_admin.execute(sql.SQL("CREATE ROLE {} LOGIN").format(sql.Identifier(role)))
     try:
-        user = psycopg.conninfo.conninfo_to_dict(pg_empty_dsn)["user"]
+        dsn = make_url(pg_empty_dsn).set(username=role)
         with pytest.raises(ConfigurationError, match="permission denied"):
-            migrate.upgrade(pg_empty_dsn.replace(f"{user}@", f"{role}@"), schema="elsewhere")
+            migrate.upgrade(dsn, schema="elsewhere")
     finally:
         pg_admin.execute(sql.SQL("DROP ROLE {}").format(sql.Identifier(role)))
 

@@ -1,0 +1,178 @@
+"""The methods of the server about one client of any node: calls, its rooms, its session, and its end."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import socketio
+
+from sio_pg_adapter.errors import ConfigurationError
+from sio_pg_adapter.local.client import Client, State
+from sio_pg_adapter.local.handling import handled
+from sio_pg_adapter.log.names import first_named, namespace_name, text_name
+from sio_pg_adapter.manager import AsyncPostgresManager
+from sio_pg_adapter.options import is_seconds
+from sio_pg_adapter.store.sessions import encode_session
+
+
+class ClientMethods(socketio.AsyncServer):
+    """The methods of :class:`sio_pg_adapter.AsyncServer` about one client.
+
+    They also act on clients of other nodes, and on sessions that are away and still recoverable. A namespace that is
+    0 is a wrong name here. python-socketio takes it for the default one.
+    """
+
+    manager: AsyncPostgresManager
+
+    async def call(
+        self,
+        event: str,
+        data: Any = None,
+        to: str | None = None,
+        sid: str | None = None,
+        namespace: str | None = None,
+        timeout: float | None = 60,
+        ignore_queue: bool = False,
+    ) -> Any:
+        """Send an event to a client of any node, and wait for its acknowledgement. Nothing is stored.
+
+        :raises socketio.exceptions.TimeoutError: if none came in time.
+        """
+        if to is None and sid is None:
+            raise ValueError("Cannot use call() to broadcast.")
+        if not self.async_handlers:
+            raise RuntimeError("Cannot use call() when async_handlers is False.")
+        if timeout is not None and not is_seconds(timeout):
+            raise ConfigurationError(f"timeout takes seconds, or None to wait for ever, not {timeout!r}")
+        answered: asyncio.Future[tuple[Any, ...]] = asyncio.get_running_loop().create_future()
+
+        def callback(*args: Any) -> None:
+            if not answered.done():
+                answered.set_result(args)
+
+        try:
+            await self.emit(
+                event,
+                data,
+                room=first_named(to, sid),
+                namespace=namespace,
+                callback=callback,
+                ignore_queue=ignore_queue,
+            )
+            args = await asyncio.wait_for(answered, timeout)
+        except TimeoutError:
+            raise socketio.exceptions.TimeoutError from None
+        finally:
+            if self.manager.node is not None:
+                self.manager.node.callbacks.forget(callback)
+        return args if len(args) > 1 else args[0] if args else None
+
+    async def enter_room(self, sid: str, room: str, namespace: str | None = None) -> None:
+        """Add a client of any node, or a session that is away, to a room. It has taken effect on return."""
+        await super().enter_room(sid, room, namespace_name(namespace))
+
+    async def leave_room(self, sid: str, room: str, namespace: str | None = None) -> None:
+        """Remove a client of any node, or a session that is away, from a room. It has taken effect on return."""
+        await super().leave_room(sid, room, namespace_name(namespace))
+
+    async def close_room(self, room: str, namespace: str | None = None) -> None:
+        """Remove everybody from a room, on all nodes, and sessions that are away. It has taken effect on return."""
+        await super().close_room(room, namespace_name(namespace))
+
+    def rooms(self, sid: str, namespace: str | None = None) -> list[str]:
+        """Return the rooms of a client of this node. :meth:`fetch_rooms` knows those of any node."""
+        rooms: list[str] = super().rooms(sid, namespace_name(namespace))
+        return rooms
+
+    async def fetch_rooms(self, sid: str, namespace: str = "/") -> list[str]:
+        """Return the rooms of a client of any node, or of a session that is away, its own first.
+
+        :raises KeyError: if there is no such client.
+        """
+        sid, namespace = text_name(sid, "sid"), namespace_name(namespace)
+        client = self.manager.clients.addressed(sid, namespace)
+        if client is not None and client.held is None:
+            return list(self.manager.get_rooms(sid, namespace))
+        rooms = await (await self.manager.started()).sessions.rooms(namespace, sid)
+        if rooms is None:
+            raise KeyError(f"no session {sid!r} in namespace {namespace!r}")
+        return [sid, *rooms]
+
+    # -- sessions ----------------------------------------------------------------------------------------
+    def recovered(self, sid: str, namespace: str = "/") -> bool:
+        """Whether the connection of a client of this node has recovered an earlier session."""
+        client = self.manager.clients.addressed(text_name(sid, "sid"), namespace_name(namespace))
+        return client is not None and client.recovered
+
+    async def get_session(self, sid: str, namespace: str | None = None) -> Any:
+        """Return the user session of a client of any node, or of one that is away.
+
+        :raises KeyError: if there is none.
+        """
+        sid, namespace = text_name(sid, "sid"), namespace_name(namespace)
+        client = self.manager.clients.addressed(sid, namespace)
+        if client is not None and (client.held is None or client.ended):
+            return client.data
+        data = await (await self.manager.started()).sessions.data(namespace, sid)
+        if data is None:
+            if client is not None:
+                return client.data
+            raise KeyError(f"no session {sid!r} in namespace {namespace!r}")
+        return data
+
+    async def save_session(self, sid: str, session: Any, namespace: str | None = None) -> None:
+        """Store the user session of a client of any node, or of one that is away. It is stored on return.
+
+        :raises NotSerializable: if it has no JSON form, naming the key. Then nothing has changed. Clients without a
+                                 recoverable session take any object, as in python-socketio.
+        :raises KeyError: if there is no such client.
+        """
+        sid, namespace = text_name(sid, "sid"), namespace_name(namespace)
+        client = self.manager.clients.addressed(sid, namespace)
+        if client is not None:
+            await client.opened_or_failed()
+            if not client.recoverable:
+                client.save(session)
+                return
+        data = encode_session(session)
+        if client is not None and (client.held is None or client.ended):
+            client.save(session)
+            return
+        node = await self.manager.started()
+        saved = await node.sessions.save(namespace, sid, data, None if client is None else client.held)
+        if client is not None:
+            client.save(session)
+        elif not saved:
+            raise KeyError(f"no session {sid!r} in namespace {namespace!r}")
+
+    async def disconnect(self, sid: str, namespace: str | None = None, ignore_queue: bool = False) -> None:
+        """Disconnect a client of any node, and end its session for good, also while it is away."""
+        sid, namespace = text_name(sid, "sid"), namespace_name(namespace)
+        client = self.manager.clients.addressed(sid, namespace)
+        node = await self.manager.started()
+        if client is not None and client.held is None:
+            if not client.recoverable:
+                self._end_unstored(node.endings, client)
+                await _gone(client)
+                return
+            if client.state is State.CONNECTING and not client.is_opening:
+                client.end_session()  # in its own connect handler: nothing is stored yet
+                return
+            await client.opened_or_failed()
+        await self.manager.kick(sid, namespace)
+        if client is not None:
+            await _gone(client)
+
+    @staticmethod
+    def _end_unstored(endings: Any, client: Client) -> None:
+        if client.connected:
+            endings.kicked(client, None)
+        elif client.state is State.CONNECTING:
+            client.end_session()
+
+
+async def _gone(client: Client) -> None:
+    """Wait until a client that was disconnected has left, but not in its own handler."""
+    if handled() is not client and client.state is State.LEFT:
+        await client.gone.wait()
