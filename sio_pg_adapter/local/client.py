@@ -2,25 +2,26 @@
 
 ::
 
-    state        verb                  becomes      what has happened
-    CONNECTING   offer_session         CONNECTING   it gets a session, and offsets
-    CONNECTING   begin_opening         CONNECTING   its new session is being stored
-    CONNECTING   opened                CONNECTING   its new session is stored
-    CONNECTING   resume                CONNECTING   its claim of an earlier session was granted
-    CONNECTING   follow                CONNECTING   its rooms are those of the claimed session
-    CONNECTING   begin_replay          REPLAYING    its CONNECT is sent, and it is sent what it missed
-    CONNECTING,  go_live               LIVE         each record reaches it as the cursor meets it
-    REPLAYING
-    REPLAYING    lose_session          REPLAYING    retention deleted what it missed
-    any          accept                the same     its handler, or always_connect, accepted it: it gets a disconnect
-    any          end_session           the same     its session is over for good: kicked, or left by itself
-    any          close                 the same     its connection is closed, for a reason
-    any          cut                   the same     its connection is being closed, for it is too slow
-    any          depart                LEFT         it is taken out of the node's lists; safe to call twice
-    any          finish                the same     all that its end takes is done
+    state                  verb            becomes      what has happened
+    CONNECTING             offer_session   CONNECTING   it gets a session, and offsets
+    CONNECTING             begin_opening   CONNECTING   its new session is being stored
+    any                    opened          the same     its new session is stored, or that failed
+    CONNECTING             resume          CONNECTING   its claim of an earlier session was granted
+    CONNECTING             confirm_claim   CONNECTING   the cursor met the claim in this tick
+    CONNECTING             follow          CONNECTING   its rooms are those of the claimed session
+    CONNECTING             answered        CONNECTING   its CONNECT is answered
+    CONNECTING, REPLAYING  begin_replay    REPLAYING    it is sent what it missed
+    CONNECTING, REPLAYING  lose_session    the same     retention deleted what it missed
+    CONNECTING, REPLAYING  go_live         LIVE         each record reaches it as the cursor meets it
+    any                    accept          the same     its handler, or always_connect, accepted it
+    any                    end_session     the same     its session is over for good
+    any                    close           the same     its connection is closed, for a reason
+    any                    cut             the same     it is too slow, and its connection is being closed
+    any                    depart          LEFT         it is taken out of the node's lists. Safe to call twice
+    any                    finish          the same     all that its end takes is done
 
-A verb in any other state raises :class:`InvalidTransition`: that is an error of this package. Code outside of this
-file asks a client, and never assigns.
+In any other state a verb raises :class:`InvalidTransition`, which is an error of this package. Code outside of this
+file asks a client, and never assigns. The file is long because the table and its verbs are read together.
 """
 
 from __future__ import annotations

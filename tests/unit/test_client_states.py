@@ -1,0 +1,220 @@
+"""The state machine of a client: every verb in every state, as the table in its module says."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from types import SimpleNamespace
+
+import pytest
+
+from sio_pg_adapter.local import client as module
+from sio_pg_adapter.local.client import Ack, Client, InvalidTransition, QueueLimit, State
+from sio_pg_adapter.log.memberships import Memberships
+from sio_pg_adapter.log.records import Held
+from sio_pg_adapter.wire.frames import frame
+from sio_pg_adapter.wire.transport import Connection
+
+
+def socket():
+    """What a client needs of an Engine.IO socket."""
+    return SimpleNamespace(sid="eio", closed=False, closing=False, queue=asyncio.Queue())
+
+
+def client_in(state: State) -> Client:
+    client = Client("/", "s", Connection(socket()), Memberships("s", 5), sent=5)
+    if state is State.REPLAYING:
+        client.begin_replay()
+    elif state is State.LIVE:
+        client.go_live()
+    elif state is State.LEFT:
+        client.depart()
+    return client
+
+
+VERBS = {
+    "offer_session": lambda c: c.offer_session(),
+    "begin_opening": lambda c: c.begin_opening(),
+    "resume": lambda c: c.resume(Held(1, 2), after=7, data={}),
+    "confirm_claim": lambda c: c.confirm_claim(),
+    "follow": lambda c: c.follow(Memberships("s", 1)),
+    "answered": lambda c: c.answered(),
+    "accept": lambda c: c.accept(),
+    "begin_replay": lambda c: c.begin_replay(),
+    "go_live": lambda c: c.go_live(),
+    "lose_session": lambda c: c.lose_session(),
+    "end_session": lambda c: c.end_session(),
+    "close": lambda c: c.close("transport close"),
+    "cut": lambda c: c.cut(),
+    "depart": lambda c: c.depart(),
+    "finish": lambda c: c.finish(),
+}
+
+
+def table() -> dict[str, tuple[set[State], str]]:
+    """The rows of the table in the module's docstring: the states a verb is allowed in, and what the client
+    becomes."""
+    row = r"^    ([A-Z, ]+|any) {2,}(\w+) {2,}([A-Z]+|the same) {2,}\S"
+    rows = re.findall(row, module.__doc__ or "", re.MULTILINE)
+    return {
+        verb: (
+            set(State) if states == "any" else {State[state] for state in re.findall("[A-Z]+", states)},
+            becomes,
+        )
+        for states, verb, becomes in rows
+    }
+
+
+TABLE = table()
+
+
+def test_the_table_has_every_verb():
+    assert TABLE.keys() == VERBS.keys() | {"opened"}
+
+
+@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("state", State)
+async def test_a_verb_is_allowed_in_the_states_of_the_table_and_leads_where_it_says(state, verb):
+    states, becomes = TABLE[verb]
+    client = client_in(state)
+    if state in states:
+        VERBS[verb](client)
+        assert client.state is (state if becomes == "the same" else State[becomes])
+    else:
+        with pytest.raises(InvalidTransition):
+            VERBS[verb](client)
+        assert client.state is state
+
+
+# -- what the verbs do -----------------------------------------------------------------------------------
+async def test_a_session_that_is_being_stored_is_waited_for():
+    client = client_in(State.CONNECTING)
+    with pytest.raises(InvalidTransition):
+        client.opened(Held(1, 1))
+    client.begin_opening()
+    waiting = asyncio.create_task(client.opened_or_failed())
+    await asyncio.sleep(0)
+    assert client.is_opening and not waiting.done()
+    client.opened(Held(1, 1))
+    await waiting
+    assert client.held == Held(1, 1) and not client.is_opening
+
+
+async def test_a_claimed_session_is_sent_from_the_offset_that_was_presented():
+    client = client_in(State.CONNECTING)
+    client.resume(Held(1, 2), after=7, data={"v": 1})
+    assert (client.held, client.after, client.sent, client.recovered, client.data) == (
+        Held(1, 2),
+        7,
+        7,
+        True,
+        {"v": 1},
+    )
+
+
+async def test_a_claim_is_the_newest_for_one_tick():
+    client = client_in(State.CONNECTING)
+    client.confirm_claim()
+    assert client.claimed is not None and client.claimed.lasts
+    await asyncio.sleep(0)
+    assert not client.claimed.lasts
+
+
+async def test_frames_wait_for_the_end_of_a_replay_and_are_dropped_when_the_client_has_left():
+    client = client_in(State.REPLAYING)
+    client.send_behind_replay([frame("2[1]")])
+    client.put([frame("2[0]")])
+    queue = client.connection.socket.queue
+    assert queue.qsize() == 1
+    client.go_live()
+    assert [queue.get_nowait().data for _ in range(2)] == ["2[0]", "2[1]"]
+    client.depart()
+    client.send_behind_replay([frame("2[2]")])
+    assert queue.empty()
+
+
+async def test_going_live_forgets_the_rooms_it_was_in_earlier():
+    client = client_in(State.CONNECTING)
+    client.follow(Memberships("s", 0, {"x": [(1, 4), (6, None)], "y": [(2, 3)]}))
+    assert client.go_live() == ["x"]
+    assert client.memberships.rooms == {"x": [(6, None)]}
+
+
+async def test_what_a_replay_sent_does_not_count_toward_the_limit():
+    limit = QueueLimit(packets=2, bytes=1_000)
+    client = client_in(State.REPLAYING)
+    for _ in range(5):
+        client.put([frame("2[]")])
+    client.go_live()
+    assert not client.exceeds(limit)
+    for _ in range(3):
+        client.put([frame("2[]")])
+    assert client.exceeds(limit)
+
+
+async def test_one_large_frame_is_not_the_clients_fault_but_two_are():
+    limit = QueueLimit(packets=100, bytes=1_000)
+    client = client_in(State.LIVE)
+    client.put([frame("2" + "x" * 5_000)])
+    assert not client.exceeds(limit)
+    client.put([frame("2" + "x" * 5_000)])
+    assert client.exceeds(limit)
+
+
+async def test_a_client_is_cut_once_and_only_while_its_connection_is_open():
+    client = client_in(State.LIVE)
+    assert client.cut() and not client.cut()
+    closed = client_in(State.LIVE)
+    closed.connection.socket.closing = True
+    assert not closed.cut()
+
+
+async def test_nothing_is_put_on_a_closed_connection():
+    client = client_in(State.LIVE)
+    client.connection.socket.closed = True
+    client.put([frame("2[]")])
+    assert client.connection.socket.queue.empty() and not client.lasts
+
+
+async def test_departing_tells_who_waits_for_acknowledgements_once():
+    gone, answers = [], []
+    client = client_in(State.LIVE)
+    client.expect_ack(1, Ack(answers.append, lambda: gone.append(1)))
+    client.expect_ack(2, Ack(answers.append))
+    ack = client.take_ack(2)
+    assert ack is not None and client.take_ack(2) is None
+    assert client.depart() is State.LIVE
+    assert client.depart() is State.LEFT
+    assert gone == [1] and client.take_ack(1) is None
+
+
+@pytest.mark.parametrize(("ending", "lasts"), [("close", False), ("end_session", False), ("accept", True)])
+async def test_a_connect_goes_on_until_it_is_closed_or_kicked(ending, lasts):
+    client = client_in(State.CONNECTING)
+    assert client.lasts
+    VERBS[ending](client)
+    assert client.lasts is lasts
+
+
+async def test_a_kick_takes_the_session_and_keeps_its_data():
+    client = client_in(State.CONNECTING)
+    client.begin_opening()
+    client.opened(Held(1, 1))
+    client.end_session(data={"v": 2}, deleted=True)
+    assert (client.ended, client.held, client.data) == (True, None, {"v": 2})
+
+
+async def test_an_answer_is_young_for_a_while():
+    client = client_in(State.CONNECTING)
+    assert not client.answered_within(10.0)
+    client.answered()
+    assert client.answered_within(10.0)
+
+
+async def test_an_offset_is_never_skipped_backwards():
+    client = client_in(State.LIVE)
+    client.skip_to(9)
+    client.skip_to(3)
+    assert client.sent == 9
+    client.send_event(12, [frame("2[]")])
+    assert client.sent == 12
