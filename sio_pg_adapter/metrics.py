@@ -1,11 +1,11 @@
-"""Prometheus metrics of managers, read at scrape time; the extra ``prometheus``::
+"""Prometheus metrics of managers, read at scrape time. They need the extra ``prometheus``::
 
     from prometheus_client import REGISTRY
     from sio_pg_adapter.metrics import collector
 
     REGISTRY.register(collector(manager))
 
-No label grows: there is none for a sid, a room, a user or a namespace.
+No label has an unbounded number of values: there is none for a sid, a room, a user or a namespace.
 """
 
 from __future__ import annotations
@@ -31,22 +31,22 @@ if TYPE_CHECKING:
 
 
 def collector(*managers: AsyncPostgresManager, **named: AsyncPostgresManager) -> Collector:
-    """A collector for a registry of ``prometheus_client``: one for all managers of the process.
+    """Return a collector for a registry of ``prometheus_client``, for all managers of the process.
 
-    Each metric has the label ``manager``: the given name, or else the schema. A manager need not have been started.
+    Each metric has the label ``manager``: the given name, or else the schema. A manager need not be started.
 
-    :param managers: told apart by their schemas.
-    :param named: further ones, by name: two of one schema on different databases, say.
-    :raises ConfigurationError: if there is none, or two have one name.
+    :param managers: managers of different schemas.
+    :param named: further managers by name, such as two of the same schema on different databases.
+    :raises ConfigurationError: if no manager is given, or two have the same name.
     """
     by_name = dict(named)
     for manager in managers:
         name = manager.database.schema
         if name in by_name:
-            raise ConfigurationError(f"two managers are called {name!r}: collector({name}=..., other=...) names them")
+            raise ConfigurationError(f"two managers are called {name!r}. Name them: collector({name}=..., b=...).")
         by_name[name] = manager
     if not by_name:
-        raise ConfigurationError("collector() takes the managers whose metrics it collects: there is none")
+        raise ConfigurationError("collector() takes the managers whose metrics it collects. None is given.")
     return _Collector(by_name)
 
 
@@ -62,52 +62,58 @@ class _Collector(Collector):
 
 
 class _Families:
-    """All metrics, of one scrape."""
+    """All metrics of one scrape."""
 
     def __init__(self) -> None:
-        one = ["manager"]
+        manager = ["manager"]
         self.appended = CounterMetricFamily(
-            "sio_pg_packets_appended", "Events that this process wrote to the log.", labels=one
+            "sio_pg_events_appended", "Events that this process appended to the log.", labels=manager
         )
         self.batches = HistogramMetricFamily(
-            "sio_pg_batch_entries", "Entries of each batch that was committed.", labels=one
+            "sio_pg_batch_entries", "Entries of each batch that was committed.", labels=manager
         )
         self.applied = CounterMetricFamily(
-            "sio_pg_records_applied", "Records of the log, of all nodes, that this node has applied.", labels=one
+            "sio_pg_records_applied", "Records of the log, of all nodes, that this node has applied.", labels=manager
         )
         self.delivered = CounterMetricFamily(
-            "sio_pg_packets_delivered", "Events times recipients, put on live connections.", labels=[*one, "kind"]
+            "sio_pg_events_delivered", "Events times recipients, put on live connections.", labels=[*manager, "kind"]
         )
         self.replayed = CounterMetricFamily(
-            "sio_pg_packets_replayed", "Missed events times recipients, sent to recovered clients.", labels=one
+            "sio_pg_events_replayed", "Missed events times recipients, sent to recovered clients.", labels=manager
         )
         self.recoveries = CounterMetricFamily(
-            "sio_pg_recoveries", "Connects that presented a pid, as judged.", labels=[*one, "verdict", "reason"]
+            "sio_pg_recoveries", "Connects that presented a pid, by verdict.", labels=[*manager, "verdict", "reason"]
         )
         self.takeovers = CounterMetricFamily(
-            "sio_pg_takeovers", "Recovered sessions that another connection still held.", labels=one
+            "sio_pg_takeovers", "Recovered sessions that another connection still held.", labels=manager
         )
         self.broken = CounterMetricFamily(
-            "sio_pg_connects_broken", "Connects and replays that failed here: the clients try again.", labels=one
+            "sio_pg_connects_broken",
+            "Connects and replays that failed on this node. Their clients try again.",
+            labels=manager,
         )
-        self.cut = CounterMetricFamily("sio_pg_slow_clients_cut", "Clients that took too little.", labels=one)
+        self.cut = CounterMetricFamily(
+            "sio_pg_slow_clients_cut", "Clients that were disconnected because they were too slow.", labels=manager
+        )
         self.reconnects = CounterMetricFamily(
-            "sio_pg_listener_reconnects", "LISTEN connections that took the place of a lost one.", labels=one
+            "sio_pg_listener_reconnects", "LISTEN connections that replaced a lost one.", labels=manager
         )
-        self.listening = GaugeMetricFamily("sio_pg_listening", "1 while the node listens.", labels=one)
+        self.listening = GaugeMetricFamily("sio_pg_listening", "1 while the node listens.", labels=manager)
         self.lag = GaugeMetricFamily(
-            "sio_pg_cursor_lag", "Offsets between the cursor and the last one that the node knows of.", labels=one
+            "sio_pg_cursor_lag", "Offsets between the cursor and the last one that the node knows of.", labels=manager
         )
         self.queues = GaugeMetricFamily(
             "sio_pg_queue_length",
-            "What waits: entries for the log, messages to other nodes, frames for all clients together.",
-            labels=[*one, "queue"],
+            "Waiting entries for the log, messages to other nodes, and frames for all clients.",
+            labels=[*manager, "queue"],
         )
         self.longest = GaugeMetricFamily(
-            "sio_pg_longest_client_queue", "Frames that wait for the client with the most.", labels=one
+            "sio_pg_longest_client_queue", "Waiting frames of the client with the most.", labels=manager
         )
-        self.clients = GaugeMetricFamily("sio_pg_clients", "Clients of this node.", labels=[*one, "state"])
-        self.held = GaugeMetricFamily("sio_pg_sessions_held", "Sessions that clients of this node hold.", labels=one)
+        self.clients = GaugeMetricFamily("sio_pg_clients", "Clients of this node.", labels=[*manager, "state"])
+        self.held = GaugeMetricFamily(
+            "sio_pg_sessions_held", "Sessions that clients of this node hold.", labels=manager
+        )
 
     def read(self, name: str, manager: AsyncPostgresManager) -> None:
         self._read_counters(name, manager)
@@ -144,7 +150,7 @@ class _Families:
         states = Counter(client.state for client in clients)
         for state in (State.CONNECTING, State.REPLAYING, State.LIVE):
             self.clients.add_metric([name, state.name.lower()], states[state])
-        # By connection: clients of several namespaces share one.
+        # By connection: the clients of several namespaces share one.
         waiting = {client.eio_sid: client.connection.socket.queue.qsize() for client in clients}.values()
         self.queues.add_metric([name, "clients"], sum(waiting))
         self.longest.add_metric([name], max(waiting, default=0))
@@ -152,6 +158,7 @@ class _Families:
 
 
 def _snapshot(manager: AsyncPostgresManager) -> list[Client]:
-    """A scrape may come in a thread of its own, while clients come and go: each dict is copied in one step."""
+    """Return all clients. A scrape may run in another thread while clients come and go, so each dict is copied at
+    once."""
     of_namespaces = list(manager.clients.by_sid.values())
     return [client for of_namespace in of_namespaces for client in list(of_namespace.values())]

@@ -1,4 +1,4 @@
-"""OpenTelemetry spans of managers; the extra ``opentelemetry``::
+"""OpenTelemetry spans of managers. They need the extra ``opentelemetry``::
 
     from sio_pg_adapter.tracing import trace
 
@@ -6,12 +6,13 @@
 
 There are three:
 
-- ``sio_pg.append``: the commit of a batch. It and the next are roots: a batch is of many emits, a record of any node.
-- ``sio_pg.deliver``: one stored event, put on the connections of this node.
-- ``sio_pg.recovery``: from the claim of a session to the first page of what was missed, or the verdict that there is
-  none. In the trace that is current where the CONNECT is handled.
+- ``sio_pg.append``: the commit of a batch. A batch holds many emits, so it is a root span.
+- ``sio_pg.deliver``: the delivery of a stored event to the clients of this node. Any node may have appended it, so it
+  is a root span.
+- ``sio_pg.recovery``: from the claim of a session to the first page of what was missed, or to the verdict that the
+  client gets a new session. It belongs to the trace in which the CONNECT is handled.
 
-None has a payload, a room, a sid or a pid.
+No span shows a payload, a room, a sid or a pid.
 """
 
 from __future__ import annotations
@@ -38,9 +39,9 @@ if TYPE_CHECKING:
 
 
 def trace(manager: AsyncPostgresManager, provider: api.TracerProvider | None = None) -> None:
-    """Begin spans in what this manager does, from now on.
+    """Record spans of a manager from now on.
 
-    :param provider: whose tracer to use; without one, the global one.
+    :param provider: the tracer provider. Without one, the global one is used.
     """
     manager.counters.spans = _Traced(api.get_tracer("sio_pg_adapter", tracer_provider=provider), manager)
 
@@ -52,7 +53,7 @@ class _Traced(Spans):
 
     @contextmanager
     def append(self, entries: Sequence[Entry]) -> Iterator[None]:
-        # Not in the trace of whoever happened to start the writer's task.
+        # Not in the trace of the task that happened to start the writer.
         with self._current("sio_pg.append", api.SpanKind.PRODUCER, context.Context()) as span:
             span.set_attribute("sio_pg.entries", len(entries))
             span.set_attribute("sio_pg.bytes", sum(entry.size for entry in entries))
@@ -63,8 +64,8 @@ class _Traced(Spans):
             apply(record)
             return
         before = self._counters.stored
-        options = {"kind": api.SpanKind.CONSUMER, **_ERRORS_ARE_TOLD_HERE}
-        # Never current: nothing in it could have spans of its own.
+        options = {"kind": api.SpanKind.CONSUMER, **_NO_EXCEPTIONS}
+        # Never current: nothing inside it records spans.
         with self._tracer.start_span("sio_pg.deliver", context.Context(), **options) as span, _errors(span):
             span.set_attribute("sio_pg.namespace", record.namespace)
             span.set_attribute("sio_pg.offset", record.offset)
@@ -85,20 +86,20 @@ class _Traced(Spans):
 
     @contextmanager
     def _current(self, name: str, kind: api.SpanKind, where: context.Context | None = None) -> Iterator[api.Span]:
-        options = {"kind": kind, **_ERRORS_ARE_TOLD_HERE}
+        options = {"kind": kind, **_NO_EXCEPTIONS}
         with self._tracer.start_as_current_span(name, where, **options) as span, _errors(span):
             yield span
 
 
-_ERRORS_ARE_TOLD_HERE: dict[str, Any] = {"record_exception": False, "set_status_on_exception": False}
+_NO_EXCEPTIONS: dict[str, Any] = {"record_exception": False, "set_status_on_exception": False}
 
 
 @contextmanager
 def _errors(span: api.Span) -> Iterator[None]:
-    """An error by its name alone: its text may show what was to be stored."""
+    """Record an error by its name only. Its text may show what was to be stored."""
     try:
         yield
-    except Lost:  # connection or session ended meanwhile: no error
+    except Lost:  # the connection or the session ended meanwhile, which is not an error
         span.set_attribute("sio_pg.lost", True)
         raise
     except Exception as e:

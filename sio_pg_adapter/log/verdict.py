@@ -25,7 +25,7 @@ class Reason(enum.StrEnum):
     FOREIGN_OFFSET = "malformed or foreign offset"
     UNKNOWN_SESSION = "unknown or expired session"
     FUTURE_OFFSET = "offset in the future"
-    DELETED_PACKETS = "missed events no longer stored"
+    DELETED_EVENTS = "missed events no longer stored"
     TOO_MANY_MISSED = "too many missed events"
 
 
@@ -153,7 +153,7 @@ def verdict(claim: Claim, session: Claimed | None, limit: int) -> Recovered | Fr
     if claim.after is not None and claim.after >= session.offset:
         return Fresh(Reason.FUTURE_OFFSET)
     if session.lost:
-        return Fresh(Reason.DELETED_PACKETS)
+        return Fresh(Reason.DELETED_EVENTS)
     if session.missed > limit:
         return Fresh(Reason.TOO_MANY_MISSED)
     # The client keeps the offset of an earlier session until its next event.

@@ -51,7 +51,7 @@ async def test_what_is_emitted_is_appended_applied_and_delivered_to_each(start_n
     a, b = await start_node(), await start_node()
     of_a, of_b = Scraped(a.manager), Scraped(b.manager)
     async with b.client() as one, b.client() as other:
-        appended, applied = of_a("packets_appended_total"), of_b("records_applied_total")
+        appended, applied = of_a("events_appended_total"), of_b("records_applied_total")
         for _ in range(3):
             await a.sio.emit("e")
         await a.sio.emit("only one", room=one.sid)
@@ -59,32 +59,32 @@ async def test_what_is_emitted_is_appended_applied_and_delivered_to_each(start_n
         await a.sio.emit("end")
         assert await other.events_until("end") == [["e"]] * 3
         assert len(await one.events_until("end")) == 5
-        assert of_a("packets_appended_total") == appended + 6
-        assert of_b("packets_appended_total") == 0
+        assert of_a("events_appended_total") == appended + 6
+        assert of_b("events_appended_total") == 0
         assert of_b("records_applied_total") == applied + 6
-        assert of_b("packets_delivered_total", kind="stored") == 6 + 4
-        assert of_a("packets_delivered_total", kind="stored") == 0
-        assert of_b("packets_delivered_total", kind="unstored") == 0
+        assert of_b("events_delivered_total", kind="stored") == 6 + 4
+        assert of_a("events_delivered_total", kind="stored") == 0
+        assert of_b("events_delivered_total", kind="unstored") == 0
 
         await a.sio.emit("v", volatile=True)
         assert json.loads((await one.recv())[1:])[0] == "v"
         assert json.loads((await other.recv())[1:])[0] == "v"
         await b.sio.emit("here", ignore_queue=True)
-        assert of_b("packets_delivered_total", kind="unstored") == 4
+        assert of_b("events_delivered_total", kind="unstored") == 4
         asked = asyncio.create_task(a.sio.call("question", to=one.sid))
         while not (frame := await one.recv()).startswith("2") or "question" not in frame:
             pass
         one.send(f"3{frame[1 : frame.index('[')]}[]")
         await asked
-        assert of_b("packets_delivered_total", kind="unstored") == 5
-        assert of_a("packets_appended_total") == appended + 6
+        assert of_b("events_delivered_total", kind="unstored") == 5
+        assert of_a("events_appended_total") == appended + 6
 
 
 async def test_batches_are_counted_by_their_entries(start_node):
     node = await start_node()
     scraped = Scraped(node.manager)
     await asyncio.gather(*(node.sio.emit("e") for _ in range(30)))
-    assert scraped("packets_appended_total") == 30
+    assert scraped("events_appended_total") == 30
     assert scraped("batch_entries_sum") == 30
     batches = scraped("batch_entries_count")
     assert 0 < batches < 30
@@ -108,10 +108,10 @@ async def test_what_is_waiting_shows_while_the_database_is_slow(start_node, db):
         emits += [asyncio.create_task(node.sio.emit("e")) for _ in range(7)]
         await until(lambda: len(node.manager.node.writer._waiting) == 7)
         assert scraped("queue_length", queue="log") == 7
-        assert scraped("packets_appended_total") == 0
+        assert scraped("events_appended_total") == 0
     await asyncio.gather(*emits)
     assert scraped("queue_length", queue="log") == 0
-    assert scraped("packets_appended_total") == 8
+    assert scraped("events_appended_total") == 8
 
 
 async def test_emits_over_the_backlog_wait_too(start_node, db, monkeypatch):
@@ -147,14 +147,14 @@ async def test_what_was_missed_is_replayed_and_not_delivered(start_node):
             await a.sio.emit("e", i)
         async with b.client(pid=wire.pid) as again:
             assert [await again.event() for _ in range(5)] == [["e", i] for i in range(5)]
-            assert of_b("packets_replayed_total") == 5
-            assert of_b("packets_delivered_total", kind="stored") == 0
+            assert of_b("events_replayed_total") == 5
+            assert of_b("events_delivered_total", kind="stored") == 0
             assert of_b.verdicts() == {"recovered": 1}
             assert of_b("takeovers_total") == 0
             await a.sio.emit("live")
             assert await again.event() == ["live"]
-            assert of_b("packets_delivered_total", kind="stored") == 1
-            assert of_b("packets_replayed_total") == 5
+            assert of_b("events_delivered_total", kind="stored") == 1
+            assert of_b("events_replayed_total") == 5
     assert Scraped(a.manager).verdicts() == {}
 
 
@@ -168,8 +168,8 @@ async def test_what_came_while_a_first_connect_was_decided_is_delivered_not_repl
 
     async with node.client() as wire:
         assert await wire.event() == ["e"]
-        assert scraped("packets_delivered_total", kind="stored") == 1
-        assert scraped("packets_replayed_total") == 0
+        assert scraped("events_delivered_total", kind="stored") == 1
+        assert scraped("events_replayed_total") == 0
 
 
 @pytest.mark.parametrize("reason", Reason)
@@ -189,7 +189,7 @@ async def test_each_reason_of_a_fresh_session_is_counted(start_node, db, pg_dsn,
             auth["pid"] = "nobody"
         elif reason is Reason.FUTURE_OFFSET:
             auth["offset"] = node.manager.node.epochs.codec.encode(node.manager.node.cursor.offset + 1_000, "/")
-        elif reason is Reason.DELETED_PACKETS:
+        elif reason is Reason.DELETED_EVENTS:
             await node.sio.emit("missed")
             await age(db)
             await prune_once(pg_dsn)
@@ -251,7 +251,7 @@ async def test_a_replay_that_breaks_is_counted(start_node, monkeypatch):
             connected, *events = await again.rest()
             assert connected.startswith("0") and 0 < len(events) < 50
         assert scraped("connects_broken_total") == 1
-        assert scraped("packets_replayed_total") == len(events)
+        assert scraped("events_replayed_total") == len(events)
 
 
 async def test_a_handler_that_raises_breaks_its_connect(start_node, expected_errors):
@@ -388,12 +388,12 @@ async def test_many_scrapes_of_many_managers_in_both_formats(start_node, pg_dsn)
         for i in range(20):
             await node.sio.enter_room(wire.sid, f"room {i}")
             await written.emit("e", i, room=f"room {i}", namespace=f"/n{i}")
-        assert registry.get_sample_value("sio_pg_packets_appended_total", {"manager": "writer"}) == 20
+        assert registry.get_sample_value("sio_pg_events_appended_total", {"manager": "writer"}) == 20
         assert series(registry) == names
         with pytest.raises(ValueError, match="Duplicated"):
             registry.register(collector(node.manager))
     of = {name: {labels["manager"] for n, labels in map(undo, names) if n == name} for name in dict(map(undo, names))}
-    assert of["sio_pg_packets_appended_total"] == {"public", "new", "writer", "closed"}
+    assert of["sio_pg_events_appended_total"] == {"public", "new", "writer", "closed"}
     assert of["sio_pg_cursor_lag"] == {"public", "new", "closed"}  # a writer follows nothing
     parsed = {family.name for family in parse_openmetrics(openmetrics(registry).decode())}
     assert parsed == {family.name for family in registry.collect()}
@@ -434,9 +434,9 @@ async def test_scrapes_in_a_thread_while_clients_come_and_go(start_node):
 
 def test_names_that_clash_and_none_are_refused():
     a, b = AsyncPostgresManager("postgresql://a/x"), AsyncPostgresManager("postgresql://b/x")
-    with pytest.raises(ConfigurationError, match=r"two managers are called 'public': collector\(public="):
+    with pytest.raises(ConfigurationError, match=r"two managers are called 'public'. Name them: collector\(public="):
         collector(a, b)
-    with pytest.raises(ConfigurationError, match="there is none"):
+    with pytest.raises(ConfigurationError, match="None is given"):
         collector()
     registry = CollectorRegistry()
     registry.register(collector(a, b=b))
