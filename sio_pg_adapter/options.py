@@ -51,7 +51,9 @@ class ConnectionStateRecovery:
                 f"max_disconnection_duration takes a number of seconds above 0, or math.inf. It was {duration!r}"
             )
         if CENTURY < duration < math.inf:
-            raise ConfigurationError("max_disconnection_duration is over a century. Use math.inf to keep sessions for ever")
+            raise ConfigurationError(
+                "max_disconnection_duration is over a century. Use math.inf to keep sessions for ever"
+            )
         missed = self.max_missed_packets
         if isinstance(missed, bool) or not isinstance(missed, int) or not 0 <= missed <= MAX_MISSED:
             raise ConfigurationError(

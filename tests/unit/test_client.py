@@ -490,7 +490,7 @@ async def test_a_drop_right_after_connect_is_not_taken_for_a_connection(client):
     await client.eio._receive_packet(eio_packet.Packet(eio_packet.MESSAGE, data='0{"sid":"s1","pid":"p1"}'))
     while not client._connect_event.is_set():
         await asyncio.sleep(0)
-    assert await claims(client) == ['0{"pid":"p1"}']  # dropped before connect() looked; python-socketio never reconnects
+    assert await claims(client) == ['0{"pid":"p1"}']  # dropped before connect() returned
     await client.eio.receive('0{"sid":"s1","pid":"p1"}')
     assert client.connected
 
