@@ -178,7 +178,8 @@ class Driver(enum.Enum):
 
 
 def _type(connection: object) -> str:
-    return f"{type(connection).__module__}.{type(connection).__qualname__}"  # never its value, which may be a DSN with a password
+    # Never its value, which may be a DSN with a password.
+    return f"{type(connection).__module__}.{type(connection).__qualname__}"
 
 
 def _driver(connection: object) -> Driver | None:

@@ -105,7 +105,8 @@ def recovery_options(
             )
         return ConnectionStateRecovery(**value)
     raise ConfigurationError(
-        f"connection_state_recovery takes a ConnectionStateRecovery, True, a dict of its keys, or None. It was {value!r}"
+        "connection_state_recovery takes a ConnectionStateRecovery, True, a dict of its keys, or None. "
+        f"It was {value!r}"
     )
 
 

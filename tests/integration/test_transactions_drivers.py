@@ -236,7 +236,7 @@ async def test_case_80_asynchronous(dsn, start_node, connected, through):
     assert await asyncio.to_thread(stored, dsn) == (ROWS, 1)
 
 
-# -- Django, which is configured once, in a process of its own ------------------------------------------------------------
+# -- Django, which is configured once, in a process of its own ----------------------------------------------------
 DJANGO = """
 import sys
 import django

@@ -75,7 +75,7 @@ def test_a_wrong_value_is_refused_by_its_key(key, value):
 
 
 def test_an_unknown_key_is_refused_with_those_that_there_are():
-    with pytest.raises(ConfigurationError, match="no key 'max_duration'. It takes max_disconnection_duration,"):
+    with pytest.raises(ConfigurationError, match=r"no key 'max_duration'\. It takes max_disconnection_duration,"):
         recovery_options({"max_duration": 5})
 
 
