@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -22,6 +23,8 @@ class Demo:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
+            # as in a terminal. The tests may run in a shell's background job, which ignores the signal
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509 - calls nothing else
         )
         self.lines: list[str] = []
         self._queue: queue.Queue[str | None] = queue.Queue()
