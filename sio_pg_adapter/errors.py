@@ -37,12 +37,12 @@ class NoAnswer(SioPgError, socketio.exceptions.TimeoutError, TimeoutError):  # n
     :ivar answers: the answers of the others, in the form in which the call would have returned them.
     """
 
-    def __init__(self, asked: str, who: str, missing: Iterable[str], answers: Any, also: Iterable[str] = ()) -> None:
+    def __init__(self, asked: str, kind: str, missing: Iterable[str], answers: Any, also: Iterable[str] = ()) -> None:
         silent, clients = sorted(missing), sorted(also)
         self.missing = [*silent, *clients]
-        self.missing_nodes = silent if who == "node" else []
+        self.missing_nodes = silent if kind == "node" else []
         self.answers = answers
-        text = f"{asked}: no answer from {_counted(silent, who)}"
+        text = f"{asked}: no answer from {_counted(silent, kind)}"
         if clients:
             text += f" and from {_counted(clients, 'client')}"
         if self.missing_nodes:
@@ -77,7 +77,7 @@ class NotSerializable(SioPgError, TypeError):  # noqa: N818 - the name is part o
 
 
 class PayloadTooLarge(SioPgError, ValueError):  # noqa: N818 - the name is part of the public face
-    """An event or a session is larger than what the database stores in one value."""
+    """An event or a session is larger than the database stores in one value."""
 
 
 class SchemaMismatch(SioPgError):  # noqa: N818 - the name is part of the public face

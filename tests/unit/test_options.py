@@ -131,8 +131,8 @@ def test_a_wrong_option_of_the_manager_is_refused_by_its_name(option, value):
 
 
 def test_what_logs_is_a_logger():
-    one = logging.getLogger("one")
-    for logger in (one, logging.LoggerAdapter(one)):
+    plain = logging.getLogger("test")
+    for logger in (plain, logging.LoggerAdapter(plain)):
         assert AsyncPostgresManager(DSN, logger=logger).logger is logger
 
 
