@@ -32,7 +32,7 @@ from sio_pg_adapter.errors import SioPgError
 # process is gone, even after a SIGKILL, `read` meets the end of the file. The shell then shuts the server down and
 # removes the directories. A line on the pipe names a signal for the server; the directories then stay for a restart.
 # The server itself creates the role and its database in single-user mode, because the installation may have no client
-# program. $1 is the directory of the programs, $2 the server's directory, $3 the data directory. The rest are options.
+# program. $1 is the directory of the programs, $2 that of the server, $3 the data directory. The rest are options.
 _WATCHER = r"""
 trap '' INT HUP TERM
 exec 3<&0 </dev/null
