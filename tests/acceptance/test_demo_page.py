@@ -217,7 +217,7 @@ async def test_the_page_spoils_an_event_of_its_own_to_show_that_it_counts(show):
 
 @pytest.mark.parametrize("how", ["swallowed", "cut off"])
 async def test_what_is_due_shows_before_it_comes(show, how):
-    """The head comes from the database. So the page shows the missing events of a client that looks connected, too."""
+    """The head comes from the database. So the page shows the missing events of a client that looks connected."""
     silent = False
 
     def route(websocket: WebSocketRoute) -> None:
