@@ -156,11 +156,12 @@ async def test_chaos_loses_and_doubles_nothing(show):
         await shown.until(f"document.getElementById('past').textContent.includes('{words}')")
     await shown.until("document.getElementById('story').textContent.includes(' recovered, ')")  # the summary
     await page.get_by_role("switch", name="Chaos").click()
+    await shown.until("document.getElementById('story').textContent.startsWith('Chaos is off')")
     await shown.page.wait_for_selector(SETTLED)
     totals = await shown.totals()
     assert totals["lost"] == totals["doubled"] == 0
     assert totals["recovered"] == totals["breaks"] > 0
-    summary = await page.inner_text("#story")  # said when all clients are back, and not before
+    summary = await page.inner_text("#story")
     assert f"{totals['breaks']} breaks, {totals['recovered']} recovered, {totals['replayed']} events" in summary
     for name in ("Ada", "Ben", "Cleo"):
         missed = await shown.number(f"#{name} [data-count=missed]")

@@ -218,6 +218,7 @@ function toggleChaos() {
   else chaos.start();
   at("chaos").setAttribute("aria-checked", String(chaos.on));
   say(chaos.on ? "Chaos is on." : "Chaos ends when all clients are back.");
+  show();  // they may be back already
 }
 
 function togglePause() {
