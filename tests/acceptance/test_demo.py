@@ -71,7 +71,7 @@ def test_nothing_outlives_a_demo_that_is_killed(demo):
 
 @pytest.mark.parametrize("moment", ["database", "nodes", "walk"])
 def test_ctrl_c_while_it_starts_ends_it_without_a_traceback(demo, moment):
-    starting = demo()
+    starting = demo("--port", "0")
     starting.wait_for("(Starting)")
     if moment == "nodes":
         eventually(lambda: len(children(starting.process.pid)) == 3)
