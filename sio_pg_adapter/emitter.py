@@ -10,7 +10,7 @@ needed::
 
 Errors of the caller's connection pass through unchanged. They belong to the caller's transaction, which the caller
 rolls back, and repeats if the error allows it. If the database is not migrated, the error gets a note that names
-``sio-pg migrate``. Drivers are recognised by the modules that have been imported.
+``sio-pg migrate``. Drivers are recognized by the modules that have been imported.
 """
 
 from __future__ import annotations
@@ -166,7 +166,7 @@ def _encoded(
 
 # -- kinds of connections ------------------------------------------------------------------------------
 class Driver(enum.Enum):
-    """The kinds of connections that are recognised by their classes."""
+    """The kinds of connections that are recognized by their classes."""
 
     ASYNCPG = ("asyncpg.Connection",)  # also the proxy of a pooled connection
     PSYCOPG_ASYNC = ("psycopg.AsyncConnection",)

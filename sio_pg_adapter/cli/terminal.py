@@ -1,4 +1,4 @@
-"""The output of the commands: tables and colour on a terminal, plain text in a pipe, or JSON."""
+"""The output of the commands: tables and color on a terminal, plain text in a pipe, or JSON."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class _Out(Console):
 
 
 def out() -> Console:
-    """Return a console on standard output. It has colour only on a terminal, and not with NO_COLOR."""
+    """Return a console on standard output. It has color only on a terminal, and not with NO_COLOR."""
     width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else WIDTH_IN_A_PIPE
     return _Out(highlight=False, markup=False, emoji=False, width=width)
 

@@ -323,9 +323,9 @@ async def test_every_control_has_a_name_of_its_own(show):
 
 
 WEAK_TEXT = """() => {
-    const rgb = (colour) => colour.match(/[\\d.]+/g).map(Number);
-    const light = (colour) => {
-        const [r, g, b] = rgb(colour).map((c) => (c /= 255) <= .04045 ? c / 12.92 : ((c + .055) / 1.055) ** 2.4);
+    const rgb = (color) => color.match(/[\\d.]+/g).map(Number);
+    const light = (color) => {
+        const [r, g, b] = rgb(color).map((c) => (c /= 255) <= .04045 ? c / 12.92 : ((c + .055) / 1.055) ** 2.4);
         return .2126 * r + .7152 * g + .0722 * b;
     };
     const weak = [];
@@ -391,7 +391,7 @@ async def test_the_labels_of_a_timeline_do_not_overlap(show):
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-async def test_forced_colours_keep_what_the_timelines_and_the_switch_show(show, scheme):
+async def test_forced_colors_keep_what_the_timelines_and_the_switch_show(show, scheme):
     page = (await show(forced_colors="active", color_scheme=scheme)).page
     painted = await page.evaluate("""() => {
         const probe = document.createElement("p");

@@ -1,5 +1,5 @@
 // The events of one client from old to new, with a cell for each. The form of a cell shows its meaning, not only its
-// colour.
+// color.
 
 const KEPT = 300;  // cells. A wide screen shows about 200
 const LANES = 2;   // rows of labels above the cells
