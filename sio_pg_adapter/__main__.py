@@ -1,4 +1,4 @@
-"""``python -m sio_pg_adapter``: the same as ``sio-pg``."""
+"""``python -m sio_pg_adapter``, the same as ``sio-pg``."""
 
 from __future__ import annotations
 

@@ -1,32 +1,32 @@
-"""The Python client that recovers: what socket.io-client 4.8 does with pid and offset, for python-socketio.
+"""The Python client with connection state recovery, compatible with socket.io-client 4.8.
 
-A server with connection state recovery gives each namespace a private session id (pid) in its CONNECT reply
-and appends an offset, a string, to each stored event. A client that comes back presents both, and is sent
-what it missed::
+A server with connection state recovery gives each namespace a private session id (pid) in its reply to CONNECT. It
+appends an offset, which is a string, to each stored event. A client that reconnects presents both, and the server
+sends it what it missed::
 
     C>S 40{}                         S>C 40{"sid":"GN..","pid":"YH.."}
-    S>C 42["order",{"id":7},"Mz.."]  handler(data) is called with {"id": 7}; "Mz.." is remembered
-    C>S 40{"pid":"YH..","offset":"Mz..","token":"t"}   after a drop; the application's auth wins over both
+    S>C 42["order",{"id":7},"Mz.."]  handler(data) is called with {"id": 7}; the client remembers "Mz.."
+    C>S 40{"pid":"YH..","offset":"Mz..","token":"t"}   after a drop; keys of the application's auth override both
 
-Which last argument is not the application's. JavaScript leaves it to the listeners, where one argument more
-does not matter; a Python handler of fixed arity would break, so it is taken off here. In a namespace with a
-pid, of an event *without an acknowledgement id*:
+The last argument of an event may not be the application's. In JavaScript it stays for the listeners, where an
+additional argument does no harm. A Python handler with a fixed number of parameters would fail, so this client
+removes it. In a namespace with a pid, the last argument of an event *without an acknowledgement id* means:
 
-- a string is the offset of a stored event;
-- ``None`` was appended by the server to an unstored event that ended in a string, which would be taken for an
-  offset, or in ``None``. The latter is for this client alone: so that one trailing ``None`` always goes, and
-  the application's own stays. ("x", None) comes as ``["v","x",null,null]``;
-- anything else is the application's.
+- A string is the offset of a stored event.
+- ``None`` was appended by the server to an unstored event that ended in a string or in ``None``. A trailing string
+  would be mistaken for an offset. The rule for ``None`` is for this client: it always removes one trailing ``None``,
+  and the application's own stays. ("x", None) arrives as ``["v","x",null,null]``.
+- Any other value belongs to the application.
 
-Events with an acknowledgement id never bear an offset, and neither do those of a namespace without a pid.
+Events with an acknowledgement id never have an offset. Neither do the events of a namespace without a pid.
 
-When the offset moves: in the tick in which its event is handed to its handler. Engine.IO starts one task per
-message, in order of arrival; handlers that await run at the same time and end in any order. So the offset
-follows the order of arrival, never goes back, and never passes an event whose handler was not called.
-JavaScript does the same with asynchronous listeners: it takes the offset when they return their promise.
-Waiting for a handler's end would hand its event out a second time after a drop, while the first call still
-goes on. A handler that raises has had its event, too: that is neither repeated (a poisoned event would come
-back on every reconnection) nor does it hold up later offsets.
+The offset moves in the same tick in which its event is handed to its handler. Engine.IO starts one task for each
+message, in order of arrival. Handlers that await run concurrently and end in any order. So the offset follows the
+order of arrival, never moves back, and never passes an event whose handler was not called. JavaScript does the same
+with asynchronous listeners: it takes the offset when they return their promise. An offset that waited for the end of
+a handler would deliver the event a second time after a drop, while the first call is still running. A handler that
+raises has received its event, too. The event is not repeated, because it would fail again on every reconnection, and
+it does not hold up later offsets.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
+from importlib.util import find_spec
 from typing import Any
 
 import engineio
@@ -42,25 +43,28 @@ import socketio
 from engineio import packet as engine_packet
 from socketio import packet
 
+from sio_pg_adapter.errors import ConfigurationError
 from sio_pg_adapter.handler_types import Event, On
 
-# A server that has trouble with its database answers or closes a connection within 15 s; a recovery may wait
-# 2 s for the node that held the session. Upstream's reconnect gives up after 1 s, and would do so again and
-# again.
 _WAIT_TIMEOUT = 20.0
+"""Seconds to wait for the reply to CONNECT.
+
+A server whose database is in trouble answers, or closes the connection, within 15 s. A recovery may wait 2 s for the
+node that held the session. python-socketio's reconnection gives up after 1 s, and would do so on every attempt.
+"""
 
 
 @dataclass
 class _Session:
-    """What a namespace presents on its next CONNECT."""
+    """The session of one namespace, presented on its next CONNECT."""
 
     pid: str | None = None
-    offset: str | None = None  # of the last stored event handed to a handler
+    offset: str | None = None  # that of the last stored event handed to a handler
     recovered: bool = False
 
 
 class _Poll:
-    """What is left of the answer to a poll."""
+    """The rest of a response to a poll, as python-engineio's read loop takes a response."""
 
     def __init__(self, status: int, body: bytes) -> None:
         self.status = status
@@ -71,21 +75,21 @@ class _Poll:
 
 
 class _Engine(engineio.AsyncClient):
-    """Engine.IO's client, where three things are as in JavaScript.
+    """Engine.IO's client, with three differences that make it behave as in JavaScript.
 
-    A CLOSE packet is the end of a connection, not of the session: a server sends it when it goes down, or cuts
-    a client that shall come back. Upstream gives up for good, as if it were the server's ``disconnect(sid)``,
-    which is a packet of Socket.IO's.
+    A CLOSE packet ends a connection, not the session. A server sends it when it shuts down, or when it disconnects
+    a client that is to return. python-engineio gives up for good, as if the server had called ``disconnect(sid)``,
+    which is a packet of Socket.IO.
 
-    An answer to a poll may hold any number of packets. Upstream drops a connection for more than 16: a replay
-    would be asked for again and again.
+    A response to a poll may hold any number of packets. python-engineio drops a connection for more than 16, and
+    would ask for the same replay on every attempt.
 
-    ``disconnect()`` does not wait for the end of a poll, which may take as long as a server's ping interval and
+    ``disconnect()`` does not wait for the end of a poll, which can take as long as a server's ping interval and
     timeout together.
     """
 
-    closed_sid: str | None = None  # of the connection that the server has closed
-    leaving: asyncio.Future[None] | None = None  # done: a poll shall end
+    closed_sid: str | None = None  # that of the connection that the server has closed
+    leaving: asyncio.Future[None] | None = None  # done when the poll must end
 
     async def disconnect(self, abort: bool = False, reason: str | None = None) -> None:
         if self.leaving is not None and not self.leaving.done():
@@ -96,9 +100,9 @@ class _Engine(engineio.AsyncClient):
         if pkt.packet_type != engine_packet.CLOSE:
             await super()._receive_packet(pkt)
         elif self.state == "connected":
-            self.closed_sid = self.sid  # no further poll
+            self.closed_sid = self.sid  # stops the polling
             if self.current_transport == "websocket":
-                await self.ws.close()  # the read loop finds it gone
+                await self.ws.close()  # ends the read loop
 
     async def _send_request(self, method: str, url: str, *args: Any, **kwargs: Any) -> Any:
         polls = method == "GET" and self.state == "connected"
@@ -107,7 +111,7 @@ class _Engine(engineio.AsyncClient):
         if not polls:
             response = await super()._send_request(method, url, *args, **kwargs)
             if method == "POST" and hasattr(response, "release"):
-                response.release()  # upstream looks at its status only
+                response.release()  # python-engineio reads only its status
             return response
         self.leaving = asyncio.get_running_loop().create_future()
         polling = asyncio.ensure_future(super()._send_request(method, url, *args, **kwargs))
@@ -120,16 +124,16 @@ class _Engine(engineio.AsyncClient):
         response = polling.result()
         if getattr(response, "status", None) != HTTPStatus.OK:
             if hasattr(response, "release"):
-                response.release()  # upstream looks at its status only
+                response.release()  # python-engineio reads only its status
             return response
         try:
             *first, last = (await response.read()).split(b"\x1e")
-        except Exception as e:  # noqa: BLE001 - aiohttp's, an extra; upstream's read loop would end, and nobody know
-            return f"an answer to a poll broke off: {e!r}"
+        except Exception as e:  # noqa: BLE001 - aiohttp is an extra. The read loop would end without a log line
+            return f"the response to a poll ended early: {e!r}"
         try:
-            packets = [engine_packet.Packet(encoded_packet=one.decode()) for one in first]
+            packets = [engine_packet.Packet(encoded_packet=encoded.decode()) for encoded in first]
         except ValueError:
-            return response  # upstream says so
+            return response  # python-engineio logs the error
         for pkt in packets:
             await self._receive_packet(pkt)
         return _Poll(response.status, last)
@@ -138,18 +142,18 @@ class _Engine(engineio.AsyncClient):
 class AsyncClient(socketio.AsyncClient):
     """A ``socketio.AsyncClient`` whose sessions survive a dropped connection.
 
-    Every option, method and decorator of upstream works unchanged. One client object belongs to one cluster:
-    it presents what it got from a server to the next one it connects to, whatever the URL. A reconnection may
-    go to another node: ``connect(url)`` takes a callable.
+    Every option, method and decorator of ``socketio.AsyncClient`` works unchanged. One client object belongs to one
+    cluster: it presents what one server gave it to the next one, whatever the URL. ``connect(url)`` also takes a
+    callable, so that a reconnection can go to another node.
 
-    Sessions end by ``disconnect()`` and by the server's ``disconnect(sid)``. As upstream, ``connect()`` and
-    each reconnection want all of their namespaces: where one is refused, the others are closed and tried
-    again with it.
+    ``disconnect()`` and the server's ``disconnect(sid)`` end the sessions. As in python-socketio, ``connect()`` and
+    each reconnection need all of their namespaces. If one is refused, the client closes the others and tries all of
+    them again.
     """
 
     event: Event
     on: On
-    namespaces: dict[str, str]  # connected ones, each with its sid
+    namespaces: dict[str, str]  # the connected namespaces, each with its sid
     failed_namespaces: list[str]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -159,10 +163,10 @@ class AsyncClient(socketio.AsyncClient):
         self._connecting: asyncio.Task[Any] | None = None  # the task inside connect()
 
     def recovered(self, namespace: str = "/") -> bool:
-        """Whether the latest connection to ``namespace`` continues the session before it: same sid, no gap.
+        """Return whether the latest connection to ``namespace`` continues the previous session: same sid, no gap.
 
-        Valid from the ``connect`` handler on. False after a first connection and after a fresh session: what
-        was derived from events must then be fetched anew.
+        Valid from the ``connect`` handler on. It is ``False`` after a first connection and in a new session. State
+        that the application derived from events must then be loaded again.
         """
         session = self._sessions.get(namespace)
         return session is not None and session.recovered
@@ -179,17 +183,21 @@ class AsyncClient(socketio.AsyncClient):
         wait_timeout: float | None = None,
         retry: bool = False,
     ) -> None:
-        """Connect to a Socket.IO server; ``socketio.AsyncClient.connect`` says what is not said here.
+        """Connect to a Socket.IO server. ``socketio.AsyncClient.connect`` documents the other parameters.
 
-        :param wait_timeout: seconds to wait for each namespace's answer, which comes after the server's
-                             ``connect`` handler. Default: 20 (upstream: 1). Reconnections wait as long, or
-                             longer where more was asked for here (upstream: 1).
+        :param wait_timeout: seconds to wait for the reply of each namespace, which the server sends after its
+                             ``connect`` handler. The default is 20 (python-socketio: 1). Reconnections wait 20
+                             seconds, or longer if this value is larger (python-socketio: 1).
+        :raises ConfigurationError: aiohttp is not installed.
         """
+        if find_spec("aiohttp") is None:
+            # python-engineio only logs that, and this method would wait for a reply to nothing
+            raise ConfigurationError("AsyncClient needs aiohttp. Run `pip install 'sio-pg-adapter[client]'`")
         if wait_timeout is None:
             wait_timeout = self._wait_timeout
         else:
             self._wait_timeout = max(wait_timeout, _WAIT_TIMEOUT)
-        outer, self._connecting = self._connecting, asyncio.current_task()  # `retry` calls this from within
+        outer, self._connecting = self._connecting, asyncio.current_task()  # `retry` makes the method call itself
         try:
             await super().connect(
                 url,
@@ -208,29 +216,29 @@ class AsyncClient(socketio.AsyncClient):
     async def disconnect(self) -> None:
         """Disconnect from the server, and end the sessions."""
         if self._connecting is not None and asyncio.current_task() is self._connecting:
-            # connect() gives up, because a namespace was slow or refused. Upstream sends DISCONNECT to the
-            # others, which would end sessions that the next try can recover; closing the transport does not.
+            # connect() gives up because a namespace was slow or refused. python-socketio sends DISCONNECT to the
+            # others, which would end sessions that the next attempt can recover. Closing the transport does not.
             self.namespaces = {}
         await super().disconnect()
 
     async def shutdown(self) -> None:
-        """Disconnect, or stop trying to reconnect; at once also where a reconnection waits for the server."""
+        """Disconnect, or stop reconnecting, at once even while a reconnection waits for the server."""
         if not self.connected and self._connecting is not None and self._connecting is self._reconnect_task:
             self._reconnect_abort.set()
             if self.eio.state == "connected":
                 await self.eio.disconnect()  # wakes connect()
         await super().shutdown()
-        if self.connected:  # a reconnection that succeeded while it was waited for
+        if self.connected:  # a reconnection succeeded in the meantime
             await self.disconnect()
 
-    # -- upstream's inner methods; tests/unit/test_client.py names the one whose signature changed ------
+    # -- private methods of python-socketio. tests/unit/test_client.py names each changed signature ------
 
     def _engineio_client_class(self) -> type[engineio.AsyncClient]:
         return _Engine
 
     async def _handle_eio_connect(self) -> None:
-        # Messages are tasks: the head of a binary event can be seen after the drop that cut its attachments
-        # off, and would swallow the first message of this connection as one.
+        # Each message is a task. The head of a binary event can be handled after the drop that cut off its
+        # attachments. It would then take the first message of this connection for an attachment.
         self._binary_packet = None
         await super()._handle_eio_connect()
 
@@ -256,15 +264,14 @@ class AsyncClient(socketio.AsyncClient):
             if session is not None and pid and session.pid == pid:
                 session.recovered = True
             else:
-                # JavaScript keeps the old offset until the next event. It belongs to a session that is over,
-                # perhaps to another history of the log; without one the new session is replayed from its
-                # start.
+                # JavaScript keeps the old offset until the next event. That offset belongs to a session that is
+                # over, and maybe to another epoch. A new session without an offset is replayed from its start.
                 self._sessions[namespace] = _Session(pid or None)
         await super()._handle_connect(namespace, data)
 
     async def _handle_event(self, namespace: str | None, id: int | None, data: list[Any]) -> None:  # noqa: A002
-        # Not buffered until CONNECT, as JavaScript does: that buffer survives a drop, and what is in it is
-        # then sent again. Upstream calls the handler at once, so the offset moves at once.
+        # Not buffered until CONNECT. JavaScript does that: its buffer survives a drop, and the server then sends
+        # the same events again. python-socketio calls the handler at once, so the offset moves at once.
         session = self._sessions.get(namespace or "/")
         if id is None and session is not None and session.pid is not None and len(data) > 1:
             last = data[-1]
@@ -277,9 +284,8 @@ class AsyncClient(socketio.AsyncClient):
     async def _handle_eio_disconnect(self, reason: str) -> None:
         await super()._handle_eio_disconnect(reason)
         if self._connecting is not None and asyncio.current_task() is not self._connecting:
-            # Upstream's connect() would go on waiting for namespaces on a connection that is gone, or find
-            # them all there and take it for an open one, never to reconnect again. This makes it fail, and be
-            # tried again.
+            # python-socketio's connect() would keep waiting for namespaces on a connection that is gone. Or it
+            # would find all of them connected, return, and never reconnect. This makes it fail and try again.
             self.namespaces = {}
             self.failed_namespaces = list(self.connection_namespaces)
             self._connect_event.set()
@@ -293,5 +299,5 @@ class AsyncSimpleClient(socketio.AsyncSimpleClient):
     client_class = AsyncClient
 
     def recovered(self) -> bool:
-        """As :meth:`AsyncClient.recovered`, of its one namespace."""
+        """Return :meth:`AsyncClient.recovered` of the client's one namespace."""
         return self.client is not None and self.client.recovered(self.namespace)

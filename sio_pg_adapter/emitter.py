@@ -1,15 +1,16 @@
 """``emit`` and ``emit_async``: events from any process, as part of the transaction of the caller's connection.
 
-The event waits in ``sio_outbox`` and enters the log when that transaction commits, in the order of the commits; a
-rollback leaves nothing of it. On a connection in autocommit that is at once. No manager and no listener are
+The event waits in ``sio_outbox`` and enters the log when that transaction commits, in the order of the commits. A
+rollback removes it. On a connection in autocommit mode it enters the log at once. No manager and no listener are
 needed::
 
     with psycopg.connect(dsn) as connection:
         connection.execute("UPDATE orders SET paid = true WHERE id = %s", [7])
         emit(connection, "order_paid", {"id": 7}, room="user:7")
 
-What the caller's connection raises passes through as it is: it belongs to the caller's transaction, which the
-caller rolls back, and tries again where the error says so. Drivers are recognised by what has been imported.
+Errors of the caller's connection pass through unchanged. They belong to the caller's transaction, which the caller
+rolls back, and repeats if the error allows it. If the database is not migrated, the error gets a note that names
+``sio-pg migrate``. Drivers are recognized by the modules that have been imported.
 """
 
 from __future__ import annotations
@@ -18,7 +19,10 @@ import enum
 import functools
 import json as stdlib_json
 import re
+import shlex
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
@@ -27,11 +31,19 @@ from sio_pg_adapter.log.names import EVERYBODY, first_named, namespace_name, tex
 from sio_pg_adapter.log.payload import encode_event, pack
 from sio_pg_adapter.store.queries import Queries
 
-SYNC = "a psycopg Connection, an SQLAlchemy Connection or Session, Django's connection, or another of DB-API 2"
+SYNC = (
+    "a psycopg Connection, an SQLAlchemy Connection or Session, Django's connection, or another DB-API 2 connection"
+)
+"""The connections that :func:`emit` takes, for messages."""
+
 ASYNC = "an asyncpg Connection, a psycopg AsyncConnection, or an SQLAlchemy AsyncConnection or AsyncSession"
+"""The connections that :func:`emit_async` takes, for messages."""
 
 Values = tuple[str, str, str | None, str | None, str, bytes | None]
-"""What the statement "emit" takes."""
+"""The parameters of the statement "emit"."""
+
+UNMIGRATED = ("42883", "3F000")
+"""The SQLSTATEs undefined_function and invalid_schema_name: the errors of a database that is not migrated."""
 
 
 def emit(
@@ -50,31 +62,32 @@ def emit(
 
     :param connection: a psycopg ``Connection``, an SQLAlchemy ``Connection`` or ``Session`` (also a
                        ``scoped_session``), ``django.db.connection``, or another DB-API 2 connection.
-    :param event: its name.
-    :param data: one argument, a tuple of several, or ``None``; as python-socketio's ``emit`` takes it.
-    :param room: a room, several in a list, or ``None``: everybody in the namespace. ``to`` is the same.
-    :param skip_sid: a client or several that shall not get it.
-    :param schema: where the tables are.
-    :param json: a module to encode with.
-    :raises NotSerializable: before anything is sent; names the key or the argument.
+    :param event: the name of the event.
+    :param data: one argument, a tuple of several, or ``None``, as in python-socketio's ``emit``.
+    :param room: a room, a list of rooms, or ``None`` for everybody in the namespace. ``to`` is an alias.
+    :param skip_sid: the sid, or a list of the sids, of clients that do not get the event.
+    :param schema: the schema of the tables.
+    :param json: the module to encode with.
+    :raises NotSerializable: before anything is sent. The message names the key or the argument.
     :raises PayloadTooLarge: before anything is sent.
-    :raises ConfigurationError: the connection is none of these.
+    :raises ConfigurationError: the connection is of another kind.
     """
     values = _encoded(event, data, namespace, first_named(to, room), skip_sid, json)
     driver = _driver(connection)
     if driver is Driver.SQLALCHEMY:
-        connection.execute(_clause(schema), _parameters(values, "named"))
+        with _hint(schema):
+            connection.execute(_clause(schema), _parameters(values, "named"))
         return
-    if driver is Driver.PSYCOPG:  # its own cursor class: the connection's may take other placeholders
+    if driver is Driver.PSYCOPG:  # psycopg's plain cursor: the connection's own class may take other placeholders
         cursor, style = sys.modules["psycopg"].Cursor(connection), "format"
-    elif driver is None and (found := _dbapi(connection)):
-        cursor, style = found[0].cursor(), found[1]
+    elif driver is None and (generic := _dbapi(connection)):
+        cursor, style = generic[0].cursor(), generic[1]
     else:
-        raise ConfigurationError(
-            f"emit() takes {SYNC}: not {_type(connection)}{'; see emit_async()' if driver else ''}"
-        )
+        hint = ". Use emit_async() for an asynchronous connection" if driver else ""
+        raise ConfigurationError(f"emit() takes {SYNC}. It was {_type(connection)}{hint}")
     try:
-        cursor.execute(_statement(schema, style), _parameters(values, style))
+        with _hint(schema):
+            cursor.execute(_statement(schema, style), _parameters(values, style))
     finally:
         cursor.close()
 
@@ -91,23 +104,48 @@ async def emit_async(
     schema: str = "public",
     json: ModuleType | Any = stdlib_json,
 ) -> None:
-    """As :func:`emit`, for asynchronous connections.
+    """Send an event as :func:`emit` does, on an asynchronous connection.
 
     :param connection: an asyncpg ``Connection``, also one of a pool, a psycopg ``AsyncConnection``, or an
                        SQLAlchemy ``AsyncConnection`` or ``AsyncSession``.
     """
     values = _encoded(event, data, namespace, first_named(to, room), skip_sid, json)
     driver = _driver(connection)
-    if driver is Driver.ASYNCPG:
-        await connection.execute(_statement(schema, "numeric_dollar"), *values)
-    elif driver is Driver.PSYCOPG_ASYNC:
-        async with sys.modules["psycopg"].AsyncCursor(connection) as cursor:
-            await cursor.execute(_statement(schema, "format"), values)
-    elif driver is Driver.SQLALCHEMY_ASYNC:
-        await connection.execute(_clause(schema), _parameters(values, "named"))
-    else:
-        other = "; see emit()" if driver or _dbapi(connection) else ""
-        raise ConfigurationError(f"emit_async() and connection= take {ASYNC}: not {_type(connection)}{other}")
+    with _hint(schema):
+        if driver is Driver.ASYNCPG:
+            await connection.execute(_statement(schema, "numeric_dollar"), *values)
+        elif driver is Driver.PSYCOPG_ASYNC:
+            async with sys.modules["psycopg"].AsyncCursor(connection) as cursor:
+                await cursor.execute(_statement(schema, "format"), values)
+        elif driver is Driver.SQLALCHEMY_ASYNC:
+            await connection.execute(_clause(schema), _parameters(values, "named"))
+        else:
+            hint = ". Use emit() for a synchronous connection" if driver or _dbapi(connection) else ""
+            raise ConfigurationError(f"emit_async() and connection= take {ASYNC}. It was {_type(connection)}{hint}")
+
+
+@contextmanager
+def _hint(schema: str) -> Iterator[None]:
+    """Add a note to the error of a database that is not migrated: PostgreSQL's own hint is to add type casts."""
+    try:
+        yield
+    except Exception as e:
+        if _sqlstate(e) in UNMIGRATED:
+            option = "" if schema == "public" else f" --schema {shlex.quote(schema)}"
+            e.add_note(
+                f"The functions of sio-pg-adapter are missing in schema {schema!r}. Run `sio-pg migrate{option}`."
+            )
+        raise
+
+
+def _sqlstate(error: BaseException | None) -> str | None:
+    """Return the SQLSTATE of a driver's error, out of the wrapping of SQLAlchemy or Django if need be."""
+    while error is not None:
+        for name in ("sqlstate", "pgcode"):  # psycopg and asyncpg; psycopg2
+            if isinstance(state := getattr(error, name, None), str):
+                return state
+        error = getattr(error, "orig", None) or error.__cause__
+    return None
 
 
 def _encoded(
@@ -126,11 +164,11 @@ def _encoded(
     )
 
 
-# -- which connection is it? ---------------------------------------------------------------------------
+# -- kinds of connections ------------------------------------------------------------------------------
 class Driver(enum.Enum):
-    """Connections that are known by their classes."""
+    """The kinds of connections that are recognized by their classes."""
 
-    ASYNCPG = ("asyncpg.Connection",)  # also the proxy of a pool's
+    ASYNCPG = ("asyncpg.Connection",)  # also the proxy of a pooled connection
     PSYCOPG_ASYNC = ("psycopg.AsyncConnection",)
     SQLALCHEMY_ASYNC = tuple(
         f"sqlalchemy.ext.asyncio.{name}" for name in ("AsyncConnection", "AsyncSession", "async_scoped_session")
@@ -140,7 +178,8 @@ class Driver(enum.Enum):
 
 
 def _type(connection: object) -> str:
-    return f"{type(connection).__module__}.{type(connection).__qualname__}"  # a DSN, say, is not for logs
+    # Never its value, which may be a DSN with a password.
+    return f"{type(connection).__module__}.{type(connection).__qualname__}"
 
 
 def _driver(connection: object) -> Driver | None:
@@ -153,11 +192,11 @@ def _driver(connection: object) -> Driver | None:
 
 
 def _dbapi(connection: Any) -> tuple[Any, str] | None:
-    """A DB-API 2 connection, out of SQLAlchemy's wrapping where it is in one, and its style of parameters."""
+    """Return the DB-API 2 connection, out of SQLAlchemy's wrapping if need be, and its style of parameters."""
     if not callable(getattr(connection, "cursor", None)):
         return None
     if "django" in sys.modules and getattr(connection, "vendor", None) == "postgresql":
-        return connection, "format"  # whatever its driver is
+        return connection, "format"  # Django's own style with any driver
     connection = getattr(connection, "driver_connection", connection)
     for cls in connection.__class__.__mro__:
         module = cls.__module__
@@ -169,7 +208,7 @@ def _dbapi(connection: Any) -> tuple[Any, str] | None:
     return None
 
 
-# -- the statement, as each of them takes it --------------------------------------------------------------
+# -- the statement in the style of each driver --------------------------------------------------------------
 _MARKS = {
     "numeric_dollar": "${}",
     "format": "%s",
@@ -182,7 +221,7 @@ _MARKS = {
 
 @functools.lru_cache(maxsize=64)
 def _statement(schema: str, style: str) -> str:
-    # The schema's name comes first and is data: it may hold what looks like a parameter
+    # The schema's name comes first and is data. It may contain text that looks like a parameter.
     name, function, arguments = Queries(schema)["emit"].rpartition(".sio_emit_encoded(")
     if style in ("format", "pyformat"):
         name = name.replace("%", "%%")

@@ -3,14 +3,14 @@
     SioPgError
     ├── ConfigurationError     an option, a DSN or a schema name is wrong
     ├── HandlerFailed          a handler of a server event failed on another node
-    ├── NoAnswer               nodes or clients did not answer in time; has the answers that came
+    ├── NoAnswer               nodes or clients did not answer in time; carries the answers that arrived
     ├── NotSerializable        a value or a name cannot be stored as it is
-    ├── PayloadTooLarge        an event is larger than the log takes
-    ├── SchemaMismatch         the database is not migrated, or by an incompatible version
-    └── StoreUnavailable       the database cannot be reached, or did not answer
+    ├── PayloadTooLarge        an event is larger than the log accepts
+    ├── SchemaMismatch         the database is not migrated, or its tables are of an incompatible version
+    └── StoreUnavailable       the database cannot be reached, or it did not answer
 
-All are raised before anything is stored or sent, but for :class:`StoreUnavailable`, which says so itself, and for
-:class:`NoAnswer` and :class:`HandlerFailed`: those asked may have done it.
+Most are raised before anything is stored or sent. There are three exceptions. :class:`StoreUnavailable` says whether
+the change may be stored. After :class:`NoAnswer` and :class:`HandlerFailed`, some nodes or clients may have acted.
 """
 
 from __future__ import annotations
@@ -22,45 +22,54 @@ import socketio.exceptions
 
 
 class SioPgError(Exception):
-    """The base of all errors of this package."""
+    """The base class of all errors of this package."""
 
 
 class ConfigurationError(SioPgError, ValueError):
-    """An option, a DSN or a name is wrong. The message names it and what it takes."""
+    """An option, a DSN or a name is wrong. The message names it and says what it accepts."""
 
 
 class NoAnswer(SioPgError, socketio.exceptions.TimeoutError, TimeoutError):  # noqa: N818 - part of the public face
-    """Not all who were asked have answered, in time or before they were gone.
+    """Some nodes or clients did not answer in time, or were gone before they could answer.
 
-    :ivar missing: who has not: ids of nodes, or sids of clients.
-    :ivar missing_nodes: the nodes among them. Whom such a node asked, it has not told.
-    :ivar answers: what the others answered, as the call would have returned it.
+    :ivar missing: ids of the nodes, or sids of the clients, that did not answer.
+    :ivar missing_nodes: the nodes among them. The clients that such a node asked are unknown.
+    :ivar answers: the answers of the others, in the form in which the call would have returned them.
     """
 
-    def __init__(self, asked: str, who: str, missing: Iterable[str], answers: Any, also: Iterable[str] = ()) -> None:
-        named, more = sorted(missing), sorted(also)
-        self.missing = [*named, *more]
-        self.missing_nodes = named if who == "node" else []
+    def __init__(self, asked: str, kind: str, missing: Iterable[str], answers: Any, also: Iterable[str] = ()) -> None:
+        silent, clients = sorted(missing), sorted(also)
+        self.missing = [*silent, *clients]
+        self.missing_nodes = silent if kind == "node" else []
         self.answers = answers
-        clients = f", and of {len(more)} client(s): {_some(more)}" if more else ""
-        super().__init__(f"{asked}: no answer of {len(named)} {who}(s): {_some(named)}{clients}")
+        text = f"{asked}: no answer from {_counted(silent, kind)}"
+        if clients:
+            text += f" and from {_counted(clients, 'client')}"
+        if self.missing_nodes:
+            text += ". Run `sio-pg status` to see the state of the nodes"
+        super().__init__(text)
 
 
 class HandlerFailed(SioPgError):  # noqa: N818 - the name is part of the public face
-    """Handlers of a server event failed on other nodes, whose logs say more.
+    """Handlers of a server event failed on other nodes. The logs of those nodes have the tracebacks.
 
-    :ivar errors: what failed, in words, by node id.
+    :ivar errors: a description of each failure, by node id.
     :ivar answers: what the handlers of the other nodes returned, by node id.
     """
 
     def __init__(self, asked: str, errors: Mapping[str, str], answers: Mapping[str, Any]) -> None:
-        super().__init__(f"{asked}: {'; '.join(f'node {node}: {error}' for node, error in sorted(errors.items()))}")
+        failures = "; ".join(f"node {node}: {error}" for node, error in sorted(errors.items()))
+        super().__init__(f"{asked} failed on {_plural(len(errors), 'node')}. {failures}")
         self.errors = dict(errors)
         self.answers = dict(answers)
 
 
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
+def _plural(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def _counted(names: list[str], noun: str) -> str:
+    return f"{_plural(len(names), noun)} ({', '.join(names[:10])}{', ...' if len(names) > 10 else ''})"
 
 
 class NotSerializable(SioPgError, TypeError):  # noqa: N818 - the name is part of the public face
@@ -72,18 +81,28 @@ class PayloadTooLarge(SioPgError, ValueError):  # noqa: N818 - the name is part 
 
 
 class SchemaMismatch(SioPgError):  # noqa: N818 - the name is part of the public face
-    """The tables are missing, or of another version. The message names the command that mends it."""
+    """The tables are missing, or they are of another version. The message names the command to run."""
+
+
+_OUTCOMES = {True: " (may be stored)", False: " (nothing was stored)", None: ""}
 
 
 class StoreUnavailable(SioPgError, ConnectionError):  # noqa: N818 - the name is part of the public face
-    """The database cannot be reached, or did not answer in time.
+    """The database cannot be reached, or it did not answer in time.
 
-    :param message: what was tried and what failed.
-    :param may_be_stored: ``True`` if the change may have been committed all the same: the connection was
-                          lost while the commit was under way and its outcome could not be found out.
-                          ``False``: nothing is stored, and it is safe to try again.
+    :param message: what was tried, and what failed.
+    :param may_be_stored: ``True`` if the change may have been committed all the same. The connection was lost during
+                          the commit, and its outcome could not be determined. ``False`` if nothing was stored and it
+                          is safe to try again. ``None`` if there was nothing to store, as in a read.
+    :ivar may_be_stored: ``True`` or ``False``, as above; ``False`` for a read.
     """
 
-    def __init__(self, message: str, *, may_be_stored: bool = False) -> None:
-        super().__init__(f"{message} ({'may be stored' if may_be_stored else 'nothing was stored'})")
-        self.may_be_stored = may_be_stored
+    def __init__(self, message: str, *, may_be_stored: bool | None = False) -> None:
+        for outcome in filter(None, _OUTCOMES.values()):  # of an error that this one wraps
+            message = message.removesuffix(outcome)
+        super().__init__(message)
+        self.may_be_stored = bool(may_be_stored)
+        self._outcome = _OUTCOMES[may_be_stored]
+
+    def __str__(self) -> str:
+        return f"{self.args[0]}{self._outcome}"

@@ -1,4 +1,4 @@
-"""The types of upstream's decorators, which has none: a handler keeps its own."""
+"""The types of python-socketio's decorators, which is published without types. A decorated handler keeps its own."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ Handler = TypeVar("Handler", bound=Callable[..., Any])
 
 
 class Event(Protocol):
-    """``@sio.event``, and ``@sio.event(namespace="/chat")``."""
+    """The decorator ``@sio.event``, also as ``@sio.event(namespace="/chat")``."""
 
     @overload
     def __call__(self, handler: Handler, /) -> Handler: ...
@@ -19,7 +19,7 @@ class Event(Protocol):
 
 
 class On(Protocol):
-    """``@sio.on("event")``, and ``sio.on("event", handler)``."""
+    """The decorator ``@sio.on("event")``, also called as ``sio.on("event", handler)``."""
 
     @overload
     def __call__(

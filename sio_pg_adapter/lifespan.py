@@ -1,4 +1,4 @@
-"""The manager's life as that of an ASGI application."""
+"""The ASGI lifespan that starts and stops the manager together with the application."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ import contextlib
 from collections.abc import AsyncIterator
 from typing import Any
 
-from sio_pg_adapter.errors import ConfigurationError
+from sio_pg_adapter.errors import ConfigurationError, SioPgError
 from sio_pg_adapter.manager import AsyncPostgresManager
 
 
 class lifespan:  # noqa: N801 - used as a function
-    """Start the manager with the application, and stop server and manager with it.
+    """Start the manager with the application, and stop the server and the manager with it.
 
-    ``FastAPI(lifespan=lifespan(sio))``, and the same for Starlette; or ``async with lifespan(sio):`` in a
-    lifespan of the application's own.
+    Use ``FastAPI(lifespan=lifespan(sio))``, or the same with Starlette. In a lifespan of the application's own, use
+    ``async with lifespan(sio):``.
 
     :param sio: an ``AsyncServer`` with an ``AsyncPostgresManager``.
-    :raises StoreUnavailable: at the start: the application then does not start.
-    :raises SchemaMismatch: likewise.
+    :raises StoreUnavailable: at startup. The application does not start.
+    :raises SchemaMismatch: at startup. The application does not start.
     """
 
     def __init__(self, sio: Any) -> None:
@@ -32,7 +32,12 @@ class lifespan:  # noqa: N801 - used as a function
             yield
 
     async def __aenter__(self) -> None:
-        await self._sio.manager.start()
+        try:
+            await self._sio.manager.start()
+        except SioPgError as e:
+            # An ASGI server prints the whole traceback. The message says what to do, so it should not stand below
+            # the frames of asyncpg and of the event loop.
+            raise e.with_traceback(None) from None
 
     async def __aexit__(self, *exc: object) -> None:
         await self._sio.shutdown()

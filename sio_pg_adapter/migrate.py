@@ -37,6 +37,9 @@ VERSION_TABLE = "sio_alembic_version"
 SCHEMA_ATTRIBUTE = "sio_pg_schema"
 """The attribute of alembic's configuration that names the schema."""
 
+CONNECT_TIMEOUT = 10.0
+"""Seconds until a host that does not answer is given up."""
+
 # alembic hands its context to version scripts in module globals, so a process runs one migration at a time.
 _alembic = threading.Lock()
 
@@ -200,11 +203,12 @@ async def _connect(dsn: str | URL | None) -> AsyncConnection:
 
     async def connect() -> asyncpg.Connection:
         try:
-            return await asyncpg.connect(dsn, statement_cache_size=0)
+            return await asyncpg.connect(dsn, statement_cache_size=0, timeout=CONNECT_TIMEOUT)
         except (ValueError, OverflowError, asyncpg.InterfaceError) as e:  # raised before anything was sent
             raise ConfigurationError(f"the DSN is wrong: {e}") from e
         except (OSError, asyncpg.PostgresError) as e:
-            raise StoreUnavailable(f"cannot connect to the database: {e}") from e
+            reason = str(e) or "the host does not answer"  # a TimeoutError has no text
+            raise StoreUnavailable(f"cannot connect to the database: {reason}") from e
 
     engine = create_async_engine(
         "postgresql+asyncpg://",

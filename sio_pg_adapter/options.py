@@ -1,4 +1,4 @@
-"""The options of connection state recovery, checked where they are given."""
+"""The options of connection state recovery, checked when they are given."""
 
 from __future__ import annotations
 
@@ -12,28 +12,31 @@ from typing import Any, TypeGuard
 from sio_pg_adapter.errors import ConfigurationError
 
 CENTURY = 100 * 365.25 * 86_400
+"""A century in seconds: the longest finite duration. A longer one could pass the end of PostgreSQL's timestamps."""
 
-MOST_PACKETS = 2**31 - 2
-"""The database counts what a client missed, and one more, in an ``integer``."""
+MAX_MISSED = 2**31 - 2
+"""Largest ``max_missed_packets``. The database counts one record more than that, in an ``integer``."""
 
 MAX_NAME_BYTES = 63
 """The longest name of a schema, in bytes. PostgreSQL would cut a longer one silently, and two schemas become one."""
 
 Accepts = Callable[[dict[str, Any], Any], bool]
+"""The type of ``accepts``: a function of ``environ`` and ``auth``."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ConnectionStateRecovery:
-    """How long, for whom and up to where connections are recovered.
+    """The options of connection state recovery: how long, how far back and for which connections.
 
     :param max_disconnection_duration: seconds that a session outlives its connection, by the clock of the
-                                       database; ``math.inf`` keeps sessions and packets for ever.
+                                       database. ``math.inf`` keeps sessions and events for ever.
     :param skip_middlewares: ``True`` skips the functions given to ``sio.use()`` on recovery. The ``connect``
-                             handler runs all the same.
-    :param max_missed_packets: a client that missed more than that gets a fresh session, never a part.
-    :param accepts: ``callable(environ, auth) -> bool``: which connections get a session, a ``pid`` and
-                    offsets. ``None``: all. Clients in languages whose handlers cannot take the offset as
-                    one more argument are the ones to leave out.
+                             handler still runs.
+    :param max_missed_packets: the number of missed events up to which a session is recovered. A client that
+                               missed more gets a new session, never a partial replay.
+    :param accepts: ``callable(environ, auth) -> bool`` that selects the connections that get a session, a
+                    ``pid`` and offsets. ``None`` selects all. Leave out clients whose handlers cannot take
+                    the offset as an additional argument.
     """
 
     max_disconnection_duration: float = 120.0
@@ -45,46 +48,48 @@ class ConnectionStateRecovery:
         duration = self.max_disconnection_duration
         if not is_seconds(duration) or not duration > 0:
             raise ConfigurationError(
-                f"max_disconnection_duration takes seconds, more than 0, or math.inf: not {duration!r}"
+                f"max_disconnection_duration takes a number of seconds above 0, or math.inf. It was {duration!r}"
             )
         if CENTURY < duration < math.inf:
-            raise ConfigurationError("max_disconnection_duration is over a century: math.inf means for ever")
-        missed = self.max_missed_packets
-        if isinstance(missed, bool) or not isinstance(missed, int) or not 0 <= missed <= MOST_PACKETS:
             raise ConfigurationError(
-                f"max_missed_packets takes a whole number from 0 to {MOST_PACKETS}: not {missed!r}"
+                "max_disconnection_duration is over a century. Use math.inf to keep sessions for ever"
+            )
+        missed = self.max_missed_packets
+        if isinstance(missed, bool) or not isinstance(missed, int) or not 0 <= missed <= MAX_MISSED:
+            raise ConfigurationError(
+                f"max_missed_packets takes a whole number from 0 to {MAX_MISSED}. It was {missed!r}"
             )
         if not isinstance(self.skip_middlewares, bool):
-            raise ConfigurationError(f"skip_middlewares takes True or False: not {self.skip_middlewares!r}")
+            raise ConfigurationError(f"skip_middlewares takes True or False. It was {self.skip_middlewares!r}")
         if self.accepts is not None and not callable(self.accepts):
-            raise ConfigurationError(f"accepts takes a callable(environ, auth) or None: not {self.accepts!r}")
-        if is_async(self.accepts):  # what it returns would be awaited by nobody, and always be true
-            raise ConfigurationError(f"accepts takes a function that is not async: not {self.accepts!r}")
+            raise ConfigurationError(f"accepts takes a callable(environ, auth) or None. It was {self.accepts!r}")
+        if is_async(self.accepts):  # its coroutine would never be awaited, and is always true
+            raise ConfigurationError(f"accepts takes a function that is not async. It was {self.accepts!r}")
 
     @property
     def window(self) -> float | None:
-        """Seconds, or ``None`` for ever: as the database takes it."""
+        """The duration as the database takes it: seconds, or ``None`` for ever."""
         return None if math.isinf(self.max_disconnection_duration) else float(self.max_disconnection_duration)
 
 
 def is_async(function: object) -> bool:
-    """An ``async`` function, or an object whose ``__call__`` is one."""
+    """Whether it is an ``async`` function, or an object whose ``__call__`` is one."""
     return asyncio.iscoroutinefunction(function) or asyncio.iscoroutinefunction(
         getattr(function, "__call__", None)  # noqa: B004 - it is not called
     )
 
 
 def is_seconds(value: object) -> TypeGuard[float]:
-    """A number that is one: neither ``True`` nor NaN."""
+    """Whether it is a number: neither a ``bool`` nor NaN."""
     return isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value)
 
 
 def recovery_options(
     value: ConnectionStateRecovery | Mapping[str, Any] | bool | None,
 ) -> ConnectionStateRecovery | None:
-    """What ``connection_state_recovery=`` means: options, or ``None`` for off.
+    """Return the options that a value of ``connection_state_recovery=`` means, or ``None`` for off.
 
-    :raises ConfigurationError: for anything else, naming the key.
+    :raises ConfigurationError: for any other value. The message names the key.
     """
     if value is None or value is False:
         return None
@@ -96,11 +101,12 @@ def recovery_options(
         known = [f.name for f in fields(ConnectionStateRecovery)]
         if unknown := [key for key in value if key not in known]:
             raise ConfigurationError(
-                f"connection_state_recovery has no key {unknown[0]!r}; it takes {', '.join(known)}"
+                f"connection_state_recovery has no key {unknown[0]!r}. It takes {', '.join(known)}"
             )
         return ConnectionStateRecovery(**value)
     raise ConfigurationError(
-        f"connection_state_recovery takes a ConnectionStateRecovery, True, a dict of its keys, or None: not {value!r}"
+        "connection_state_recovery takes a ConnectionStateRecovery, True, a dict of its keys, or None. "
+        f"It was {value!r}"
     )
 
 

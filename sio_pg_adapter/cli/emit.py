@@ -1,4 +1,4 @@
-"""``sio-pg emit``: an event to clients, stored as one of a server's."""
+"""``sio-pg emit``: send an event to clients, stored like an event of a server."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from sio_pg_adapter.log.records import Entry, Kind
 from sio_pg_adapter.store.writer import LogWriter
 
 from . import terminal
-from .connect import opened
+from .connect import open_database
 
 
 def main(args: argparse.Namespace) -> int:
-    """Check all, store it, and tell its offset."""
+    """Check the arguments, store the event, and print its offset."""
     data = tuple(_argument(args, number, text) for number, text in enumerate(args.data, 1))
     body, _ = encode_event(args.event, data)
     entry = Entry(
@@ -41,16 +41,16 @@ def _argument(args: argparse.Namespace, number: int, text: str) -> Any:
     try:
         return json.loads(text, parse_constant=_no_constant)
     except (ValueError, RecursionError) as e:
-        hint = "" if text[:1] in '[{"' else "; text is written in quotes, as '\"text\"'"
+        hint = "" if text[:1] in '[{"' else ". Write text in quotes, as in '\"text\"'"
         args.parser.error(f"argument {number} of the event is not JSON: {e}{hint}")
 
 
 def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is JavaScript")
+    raise ValueError(f"{name} is JavaScript, not JSON")
 
 
 async def _append(args: argparse.Namespace, entry: Entry) -> int:
-    async with opened(args) as database:
+    async with open_database(args) as database:
         log = LogWriter(database, lambda *_: None, lambda: None, uuid.uuid4().hex, Counters())
         log.start()
         try:

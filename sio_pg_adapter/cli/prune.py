@@ -1,4 +1,4 @@
-"""``sio-pg prune``: one pass of the pruner, which runs in each node, too."""
+"""``sio-pg prune``: one pass of the pruner that also runs in each node."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from sio_pg_adapter.store.pruner import Pruned, prune
 
 from . import terminal
-from .connect import opened
+from .connect import open_database
 
 
 def main(args: argparse.Namespace) -> int:
-    """Prune, and show on a terminal what is done so far."""
+    """Prune once, and show the progress on a terminal."""
     pruned = asyncio.run(_prune(args))
     if args.json:
         terminal.print_json({"sessions": pruned.sessions, "records": pruned.records})
@@ -25,9 +25,9 @@ def main(args: argparse.Namespace) -> int:
 
 async def _prune(args: argparse.Namespace) -> Pruned:
     columns = (BarColumn(bar_width=20), TextColumn("{task.description}"), TimeElapsedColumn())
-    async with opened(args) as database:
+    async with open_database(args) as database:
         with Progress(*columns, console=terminal.err(), transient=True) as progress:
-            task = progress.add_task("looking", total=None)  # how much there is, only the end tells
+            task = progress.add_task("looking for records", total=None)  # the total is only known at the end
             return await prune(database, lambda done: progress.update(task, description=_words(done)))
 
 

@@ -1,4 +1,4 @@
-"""``sio-pg status``: nodes, sessions, the log, and what the tables take up."""
+"""``sio-pg status``: the nodes, the sessions, the log, and the sizes of the tables."""
 
 from __future__ import annotations
 
@@ -10,40 +10,42 @@ from sio_pg_adapter.log.offsets import EPOCH_BITS
 from sio_pg_adapter.store.database import Database
 
 from . import terminal
-from .ask_nodes import roll_call
-from .connect import CannotListen, listening, opened
-from .status_view import view
+from .ask_nodes import ask_nodes
+from .connect import CannotListen, open_database, translate_pooler_error
+from .status_view import render
 
 RATE_SECONDS = 60.0
+"""Seconds over which the rate is counted. They are fewer if the log is younger."""
+
 RATE_RECORDS = 100_000
-"""What the rate is counted over: the last minute, or less where the log is younger, or that many took less."""
+"""Largest number of records over which the rate is counted, as in the query "status_log"."""
 
 
 def main(args: argparse.Namespace) -> int:
-    """Print it; the database having answered, that is success, whatever the nodes do."""
-    status = asyncio.run(_status(args))
+    """Print the status. The exit code is 0 if the database answered, whatever the state of the nodes."""
+    status = asyncio.run(_read_status(args))
     if args.json:
         terminal.print_json(status)
     else:
         console = terminal.out()
-        for part in view(status, console.width):
-            console.print(part)
+        for block in render(status, console.width):
+            console.print(block)
     return 0
 
 
-async def _status(args: argparse.Namespace) -> dict[str, Any]:
-    async with opened(args) as database:
+async def _read_status(args: argparse.Namespace) -> dict[str, Any]:
+    async with open_database(args) as database:
         (log,) = await database.fetch("status_log")
-        present = await database.fetch("status_nodes")
-        there = {row["id"].hex for row in present if _state(row) == "live"}
+        rows = await database.fetch("status_nodes")
+        live = {row["id"].hex for row in rows if _state(row) == "live"}
         answers: dict[str, Any] | None = None
         note = None
         try:
-            with listening():
-                answers = await roll_call(database, there, timeout=args.timeout)
-        except CannotListen as e:  # what the tables tell can be told all the same
-            note = f"nodes are not asked: {e}"
-        nodes = [_node(row, answers) for row in present]
+            with translate_pooler_error():
+                answers = await ask_nodes(database, live, timeout=args.timeout)
+        except CannotListen as e:  # the tables can still be read
+            note = f"The nodes were not asked: {e}"
+        nodes = [_node(row, answers) for row in rows]
         await _add_lag(database, nodes, log["head"])
         return {
             "schema": {"name": args.schema, "version": log["version"], "server": log["server"]},
@@ -85,8 +87,10 @@ def _node(row: Any, answers: dict[str, Any] | None) -> dict[str, Any]:
 
 
 async def _add_lag(database: Database, nodes: list[dict[str, Any]], head: int) -> None:
-    """Counted in the log, from each node's cursor to where the log ended before it was asked: a node that hears
-    nothing does not know that it is behind."""
+    """Add the lag of each node, counted in the log from its cursor to the head before the nodes were asked.
+
+    A node that gets no notifications does not know that it is behind.
+    """
     cursors = sorted({node["cursor"] for node in nodes if node["cursor"] is not None})
     behind = {row["cursor"]: row for row in await database.fetch("status_lag", cursors, head)}
     for node in nodes:
@@ -108,7 +112,8 @@ def _log(row: Any) -> dict[str, Any]:
         "head": row["head"],
         "floor": row["floor"],
         "epoch": row["epoch"],
-        "position": row["head"] - (row["epoch"] << EPOCH_BITS),
+        # The head of an empty log may be below the first offset of its epoch.
+        "position": max(0, row["head"] - (row["epoch"] << EPOCH_BITS)),
         "rate": row["records"] / seconds,
         "rate_seconds": seconds,
         "oldest_at": terminal.timestamp(oldest),

@@ -1,4 +1,4 @@
-"""What ``sio-pg status`` looks like for people."""
+"""The output of ``sio-pg status`` for people."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from rich.text import Text
 from . import terminal
 
 NARROW = 80
-"""Columns; where there are fewer, what tells least is left out."""
+"""Columns of a terminal below which the least important details are left out."""
 
 MANY = 8
-"""Namespaces and tables that are shown one by one: the largest."""
+"""Number of namespaces and tables that have a line of their own. The largest are shown."""
 
 UNKNOWN = "-"
-"""What only a node could tell that has not."""
+"""Shown for a value that only the node knows, when it has not answered."""
 
 _STYLES = {"live": "green", "silent": "bold red", "missing": "yellow", "dead": "red", "stopped": "dim"}
-_WORDS = {
-    "silent": "is there, but has not answered: busy, or of an earlier version",
-    "missing": "has no connection; found dead in ten seconds, unless it comes back",
-    "dead": "is gone; its sessions run out",
-    "stopped": "has stopped; its sessions run out",
+_EXPLANATIONS = {
+    "silent": "no answer. The node is busy, suspended, or of an earlier version",
+    "missing": "no connection to the database. Other nodes declare the node dead if it does not return",
+    "dead": "declared dead by other nodes. Its sessions can recover until they expire",
+    "stopped": "stopped. Its sessions can recover until they expire",
 }
 
 
-def view(status: dict[str, Any], width: int) -> Iterator[RenderableType]:
-    """Its parts from top to bottom.
+def render(status: dict[str, Any], width: int) -> Iterator[RenderableType]:
+    """Yield the blocks of the output from top to bottom.
 
-    :param width: of the terminal.
+    :param width: columns of the terminal.
     """
     narrow = width < NARROW
     yield from _nodes(status, narrow=narrow)
@@ -43,8 +43,8 @@ def view(status: dict[str, Any], width: int) -> Iterator[RenderableType]:
     yield Text()
     yield _tables(status["tables"], narrow=narrow)
     schema = status["schema"]
-    about = f"schema {schema['name']}, tables of version {schema['version']}, PostgreSQL {schema['server']}"
-    yield Text(terminal.printable(about), style="dim")
+    footer = f"schema {schema['name']}, tables of version {schema['version']}, PostgreSQL {schema['server']}"
+    yield Text(terminal.printable(footer), style="dim")
 
 
 def _table(first: str, *columns: str) -> Table:
@@ -76,9 +76,9 @@ def _nodes(status: dict[str, Any], *, narrow: bool) -> Iterator[RenderableType]:
             *([] if narrow else [up, host]),
         )
     yield table
-    for state, words in _WORDS.items():
-        if some := [node["id"][:8] for node in nodes if node["state"] == state]:
-            yield Text(f"{', '.join(some)} {words}", style="yellow")
+    for state, explanation in _EXPLANATIONS.items():
+        if ids := [node["id"][:8] for node in nodes if node["state"] == state]:
+            yield Text(f"{', '.join(ids)}: {explanation}", style="yellow")
     if status["note"] is not None:
         yield Text(status["note"], style="yellow")
 
@@ -98,8 +98,8 @@ def _sessions(sessions: dict[str, Any]) -> Table:
     for row in by_size[:MANY]:
         table.add_row(terminal.printable(row["namespace"]), *_counts(row))
     if rest := by_size[MANY:]:
-        more = {kind: sum(row[kind] for row in rest) for kind in ("live", "away", "expiring")}
-        table.add_row(f"{len(rest)} more", *_counts(more))
+        sums = {kind: sum(row[kind] for row in rest) for kind in ("live", "away", "expiring")}
+        table.add_row(f"{len(rest)} more", *_counts(sums))
     if len(rows) != 1:
         table.add_row("all" if rows else "none", *_counts(sessions), style="bold")
     return table
@@ -114,7 +114,9 @@ def _log(log: dict[str, Any]) -> Table:
     table.add_column(style="bold", no_wrap=True)
     table.add_column()
     oldest = log["oldest_seconds"]
-    table.add_row("log head", f"{log['head']} ({terminal.count(log['position'])} of history {log['epoch']})")
+    empty = f"{log['head']} (no record yet in epoch {log['epoch']})"
+    head = f"{log['head']} (offset {terminal.count(log['position'])} in epoch {log['epoch']})"
+    table.add_row("log head", head if log["position"] else empty)
     table.add_row("rate", f"{log['rate']:,.1f} records/s over {terminal.duration(log['rate_seconds'])}")
     table.add_row("oldest", "the log is empty" if oldest is None else f"{terminal.duration(oldest)} ago")
     return table
@@ -122,12 +124,12 @@ def _log(log: dict[str, Any]) -> Table:
 
 def _tables(tables: list[dict[str, Any]], *, narrow: bool) -> Table:
     table = _table("table", "rows", "size", "indexes")
-    table.columns[1].header = "rows, about" if not narrow else "rows"
+    table.columns[1].header = "rows" if narrow else "rows (estimate)"
     for row in tables[:MANY]:
         sizes = terminal.size(row["table_bytes"]), terminal.size(row["index_bytes"])
         table.add_row(terminal.printable(row["name"]), terminal.count(row["rows"]), *sizes)
-    for name, some in ((f"{len(tables[MANY:])} more", tables[MANY:]), ("all", tables)):
-        sums = (sum(row[kind] for row in some) for kind in ("table_bytes", "index_bytes"))
-        if some:
+    for name, group in ((f"{len(tables[MANY:])} more", tables[MANY:]), ("all", tables)):
+        sums = (sum(row[kind] for row in group) for kind in ("table_bytes", "index_bytes"))
+        if group:
             table.add_row(name, "", *map(terminal.size, sums), style="bold" if name == "all" else None)
     return table

@@ -1,4 +1,4 @@
-"""A record of the log as ``sio-pg tail`` shows it, and which are wanted."""
+"""The records that ``sio-pg tail`` shows, and the filter that selects them."""
 
 from __future__ import annotations
 
@@ -12,16 +12,22 @@ from sio_pg_adapter.log.records import Kind
 
 from . import terminal
 
-Entry = dict[str, Any]
-"""``offset``, ``at``, ``kind``, ``namespace``, ``rooms`` (none: everybody), ``event``, ``skip_sids``, ``sid``,
-``node``, ``bytes``; and where payloads are wanted ``payload`` (of an event: its arguments) and ``binary``: the parts
-that ``{"_placeholder":true,"num":n}`` in it stands for, in Base64."""
+TailRecord = dict[str, Any]
+"""A record as ``tail --json`` prints it.
+
+The keys are ``offset``, ``at``, ``kind``, ``namespace``, ``rooms`` (empty for everybody), ``event``, ``skip_sids``,
+``sid``, ``node`` and ``bytes``. With ``--payload`` there are also ``payload``, the arguments of an event, and
+``binary``, the binary parts that ``{"_placeholder":true,"num":n}`` stands for, in Base64.
+"""
 
 _decode = json.JSONDecoder().raw_decode
 
 
 class Filter:
-    """Which records are wanted: of one of the namespaces, for one of the rooms, of one of the names, where given."""
+    """The namespaces, rooms and event names of the records to show. ``None`` selects all.
+
+    A record must match each filter that is given.
+    """
 
     def __init__(
         self, namespaces: Sequence[str] | None, rooms: Sequence[str] | None, events: Sequence[str] | None
@@ -30,22 +36,22 @@ class Filter:
             None if names is None else frozenset(names) for names in (namespaces, rooms, events)
         )
 
-    def takes(self, entry: Entry) -> bool:
-        """Is it one of them?"""
+    def matches(self, record: TailRecord) -> bool:
+        """Return whether the filters select a record."""
         return (
-            (self._namespaces is None or entry["namespace"] in self._namespaces)
-            and (self._rooms is None or not self._rooms.isdisjoint(entry["rooms"]))
-            and (self._events is None or entry["event"] in self._events)
+            (self._namespaces is None or record["namespace"] in self._namespaces)
+            and (self._rooms is None or not self._rooms.isdisjoint(record["rooms"]))
+            and (self._events is None or record["event"] in self._events)
         )
 
 
-def entry_of(row: Any, *, payload: bool) -> Entry:
-    """A row of the query "tail"."""
+def from_row(row: Any, *, payload: bool) -> TailRecord:
+    """Make a record from a row of the query "tail"."""
     kind = Kind(row["kind"])
     is_event = kind is Kind.EVENT
     body, parts = _body(row, payload=payload)
     rooms = row["rooms"] or [row["room"]]
-    entry = {
+    record = {
         "offset": row["offset"],
         "at": terminal.timestamp(row["created_at"]),
         "kind": kind.name.lower(),
@@ -58,9 +64,9 @@ def entry_of(row: Any, *, payload: bool) -> Entry:
         "bytes": row["bytes"],
     }
     if payload:
-        entry["payload"] = json.loads(body)[1:] if is_event else None
-        entry["binary"] = [base64.b64encode(part).decode() for part in parts]
-    return entry
+        record["payload"] = json.loads(body)[1:] if is_event else None
+        record["binary"] = [base64.b64encode(part).decode() for part in parts]
+    return record
 
 
 def _body(row: Any, *, payload: bool) -> tuple[str, list[bytes]]:
@@ -69,4 +75,5 @@ def _body(row: Any, *, payload: bool) -> tuple[str, list[bytes]]:
     if payload:
         body, *parts = unpack(row["attached"])
         return body.decode(), parts
-    return row["attached"][4:].decode(errors="replace"), []  # behind its length; cut anywhere, but not in the name
+    # The body follows four bytes with its length. It is cut at any byte, but never within the name of the event.
+    return row["attached"][4:].decode(errors="replace"), []

@@ -1,4 +1,4 @@
-"""What ``sio-pg tail`` looks like for people: a line for each record."""
+"""The output of ``sio-pg tail`` for people: a line for each record."""
 
 from __future__ import annotations
 
@@ -8,53 +8,53 @@ import json
 from rich.text import Text
 
 from . import terminal
-from .tail_records import Entry
+from .tail_records import TailRecord
 
-_MOVES = {"enter": "enters", "leave": "leaves", "close": "is closed", "claim": "comes back", "kick": "is ended"}
+_VERBS = {"enter": "enters", "leave": "leaves", "close": "is closed", "claim": "recovers", "kick": "is disconnected"}
 
 
-class Lines:
-    """Writes lines to standard output, each at once.
+class LinePrinter:
+    """Prints each record to standard output as one line, and flushes it.
 
-    :param payload: whether the entries have one.
+    :param payload: whether the records have payloads.
     """
 
     def __init__(self, payload: bool) -> None:
         self._payload = payload
         self._console = terminal.out()
 
-    def write(self, entry: Entry) -> None:
-        """Time, offset, size, namespace, what it is, who it is for, and its payload."""
-        at = dt.datetime.fromisoformat(entry["at"]).astimezone()
+    def write(self, record: TailRecord) -> None:
+        """Print the time, offset, size, namespace, description and payload of a record."""
+        at = dt.datetime.fromisoformat(record["at"]).astimezone()
         line = Text()
         line.append(f"{at:%H:%M:%S}.{at.microsecond // 1000:03}", style="dim")
-        line.append(f" {entry['offset']} ", style="cyan")
-        line.append(f"{terminal.size(entry['bytes']):>6} ", style="dim")
-        line.append(terminal.printable(entry["namespace"]) + " ")
-        _event(line, entry) if entry["kind"] == "event" else _move(line, entry)
-        if self._payload and entry["payload"]:
-            line.append(" " + terminal.printable(json.dumps(entry["payload"], ensure_ascii=False)))
-        if entry.get("binary"):
-            line.append(f" and {len(entry['binary'])} binary", style="dim")
+        line.append(f" {record['offset']} ", style="cyan")
+        line.append(f"{terminal.size(record['bytes']):>6} ", style="dim")
+        line.append(terminal.printable(record["namespace"]) + " ")
+        _append_event(line, record) if record["kind"] == "event" else _append_change(line, record)
+        if self._payload and record["payload"]:
+            line.append(" " + terminal.printable(json.dumps(record["payload"], ensure_ascii=False)))
+        if record.get("binary"):
+            line.append(f" and {len(record['binary'])} binary", style="dim")
         if self._console.is_terminal:
             self._console.print(line, soft_wrap=True)
-        else:  # at the pace of the log: rich takes half a millisecond for a line
+        else:  # rich takes half a millisecond for a line, which is slower than the log
             print(line.plain, flush=True)
 
 
-def _event(line: Text, entry: Entry) -> None:
-    line.append(terminal.printable(entry["event"]), style="bold")
-    rooms = ", ".join(map(terminal.printable, entry["rooms"]))
+def _append_event(line: Text, record: TailRecord) -> None:
+    line.append(terminal.printable(record["event"]), style="bold")
+    rooms = ", ".join(map(terminal.printable, record["rooms"]))
     line.append(f" to {rooms or 'everybody'}", style="green")
-    if entry["skip_sids"]:
-        line.append(f" but {', '.join(map(terminal.printable, entry['skip_sids']))}")
+    if record["skip_sids"]:
+        line.append(f" except {', '.join(map(terminal.printable, record['skip_sids']))}")
 
 
-def _move(line: Text, entry: Entry) -> None:
-    word = _MOVES[entry["kind"]]
-    rooms = ", ".join(map(terminal.printable, entry["rooms"]))
-    who = terminal.printable(entry["sid"] or "")
-    parts = (rooms, word) if entry["kind"] == "close" else (who, word, rooms)
-    line.append(" ".join(part for part in parts if part), style="magenta")
-    if entry["node"]:
-        line.append(f" at {entry['node'][:8]}", style="dim")
+def _append_change(line: Text, record: TailRecord) -> None:
+    verb = _VERBS[record["kind"]]
+    rooms = ", ".join(map(terminal.printable, record["rooms"]))
+    sid = terminal.printable(record["sid"] or "")
+    words = (rooms, verb) if record["kind"] == "close" else (sid, verb, rooms)
+    line.append(" ".join(filter(None, words)), style="magenta")
+    if record["node"]:
+        line.append(f" on node {record['node'][:8]}", style="dim")

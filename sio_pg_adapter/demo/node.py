@@ -1,6 +1,6 @@
-"""One server node of the demo: ``python -m sio_pg_adapter.demo.node NAME PORT [ORIGIN...]``.
+"""The program of a server node of the demo: ``python -m sio_pg_adapter.demo.node NAME PORT [ORIGIN...]``.
 
-It prints "ready" when it serves, and ends when its standard input does. The database is SIO_PG_DSN's.
+It prints "ready" when it serves, and ends when its standard input closes. SIO_PG_DSN names the database.
 """
 
 from __future__ import annotations
@@ -15,13 +15,14 @@ from typing import Any
 import socketio
 import uvicorn
 
+from sio_pg_adapter.errors import SioPgError
 from sio_pg_adapter.manager import AsyncPostgresManager
 from sio_pg_adapter.options import ConnectionStateRecovery
 from sio_pg_adapter.server.server import AsyncServer
 
 
 def application(name: str, origins: list[str]) -> socketio.ASGIApp:
-    """The node's application: a client is put into the room of the ticks and told where it is."""
+    """Return the application of a node. It adds each client to the room of the ticks and sends it the node's name."""
     manager = AsyncPostgresManager()
     sio = AsyncServer(
         async_mode="asgi",
@@ -32,14 +33,21 @@ def application(name: str, origins: list[str]) -> socketio.ASGIApp:
 
     @sio.event
     async def connect(sid: str, _: dict[str, Any], auth: Any) -> None:
-        if not sio.recovered(sid):  # else it is still in its rooms
+        if not sio.recovered(sid):  # a recovered session is still in its rooms
             await sio.enter_room(sid, "ticker")
-        # Sent after everything that the client has missed, so that it knows what was missed. `visit` is the
-        # client's count of its connections: a welcome to a former one may be among the missed.
+        # The client gets this after the replay, so it marks the end of the missed events. `visit` is the client's
+        # count of its connections. The missed events may include the welcome to an earlier connection.
         visit = auth.get("visit") if isinstance(auth, dict) else None
         await sio.emit("welcome", {"node": name, "visit": visit}, to=sid)
 
-    return socketio.ASGIApp(sio, on_startup=manager.start, on_shutdown=sio.shutdown)
+    async def start() -> None:
+        try:
+            await manager.start()
+        except SioPgError as e:  # python-engineio drops it
+            print(f"{type(e).__name__}: {e}", flush=True)
+            raise
+
+    return socketio.ASGIApp(sio, on_startup=start, on_shutdown=sio.shutdown)
 
 
 class _Server(uvicorn.Server):
@@ -50,15 +58,15 @@ class _Server(uvicorn.Server):
 
 
 def _end_with_parent(server: uvicorn.Server) -> None:
-    while os.read(0, 1024):  # not sys.stdin: a thread in it holds a lock that the interpreter's end wants
+    while os.read(0, 1024):  # not sys.stdin: a thread that reads it holds a lock that the interpreter's exit needs
         pass
     server.should_exit = True
-    time.sleep(2)  # for its end in order; nobody is left to wait for it
+    time.sleep(2)  # for an orderly exit. No parent is left to wait for it
     os._exit(1)
 
 
 def main() -> None:
-    """Serve until standard input ends."""
+    """Serve until standard input closes."""
     name, port, *origins = sys.argv[1:]
     config = uvicorn.Config(
         application(name, origins),

@@ -1,4 +1,4 @@
-"""The demo's processes: two server nodes that come back when they are killed, and what emits to clients."""
+"""The processes of the demo: two server nodes, which restart when they are killed, and the emitter of events."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import sys
 from collections import deque
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 from sio_pg_adapter.emitter import emit_async
 from sio_pg_adapter.errors import SioPgError, StoreUnavailable
@@ -18,21 +18,33 @@ from sio_pg_adapter.store.database import Connection, Database
 from sio_pg_adapter.store.failures import translated
 
 EVENTS_PER_SECOND = 10
-_START_TIMEOUT = 30.0  # seconds; one is usual
+
+_START_TIMEOUT = 30.0
+"""Seconds within which a node must serve. One is normal."""
+
+_SHOWN_LINES = 40
+"""Number of lines of a node's output that are kept for an error."""
 
 
-class NodeFailed(SioPgError):  # noqa: N818 - it says what happened, as the others of its tree
-    """A node ended before it served, or did not get that far in time. The message ends in what it printed."""
+class NodeFailed(SioPgError):  # noqa: N818 - named like its relatives
+    """A node ended before it served, or was not ready in time.
+
+    :ivar output: the last lines of its output.
+    """
+
+    def __init__(self, message: str, output: str) -> None:
+        super().__init__(f"{message}. Its output is above")
+        self.output = output
 
 
-class Node:
-    """One server process, started again whenever it ends."""
+class NodeProcess:
+    """A server process that is started again when it ends."""
 
     def __init__(self, name: str, dsn: str, origins: tuple[str, ...], restart_after: float) -> None:
         self.name = name
-        self.port = _free_port()  # the same after a restart: clients know it
+        self.port = _free_port()  # stays the same after a restart, because clients know it
         self.up = asyncio.Event()
-        self.output: deque[str] = deque(maxlen=40)
+        self.output: deque[str] = deque(maxlen=_SHOWN_LINES)
         self._process: asyncio.subprocess.Process | None = None
         self._restart_after = restart_after
         self._command = [sys.executable, "-m", f"{__package__}.node", name, str(self.port), *origins]
@@ -43,7 +55,7 @@ class Node:
         return f"http://127.0.0.1:{self.port}"
 
     def kill(self) -> None:
-        """Kill the process (SIGKILL): it says goodbye to nobody."""
+        """Kill the process with SIGKILL."""
         self.up.clear()
         if self._process is not None and self._process.returncode is None:
             self._process.kill()
@@ -51,34 +63,34 @@ class Node:
     async def run(self) -> None:
         """Keep the process running until cancelled.
 
-        :raises NodeFailed: its very first start failed; a later one is tried again.
+        :raises NodeFailed: its first start failed. A later start is repeated.
         """
         if not await self._run_once():
-            raise NodeFailed(self._told(f"node {self.name} did not start"))
+            raise self._failure("did not start")
         while True:
-            await asyncio.sleep(self._restart_after)  # so that one sees it missing
+            await asyncio.sleep(self._restart_after)  # long enough to be seen
             await self._run_once()
 
     async def started(self) -> None:
-        """Wait until it serves.
+        """Wait until the node serves.
 
-        :raises NodeFailed: not in time.
+        :raises NodeFailed: it did not in time.
         """
         try:
             async with asyncio.timeout(_START_TIMEOUT):
                 await self.up.wait()
         except TimeoutError:
-            raise NodeFailed(self._told(f"node {self.name} is not ready after {_START_TIMEOUT:.0f} s")) from None
+            raise self._failure(f"is not ready after {_START_TIMEOUT:.0f} s") from None
 
     async def _run_once(self) -> bool:
         served = False
         self._process = process = await asyncio.create_subprocess_exec(
             *self._command,
             env=self._env,
-            stdin=asyncio.subprocess.PIPE,  # its end tells the node that we are gone
+            stdin=asyncio.subprocess.PIPE,  # the node ends when it closes
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
-            start_new_session=True,  # Ctrl-C in a terminal is for us; we end the nodes
+            start_new_session=True,  # keeps Ctrl-C in a terminal away from the node
         )
         assert process.stdin is not None
         assert process.stdout is not None
@@ -101,19 +113,19 @@ class Node:
                 await process.wait()
         return served
 
-    def _told(self, what: str) -> str:
-        return f"{what}; it printed:\n{''.join(self.output) or '(nothing)'}"
+    def _failure(self, text: str) -> NodeFailed:
+        return NodeFailed(f"node {self.name} {text}", "".join(self.output) or f"node {self.name} printed nothing")
 
 
 class Cluster:
-    """Two nodes, A and B, and a numbered event ``tick`` to the room ``ticker``, several times a second.
+    """Two nodes, A and B, and an emitter that sends a numbered event ``tick`` to the room ``ticker``.
 
-    :param dsn: a migrated database.
-    :param origins: where pages that may connect to the nodes come from.
-    :param restart_after: seconds from a node's end to its next start.
-    :param restart_database: what restarts PostgreSQL, and returns when it serves again; it is called in a thread.
+    :param dsn: the DSN of a migrated database.
+    :param origins: the origins of pages that may connect to the nodes.
+    :param restart_after: seconds from the end of a node to its next start.
+    :param restart_database: a function that restarts PostgreSQL and returns when it serves. It runs in a thread.
     :ivar head: the number of the last tick.
-    :ivar database_up: whether PostgreSQL is not being restarted.
+    :ivar database_up: ``False`` while PostgreSQL restarts.
     """
 
     def __init__(
@@ -125,11 +137,11 @@ class Cluster:
         restart_database: Callable[[], None] | None = None,
     ) -> None:
         self._dsn = dsn
-        self.nodes = {name: Node(name, dsn, origins, restart_after) for name in "AB"}
+        self.nodes = {name: NodeProcess(name, dsn, origins, restart_after) for name in "AB"}
         self.head = 0
         self.database_up = True
         self._restart_database = restart_database
-        self._restart_asked = asyncio.Event()
+        self._restart_requested = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> Self:
@@ -138,64 +150,67 @@ class Cluster:
         ]
         try:
             await self.ready()
-        except BaseException:
-            await self._end()
+        except BaseException:  # also when cancelled
+            await self._stop()
             raise
         self._tasks.append(asyncio.create_task(self._tick(), name="sio-pg demo: ticker"))
         if self._restart_database is not None:
-            restarting = self._restart_when_asked(self._restart_database)
+            restarting = self._restart_on_request(self._restart_database)
             self._tasks.append(asyncio.create_task(restarting, name="sio-pg demo: PostgreSQL"))
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self._end()
+        await self._stop()
 
     async def ready(self) -> None:
         """Wait until both nodes serve.
 
-        :raises NodeFailed: one does not, or the emitter's error where that has ended.
+        :raises NodeFailed: a node failed. An error of the emitter is raised as it is.
         """
-        serving = asyncio.gather(*(node.started() for node in self.nodes.values()))
-        watched: list[asyncio.Future[Any]] = [serving, *self._tasks]
-        done, _ = await asyncio.wait(watched, return_when=asyncio.FIRST_COMPLETED)
-        if not serving.done():
+        serving = asyncio.create_task(self._all_started(), name="sio-pg demo: start")
+        try:
+            done, _ = await asyncio.wait({serving, *self._tasks}, return_when=asyncio.FIRST_COMPLETED)
+        finally:  # also when cancelled: Ctrl-C ends the demo here while it starts
             serving.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await serving
-        for ended in done:
-            ended.result()
+            await asyncio.gather(serving, return_exceptions=True)
+        for task in done:
+            task.result()
+
+    async def _all_started(self) -> None:
+        for node in self.nodes.values():
+            await node.started()
 
     def other(self, name: str) -> str:
-        """Name the node that is not ``name``."""
+        """Return the name of the node that is not ``name``."""
         return "B" if name == "A" else "A"
 
     def restart_database(self) -> None:
-        """Have PostgreSQL restarted. Nothing happens while that is under way, or where nothing can do it."""
+        """Request a restart of PostgreSQL. Ignored during a restart, and without ``restart_database``."""
         if self._restart_database is not None and self.database_up:
             self.database_up = False
-            self._restart_asked.set()
+            self._restart_requested.set()
 
-    async def _restart_when_asked(self, restart: Callable[[], None]) -> None:
+    async def _restart_on_request(self, restart: Callable[[], None]) -> None:
         while True:
-            await self._restart_asked.wait()
-            self._restart_asked.clear()
+            await self._restart_requested.wait()
+            self._restart_requested.clear()
             await asyncio.to_thread(restart)
             self.database_up = True
 
     async def _tick(self) -> None:
-        # As an application emits what it has changed: in that transaction. So a number is taken if and only if
-        # its tick is in the log, also where a restart leaves open whether a commit took place; and so a number
-        # that a client does not get is a packet lost. This process serves nobody: a tick reaches the nodes by
-        # the log, like everything else.
+        # A transaction takes the next number and emits the tick, as in an application that emits its changes. So a
+        # number is taken if and only if its tick is in the log, even if a restart leaves the outcome of a commit
+        # unknown. A number that a client does not get is therefore a lost event. This process serves no clients, so
+        # each tick reaches the nodes through the log.
         database = Database(self._dsn, pool=None, listen_dsn=None, schema="public")
         await database.open()
         try:
             async with database.connection() as connection:
                 await connection.execute("CREATE TABLE demo_ticks AS SELECT 0::bigint AS n")
             while True:
-                with contextlib.suppress(StoreUnavailable):  # restarted just now
+                with contextlib.suppress(StoreUnavailable):  # during a restart
                     async with database.connection() as connection:
                         with translated("a tick"):
                             self.head = await _emit_next(connection)
@@ -203,12 +218,13 @@ class Cluster:
         finally:
             await database.close()
 
-    async def _end(self) -> None:
+    async def _stop(self) -> None:
         for task in reversed(self._tasks):
             task.cancel()
-        for task, ended in zip(self._tasks, await asyncio.gather(*self._tasks, return_exceptions=True), strict=True):
-            if isinstance(ended, Exception):
-                print(f"{task.get_name()}: {ended}", file=sys.stderr)
+        results = await asyncio.gather(*self._tasks, return_exceptions=True)
+        for task, result in zip(self._tasks, results, strict=True):
+            if isinstance(result, Exception) and not isinstance(result, NodeFailed):  # which ready() raises
+                print(f"{task.get_name()}: {result}", file=sys.stderr)
 
 
 async def _emit_next(connection: Connection) -> int:

@@ -1,4 +1,4 @@
-"""The Python client's walk: a cut, a move to the other node, a killed node; each counted and printed."""
+"""The walk of the Python client: a cut, a move to the other node and a killed node, each counted and printed."""
 
 from __future__ import annotations
 
@@ -17,22 +17,23 @@ from sio_pg_adapter.client import AsyncClient
 
 from .processes import EVENTS_PER_SECOND, Cluster
 
-_STEP_TIMEOUT = 15.0  # seconds; one or two are usual
+_STEP_TIMEOUT = 15.0
+"""Seconds within which the client must be back. One or two are normal."""
 
 
 @dataclass(frozen=True)
 class Absence:
-    """What became of the events that were emitted from the last one before a drop to the return."""
+    """The events that were emitted between a drop and the return of the client."""
 
     missed: int
     replayed: int
 
 
 class Tally:
-    """Counts numbered events, which must come in order, each once.
+    """A count of numbered events, which must arrive in order and once.
 
-    A node sends its welcome after the replay. So what comes before the welcome is the replay, and the number
-    of the first event after it tells how many were missed.
+    A node sends its welcome after the replay. So the events before the welcome are the replay, and the number of the
+    first event after it shows how many were missed.
     """
 
     def __init__(self) -> None:
@@ -44,17 +45,20 @@ class Tally:
         self._welcome = False
 
     def dropped(self) -> None:
-        """The connection is gone."""
+        """Record that the connection is lost."""
         if not self._away or self._away_since is None:
             self._away, self._away_since, self._replayed = True, self._highest, 0
         self._welcome = False
 
     def welcomed(self) -> None:
-        """The welcome to this connection came."""
+        """Record the welcome to this connection."""
         self._welcome = True
 
     def tick(self, n: int) -> Absence | None:
-        """Event ``n`` came. The first live one, also of the first connection, ends an absence."""
+        """Record event ``n``, and return the absence that it ends.
+
+        The first live event of a connection ends an absence. This includes the first connection.
+        """
         self.received += 1
         if self._highest is not None and n <= self._highest:
             self.doubled += 1
@@ -74,20 +78,20 @@ class Tally:
 
 
 class Walker:
-    """A client on one node of the cluster, and its count."""
+    """A client of the cluster, and its count."""
 
     def __init__(self, cluster: Cluster) -> None:
         self.cluster = cluster
         self.tally = Tally()
-        self.at = "A"  # the node that it connects to next
-        self.node = ""  # the node that it is on
+        self.at = "A"  # the node to connect to next
+        self.node = ""  # the node of its connection
         self._visit = 0
         self._live: asyncio.Future[Absence] = asyncio.get_running_loop().create_future()
         self.client = AsyncClient(
-            reconnection_delay=0.8,  # long enough to miss something
+            reconnection_delay=0.8,  # long enough to miss events
             reconnection_delay_max=1,
             randomization_factor=0,
-            handle_sigint=False,  # Ctrl-C ends the demo, and that its clients
+            handle_sigint=False,  # Ctrl-C ends the demo, which ends its clients
         )
         for name in ("connect_error", "disconnect", "welcome", "tick"):
             self.client.on(name, getattr(self, f"_on_{name}"))
@@ -99,23 +103,23 @@ class Walker:
             await self._live
 
     async def absence(self, break_off: Callable[[], None]) -> Absence:
-        """Break the connection, and wait until the client is back and served live."""
+        """Break the connection, and wait until the client is back and receives live events."""
         self._live = asyncio.get_running_loop().create_future()
         break_off()
         async with asyncio.timeout(_STEP_TIMEOUT):
             return await self._live
 
     def cut(self) -> None:
-        """Cut the TCP connection, with no word of the protocols above it."""
+        """Cut the TCP connection without a message of the protocols above it."""
         self.client.eio.ws.get_extra_info("socket").shutdown(socket.SHUT_RDWR)
 
     def move(self) -> None:
-        """Cut, and connect to the other node next."""
+        """Cut the connection, and connect to the other node next."""
         self.at = self.cluster.other(self.at)
         self.cut()
 
     def kill(self) -> None:
-        """Kill the node that the client is on."""
+        """Kill the node of the client's connection."""
         self.cluster.nodes[self.node].kill()
 
     def _auth(self) -> dict[str, int]:
@@ -140,7 +144,7 @@ class Walker:
 
 
 async def walk(cluster: Cluster) -> bool:
-    """Walk through all steps and print what happened; say whether it went as it must."""
+    """Run all steps, print the results, and return whether all recovered without a lost or doubled event."""
     print(f"Two server nodes, one PostgreSQL, {EVENTS_PER_SECOND} numbered events a second to a Python client.\n")
     for node in cluster.nodes.values():
         print(f"  node {node.name}: {node.url}")
@@ -153,37 +157,37 @@ async def walk(cluster: Cluster) -> bool:
         ("it moves to the other node", walker.move),
         ("its node is killed (kill -9)", walker.kill),
     ]
-    good = 0
+    recovered = 0
     try:
         await walker.start()
         for step in steps:
-            good += await _step(walker, *step)
+            recovered += await _step(walker, *step)
     except TimeoutError:
-        print(f"\nnothing came within {_STEP_TIMEOUT:.0f} s")
+        print(f"\nno event arrived within {_STEP_TIMEOUT:.0f} s")
     except SocketIOError as e:
         print(f"\nthe client cannot connect: {e}")
     finally:
         await walker.client.shutdown()
-    ok = good == len(steps) and tally.lost == tally.doubled == 0
+    ok = recovered == len(steps) and tally.lost == tally.doubled == 0
     print(
-        f"\n{_verdict(ok, 'ok', 'FAILED')}: recovered {good} of {len(steps)}, received {tally.received}, "
+        f"\n{_verdict(ok, 'ok', 'FAILED')}: recovered {recovered} of {len(steps)}, received {tally.received}, "
         f"lost {tally.lost}, doubled {tally.doubled}, in {time.monotonic() - began:.1f} s",
         flush=True,
     )
     if not ok:
         for node in cluster.nodes.values():
-            print(f"\nnode {node.name} printed:\n{''.join(node.output) or '(nothing)'}")
+            print(f"\nnode {node.name} printed:\n{''.join(node.output) or 'nothing'}")
     return ok
 
 
-async def _step(walker: Walker, what: str, break_off: Callable[[], None]) -> bool:
+async def _step(walker: Walker, title: str, break_off: Callable[[], None]) -> bool:
     sid, node, tally = walker.client.get_sid(), walker.node, walker.tally
     lost, doubled, began = tally.lost, tally.doubled, time.monotonic()
-    print(f"  {what:<29}", end="", flush=True)  # the rest of the line when it is over
+    print(f"  {title:<29}", end="", flush=True)  # the rest of the line follows at the end of the step
     absence = await walker.absence(break_off)
     seconds = time.monotonic() - began
-    same = walker.client.recovered() and walker.client.get_sid() == sid
-    recovered = same and absence.missed == absence.replayed
+    same_session = walker.client.recovered() and walker.client.get_sid() == sid
+    recovered = same_session and absence.missed == absence.replayed
     print(
         f"{f'{node} -> {walker.node}':>8}{f'{seconds:.1f} s':>12}{absence.missed:>8}{absence.replayed:>10}"
         f"{tally.lost - lost:>6}{tally.doubled - doubled:>9}   {_verdict(recovered, 'recovered', 'NOT RECOVERED')}",

@@ -1,4 +1,4 @@
-"""The demo's page and what its buttons ask for. The process that owns the nodes serves it: it outlives them."""
+"""The server of the demo's page and of its buttons. It runs in the process that owns the nodes, and outlives them."""
 
 from __future__ import annotations
 
@@ -15,25 +15,21 @@ from sio_pg_adapter.errors import ConfigurationError
 
 from .processes import EVENTS_PER_SECOND, Cluster
 
-_HOSTS = ("127.0.0.1", "localhost")  # of the page's address; the socket is the first one's
-_PAGE = Path(__file__).parent / "page"
-_KINDS = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
-# where the acceptance tests of a checkout have it
-_CHECKOUT_CLIENT = _PAGE.parents[2] / "tests/support/js/node_modules/sio-4-8/dist/socket.io.min.js"
-_CDN = "https://cdn.socket.io"
-_CDN_CLIENT = f"{_CDN}/4.8.1/socket.io.min.js"
-_CDN_INTEGRITY = "sha384-mkQ3/7FUtcGyoppY6bz/PORYoGqOl7/aSUMn2ymDOJcapfS6PHqxhRTMh1RR0Q6+"
+_HOSTS = ("127.0.0.1", "localhost")
+"""The hosts of the page's address. The socket listens on the first one."""
 
+_PAGE = Path(__file__).parent / "page"
+_TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
 _Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 
 def listen(port: int) -> socket.socket:
-    """Take the page's port on the loopback interface; 0: any.
+    """Listen on the page's port of the loopback interface, or on a free port if it is 0.
 
-    :raises ConfigurationError: it is taken.
+    :raises ConfigurationError: the port is not available.
     """
-    # The protocol is named: asyncio sets TCP_NODELAY only on connections whose socket says that it is TCP's, and
-    # an accepted one says what the listening one does (socket.create_server: 0).
+    # The protocol is given, because asyncio sets TCP_NODELAY only on a socket whose protocol is TCP. An accepted
+    # socket has the protocol of the listening one, which is 0 with socket.create_server.
     listening = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -41,52 +37,41 @@ def listen(port: int) -> socket.socket:
         listening.listen()
     except OSError as e:
         listening.close()
-        raise ConfigurationError(f"port {port} cannot be had ({e.strerror}): choose another with --port") from e
+        raise ConfigurationError(f"port {port} is not available ({e.strerror}). Choose another with --port") from e
     return listening
 
 
 def origins(listening: socket.socket) -> tuple[str, ...]:
-    """Give the origins that the page may have in a browser; the first is the one to print."""
+    """Return the origins that the page may have in a browser. The first one is printed."""
     port = listening.getsockname()[1]
     return tuple(f"http://{host}:{port}" for host in _HOSTS)
 
 
-async def serve(cluster: Cluster, listening: socket.socket, client_js: Path | None) -> None:
-    """Serve the page until Ctrl-C, which then goes on to the caller.
-
-    :param client_js: the socket.io-client to load; ``None``: the checkout's, else a CDN's.
-    """
-    if client_js is None and _CHECKOUT_CLIENT.is_file():
-        client_js = _CHECKOUT_CLIENT
-    app = Page(cluster, client_js)
+async def serve(cluster: Cluster, listening: socket.socket) -> None:
+    """Serve the page until Ctrl-C, which then interrupts the caller."""
+    app = PageApplication(cluster)
     config = uvicorn.Config(app, log_level="warning", lifespan="off", ws="none", timeout_graceful_shutdown=1)
-    print(f"\nA page to do the same by hand: {origins(listening)[0]}    (Ctrl-C ends it)", flush=True)
+    print(f"\nOpen a page to do the same by hand: {origins(listening)[0]}", flush=True)
+    print("Press Ctrl-C to end the demo. docs/tutorial.md shows the next step: your own server.", flush=True)
     await uvicorn.Server(config).serve(sockets=[listening])
 
 
-class Page:
-    """The ASGI application: the page, the client library, and the servers' state and what befalls them."""
+class PageApplication:
+    """The ASGI application of the page: its files, the state of the servers, and the actions on them."""
 
-    def __init__(self, cluster: Cluster, client_js: Path | None) -> None:
+    def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
-        self._files = {f"/{path.name}": path for path in _PAGE.iterdir() if path.suffix in _KINDS}
-        script = f'src="{_CDN_CLIENT}" integrity="{_CDN_INTEGRITY}" crossorigin="anonymous"'
-        if client_js is not None:
-            script = 'src="/socket.io.js"'
-            self._files["/socket.io.js"] = client_js
-        self._script = script.encode()
-        self._policy = _policy([node.port for node in cluster.nodes.values()], cdn=client_js is None).encode()
+        self._files = {f"/{path.name}": path for path in _PAGE.iterdir() if path.suffix in _TYPES}
+        self._files["/"] = self._files.pop("/index.html")
+        self._policy = _policy([node.port for node in cluster.nodes.values()]).encode()
 
     async def __call__(self, scope: dict[str, Any], _: Any, send: _Send) -> None:
         """Answer one request."""
         match scope["method"], scope["path"]:
-            case "GET", "/":
-                html = await asyncio.to_thread(self._files["/index.html"].read_bytes)
-                await self._answer(send, "text/html", html.replace(b"{{CLIENT}}", self._script))
             case "GET", "/state":
                 await self._answer(send, "application/json", self._state())
             case "GET", name if (path := self._files.get(name)) is not None:
-                await self._answer(send, _KINDS[path.suffix], await asyncio.to_thread(path.read_bytes))
+                await self._answer(send, _TYPES[path.suffix], await asyncio.to_thread(path.read_bytes))
             case "POST", "/nodes/A/kill" | "/nodes/B/kill":
                 self._cluster.nodes[scope["path"].split("/")[2]].kill()
                 await self._answer(send, "application/json", self._state())
@@ -94,7 +79,7 @@ class Page:
                 self._cluster.restart_database()
                 await self._answer(send, "application/json", self._state())
             case _:
-                await self._answer(send, "text/plain", b"nothing here", status=404)
+                await self._answer(send, "text/plain", b"Not found\n", status=404)
 
     def _state(self) -> bytes:
         nodes = {node.name: {"port": node.port, "up": node.up.is_set()} for node in self._cluster.nodes.values()}
@@ -106,9 +91,9 @@ class Page:
         }
         return json.dumps(state).encode()
 
-    async def _answer(self, send: _Send, kind: str, body: bytes, status: int = 200) -> None:
+    async def _answer(self, send: _Send, media_type: str, body: bytes, status: int = 200) -> None:
         headers = [
-            (b"content-type", f"{kind}; charset=utf-8".encode()),
+            (b"content-type", f"{media_type}; charset=utf-8".encode()),
             (b"content-length", str(len(body)).encode()),
             (b"content-security-policy", self._policy),
             (b"cache-control", b"no-store"),
@@ -117,11 +102,10 @@ class Page:
         await send({"type": "http.response.body", "body": body})
 
 
-def _policy(ports: list[int], *, cdn: bool) -> str:
-    """Whom the page may speak to: this server, the nodes, and for the client library the CDN where it is needed."""
+def _policy(ports: list[int]) -> str:
+    """Return the page's content security policy. It allows connections to this server and to the nodes only."""
     nodes = [f"{scheme}://{host}:{port}" for scheme in ("http", "ws") for host in _HOSTS for port in ports]
-    scripts = ["'self'", _CDN] if cdn else ["'self'"]
     return (
-        f"default-src 'none'; style-src 'self'; img-src data:; script-src {' '.join(scripts)}; "
+        "default-src 'none'; style-src 'self'; img-src data:; script-src 'self'; "
         f"connect-src 'self' {' '.join(nodes)}"
     )

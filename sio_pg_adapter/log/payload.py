@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+import decimal
 import json as stdlib_json
 import math
 import struct
+import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from types import ModuleType
 from typing import Any
@@ -172,27 +175,43 @@ def with_binary(value: Any, parts: Sequence[bytes]) -> Any:
 
 
 def _culprit(value: object, path: str = "", *, only_floats: bool = False) -> str | None:
-    """Describe the first value in it that JSON cannot hold, and where it stands."""
+    """Describe the first value that JSON cannot hold, with its place and what to do, or return ``None``."""
+    place = path or "the top"
     if isinstance(value, float):
-        return None if math.isfinite(value) else f"{value!r} at {path or 'the top'} has no JSON form"
+        return None if math.isfinite(value) else f"{value!r} at {place} has no JSON form. Use None or text instead"
     if value is None or isinstance(value, str | int):
         return None
     children: Iterable[tuple[Any, Any]]
     if isinstance(value, dict):
         for key in value:
             if not (only_floats or key is None or isinstance(key, str | int | float)):
-                return f"the key {key!r} at {path or 'the top'} is a {type(key).__name__}, not text"
+                return f"the key {key!r} at {place} is of type {type(key).__name__}. Convert it with str()"
         children = value.items()
     elif isinstance(value, list | tuple):
         children = enumerate(value)
     elif only_floats:
         return None
     else:
-        return f"a {type(value).__name__} at {path or 'the top'} has no JSON form"
-    if len(path) > 200:  # deep enough to be noticed: a value may hold itself
+        return f"the {type(value).__name__} at {place} has no JSON form. {_remedy(value)}"
+    if len(path) > 200:  # deep enough to report; a value may contain itself
         return f"it is nested too deeply at {path[:80]}..."
-    places = (_culprit(v, f"{path}[{k!r}]", only_floats=only_floats) for k, v in children)
-    return next((place for place in places if place), None)
+    culprits = (_culprit(v, f"{path}[{k!r}]", only_floats=only_floats) for k, v in children)
+    return next(filter(None, culprits), None)
+
+
+def _remedy(value: object) -> str:
+    """Say how a value becomes one that JSON can hold."""
+    if callable(getattr(value, "isoformat", None)):
+        return "Convert it with .isoformat()"
+    if callable(getattr(value, "model_dump", None)):
+        return 'Convert it with .model_dump(mode="json")'
+    if dataclasses.is_dataclass(value):
+        return "Convert it with dataclasses.asdict()"
+    if isinstance(value, set | frozenset):
+        return "Convert it with list()"
+    if isinstance(value, uuid.UUID | decimal.Decimal):
+        return "Convert it with str()"
+    return "Convert it to text, a number, a list or a dict, or give json= a module that encodes it"
 
 
 # -- several byte strings in one value --------------------------------------------------------------

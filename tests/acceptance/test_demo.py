@@ -1,16 +1,18 @@
-"""`sio-pg demo` in the terminal, as a user has it: the walk's exit code, and nothing left behind."""
+"""`sio-pg demo` in the terminal: the exit code of the walk, its errors, and no process left behind."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import re
+import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
 
 import pytest
 
+from sio_pg_adapter.demo.processes import Cluster, NodeFailed
 from sio_pg_adapter.demo.walk import Absence, Tally
 from sio_pg_adapter.demo.web import listen
 from support.demo_process import TIMEOUT, Demo, alive, children
@@ -49,8 +51,8 @@ def test_check_walks_through_everything_and_ends_with_0(demo):
     check = demo("--check")
     assert check.wait() == 0, "".join(check.lines)
     printed = "".join(check.lines)
-    for what in ("the connection is cut", "it moves to the other node", "its node is killed"):
-        step = next(line for line in check.lines if line.startswith(f"  {what}"))
+    for title in ("the connection is cut", "it moves to the other node", "its node is killed"):
+        step = next(line for line in check.lines if line.startswith(f"  {title}"))
         missed, replayed = re.search(r" (\d+) +(\d+) +0 +0   recovered$", step).groups()
         assert int(missed) == int(replayed) > 0, printed
     assert re.search(r"^ok: recovered 3 of 3, received \d+, lost 0, doubled 0", printed, re.MULTILINE), printed
@@ -67,19 +69,37 @@ def test_nothing_outlives_a_demo_that_is_killed(demo):
     assert not any(accepts(url) for url in urls)
 
 
-def test_a_taken_port_is_told_before_anything_is_walked(demo):
+@pytest.mark.parametrize("moment", ["database", "nodes", "walk"])
+def test_ctrl_c_while_it_starts_ends_it_without_a_traceback(demo, moment):
+    starting = demo("--port", "0")
+    starting.wait_for("(Starting)")
+    if moment == "nodes":
+        eventually(lambda: len(children(starting.process.pid)) == 3)
+    if moment == "walk":
+        starting.wait_for(r"node A: (\S+)")
+    left = children(starting.process.pid)
+    starting.process.send_signal(signal.SIGINT)
+    assert starting.wait() == 130
+    printed = "".join(starting.lines)
+    assert "Traceback" not in printed and "exception" not in printed.lower(), printed
+    eventually(lambda: not any(alive(pid) for pid in left))
+
+
+async def test_the_error_of_a_node_that_cannot_start_has_its_output():
+    with pytest.raises(NodeFailed, match=r"^node [AB] did not start\. Its output is above$") as failed:
+        async with Cluster("postgresql://postgres@127.0.0.1:1/none"):
+            pass
+    assert "StoreUnavailable" in failed.value.output
+
+
+def test_a_taken_port_is_an_error_before_the_start(demo):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         failing = demo("--port", port)
         assert failing.wait() == 1
-    assert f"port {port} " in "".join(failing.lines)
-    assert "--port" in "".join(failing.lines)
-
-
-def test_a_missing_client_library_is_told(demo, tmp_path):
-    failing = demo("--client-js", str(tmp_path / "none.js"))
-    assert failing.wait() == 1
-    assert "none.js" in "".join(failing.lines)
+    (line,) = failing.lines
+    assert line.startswith(f"sio-pg: port {port} is not available (")
+    assert "Choose another with --port" in line
 
 
 async def test_the_page_s_connections_do_not_wait_for_acknowledgements():
@@ -99,12 +119,12 @@ async def test_the_page_s_connections_do_not_wait_for_acknowledgements():
         writer.close()
 
 
-# -- what the walk counts, and the page in the same way ---------------------------------------------------
+# -- the count of the walk, which the page shares ---------------------------------------------------
 
 
 @pytest.mark.parametrize(("events", "absences", "lost", "doubled"), TALLIES)
 def test_tally(events, absences, lost, doubled):
-    tally, found = Tally(), []
+    tally, ended = Tally(), []
     for event in events:
         match event:
             case "hello":
@@ -113,7 +133,8 @@ def test_tally(events, absences, lost, doubled):
                 tally.dropped()
             case n:
                 if absence := tally.tick(n):
-                    found.append(absence)
-    first = [] if events[:2] == [5, "drop"] else [Absence(0, 0)]  # the first connection ends one, if it gets so far
-    assert found == [*first, *(Absence(*each) for each in absences)]
+                    ended.append(absence)
+    # The first connection ends an absence, unless it drops before.
+    first = [] if events[:2] == [5, "drop"] else [Absence(0, 0)]
+    assert ended == [*first, *(Absence(*each) for each in absences)]
     assert (tally.lost, tally.doubled) == (lost, doubled)

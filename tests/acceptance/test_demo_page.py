@@ -1,41 +1,46 @@
-"""The demo's page in a real browser: what it counts, that it can be worked by keyboard and by screen reader, on a
-phone, and that it asks nobody else for anything."""
+"""The demo's page in a real browser: its count, its use by keyboard, by screen reader and on a phone, and its
+requests, which go to the demo only."""
 
 from __future__ import annotations
 
 import contextlib
+import html
+import json
 import re
 import signal
 from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
 from playwright.async_api import Browser, Page, WebSocketRoute, async_playwright
 
-from sio_pg_adapter.demo.processes import Cluster
-from sio_pg_adapter.demo.web import Page as PageApplication
+from sio_pg_adapter import AsyncServer, demo
 from support.browser import CHROMIUM_OPTIONS
 from support.demo_process import TIMEOUT, Demo, alive, children
 from support.tallies import TALLIES
 
 TOTALS = ("lost", "doubled", "recovered", "breaks", "replayed")
 SETTLED = "#clients:has(article + article + article):not(:has(article:not([data-state=live])))"
+DIRECTORY = Path(demo.__file__).parent / "page"
 SERVING = ".servers:has(#node-A.up):has(#node-B.up):has(#database.up)"
 
 
 @pytest.fixture(scope="module")
 def url(chromium: str, js_modules: Any) -> Iterator[str]:
-    """The address of the page of one demo, for all tests here; at the end it leaves nothing behind."""
-    demo = Demo("--port", "0")
-    with contextlib.closing(demo):
-        yield demo.wait_for(r"by hand: (\S+)")
-        left = children(demo.process.pid)
-        demo.process.send_signal(signal.SIGINT)
-        # 0 where this run was started with SIGINT ignored, as a shell's background job is
-        assert demo.wait() in {130, 0}, "".join(demo.lines)
-        assert "Traceback" not in "".join(demo.lines)
+    """The address of the page of one demo for all tests. At the end it leaves no process behind."""
+    with contextlib.closing(Demo("--port", "0")) as running:
+        yield running.wait_for(r"by hand: (\S+)")
+        left = children(running.process.pid)
+        interrupt(running)
         assert not any(alive(pid) for pid in left)
+
+
+def interrupt(running: Demo) -> None:
+    running.process.send_signal(signal.SIGINT)
+    assert running.wait() == 130, "".join(running.lines)
+    assert "Traceback" not in "".join(running.lines)
 
 
 @pytest.fixture
@@ -47,16 +52,16 @@ async def browser(chromium: str) -> AsyncIterator[Browser]:
 
 
 class Shown:
-    """The page as one looks at it."""
+    """A page in the browser, its errors and its requests."""
 
     def __init__(self, page: Page) -> None:
         self.page = page
         self.errors: list[str] = []
-        self.asked: list[str] = []
+        self.requests: list[str] = []
         page.set_default_timeout(TIMEOUT * 1000)
         page.on("pageerror", lambda error: self.errors.append(str(error)))
-        page.on("request", lambda request: self.asked.append(request.url))
-        page.on("websocket", lambda websocket: self.asked.append(websocket.url))
+        page.on("request", lambda request: self.requests.append(request.url))
+        page.on("websocket", lambda websocket: self.requests.append(websocket.url))
 
     async def until(self, condition: str) -> None:
         await self.page.wait_for_function(condition, timeout=TIMEOUT * 1000)
@@ -65,31 +70,33 @@ class Shown:
         return int(await self.page.inner_text(selector))
 
     async def totals(self) -> dict[str, int]:
-        return {what: await self.number(f"#{what}") for what in TOTALS}
+        return {name: await self.number(f"#{name}") for name in TOTALS}
 
     def button(self, name: str) -> Any:
         return self.page.get_by_role("button", name=name, exact=True)
 
     async def press(self, name: str) -> None:
-        """Press a button as soon as it does something: the node that it asks for may be down just now."""
+        """Press a button as soon as it is enabled. Its node may be down at first."""
         await self.button(name).and_(self.page.locator("[aria-disabled=false]")).click()
 
 
 @pytest.fixture
 async def show(url: str, browser: Browser) -> AsyncIterator[Callable[..., Any]]:
-    """Open the page, and wait until its clients are served. No script of it may fail.
+    """Open the page, and wait until its clients are live. None of its scripts may fail.
 
-    Its content security policy, off by default, would keep `until` from evaluating a condition.
+    The page's content security policy is off by default. It would prevent `until` from evaluating a condition.
     """
     opened: list[Shown] = []
 
-    async def show(route: Callable[[WebSocketRoute], None] | None = None, **context: Any) -> Shown:
+    async def show(
+        route: Callable[[WebSocketRoute], None] | None = None, address: str = url, **context: Any
+    ) -> Shown:
         page = await (await browser.new_context(**{"bypass_csp": True, **context})).new_page()
         if route is not None:
             await page.route_web_socket(re.compile("/socket.io/"), route)
         shown = Shown(page)
         opened.append(shown)
-        await page.goto(url)
+        await page.goto(address)
         await shown.page.wait_for_selector(SETTLED)
         await shown.page.wait_for_selector(SERVING)
         return shown
@@ -99,14 +106,14 @@ async def show(url: str, browser: Browser) -> AsyncIterator[Callable[..., Any]]:
         assert shown.errors == []
 
 
-# -- what it counts ---------------------------------------------------------------------------------------
+# -- the count ---------------------------------------------------------------------------------------
 
 
 async def test_what_is_broken_by_hand_recovers(show):
     shown = await show()
     page = shown.page
     sid, breaks = await page.inner_text("#Ada .sid code"), 0
-    for button, told in (
+    for button, pattern in (
         ("Cut (Ada)", r"Ada: cut; back on node A "),
         ("Move to node B (Ada)", r"Ada: moved; back on node B "),
         ("Kill node B", r"(Ada|Ben): node B killed; back on node A "),
@@ -117,7 +124,7 @@ async def test_what_is_broken_by_hand_recovers(show):
         await shown.until(f"document.getElementById('breaks').textContent === '{breaks}'")
         await shown.page.wait_for_selector(SETTLED)
         story = await page.inner_text("#story")
-        assert re.match(told, story), story
+        assert re.match(pattern, story), story
         missed, replayed = re.search(r"with the same sid after .* s; (\d+) missed, (\d+) replayed", story).groups()
         assert int(missed) == int(replayed) > 0, story
         assert await page.inner_text("#Ada .sid code") == sid
@@ -145,24 +152,29 @@ async def test_chaos_loses_and_doubles_nothing(show):
             .observe(document.getElementById("story"), {childList: true});
     }""")
     await page.get_by_role("switch", name="Chaos").click()
-    for what in ("cut; back", "moved; back", " killed; back", "PostgreSQL is restarted"):
-        await shown.until(f"document.getElementById('past').textContent.includes('{what}')")
+    for words in ("cut; back", "moved; back", " killed; back", "PostgreSQL is restarted"):
+        await shown.until(f"document.getElementById('past').textContent.includes('{words}')")
     await shown.until("document.getElementById('story').textContent.includes(' recovered, ')")  # the summary
     await page.get_by_role("switch", name="Chaos").click()
+    await shown.until("document.getElementById('story').textContent.startsWith('Chaos is off')")
     await shown.page.wait_for_selector(SETTLED)
     totals = await shown.totals()
     assert totals["lost"] == totals["doubled"] == 0
     assert totals["recovered"] == totals["breaks"] > 0
+    summary = await page.inner_text("#story")
+    assert f"{totals['breaks']} breaks, {totals['recovered']} recovered, {totals['replayed']} events" in summary
     for name in ("Ada", "Ben", "Cleo"):
         missed = await shown.number(f"#{name} [data-count=missed]")
         assert missed == await shown.number(f"#{name} [data-count=replayed]")
     assert await page.locator(".timeline .cell.replayed").count() > 0
     assert await page.locator(".timeline .cell.lost, .timeline .cell.doubled").count() == 0
-    # A screen reader hears of it in summary, and not of each break; after its end again of who comes back
+    # A screen reader hears summaries, and not each break.
     announced = await page.evaluate("announced")
     [end] = [i for i, each in enumerate(announced) if each.startswith("Chaos is off")]
     assert announced[0] == "Chaos is on."
-    assert all(re.match(r"Chaos is on[.:]", each) for each in announced[:end]), announced
+    assert all(re.match(r"Chaos (is on|ends when all clients are back)\.", each) for each in announced[:end]), (
+        announced
+    )
 
 
 async def test_a_loss_on_the_wire_shows_and_so_does_a_double(show):
@@ -172,8 +184,8 @@ async def test_a_loss_on_the_wire_shows_and_so_does_a_double(show):
         server = websocket.connect_to_server()
 
         def to_page(message: str | bytes) -> None:
-            what = spoil.pop() if spoil and isinstance(message, str) and '["tick"' in message else "pass"
-            for _ in range({"swallow": 0, "pass": 1, "repeat": 2}[what]):
+            action = spoil.pop() if spoil and isinstance(message, str) and '["tick"' in message else "pass"
+            for _ in range({"swallow": 0, "pass": 1, "repeat": 2}[action]):
                 websocket.send(message)
 
         server.on_message(to_page)
@@ -191,22 +203,22 @@ async def test_a_loss_on_the_wire_shows_and_so_does_a_double(show):
     assert await shown.number("#lost") == 1
 
 
-async def test_the_page_spoils_a_packet_of_its_own_to_show_that_it_counts(show):
+async def test_the_page_spoils_an_event_of_its_own_to_show_that_it_counts(show):
     shown = await show()
-    await shown.page.get_by_text("How is it counted").click()
+    await shown.page.get_by_text("How are the events counted").click()
     for button, lost, doubled in (
-        ("Swallow a packet", 1, 0),
-        ("Repeat a packet", 1, 1),
+        ("Drop an event", 1, 0),
+        ("Repeat an event", 1, 1),
         ("Set the counters to 0", 0, 0),
     ):
         await shown.button(button).click()
-        for what, count in (("lost", lost), ("doubled", doubled)):
-            await shown.until(f"document.getElementById('{what}').textContent === '{count}'")
+        for name, count in (("lost", lost), ("doubled", doubled)):
+            await shown.until(f"document.getElementById('{name}').textContent === '{count}'")
 
 
 @pytest.mark.parametrize("how", ["swallowed", "cut off"])
 async def test_what_is_due_shows_before_it_comes(show, how):
-    """The head is the database's: a client that gets nothing, though it looks connected, is seen to wait."""
+    """The head comes from the database. So the page shows the missing events of a client that looks connected."""
     silent = False
 
     def route(websocket: WebSocketRoute) -> None:
@@ -249,7 +261,7 @@ async def test_the_page_counts_as_the_walk_does(show):
         ], events
 
 
-# -- who can use it ---------------------------------------------------------------------------------------
+# -- accessibility ---------------------------------------------------------------------------------------
 
 
 async def test_it_can_be_worked_by_keyboard(show):
@@ -280,7 +292,7 @@ async def test_it_can_be_worked_by_keyboard(show):
     await shown.button("Cut (Ben)").focus()
     await page.keyboard.press("Enter")
     await page.wait_for_selector("#Ben[data-state=away]")
-    # It does nothing now, and says so, and the focus stays where it was
+    # It does nothing now, announces that, and keeps the focus
     await page.wait_for_selector("#Ben [data-do=cut][aria-disabled=true]")
     await page.keyboard.press("Enter")
     await shown.page.wait_for_selector(SETTLED)
@@ -290,30 +302,30 @@ async def test_it_can_be_worked_by_keyboard(show):
 
 async def test_every_control_has_a_name_of_its_own(show):
     page = (await show()).page
-    await page.get_by_text("How is it counted").click()
+    await page.get_by_text("How are the events counted").click()
     tree = (await (await page.context.new_cdp_session(page)).send("Accessibility.getFullAXTree"))["nodes"]
-    found: dict[str, list[str]] = {}
+    names: dict[str, list[str]] = {}
     for node in tree:
         if not node["ignored"]:
-            found.setdefault(node["role"]["value"], []).append(node.get("name", {}).get("value", ""))
-    controls = [*found["button"], *found["switch"], *found["DisclosureTriangle"]]
+            names.setdefault(node["role"]["value"], []).append(node.get("name", {}).get("value", ""))
+    controls = [*names["button"], *names["switch"], *names["DisclosureTriangle"]]
     assert len(controls) == 15
-    assert found["switch"] == ["Chaos"]  # whether it is on is not part of its name
+    assert names["switch"] == ["Chaos"]  # whether it is on is not part of its name
     assert all(controls)
     assert len(set(controls)) == len(controls)
     assert "Move to node B (Ada)" in controls
-    assert len(found["image"]) == 3
-    assert all(re.match(r"The latest \d+ packets of (Ada|Ben|Cleo): ", name) for name in found["image"])
-    assert found["article"] == ["Ada", "Ben", "Cleo"]
-    # One place speaks by itself, and politely
+    assert len(names["image"]) == 3
+    assert all(re.match(r"The latest \d+ events of (Ada|Ben|Cleo): ", name) for name in names["image"])
+    assert names["article"] == ["Ada", "Ben", "Cleo"]
+    # One place is announced by itself, and politely
     assert await page.locator("[aria-live], [role=alert], [role=log], [role=status], output").count() == 1
     assert await page.evaluate("document.getElementById('story').role") == "status"
 
 
 WEAK_TEXT = """() => {
-    const rgb = (colour) => colour.match(/[\\d.]+/g).map(Number);
-    const light = (colour) => {
-        const [r, g, b] = rgb(colour).map((c) => (c /= 255) <= .04045 ? c / 12.92 : ((c + .055) / 1.055) ** 2.4);
+    const rgb = (color) => color.match(/[\\d.]+/g).map(Number);
+    const light = (color) => {
+        const [r, g, b] = rgb(color).map((c) => (c /= 255) <= .04045 ? c / 12.92 : ((c + .055) / 1.055) ** 2.4);
         return .2126 * r + .7152 * g + .0722 * b;
     };
     const weak = [];
@@ -336,8 +348,8 @@ async def test_it_fits_and_can_be_read(show, width, scheme):
     page = shown.page
     await shown.press("Cut (Cleo)")
     await page.wait_for_selector("#past li.good")
-    await page.get_by_text("How is it counted").click()
-    await page.get_by_text("Swallow a packet").click()
+    await page.get_by_text("How are the events counted").click()
+    await page.get_by_text("Drop an event").click()
     await page.wait_for_selector("#lost.bad")
     assert await page.evaluate("document.documentElement.scrollWidth") == width
     for button in await page.get_by_role("button").all():
@@ -350,13 +362,60 @@ async def test_it_fits_and_can_be_read(show, width, scheme):
     assert (max(map(int, re.findall(r"\d+", background))) < 64) is (scheme == "dark")
 
 
+@pytest.mark.parametrize(("width", "height"), [(1280, 720), (768, 1024), (360, 740)])
+async def test_the_buttons_that_break_something_need_no_scrolling(show, width, height):
+    shown = await show(viewport={"width": width, "height": height})
+    for control in ("#chaos", "#kill-A", "#kill-B", "#restart"):
+        box = await shown.page.locator(control).bounding_box()
+        assert box["y"] + box["height"] <= height, control
+
+
+OVERLAPS = """() => [...document.querySelectorAll(".timeline")].flatMap((timeline) => {
+    const marks = [...timeline.querySelectorAll(".mark")], boxes = marks.map((mark) => mark.getBoundingClientRect());
+    const apart = (a, b) => a.right <= b.left || b.right <= a.left || a.bottom <= b.top || b.bottom <= a.top;
+    return marks.flatMap((mark, i) => marks.slice(0, i)
+        .filter((_, j) => !apart(boxes[i], boxes[j])).map((other) => `${other.textContent} / ${mark.textContent}`));
+})"""
+
+
+async def test_the_labels_of_a_timeline_do_not_overlap(show):
+    page = (await show()).page
+    await page.evaluate("""async () => {
+        const {Timeline} = await import("/timeline.js");
+        const timeline = new Timeline(document.querySelector("#Ada .timeline"), "Ada");
+        for (let n = 1; n <= 60; n++) timeline.note(n, {kind: "live", node: "A", mark: n % 4 ? "" : `label ${n}`});
+        for (let n = 1; n <= 60; n++) timeline.draw(n);
+    }""")
+    assert await page.locator("#Ada .timeline .mark").count() >= 15
+    assert await page.evaluate(OVERLAPS) == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+async def test_forced_colors_keep_what_the_timelines_and_the_switch_show(show, scheme):
+    page = (await show(forced_colors="active", color_scheme=scheme)).page
+    painted = await page.evaluate("""() => {
+        const probe = document.createElement("p");
+        probe.style.color = "CanvasText";
+        document.body.append(probe);
+        const style = (selector, part) => getComputedStyle(document.querySelector(selector), part);
+        return {
+            text: getComputedStyle(probe).color,
+            live: style(".legend .cell.live", "::before").backgroundColor,
+            images: [".band.a", ".band.b"].map((band) => style(band).backgroundImage)
+                .concat(style("#chaos", "::before").backgroundImage),
+        };
+    }""")
+    assert painted["live"] == painted["text"]
+    assert "none" not in painted["images"]
+
+
 COUNT_DRAWINGS = """() => {
     window.drawings = 0;
     new MutationObserver(() => drawings++).observe(document.querySelector("#Ada .timeline"), {childList: true});
 }"""
 
 
-async def test_the_timelines_move_seldom_for_who_wants_that_and_not_at_all_when_paused(show):
+async def test_the_timelines_move_seldom_with_reduced_motion_and_not_at_all_when_paused(show):
     shown = await show(reduced_motion="reduce")
     page = shown.page
     received = await shown.number("#Ada [data-count=received]")
@@ -372,15 +431,39 @@ async def test_the_timelines_move_seldom_for_who_wants_that_and_not_at_all_when_
     await shown.until(f"drawings > {drawn}")
 
 
-# -- whom it asks -----------------------------------------------------------------------------------------
+# -- the end of the demo ----------------------------------------------------------------------------------
 
 
-async def test_it_asks_nobody_but_the_demo(show):
+async def test_the_page_shows_that_the_demo_has_ended_and_reloads_when_it_is_back(show, chromium):
+    with contextlib.closing(Demo("--port", "0")) as running:
+        address = running.wait_for(r"by hand: (\S+)")
+        shown = await show(address=address)
+        page = shown.page
+        await page.evaluate("scrollTo(0, document.body.scrollHeight)")
+        interrupt(running)
+    await page.wait_for_selector("#ended:not([hidden])")
+    assert await page.evaluate("document.getElementById('ended').getBoundingClientRect().top >= 0")
+    assert "The demo has ended. Start it again" in await page.inner_text("#story")
+    assert (await page.title()).startswith("Ended: ")
+    assert await page.locator("button:not([aria-disabled=true])").count() == 0
+    assert await page.locator(".servers b.up, article:not([data-state=ended])").count() == 0
+    with contextlib.closing(Demo("--port", address.rpartition(":")[2])) as running:
+        running.wait_for(r"by hand: (\S+)")
+        await page.wait_for_selector(SETTLED)
+        assert not await page.is_visible("#ended")
+        interrupt(running)
+
+
+# -- its requests -----------------------------------------------------------------------------------------
+
+
+async def test_it_needs_no_network_but_the_demo(show):
     shown = await show(bypass_csp=False)
-    assert {urlsplit(asked).hostname for asked in shown.asked if not asked.startswith("data:")} == {"127.0.0.1"}
-    assert any(asked.startswith("ws:") for asked in shown.asked)
-    assert any(asked.endswith("/socket.io.js") for asked in shown.asked)  # the checkout's: no network is needed
-    # and could not
+    requests = [request for request in shown.requests if not request.startswith("data:")]
+    assert {urlsplit(request).hostname for request in requests} == {"127.0.0.1"}
+    assert any(request.startswith("ws:") for request in requests)
+    assert any(request.endswith("/socket.io.min.js") for request in requests)
+    # Its policy forbids others.
     refused = await shown.page.evaluate("fetch('https://example.org/').catch((error) => error.name)")
     assert refused == "TypeError"
     response = await shown.page.reload()
@@ -388,15 +471,18 @@ async def test_it_asks_nobody_but_the_demo(show):
     assert "default-src 'none'" in response.headers["content-security-policy"]
 
 
-async def test_without_a_client_library_at_hand_it_asks_one_cdn_for_that_and_says_what_it_must_be():
-    sent: list[dict[str, Any]] = []
+def test_the_client_library_is_the_tested_one_with_its_notice(js_modules):
+    script = (DIRECTORY / "socket.io.min.js").read_bytes()
+    package = js_modules / "node_modules/sio-4-8"
+    assert script == (package / "dist/socket.io.min.js").read_bytes()
+    version = json.loads((package / "package.json").read_text())["version"]
+    notice = (DIRECTORY / "socket.io.min.js.LICENSE.txt").read_text()
+    assert f"socket.io-client {version}," in notice
+    assert notice.endswith((package / "LICENSE").read_text().strip() + "\n")
 
-    async def send(message: Any) -> None:
-        sent.append(message)
 
-    await PageApplication(Cluster("postgresql://"), None)({"method": "GET", "path": "/"}, None, send)
-    policy = dict(sent[0]["headers"])[b"content-security-policy"].decode()
-    assert "script-src 'self' https://cdn.socket.io;" in policy
-    outside = re.findall(r'\w+="https?://[^>]*', sent[1]["body"].decode())
-    assert len(outside) == 1
-    assert re.match(r'src="https://cdn\.socket\.io/4\S+" integrity="sha384-\S+" crossorigin="anonymous"', outside[0])
+def test_the_server_under_next_is_a_whole_server():
+    [code] = re.findall(r'<code id="server">(.*?)</code>', (DIRECTORY / "index.html").read_text(), re.DOTALL)
+    variables: dict[str, Any] = {}
+    exec(html.unescape(code), variables)
+    assert isinstance(variables["sio"], AsyncServer) and variables["sio"].handlers["/"]["connect"]

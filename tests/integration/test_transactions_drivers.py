@@ -42,7 +42,7 @@ ROWS = [
 
 
 def stored(dsn, schema="public"):
-    """What is in the log, and in the application's table."""
+    """Return the rows of the log, and the number of rows in the application's table."""
     with psycopg.connect(dsn) as connection:
         name = psycopg.sql.Identifier(schema, "sio_packets")
         rows = connection.execute(
@@ -67,7 +67,7 @@ def url(dsn, driver):
 
 
 class GenericDriver:
-    """A connection as any DB-API 2 driver has it; and a subclass of it in a module without a paramstyle."""
+    """The connection of any DB-API 2 driver. Its subclass below is in a module without a paramstyle."""
 
     def __init__(self, connection):
         self._connection = connection
@@ -76,7 +76,7 @@ class GenericDriver:
         return self._connection.cursor()
 
 
-# -- synchronous: each yields a connection, and what runs a statement, commits and rolls back ------------------
+# -- synchronous. Each yields a connection and its functions to execute, commit and roll back ------------------
 @contextlib.contextmanager
 def with_psycopg(dsn):
     with contextlib.closing(psycopg.connect(dsn)) as c:
@@ -154,7 +154,7 @@ def test_cases_79_80_synchronous(dsn, connected):
 @contextlib.asynccontextmanager
 async def with_asyncpg(dsn):
     c = await asyncpg.connect(dsn)
-    # as applications do that like their JSON decoded
+    # as applications do to decode JSON themselves
     await c.set_type_codec("json", encoder=repr, decoder=repr, schema="pg_catalog")
     transaction = []
 
@@ -163,7 +163,7 @@ async def with_asyncpg(dsn):
         await transaction[-1].start()
         await c.execute(sql)
 
-    # of the transaction that is begun by then
+    # lambdas, because the transaction begins later
     yield c, execute, lambda: transaction[-1].commit(), lambda: transaction[-1].rollback()  # noqa: PLW0108
     await c.close()
 
@@ -236,7 +236,7 @@ async def test_case_80_asynchronous(dsn, start_node, connected, through):
     assert await asyncio.to_thread(stored, dsn) == (ROWS, 1)
 
 
-# -- Django: configured in a process of its own, once ------------------------------------------------------------
+# -- Django, which is configured once, in a process of its own ----------------------------------------------------
 DJANGO = """
 import sys
 import django
@@ -325,7 +325,7 @@ with psycopg.connect(sys.argv[1], autocommit=True) as connection:
 
 
 async def test_with_connection_emit_waits_for_nothing(start_node, db):
-    """The cursor cannot pass what is not committed; and the manager's own connections are not needed."""
+    """The cursor cannot pass an uncommitted record, and the manager's own connections are not needed."""
     node = await start_node()
     async with db.transaction(), asyncio.timeout(2):
         await node.sio.emit("x", connection=db)
@@ -363,20 +363,20 @@ def test_what_cannot_be_stored_is_refused_and_the_transaction_goes_on(dsn, event
 
 async def test_other_objects_are_refused_with_what_is_taken(dsn, start_node):
     sync = psycopg.connect(dsn)
-    for one in (None, object(), "postgresql://app:secret@db/app", psycopg.connect):
+    for connection in (None, object(), "postgresql://app:secret@db/app", psycopg.connect):
         with pytest.raises(ConfigurationError, match="psycopg Connection, an SQLAlchemy Connection or Session") as e:
-            emit(one, "x")
+            emit(connection, "x")
         assert "secret" not in str(e.value)
         with pytest.raises(ConfigurationError, match="asyncpg Connection") as e:
-            await emit_async(one, "x")
+            await emit_async(connection, "x")
         assert "secret" not in str(e.value)
-    with pytest.raises(ConfigurationError, match=r"see emit\(\)"):
+    with pytest.raises(ConfigurationError, match=r"Use emit\(\)"):
         await emit_async(sync, "x")
     with contextlib.closing(sqlite3.connect(":memory:")) as other, pytest.raises(sqlite3.OperationalError):
-        emit(other, "x")  # of DB-API 2, and says itself what is wrong
+        emit(other, "x")  # a DB-API 2 connection, whose own error is clear
     sync.close()
     app = await asyncpg.connect(dsn)
-    with pytest.raises(ConfigurationError, match=r"see emit_async\(\)"):
+    with pytest.raises(ConfigurationError, match=r"Use emit_async\(\)"):
         emit(app, "x")
     node = await start_node()
     for options in ({"callback": print}, {"volatile": True}, {"ignore_queue": True}):
@@ -391,6 +391,24 @@ def test_the_databases_errors_pass_through(dsn):
             emit(connection, "x", schema="information_schema")
         with pytest.raises(psycopg.errors.InFailedSqlTransaction):
             emit(connection, "x")
+
+
+UNMIGRATED = "Run `sio-pg migrate --schema chat`"
+
+
+@pytest.mark.parametrize("connected", [with_psycopg, with_sqlalchemy])
+def test_the_error_of_a_database_that_is_not_migrated_names_the_command(pg_empty_dsn, connected):
+    with connected(pg_empty_dsn) as (connection, *_), pytest.raises(Exception, match="chat") as raised:
+        emit(connection, "x", schema="chat")
+    assert any(UNMIGRATED in note for note in raised.value.__notes__)
+
+
+@pytest.mark.parametrize("connected", ASYNC)
+async def test_the_asynchronous_error_of_a_database_that_is_not_migrated_names_the_command(pg_empty_dsn, connected):
+    async with connected(pg_empty_dsn) as (connection, *_):
+        with pytest.raises(Exception, match="chat") as raised:
+            await emit_async(connection, "x", schema="chat")
+    assert any(UNMIGRATED in note for note in raised.value.__notes__)
 
 
 @pytest.mark.parametrize("schema", ["it's :a 100% %s $1 :p1", '"; CREATE TABLE x(); --', ".sio_emit_encoded($1, %s"])

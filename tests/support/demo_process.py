@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import queue
 import re
+import signal
 import subprocess
 import sys
 import threading
 import time
 
-TIMEOUT = 60.0  # seconds, for what takes five on an idle machine
+TIMEOUT = 60.0  # seconds. An idle machine needs five
 
 
 class Demo:
-    """The demo as a process; `lines` is what it printed so far."""
+    """The demo as a process. `lines` is its output so far."""
 
     def __init__(self, *options: str) -> None:
         self.process = subprocess.Popen(
@@ -22,6 +23,8 @@ class Demo:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
+            # as in a terminal. The tests may run in a shell's background job, which ignores the signal
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509 - calls nothing else
         )
         self.lines: list[str] = []
         self._queue: queue.Queue[str | None] = queue.Queue()
@@ -41,8 +44,8 @@ class Demo:
             line = self._queue.get(timeout=max(0, end - time.monotonic()))
             assert line is not None, "the demo ended:\n" + "".join(self.lines)
             self.lines.append(line)
-            if found := re.search(pattern, line):
-                return found[1]
+            if match := re.search(pattern, line):
+                return match[1]
 
     def wait(self) -> int:
         """Wait for its end; then `lines` is complete."""
@@ -61,12 +64,12 @@ class Demo:
 
 
 def children(of: int) -> set[int]:
-    found = set()
+    pids = set()
     for line in subprocess.check_output(["ps", "-e", "-o", "pid=,ppid="], text=True).splitlines():
         pid, parent = map(int, line.split())
         if parent == of:
-            found.add(pid)
-    return found
+            pids.add(pid)
+    return pids
 
 
 def alive(pid: int) -> bool:

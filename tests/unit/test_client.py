@@ -1,6 +1,6 @@
-"""The Python client: what it sends, what handlers are called with, and when the offset moves.
+"""The Python client: the claims it sends, the arguments of its handlers, and the moment when the offset moves.
 
-No server: the real client on an Engine.IO client whose transport is replaced, and nothing else.
+There is no server. The tests run the real client on an Engine.IO client whose transport is replaced.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import json
+import sys
 from typing import Any
 
 import engineio
@@ -16,10 +17,11 @@ import socketio
 from engineio import packet as eio_packet
 
 from sio_pg_adapter.client import AsyncClient, AsyncSimpleClient
+from sio_pg_adapter.errors import ConfigurationError
 
 
 class Wire(engineio.AsyncClient):
-    """Engine.IO's client without a transport: `sent` is what went out, `receive` what came in."""
+    """Engine.IO's client without a transport. `sent` has the outgoing messages; `receive` takes incoming ones."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
@@ -39,7 +41,7 @@ class Wire(engineio.AsyncClient):
             self.sent.append(pkt.data)
 
     async def receive(self, *frames: str | bytes) -> None:
-        for frame in frames:  # as the read loops do: nothing between two messages of one batch
+        for frame in frames:  # as the read loops do, with no await between two messages of one batch
             await self._receive_packet(eio_packet.Packet(eio_packet.MESSAGE, data=frame))
         await settle()
 
@@ -77,7 +79,7 @@ async def client():
 
 
 async def connected(client: Client, *replies: str, **options: Any) -> Client:
-    """Connect, where the server's answer is `replies`."""
+    """Connect, with `replies` as the server's answer."""
     task = asyncio.ensure_future(client.connect("http://node", **options))
     await asyncio.wait_for(client.eio.opened.wait(), 5)
     await client.eio.receive(*(replies or ('0{"sid":"s1","pid":"p1"}',)))
@@ -86,7 +88,7 @@ async def connected(client: Client, *replies: str, **options: Any) -> Client:
 
 
 async def claims(client: Client) -> list[str | bytes]:
-    """What the client presents after a drop."""
+    """Return the claims that the client presents after a drop."""
     await client.eio.drop()
     await client.eio.reopened()
     return client.eio.sent
@@ -98,7 +100,7 @@ def calls_of(client: Client, event: str = "e") -> list[tuple[Any, ...]]:
     return calls
 
 
-# -- what it sends ------------------------------------------------------------------------------------------
+# -- claims ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -189,7 +191,7 @@ async def test_recovered_means_the_reply_bears_the_pid_that_was_sent(client):
     assert client.recovered("/unknown") is False
 
 
-async def test_recovered_is_told_by_namespace(client):
+async def test_each_namespace_reports_its_own_recovery(client):
     await connected(client, '0/a,{"sid":"s1","pid":"p1"}', '0/b,{"sid":"s2","pid":"p2"}', namespaces=["/a", "/b"])
     await claims(client)
     await client.eio.receive('0/a,{"sid":"s1","pid":"p1"}', '0/b,{"sid":"s9","pid":"p9"}')
@@ -211,7 +213,7 @@ async def test_a_second_connect_reply_changes_nothing(client):
     assert await claims(client) == ['0{"pid":"p1","offset":"o1"}']
 
 
-# -- what handlers are called with --------------------------------------------------------------------------
+# -- arguments of handlers --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -223,7 +225,7 @@ async def test_a_second_connect_reply_changes_nothing(client):
         ('2["e","text","o1"]', ("text",), "o1"),
         ('2["e",null,"o1"]', (None,), "o1"),
         ('2["e",1,{},"o1"]', (1, {}), "o1"),
-        # unstored: None was appended where the end would be a string or None
+        # unstored: the server appended None to an end that is a string or None
         ('2["e",null]', (), None),
         ('2["e","world",null]', ("world",), None),
         ('2["e","world",null,null]', ("world", None), None),
@@ -380,7 +382,7 @@ async def test_an_event_whose_handler_raised_is_neither_repeated_nor_in_the_way(
 
     client.on("e", handler)
     await connected(client)
-    asyncio.get_running_loop().set_exception_handler(lambda *_: None)  # upstream lets it out of its task
+    asyncio.get_running_loop().set_exception_handler(lambda *_: None)  # python-socketio does not catch it in its task
     await client.eio.receive('2["e",1,"o1"]')
     assert await claims(client) == ['0{"pid":"p1","offset":"o1"}']
 
@@ -414,7 +416,7 @@ async def test_a_binary_head_seen_after_the_drop_does_not_swallow_the_next_conne
     assert client.recovered() is True
 
 
-# -- upstream's connect(), around a recovery ----------------------------------------------------------------
+# -- python-socketio's connect() during a recovery ----------------------------------------------------------------
 
 
 async def reconnecting(client: Client) -> None:
@@ -444,6 +446,13 @@ async def test_a_reconnection_waits_longer_than_upstreams_second(client):
 async def test_a_wait_timeout_of_the_application_holds_for_connect_itself(client):
     with pytest.raises(socketio.exceptions.ConnectionError):
         await client.connect("http://node", wait_timeout=0.01)
+
+
+async def test_a_client_without_aiohttp_names_the_extra_at_once(client, monkeypatch):
+    monkeypatch.setitem(sys.modules, "aiohttp", None)
+    with pytest.raises(ConfigurationError, match=r"needs aiohttp\. Run `pip install 'sio-pg-adapter\[client\]'`"):
+        await client.connect("http://node")
+    assert not client.eio.opened.is_set()
 
 
 async def test_giving_up_does_not_end_the_sessions_of_other_namespaces(client):
@@ -481,7 +490,7 @@ async def test_a_drop_right_after_connect_is_not_taken_for_a_connection(client):
     await client.eio._receive_packet(eio_packet.Packet(eio_packet.MESSAGE, data='0{"sid":"s1","pid":"p1"}'))
     while not client._connect_event.is_set():
         await asyncio.sleep(0)
-    assert await claims(client) == ['0{"pid":"p1"}']  # dropped before connect() looked: upstream is stuck here
+    assert await claims(client) == ['0{"pid":"p1"}']  # dropped before connect() returned
     await client.eio.receive('0{"sid":"s1","pid":"p1"}')
     assert client.connected
 
@@ -511,11 +520,11 @@ async def test_connecting_again_by_hand_presents_the_session(client):
     client.eio.opened.clear()
     client.eio.sent.clear()
     await connected(client, '0{"sid":"s2","pid":"p2"}')
-    assert client.eio.sent == ['0{"pid":"p1","offset":"o1"}']  # as JavaScript; the server has ended it
+    assert client.eio.sent == ['0{"pid":"p1","offset":"o1"}']  # as in JavaScript. The server has ended that session
     assert client.recovered() is False
 
 
-# -- what of upstream is overridden -------------------------------------------------------------------------
+# -- overridden methods of python-socketio -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The embedded server: its life, its end, and its restarts on one cluster."""
+"""The embedded server: start, stop, and restarts on one cluster."""
 
 from __future__ import annotations
 
@@ -87,16 +87,16 @@ async def test_kill_and_start_with_a_backend_at_work():
 
 
 def test_starts_once():
-    with EmbeddedPostgres() as pg, pytest.raises(EmbeddedPostgresError, match="runs already"):
+    with EmbeddedPostgres() as pg, pytest.raises(EmbeddedPostgresError, match="already running"):
         pg.start()
 
 
-def test_halting_what_does_not_run_says_so():
-    with pytest.raises(EmbeddedPostgresError, match="does not run"):
+def test_a_server_that_is_not_running_cannot_be_killed():
+    with pytest.raises(EmbeddedPostgresError, match="is not running"):
         EmbeddedPostgres().kill()
 
 
-def test_a_failed_start_says_what_the_server_said_and_leaves_nothing():
+def test_a_failed_start_shows_the_log_of_the_server_and_leaves_nothing():
     pg = EmbeddedPostgres(settings={"no_such_setting": "1"})
     with pytest.raises(EmbeddedPostgresError, match="no_such_setting"):
         pg.start()
@@ -132,7 +132,7 @@ def test_a_killed_owner_leaves_no_server_and_no_files(life):
         socket.create_connection(("127.0.0.1", int(port))).close()
         owner.kill()
     end = time.monotonic() + 30
-    while any(Path(path).exists() for path in paths):  # they go when the server is gone
+    while any(Path(path).exists() for path in paths):  # removed when the server is gone
         assert time.monotonic() < end
         time.sleep(0.02)
     with pytest.raises(ConnectionRefusedError):

@@ -75,7 +75,7 @@ def test_a_wrong_value_is_refused_by_its_key(key, value):
 
 
 def test_an_unknown_key_is_refused_with_those_that_there_are():
-    with pytest.raises(ConfigurationError, match="no key 'max_duration'; it takes max_disconnection_duration,"):
+    with pytest.raises(ConfigurationError, match=r"no key 'max_duration'\. It takes max_disconnection_duration,"):
         recovery_options({"max_duration": 5})
 
 
@@ -131,8 +131,8 @@ def test_a_wrong_option_of_the_manager_is_refused_by_its_name(option, value):
 
 
 def test_what_logs_is_a_logger():
-    one = logging.getLogger("one")
-    for logger in (one, logging.LoggerAdapter(one)):
+    plain = logging.getLogger("test")
+    for logger in (plain, logging.LoggerAdapter(plain)):
         assert AsyncPostgresManager(DSN, logger=logger).logger is logger
 
 

@@ -1,13 +1,13 @@
-// What breaks things by itself: each kind in turn, in random order, at random times.
+// Breaks things by itself: every kind of break in a random order, at random times.
 
 const KINDS = ["cut", "cut", "cut everyone", "hop", "hop", "kill", "kill", "restart"];
 
 export class Chaos {
   #world;
   #timer = null;
-  #bag = [];  // what is still to come of this round
+  #bag = [];  // the kinds that remain in this round
 
-  /** `world`: clients, kill(node), restart(), up (nodes that serve) and database (whether it does). */
+  /** `world` has clients, kill(node), restart(), up (the nodes that serve) and database (whether it serves). */
   constructor(world) {
     this.#world = world;
   }
@@ -28,15 +28,15 @@ export class Chaos {
   #next() {
     this.#timer = setTimeout(() => this.#next(), 900 + 1600 * Math.random());
     if (this.#bag.length === 0) this.#bag = shuffled(KINDS);
-    const at = this.#bag.findIndex((kind) => this.#does(kind));  // the first one that is possible now
+    const at = this.#bag.findIndex((kind) => this.#try(kind));  // the first kind that is possible now
     if (at >= 0) this.#bag.splice(at, 1);
   }
 
-  #does(kind) {
+  #try(kind) {
     const {clients, up, database} = this.#world, live = shuffled(clients.filter((client) => client.live));
     if (kind === "kill") {
-      if (up.length < 2 || !database) return false;  // one is to stay
-      this.#world.kill(live[0]?.node ?? up[0]);  // where somebody is
+      if (up.length < 2 || !database) return false;  // a node must remain
+      this.#world.kill(live[0]?.node ?? up[0]);  // the node of a client
     } else if (kind === "restart") {
       if (!database) return false;
       this.#world.restart();

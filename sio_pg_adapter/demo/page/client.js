@@ -1,64 +1,78 @@
-// One socket.io client: its connection, its count and its timeline.
+// A socket.io client with its connection, its count and its timeline.
 
 import {Tally} from "./tally.js";
 
-const other = (node) => (node === "A" ? "B" : "A");
+const otherNode = (node) => (node === "A" ? "B" : "A");
 
 export class Client {
   tally = new Tally();
-  node = null;          // the node that it is on
-  live = false;         // served, and nothing is due to it from before
+  node = null;          // the node of the connection
+  live = false;         // whether the client is connected, and has all that it missed
   breaks = 0;           // absences that have ended
-  recovered = 0;        // of them: with the same session, and all that was missed replayed
-  spoil = null;         // "swallow" or "repeat": what to do to the next packet before it is counted
-  #target;              // the node that it connects to next
-  #visit = 0;           // its count of connections: a node's welcome says to which it is
-  #away = null;         // from a drop to the first live packet: {why, sid, since}
-  #why = null;          // of the next drop
+  recovered = 0;        // those of them with the same session and a complete replay
+  spoil = null;         // "swallow" or "repeat": what happens to the next event before it is counted
+  #target;              // the node to connect to next
+  #visit = 0;           // count of connections. A node's welcome carries the number of the connection
+  #away = null;         // from a drop to the first live event: {why, sid, since}
+  #why = null;          // the reason for the next drop
   #urls;
   #timeline;
-  #told;
+  #report;
+  #sid = null;
 
-  /** `told(client, text, good)` is called when an absence ends, or something is wrong. */
-  constructor(name, node, urls, timeline, told) {
+  /** `report(client, text, good)` is called at the end of an absence, and when the client is refused. */
+  constructor(name, node, urls, timeline, report) {
     this.name = name;
     this.#target = node;
     this.#urls = urls;
     this.#timeline = timeline;
-    this.#told = told;
+    this.#report = report;
     this.socket = io(urls[node], {
-      forceNew: true,  // a connection of its own
+      forceNew: true,  // a connection for each client
       auth: (send) => send({visit: ++this.#visit}),
-      reconnectionDelay: 900, reconnectionDelayMax: 1200, randomizationFactor: 0.3,  // long enough to miss something
+      reconnectionDelay: 900, reconnectionDelayMax: 1200, randomizationFactor: 0.3,  // long enough to miss events
     });
     this.socket.on("welcome", (data) => this.#welcomed(data));
     this.socket.on("tick", (data) => this.#tick(data.n));
     this.socket.on("disconnect", (reason) => this.#dropped(reason));
     this.socket.on("connect_error", (error) => {
-      if (!this.socket.active) told(this, `refused: ${error.message}`, false);
+      if (!this.socket.active) report(this, `refused: ${error.message}`, false);
     });
-    this.socket.io.on("error", () => this.#aim(other(this.#target)));  // as a load balancer would
+    this.socket.io.on("error", () => this.#aim(otherNode(this.#target)));  // as a load balancer would
   }
 
   get other() {
-    return other(this.node ?? this.#target);
+    return otherNode(this.node ?? this.#target);
   }
 
-  /** Cut the connection, with no word of Socket.IO. */
+  /** The session id, also while the client is away. */
+  get sid() {
+    if (this.socket.id !== undefined) this.#sid = this.socket.id;
+    return this.#sid;
+  }
+
+  /** Cut the connection without a message of Socket.IO. */
   cut(why = "cut") {
     this.#why = why;
     this.socket.io.engine.close();
   }
 
-  /** Cut, and connect to the other node next. */
+  /** Cut the connection, and connect to the other node next. */
   hop() {
     this.#aim(this.other);
     this.cut("moved");
   }
 
-  /** What the next drop will be called. */
+  /** Set the reason to report for the next drop. */
   expect(why) {
     this.#why = why;
+  }
+
+  /** Stop reconnecting, because the demo has ended. */
+  end() {
+    this.socket.off("disconnect");
+    this.socket.disconnect();
+    this.live = false;
   }
 
   #aim(node) {
@@ -67,7 +81,7 @@ export class Client {
   }
 
   #welcomed({node, visit}) {
-    if (visit !== this.#visit) return;  // to a former connection: missed and replayed
+    if (visit !== this.#visit) return;  // to an earlier connection, and replayed
     this.node = node;
     this.tally.welcomed();
   }
@@ -82,8 +96,9 @@ export class Client {
 
   #count(n) {
     const {kind, skipped, absence} = this.tally.tick(n);
-    for (let lost = n - skipped; lost < n; lost++) this.#timeline.note(lost, {kind: "lost", mark: "×"});
-    this.#timeline.note(n, {kind, node: this.#target, ...(kind === "doubled" && {mark: "2×"})});
+    for (let lost = n - skipped; lost < n; lost++) this.#timeline.note(lost, {kind: "lost"});
+    if (skipped > 0) this.#timeline.note(n - skipped, {mark: `${skipped} lost`});
+    this.#timeline.note(n, {kind, node: this.#target, ...(kind === "doubled" && {mark: "doubled"})});
     if (absence === null) return;
     this.live = true;
     if (this.#away !== null) this.#returned(absence);
@@ -94,7 +109,7 @@ export class Client {
     this.tally.dropped();
     const why = this.#why ?? `connection lost (${reason})`;
     this.#why = null;
-    if (this.tally.highest === null) return;  // there is nothing to come back to
+    if (this.tally.highest === null) return;  // no session to return to
     this.#timeline.note(this.tally.highest + 1, {mark: why});
     if (this.#away === null) this.#away = {why, sid: this.sid, since: performance.now()};
     else this.#away.why += `, ${why}`;
@@ -107,14 +122,7 @@ export class Client {
     const seconds = ((performance.now() - since) / 1000).toFixed(1);
     this.breaks++;
     if (good) this.recovered++;
-    this.#told(this, `${why}; back on node ${this.node} with ${same ? "the same" : "a new"} sid after ${seconds} s; ` +
+    this.#report(this, `${why}; back on node ${this.node} with ${same ? "the same" : "a new"} sid after ${seconds} s; ` +
       `${missed} missed, ${replayed} replayed`, good);
   }
-
-  /** Its session id, also while it is away. */
-  get sid() {
-    if (this.socket.id !== undefined) this.#sid = this.socket.id;
-    return this.#sid;
-  }
-  #sid = null;
 }

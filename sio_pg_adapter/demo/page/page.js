@@ -1,29 +1,32 @@
-// The page: shows the clients and the servers, and does what its buttons say.
+// The page: shows the clients and the servers, and acts on its buttons.
 
 import {Chaos} from "./chaos.js";
 import {Client} from "./client.js";
 import {Timeline} from "./timeline.js";
 
-const SEATS = {Ada: "A", Ben: "B", Cleo: "A"};  // who begins where
-const LOOK = 250;      // milliseconds between two looks at the servers
-const PAST = 30;       // lines of what happened
-const SUMMARY = 10000; // milliseconds between two announcements while chaos is on
+const SEATS = {Ada: "A", Ben: "B", Cleo: "A"};  // the first node of each client
+const POLL = 250;         // milliseconds between two reads of the servers' state
+const POLL_ENDED = 1000;  // the same after the demo has ended
+const PAST = 30;          // lines under "What happened"
+const SUMMARY = 10000;    // milliseconds between two announcements during chaos
 
 const at = (id) => document.getElementById(id);
 const calm = matchMedia("(prefers-reduced-motion: reduce)");
 const world = {clients: [], up: [], database: true, head: 0, kill, restart};
 const chaos = new Chaos(world);
 const views = [];
-let announced = null;  // whether a loss was told
+let settling = false;  // chaos is off, and not all clients are back
+let announced = "";    // the wrong counts that were announced
+let ended = false;     // the demo does not answer
 
 function text(element, value) {
   value = String(value);
   if (element.textContent !== value) element.textContent = value;
 }
 
-// Controls are never disabled: a disabled one drops the keyboard's focus. This says why nothing happens.
+// A disabled control loses the keyboard's focus, so controls only announce that they do nothing.
 function enable(button, can) {
-  button.setAttribute("aria-disabled", String(!can));
+  button.setAttribute("aria-disabled", String(!can || ended));
 }
 
 function onClick(button, act) {
@@ -32,9 +35,17 @@ function onClick(button, act) {
   });
 }
 
-// For the eye and, politely, for a screen reader. So not each of chaos's strokes is told here: the list has them.
-function say(words) {
-  text(at("story"), words);
+// Show a text, and announce it to screen readers. `unseen` is only announced: the totals show the same.
+function say(words, unseen = "") {
+  const rest = document.createElement("span");
+  rest.className = "unseen";
+  rest.textContent = unseen && ` ${unseen}`;
+  at("story").replaceChildren(words, rest);
+}
+
+// The list shows every break. Only those made by hand are announced.
+function sayByHand(words) {
+  if (!chaos.on && !settling) say(words);
 }
 
 function record(words, good) {
@@ -54,7 +65,8 @@ function seat(name, node, urls) {
   const timeline = new Timeline(find(".timeline"), name);
   const client = new Client(name, node, urls, timeline, (_, words, good) => {
     record(`${name}: ${words}`, good);
-    if (!chaos.on) say(`${name}: ${words}.`);
+    sayByHand(`${name}: ${words}.`);
+    show();  // the totals change together with the text
   });
   card.id = name;
   card.setAttribute("aria-labelledby", `${name}-name`);
@@ -67,8 +79,9 @@ function seat(name, node, urls) {
   world.clients.push(client);
   views.push({client, timeline, show() {
     const {socket, tally, live} = client;
-    card.dataset.state = live ? "live" : "away";
-    text(find(".state"), live ? `live on node ${client.node}` : client.node ? "away" : "connecting");
+    card.dataset.state = ended ? "ended" : live ? "live" : "away";
+    const state = live ? `live on node ${client.node}` : client.node ? "away" : "connecting";
+    text(find(".state"), ended ? "the demo has ended" : state);
     text(find(".sid code"), client.sid ?? "–");
     card.querySelectorAll("[data-count]").forEach((each) => {
       text(each, tally[each.dataset.count]);
@@ -80,20 +93,24 @@ function seat(name, node, urls) {
   }});
 }
 
-function total(what) {
-  return world.clients.reduce((sum, client) => sum + (client.tally[what] ?? client[what]), 0);
+function total(name) {
+  return world.clients.reduce((sum, client) => sum + (client.tally[name] ?? client[name]), 0);
 }
 
 function show() {
   for (const view of views) view.show();
-  for (const what of ["lost", "doubled", "recovered", "breaks", "replayed", "received"]) text(at(what), total(what));
-  for (const what of ["lost", "doubled"]) at(what).classList.toggle("bad", total(what) > 0);
-  const wrong = ["lost", "doubled"].filter((what) => total(what) > 0).map((what) => `${total(what)} ${what}`).join(", ");
+  for (const name of ["lost", "doubled", "recovered", "breaks", "replayed", "received"]) text(at(name), total(name));
+  for (const name of ["lost", "doubled"]) at(name).classList.toggle("bad", total(name) > 0);
+  const wrong = ["lost", "doubled"].filter((name) => total(name) > 0).map((name) => `${total(name)} ${name}`).join(", ");
   if (wrong && wrong !== announced) say(`Not exact: ${wrong}.`);
   announced = wrong;
+  if (settling && world.clients.every((client) => client.live)) {
+    settling = false;
+    say(`Chaos is off: ${summary()}.`);
+  }
 }
 
-// The database's number may come later than the packet.
+// The head is polled, so an event may arrive before it.
 function newest(client) {
   return Math.max(world.head, client.tally.highest ?? 0);
 }
@@ -104,6 +121,7 @@ function draw() {
 }
 
 function every(milliseconds, act) {
+  if (ended) return;
   act();
   setTimeout(() => every(milliseconds, act), typeof milliseconds === "function" ? milliseconds() : milliseconds);
 }
@@ -113,62 +131,94 @@ function every(milliseconds, act) {
 function kill(node) {
   world.clients.filter((client) => client.live && client.node === node).forEach((c) => c.expect(`node ${node} killed`));
   record(`node ${node} is killed (kill -9)`);
-  if (!chaos.on) say(`Node ${node} is killed.`);
+  sayByHand(`Node ${node} is killed.`);
   world.up = world.up.filter((each) => each !== node);
-  fetch(`/nodes/${node}/kill`, {method: "POST"});
+  fetch(`/nodes/${node}/kill`, {method: "POST"}).catch(end);
 }
 
 function restart() {
   record("PostgreSQL is restarted");
-  if (!chaos.on) say("PostgreSQL is restarted.");
+  sayByHand("PostgreSQL is restarted.");
   for (const view of views) view.timeline.note(newest(view.client) + 1, {mark: "PostgreSQL restarted"});
   world.database = false;
-  fetch("/database/restart", {method: "POST"}).then(async (answer) => tellServers(await answer.json()));
+  fetch("/database/restart", {method: "POST"}).then(async (answer) => showServers(await answer.json())).catch(end);
 }
 
-async function look() {
-  return tellServers(await (await fetch("/state")).json());
+async function readState() {
+  return (await fetch("/state")).json();
 }
 
-function tellServers(state) {
-  world.up = Object.keys(state.nodes).filter((name) => state.nodes[name].up);
-  world.database = state.database;
-  world.head = state.head;
-  for (const name of Object.keys(state.nodes)) {
+function showServers({nodes, database, head}) {
+  world.up = Object.keys(nodes).filter((name) => nodes[name].up);
+  world.database = database;
+  world.head = head;
+  for (const name of Object.keys(nodes)) {
     const up = world.up.includes(name);
-    text(at(`node-${name}`), up ? "up" : "down");
-    at(`node-${name}`).className = up ? "up" : "down";
+    showServer(`node-${name}`, up, "up", "down");
     enable(at(`kill-${name}`), up);
   }
-  text(at("database"), world.database ? "up" : "restarting");
-  at("database").className = world.database ? "up" : "down";
-  enable(at("restart"), world.database);
-  return state;
+  showServer("database", database, "up", "restarting");
+  enable(at("restart"), database);
 }
 
-async function keepLooking() {
+function showServer(id, up, good, bad) {
+  text(at(id), ended ? "ended" : up ? good : bad);
+  at(id).className = up ? "up" : "down";
+}
+
+async function poll() {
   try {
-    await look();
-    setTimeout(keepLooking, LOOK);
+    const state = await readState();
+    if (ended) return;
+    showServers(state);
+    setTimeout(poll, POLL);
   } catch {
-    chaos.stop();
-    at("chaos").setAttribute("aria-checked", "false");
-    say("The demo has ended: start it again with sio-pg demo, and load this page anew.");
+    end();
+  }
+}
+
+// -- the end of the demo ----------------------------------------------------------------------------------
+
+function end() {
+  if (ended) return;
+  ended = true;
+  chaos.stop();
+  settling = false;
+  at("chaos").setAttribute("aria-checked", "false");
+  for (const client of world.clients) client.end();
+  showServers({nodes: {A: {up: false}, B: {up: false}}, database: false, head: world.head});
+  show();
+  for (const button of document.querySelectorAll("button")) enable(button, false);
+  document.body.classList.add("ended");
+  document.title = `Ended: ${document.title}`;
+  at("ended").hidden = false;
+  say("The demo has ended. Start it again with sio-pg demo.");
+  setTimeout(awaitRestart, POLL_ENDED);
+}
+
+async function awaitRestart() {
+  try {
+    await readState();
+    location.reload();  // the nodes have new ports
+  } catch {
+    setTimeout(awaitRestart, POLL_ENDED);
   }
 }
 
 // -- the controls -----------------------------------------------------------------------------------------
 
 function summary() {
-  return `${total("breaks")} breaks, ${total("recovered")} recovered, ${total("replayed")} packets replayed, ` +
+  return `${total("breaks")} breaks, ${total("recovered")} recovered, ${total("replayed")} events replayed, ` +
     `${total("lost")} lost, ${total("doubled")} doubled`;
 }
 
 function toggleChaos() {
+  settling = chaos.on;
   if (chaos.on) chaos.stop();
   else chaos.start();
   at("chaos").setAttribute("aria-checked", String(chaos.on));
-  say(chaos.on ? "Chaos is on." : `Chaos is off: ${summary()}.`);
+  say(chaos.on ? "Chaos is on." : "Chaos ends when all clients are back.");
+  show();  // they may be back already
 }
 
 function togglePause() {
@@ -176,11 +226,11 @@ function togglePause() {
   at("pause").setAttribute("aria-pressed", String(paused));
 }
 
-function spoil(how) {
+function spoil(action) {
   const client = world.clients.find((each) => each.live);
   if (client === undefined) return;
-  client.spoil = how;
-  record(`${client.name}: this page ${how === "swallow" ? "swallows" : "repeats"} one packet`);
+  client.spoil = action;
+  record(`${client.name}: this page ${action === "swallow" ? "drops" : "repeats"} an event`);
 }
 
 function reset() {
@@ -192,11 +242,8 @@ function reset() {
 }
 
 async function begin() {
-  if (typeof io === "undefined") {
-    say("socket.io-client could not be loaded. Without a network, start with: sio-pg demo --client-js PATH");
-    return;
-  }
-  const state = await look();
+  const state = await readState();
+  showServers(state);
   text(at("rate"), state.rate);
   const urls = {};
   for (const [name, {port}] of Object.entries(state.nodes)) urls[name] = `http://${location.hostname}:${port}`;
@@ -208,11 +255,11 @@ async function begin() {
   onClick(at("swallow"), () => spoil("swallow"));
   onClick(at("repeat"), () => spoil("repeat"));
   onClick(at("reset"), reset);
-  keepLooking();
+  poll();
   every(100, show);
   every(() => (calm.matches ? 2000 : 100), draw);
   every(1000, () => views.forEach(({timeline}) => timeline.describe()));
-  every(SUMMARY, () => { if (chaos.on && total("breaks") > 0) say(`Chaos is on: ${summary()}.`); });
+  every(SUMMARY, () => { if (chaos.on && total("breaks") > 0) say("Chaos is on.", `${summary()}.`); });
   say("Now break something, or switch chaos on.");
 }
 

@@ -1,37 +1,40 @@
-// The count, free of sockets and of the page. walk.py counts in the same way; a test compares both.
+// The count, without sockets and without the page. walk.py counts in the same way, and a test compares the two.
 
-/** Counts numbered packets, which must come in order, each once.
+/** A count of numbered events, which must arrive in order and once.
  *
- * A node sends its welcome after the replay. So what comes before the welcome is the replay, and the number of
- * the first packet after it tells how many were missed.
+ * A node sends its welcome after the replay. So the events before the welcome are the replay, and the number of the
+ * first event after it shows how many were missed.
  */
 export class Tally {
-  highest = null;                 // number of the newest packet that came
-  #away = {since: null, replayed: 0};  // from a drop to the first live packet: the highest number before, what came
+  highest = null;                      // number of the newest event received
+  #away = {since: null, replayed: 0};  // from a drop to the first live event: the highest number before, and a count
   #welcome = false;
 
   constructor() {
     this.reset();
   }
 
-  /** Begin to count at 0. What came stays known: a loss after it is a loss. */
+  /** Set the counters to 0. The newest event stays known, so a later loss still counts. */
   reset() {
     this.received = this.missed = this.replayed = this.lost = this.doubled = 0;
   }
 
-  /** The connection is gone. */
+  /** Record that the connection is lost. */
   dropped() {
     if ((this.#away?.since ?? null) === null) this.#away = {since: this.highest, replayed: 0};
     this.#welcome = false;
   }
 
-  /** The welcome to this connection came. */
+  /** Record the welcome to this connection. */
   welcomed() {
     this.#welcome = true;
   }
 
-  /** Packet `n` came. Returns what it is ("live", "replayed", "doubled"), how many were skipped just before it, and,
-   * if it ends an absence, what was missed and replayed in that. */
+  /** Record event `n`.
+   *
+   * Return its kind ("live", "replayed" or "doubled"), the number of events skipped just before it, and, if it ends
+   * an absence, how many events that absence missed and how many were replayed.
+   */
   tick(n) {
     this.received++;
     if (this.highest !== null && n <= this.highest) {
@@ -43,7 +46,7 @@ export class Tally {
     this.highest = n;
     const away = this.#away;
     if (away === null) return {kind: "live", skipped, absence: null};
-    const first = away.since === null;  // the first connection: it missed nothing
+    const first = away.since === null;  // the first connection has missed nothing
     if (!this.#welcome) {
       if (first) return {kind: "live", skipped, absence: null};
       away.replayed++;
