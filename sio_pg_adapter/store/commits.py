@@ -212,13 +212,9 @@ class Commits:
 
     # -- all members of some rooms -----------------------------------------------------------------------
     async def _send_move(self, connection: Connection, move: MemberMove, batch_id: int) -> list[Written]:
-        queries = self._database.queries
-        transaction = connection.transaction(isolation="read_committed")
-        await transaction.start()
         try:
-            await connection.execute(queries["lock"], timeout=QUERY_TIMEOUT)
             row = await connection.fetchrow(
-                queries["move_members"],
+                self._database.queries["move_members"],
                 batch_id,
                 int(move.kind),
                 move.namespace,
@@ -228,25 +224,18 @@ class Commits:
                 move.targets,
                 timeout=QUERY_TIMEOUT,
             )
-        except BaseException:  # cancelled, too: it holds the log's lock
-            await transaction.rollback()
-            raise
-        if row is not None and None in row["offsets"]:
-            await transaction.rollback()
-            return [Written(0, refused=True)]
-        try:
-            await transaction.commit()
         except Exception as e:
             if unknown := _unknown(e):
                 raise unknown from e
             raise
-        if row is None:
-            return [Written(0)]
-        last = max(row["offsets"])
+        offsets = row["offsets"]
+        if offsets is None:
+            return [Written(0, refused=True)]
+        last = max(offsets, default=0)
         if last > 0:
             self._last = last
             self._on_appended(row["prev"], last, None)
-        return [Written(max(map(abs, row["offsets"])))]  # a record that had already done the same counts, too
+        return [Written(max(map(abs, offsets), default=0))]  # a record that had already done the same counts, too
 
     async def _after_lost_move(self, rows: list[asyncpg.Record]) -> list[Written]:
         last = rows[-1]["offset"]
@@ -264,11 +253,9 @@ class Commits:
         queries = self._database.queries
         if backend is not None:
             await end_backend(connection, queries, backend)
-        async with connection.transaction():
-            await connection.execute(queries["lock"], timeout=QUERY_TIMEOUT)
-            rows: list[asyncpg.Record] = await connection.fetch(
-                queries["batch"], self._last, batch_id, timeout=QUERY_TIMEOUT
-            )
+        rows: list[asyncpg.Record] = await connection.fetch(
+            queries["batch"], self._last, batch_id, timeout=QUERY_TIMEOUT
+        )
         return rows or None
 
     async def _after_loss(self, entries: list[Entry], rows: list[asyncpg.Record]) -> list[Written]:

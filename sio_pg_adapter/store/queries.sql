@@ -1,6 +1,7 @@
 -- The statements that this package runs, each with a name and a sentence. "sio." stands for the schema.
 --
--- All changes of the log and of sessions go through two functions, sio_append_batch and sio_append_event.
+-- All changes of the log and of sessions go through three functions, sio_append_batch, sio_append_event and
+-- sio_move_members.
 --
 -- The log is sio_packets, and its rows are in two segments. Frequent statements read each segment with its own ORDER BY
 -- and LIMIT. A plan for sio_packets that was made while the segments were empty, and kept, would read and sort all rows.
@@ -36,25 +37,9 @@ FROM sio.sio_append_batch($1::bigint, $2::smallint[], $3::text[], $4::text[], $5
 SELECT sio.sio_append_event($1::bigint, $2::text, $3::text, $4::text, $5::text) AS at
 
 -- name: move_members
--- After "lock", in its transaction: append that members enter (kind $2 is 1) or leave (2) each of the rooms $7, or are
--- kicked (5). The members are those of the rooms $4, away or not, where '' means everybody. The sids $5, which have no
--- session, are added, and the sids $6 are left out. All of it counts from one offset. There is no row if nobody moves.
-SELECT w.prev, w.offsets
-FROM (SELECT array_agg($2::smallint) AS kinds, array_agg($3::text) AS namespaces, array_agg(t.room) AS rooms,
-             array_agg(NULL::text) AS nulls, array_agg(m.sid) AS sids, array_agg(NULL::bytea) AS parts,
-             array_agg(NULL::uuid) AS attachments, array_agg('{}'::text) AS args
-      FROM (SELECT sid FROM sio.sio_sessions
-            WHERE namespace = $3::text AND (expires_at IS NULL OR expires_at > clock_timestamp())
-              AND ('' = ANY ($4::text[]) OR sid = ANY ($4::text[]) OR id IN (
-                   SELECT session FROM sio.sio_rooms
-                   WHERE namespace = $3::text AND room = ANY ($4::text[]) AND left_at IS NULL))
-            UNION
-            SELECT unnest($5::text[])) m
-          CROSS JOIN unnest($7::text[]) t (room)
-      WHERE m.sid <> ALL ($6::text[]) AND m.sid <> t.room
-      HAVING count(*) > 0) a
-    CROSS JOIN LATERAL sio.sio_append_batch($1::bigint, a.kinds, a.namespaces, a.rooms, a.nulls, a.nulls, a.sids,
-                                            a.nulls, a.parts, a.attachments, a.args, NULL) w
+-- Move all members of some rooms, or kick them.
+SELECT prev, offsets
+FROM sio.sio_move_members($1::bigint, $2::smallint, $3::text, $4::text[], $5::text[], $6::text[], $7::text[])
 
 -- name: emit
 -- Emit an event as part of the caller's transaction. It enters the log when that transaction commits.
@@ -78,13 +63,9 @@ SELECT pid, backend_start FROM pg_stat_activity WHERE pid = pg_backend_pid()
 -- End the backend of a former connection. There is no row once it is gone.
 SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid = $1::integer AND backend_start = $2::timestamptz
 
--- name: lock
--- Wait until no append is in progress.
-LOCK TABLE sio.sio_lock IN EXCLUSIVE MODE
-
 -- name: batch
--- The records of a batch whose answer was lost, above an offset known from before it.
-SELECT "offset", kind FROM sio.sio_packets WHERE "offset" > $1::bigint AND batch = $2::bigint ORDER BY "offset"
+-- The records of a batch whose answer was lost, once no append is in progress.
+SELECT "offset", kind FROM sio.sio_stored_batch($1::bigint, $2::bigint)
 
 -- name: range
 -- A page of the log above a cursor, in order. The floor is in the first row, even if there is no record.

@@ -335,7 +335,7 @@ BEGIN
     RETURN NULL;
 END $$;
 
--- Appends. All changes of the log and of sessions go through sio_append_batch and sio_append_event.
+-- Appends. All changes of the log and of sessions go through sio_append_batch, sio_append_event and sio_move_members.
 
 -- Appends one record of a kind other than an event, and returns its offset. The caller holds the log's lock.
 CREATE FUNCTION sio.sio_put_record(p_batch bigint, p_kind integer, p_namespace text, p_room text, p_sid text, p_generation bigint DEFAULT NULL::bigint, p_as_of bigint DEFAULT NULL::bigint, p_node uuid DEFAULT NULL::uuid, p_data text DEFAULT NULL::text)
@@ -579,6 +579,58 @@ BEGIN
     UPDATE sio.sio_rooms SET left_at = v_offset
     WHERE namespace = p_namespace AND room = p_room AND left_at IS NULL;
     RETURN v_offset;
+END $$;
+
+-- Appends that members enter (p_kind 1) or leave (2) each of the rooms p_targets, or are kicked (5). The members are those
+-- of the rooms p_rooms, away or not, where '' means everybody. The sids p_unstored, which have no session, are added, and
+-- the sids p_skip_sids are left out. All of it counts from one offset.
+--
+-- Lock, move and commit are one statement. If they were three, a node that vanished between them would hold the log's lock
+-- until TCP gives up.
+--
+-- prev and offsets are those of sio_append_batch. offsets is empty if nobody moves. It is null, and nothing is written, if
+-- a target is another client's own room.
+CREATE FUNCTION sio.sio_move_members(p_batch bigint, p_kind smallint, p_namespace text, p_rooms text[], p_unstored text[], p_skip_sids text[], p_targets text[], OUT prev bigint, OUT offsets bigint[])
+ RETURNS record
+ LANGUAGE plpgsql
+AS $$
+DECLARE v_rooms text[]; v_sids text[]; v_count integer;
+BEGIN
+    LOCK TABLE sio.sio_lock IN EXCLUSIVE MODE;
+    SELECT coalesce(array_agg(t.room), '{}'), array_agg(m.sid) INTO v_rooms, v_sids
+    FROM (SELECT sid FROM sio.sio_sessions
+          WHERE namespace = p_namespace AND (expires_at IS NULL OR expires_at > clock_timestamp())
+            AND ('' = ANY (p_rooms) OR sid = ANY (p_rooms) OR id IN (
+                 SELECT session FROM sio.sio_rooms
+                 WHERE namespace = p_namespace AND room = ANY (p_rooms) AND left_at IS NULL))
+          UNION
+          SELECT unnest(p_unstored)) m
+        CROSS JOIN unnest(p_targets) t (room)
+    WHERE m.sid <> ALL (p_skip_sids) AND m.sid <> t.room;
+    v_count := cardinality(v_rooms);
+    IF v_count = 0 THEN
+        offsets := '{}';
+    ELSIF p_kind <> 1
+          OR NOT EXISTS (SELECT FROM sio.sio_sessions WHERE namespace = p_namespace AND sid = ANY (v_rooms)) THEN
+        SELECT w.prev, w.offsets INTO prev, offsets
+        FROM sio.sio_append_batch(
+            p_batch, array_fill(p_kind, ARRAY[v_count]), array_fill(p_namespace, ARRAY[v_count]), v_rooms, NULL, NULL,
+            v_sids, NULL, NULL, NULL, NULL, NULL) w;
+    END IF;
+END $$;
+
+-- Returns the records of a batch whose answer was lost, above an offset known from before it. It waits until no append is
+-- in progress, and one statement does that and reads, for the reason given above.
+CREATE FUNCTION sio.sio_stored_batch(p_after bigint, p_batch bigint)
+ RETURNS TABLE("offset" bigint, kind smallint)
+ LANGUAGE plpgsql
+AS $$
+#variable_conflict use_column
+BEGIN
+    LOCK TABLE sio.sio_lock IN EXCLUSIVE MODE;
+    RETURN QUERY
+    SELECT p."offset", p.kind FROM sio.sio_packets p
+    WHERE p."offset" > p_after AND p.batch = p_batch ORDER BY p."offset";
 END $$;
 
 -- Sessions, as entries of a batch. The functions take and return JSON. The caller holds the log's lock.
@@ -1328,12 +1380,22 @@ CREATE FUNCTION sio.sio_emit_encoded(p_namespace text, p_room text, p_rooms text
 AS $$
 DECLARE
     v_rooms text[]; v_skips text[]; v_attachment uuid; v_at integer := 0;
-    v_size bigint := octet_length(p_body) + coalesce(octet_length(p_parts), 0);
+    v_size bigint := octet_length(p_body) + coalesce(octet_length(p_parts), 0); v_count integer := 0;
+    -- The event's name in JSON, if it is short. The characters of a reserved name may be escaped.
+    v_name text := substring(left(p_body, 100) FROM '^\["((?:[^"\\]|\\.)*)"');
 BEGIN
     IF (p_namespace IS NOT NULL AND p_room IS NOT NULL AND p_body::json IS NOT NULL
         AND left(p_body, 2) = '["' AND right(p_body, 1) = ']') IS NOT TRUE THEN
         RAISE invalid_parameter_value USING MESSAGE = 'an event has a namespace, a room and a body: a JSON array that'
             ' begins with the event''s name, without space around it';
+    END IF;
+    IF position('\' IN v_name) > 0 THEN
+        v_name := ('"' || v_name || '"')::json #>> '{}';
+    END IF;
+    IF v_name IN ('connect', 'connect_error', 'disconnect', 'disconnecting', 'newListener', 'removeListener') THEN
+        RAISE invalid_parameter_value USING MESSAGE = format(
+            'the event name "%s" is reserved in Socket.IO: JavaScript clients close the connection when they get it,'
+            ' come back and get it again. Rename the event', v_name);
     END IF;
     -- Most events have none of these. JSON text is never shorter than the names in it.
     IF v_size > 65536 OR p_parts IS NOT NULL OR p_rooms IS NOT NULL OR p_skips IS NOT NULL
@@ -1355,12 +1417,18 @@ BEGIN
         END IF;
         WHILE v_at < octet_length(p_parts) LOOP  -- a node that cannot take them apart would stand still
             EXIT WHEN v_at + 4 > octet_length(p_parts);
+            v_count := v_count + 1;
             v_at := least(2147483647, v_at + 4 + (get_byte(p_parts, v_at)::bigint << 24)
                 + (get_byte(p_parts, v_at + 1) << 16) + (get_byte(p_parts, v_at + 2) << 8)
                 + get_byte(p_parts, v_at + 3));
         END LOOP;
         IF v_at <> octet_length(p_parts) THEN
             RAISE invalid_parameter_value USING MESSAGE = 'each binary part stands after its length';
+        END IF;
+        IF v_count > 10 THEN
+            RAISE program_limit_exceeded USING MESSAGE = format(
+                'an event has %s binary parts, and JavaScript clients take 10 at most. Join them, or send several events',
+                v_count);
         END IF;
         IF v_size > 268435456 THEN
             RAISE program_limit_exceeded USING MESSAGE = 'an event is larger than 256 MiB';

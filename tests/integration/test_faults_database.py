@@ -284,3 +284,27 @@ async def test_a_slow_client_is_cut_and_recovers_from_the_log(start_node):
         async with node.client(pid=wire.pid, **({"offset": wire.offset} if wire.offset else {})) as again:
             assert again.sid == wire.sid
             assert [(await again.event())[1] for _ in range(len(got), 100)] == list(range(len(got), 100))
+
+
+async def test_a_node_that_vanishes_while_it_moves_members_holds_up_nobody(start_node, proxy, db, monkeypatch):
+    """It vanishes while it waits for the log's lock. PostgreSQL moves and commits, or does neither."""
+    monkeypatch.setattr("sio_pg_adapter.store.commits.QUERY_TIMEOUT", 4.0)
+    node = await start_node(dsn=proxy.dsn)
+    other = await start_node()
+    async with other.client() as wire:
+        transaction = db.transaction()
+        await transaction.start()
+        await db.execute("LOCK TABLE sio_lock IN EXCLUSIVE MODE")
+        moving = asyncio.create_task(node.sio.sockets_join(None, "x"))
+        waiting = "SELECT count(*) FROM pg_locks WHERE relation = 'sio_lock'::regclass AND NOT granted"
+        async with asyncio.timeout(10):
+            while not await db.fetchval(waiting):
+                await asyncio.sleep(0.01)
+        proxy.refuses = True
+        proxy.blackhole()
+        await transaction.rollback()
+        await other.sio.emit("e")
+        assert await wire.event() == ["e"]
+        assert "x" in await other.sio.fetch_rooms(wire.sid)
+        with contextlib.suppress(StoreUnavailable):
+            await moving

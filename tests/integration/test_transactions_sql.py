@@ -16,6 +16,13 @@ from sio_pg_adapter import AsyncPostgresManager, emit
 
 DOCS = Path(__file__).parents[2] / "docs" / "transactions.md"
 
+RESERVED = ["connect", "connect_error", "disconnect", "disconnecting", "newListener", "removeListener"]
+"""The names whose events socket.io-client does not get past: it closes, comes back and is sent them again."""
+
+
+def escaped(name: str) -> str:
+    return "".join(f"\\u{ord(character):04x}" for character in name)
+
 
 def snippets() -> list[str]:
     return re.findall(r"^```sql\n(.*?)^```", DOCS.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
@@ -56,6 +63,9 @@ def stored(app):
         ("sio_emit('e', namespace => '/x', skip_sids => ARRAY['s', NULL, 't'])", ("/x", [""], ["s", "t"], '["e"]')),
         ("sio_emit('e', skip_sids => NULL)", ("/", [""], [], '["e"]')),
         ("sio_emit(E'\"\\\\\\n', room => repeat('ü', 256))", ("/", ["ü" * 256], [], r'["\"\\\n"]')),
+        ("sio_emit('disconnected', '\"connect\"')", ("/", [""], [], '["disconnected","connect"]')),
+        ("sio_emit('Connect')", ("/", [""], [], '["Connect"]')),
+        (f"sio_emit_encoded('/', '', NULL, NULL, '[\"e\"]', '\\x{'0000000101' * 10}')", ("/", [""], [], '["e"]')),
         ("sio_emit('e', '1', 'r', DEFAULT)", None),
         ("sio_emit('e', rooms => ARRAY[]::text[])", None),
     ],
@@ -101,6 +111,13 @@ def test_arguments(app, call, row):
         ("sio_emit_encoded('/', '', NULL, NULL, '[\"e\"]', '\\x0000000201')", psycopg.errors.InvalidParameterValue),
         ("sio_emit_encoded('/', '', NULL, NULL, '[\"e\"]', '\\xffffffff01')", psycopg.errors.InvalidParameterValue),
         ("sio_emit_encoded('/', '', NULL, NULL, '[\"e\"]', '\\x7fffffff01')", psycopg.errors.InvalidParameterValue),
+        *((f"sio_emit('{name}')", psycopg.errors.InvalidParameterValue) for name in RESERVED),
+        *((f"sio_emit_encoded('/', '', NULL, NULL, '[{json.dumps(name)},1]', NULL)",
+           psycopg.errors.InvalidParameterValue) for name in RESERVED),
+        *((f"sio_emit_encoded('/', '', NULL, NULL, '[\"{escaped(name)}\"]', NULL)",
+           psycopg.errors.InvalidParameterValue) for name in RESERVED),
+        (f"sio_emit_encoded('/', '', NULL, NULL, '[\"e\"]', '\\x{'0000000101' * 11}')",
+         psycopg.errors.ProgramLimitExceeded),
     ],
 )  # fmt: skip
 def test_what_is_refused(app, call, error):

@@ -12,12 +12,22 @@ CREATE FUNCTION sio.sio_emit_encoded(p_namespace text, p_room text, p_rooms text
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     v_rooms text[]; v_skips text[]; v_attachment uuid; v_at integer := 0;
-    v_size bigint := octet_length(p_body) + coalesce(octet_length(p_parts), 0);
+    v_size bigint := octet_length(p_body) + coalesce(octet_length(p_parts), 0); v_count integer := 0;
+    -- The event's name in JSON, if it is short. The characters of a reserved name may be escaped.
+    v_name text := substring(left(p_body, 100) FROM '^\["((?:[^"\\]|\\.)*)"');
 BEGIN
     IF (p_namespace IS NOT NULL AND p_room IS NOT NULL AND p_body::json IS NOT NULL
         AND left(p_body, 2) = '["' AND right(p_body, 1) = ']') IS NOT TRUE THEN
         RAISE invalid_parameter_value USING MESSAGE = 'an event has a namespace, a room and a body: a JSON array that'
             ' begins with the event''s name, without space around it';
+    END IF;
+    IF position('\' IN v_name) > 0 THEN
+        v_name := ('"' || v_name || '"')::json #>> '{}';
+    END IF;
+    IF v_name IN ('connect', 'connect_error', 'disconnect', 'disconnecting', 'newListener', 'removeListener') THEN
+        RAISE invalid_parameter_value USING MESSAGE = format(
+            'the event name "%s" is reserved in Socket.IO: JavaScript clients close the connection when they get it,'
+            ' come back and get it again. Rename the event', v_name);
     END IF;
     -- Most events have none of these. JSON text is never shorter than the names in it.
     IF v_size > 65536 OR p_parts IS NOT NULL OR p_rooms IS NOT NULL OR p_skips IS NOT NULL
@@ -39,12 +49,18 @@ BEGIN
         END IF;
         WHILE v_at < octet_length(p_parts) LOOP  -- a node that cannot take them apart would stand still
             EXIT WHEN v_at + 4 > octet_length(p_parts);
+            v_count := v_count + 1;
             v_at := least(2147483647, v_at + 4 + (get_byte(p_parts, v_at)::bigint << 24)
                 + (get_byte(p_parts, v_at + 1) << 16) + (get_byte(p_parts, v_at + 2) << 8)
                 + get_byte(p_parts, v_at + 3));
         END LOOP;
         IF v_at <> octet_length(p_parts) THEN
             RAISE invalid_parameter_value USING MESSAGE = 'each binary part stands after its length';
+        END IF;
+        IF v_count > 10 THEN
+            RAISE program_limit_exceeded USING MESSAGE = format(
+                'an event has %s binary parts, and JavaScript clients take 10 at most. Join them, or send several events',
+                v_count);
         END IF;
         IF v_size > 268435456 THEN
             RAISE program_limit_exceeded USING MESSAGE = 'an event is larger than 256 MiB';

@@ -58,3 +58,53 @@ BEGIN
     WHERE namespace = p_namespace AND room = p_room AND left_at IS NULL;
     RETURN v_offset;
 END $$;
+
+-- Appends that members enter (p_kind 1) or leave (2) each of the rooms p_targets, or are kicked (5). The members are those
+-- of the rooms p_rooms, away or not, where '' means everybody. The sids p_unstored, which have no session, are added, and
+-- the sids p_skip_sids are left out. All of it counts from one offset.
+--
+-- Lock, move and commit are one statement. If they were three, a node that vanished between them would hold the log's lock
+-- until TCP gives up.
+--
+-- prev and offsets are those of sio_append_batch. offsets is empty if nobody moves. It is null, and nothing is written, if
+-- a target is another client's own room.
+CREATE FUNCTION sio.sio_move_members(
+    p_batch bigint, p_kind smallint, p_namespace text, p_rooms text[], p_unstored text[], p_skip_sids text[],
+    p_targets text[], OUT prev bigint, OUT offsets bigint[])
+LANGUAGE plpgsql AS $$
+DECLARE v_rooms text[]; v_sids text[]; v_count integer;
+BEGIN
+    LOCK TABLE sio.sio_lock IN EXCLUSIVE MODE;
+    SELECT coalesce(array_agg(t.room), '{}'), array_agg(m.sid) INTO v_rooms, v_sids
+    FROM (SELECT sid FROM sio.sio_sessions
+          WHERE namespace = p_namespace AND (expires_at IS NULL OR expires_at > clock_timestamp())
+            AND ('' = ANY (p_rooms) OR sid = ANY (p_rooms) OR id IN (
+                 SELECT session FROM sio.sio_rooms
+                 WHERE namespace = p_namespace AND room = ANY (p_rooms) AND left_at IS NULL))
+          UNION
+          SELECT unnest(p_unstored)) m
+        CROSS JOIN unnest(p_targets) t (room)
+    WHERE m.sid <> ALL (p_skip_sids) AND m.sid <> t.room;
+    v_count := cardinality(v_rooms);
+    IF v_count = 0 THEN
+        offsets := '{}';
+    ELSIF p_kind <> 1
+          OR NOT EXISTS (SELECT FROM sio.sio_sessions WHERE namespace = p_namespace AND sid = ANY (v_rooms)) THEN
+        SELECT w.prev, w.offsets INTO prev, offsets
+        FROM sio.sio_append_batch(
+            p_batch, array_fill(p_kind, ARRAY[v_count]), array_fill(p_namespace, ARRAY[v_count]), v_rooms, NULL, NULL,
+            v_sids, NULL, NULL, NULL, NULL, NULL) w;
+    END IF;
+END $$;
+
+-- Returns the records of a batch whose answer was lost, above an offset known from before it. It waits until no append is
+-- in progress, and one statement does that and reads, for the reason given above.
+CREATE FUNCTION sio.sio_stored_batch(p_after bigint, p_batch bigint) RETURNS TABLE ("offset" bigint, kind smallint)
+LANGUAGE plpgsql AS $$
+#variable_conflict use_column
+BEGIN
+    LOCK TABLE sio.sio_lock IN EXCLUSIVE MODE;
+    RETURN QUERY
+    SELECT p."offset", p.kind FROM sio.sio_packets p
+    WHERE p."offset" > p_after AND p.batch = p_batch ORDER BY p."offset";
+END $$;
