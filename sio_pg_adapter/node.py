@@ -72,6 +72,7 @@ class Health:
     :ivar lag: offsets between the cursor and the last one that it knows of.
     :ivar listener: ``"listening"``, ``"reconnecting"`` or ``"stopped"``.
     :ivar sessions: sessions that are held by clients of this node.
+    :ivar reason: why it is not ok, in words. Empty if it is.
     """
 
     ok: bool
@@ -79,6 +80,7 @@ class Health:
     lag: int
     listener: str
     sessions: int
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +131,7 @@ class Node:
         self.id = uuid.uuid4().hex
         self.channel = "sio_" + secrets.token_hex(20)  # a secret: NOTIFY has no permissions
         self.database = database
+        database.must_fit = True
         self.counters = setup.counters
         self.recovery = setup.recovery
         self.frames = setup.frames
@@ -157,6 +160,7 @@ class Node:
         )
         self.moves = Moves(setup.clients, self.rooms, self.cursor, self.appender)
         self.continuity = Continuity(
+            database,
             setup.clients, self.cursor, self.epochs, self.reader, self.sessions, self.presence, self.endings
         )
 
@@ -170,6 +174,8 @@ class Node:
         self.broadcast_calls = BroadcastCalls(self.delivery, self.requests, self.id)
         self.server_events = ServerEvents(self.requests, setup.server_event_handlers, setup.json)
         self.listener: Listener | None = None
+        self._following: asyncio.Future[None] | None = None
+        self._probed_head = 0
         self.requests.serve(Service.STATUS, lambda *_: status(self.clients, self.cursor, self.reconnects))
 
     def _presence(self, setup: Setup) -> Presence:
@@ -188,13 +194,14 @@ class Node:
         :raises StoreUnavailable: if the database cannot be reached. Nothing is left open then.
         :raises SchemaMismatch: if it is not migrated.
         """
-        await self.database.open()
+        await self.database.open(listens=self._follows)
         try:
             await self.epochs.open()
+            self.database.on_moved = self._on_moved
             self.writer.start()
             if self._follows:
                 channels = [self.database.channel, self.channel]
-                self.listener = Listener(self.database, channels, self._on_notify, self._on_listening)
+                self.listener = Listener(self.database, channels, self._on_notify, self._on_listening, self._on_probe)
                 await self.listener.start()
                 await self.cursor.start(self.delivery.apply, self.continuity)
                 await self.pruner.announce_handlers()
@@ -205,6 +212,7 @@ class Node:
 
     async def stop(self) -> None:
         """Write what is waiting, leave the cluster, and close all connections."""
+        self.database.on_moved = None
         await self.tasks.close()
         self.requests.close()
         await self.writer.close()
@@ -222,10 +230,38 @@ class Node:
 
     # -- what the LISTEN connection brings -----------------------------------------------------------------
     async def _on_listening(self, connection: Connection) -> None:
+        if self.cursor.running:
+            self.database.reopen()  # the other connections may be on a server that is not the primary any more
         counted_dead = await self.presence.show(connection)
         await self.continuity.check()
         self.cursor.ring()  # whatever was announced before this connection listened was not heard
         await self.continuity.returned(counted_dead=counted_dead)
+
+    async def _on_probe(self, connection: Connection, timeout: float) -> str:
+        checking = asyncio.create_task(self.database.check_kept(timeout), name="sio_pg check of connections")
+        try:
+            probe = await self.presence.probe(connection, timeout)
+        finally:
+            await checking
+        if self._probed_head > self.cursor.offset:  # it was in the log at the last probe, and nothing announced it
+            self.cursor.offer(self._probed_head, self._probed_head, None)
+        self._probed_head = probe.head
+        return probe.fault(self.database.server, [self.database.channel, self.channel])
+
+    def _on_moved(self) -> asyncio.Future[None]:
+        """Decide which server to follow: a connection leads to another one."""
+        if self._following is None or self._following.done():
+            self._following = self.tasks.spawn(self._follow(), "server check")
+        return self._following
+
+    async def _follow(self) -> None:
+        if not self._follows:
+            self.database.forget_server()
+            self.database.settle()
+            return
+        await self.continuity.follow()
+        if self.listener is not None:
+            self.listener.renew()
 
     def _on_notify(self, backend: int, channel: str, payload: str) -> None:
         if payload.startswith("{"):
@@ -263,12 +299,30 @@ class Node:
 
     def health(self) -> Health:
         """Return the state of the node, without asking the database."""
+        reason = self._fault()
         if not self._follows:
-            return Health(True, 0, 0, "stopped", 0)
-        lag = self.cursor.lag
+            return Health(not reason, 0, 0, "stopped", 0, reason)
         held = sum(client.held is not None for client in self.clients)
         state = "listening" if self.listening else "reconnecting"
-        return Health(self.listening and lag == 0, self.cursor.offset, lag, state, held)
+        return Health(not reason, self.cursor.offset, self.cursor.lag, state, held, reason)
+
+    def _fault(self) -> str:
+        """Return why an event may not get from here to a client, or from elsewhere to a client of this node."""
+        database = self.database
+        if self.listener is not None and not self.listener.connected:
+            return f"LISTEN: {self.listener.fault or 'not connected'}"
+        if self.listener is not None and self.listener.ended:
+            return "LISTEN: the task has ended"
+        if self._follows and not self.cursor.running:
+            return "the cursor's task has ended"
+        if not database.settled:
+            return "the node is checking which log the server has"
+        for name, kept in (("writer", database.writer), ("reader", database.reader)):
+            if kept.fault:
+                return f"{name}: {kept.fault.removesuffix(' (nothing was stored)')}"
+        if self.cursor.lag:
+            return f"the cursor is {self.cursor.lag} offsets behind the log"
+        return ""
 
 
 def _expiry_handlers(node: str, setup: Setup) -> ExpiryHandlers | None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 
+from sio_pg_adapter.errors import SioPgError
+from sio_pg_adapter.store.database import Database
 from sio_pg_adapter.store.epochs import Epochs
 from sio_pg_adapter.store.presence import Presence
 from sio_pg_adapter.store.reader import LogReader
@@ -14,6 +16,9 @@ from .clients import Clients
 from .cursor import Cursor
 from .protocols import Endings
 
+RETRY = 0.25
+"""Seconds until a check that failed is tried again."""
+
 logger = logging.getLogger("sio_pg_adapter")
 
 
@@ -22,6 +27,7 @@ class Continuity:
 
     def __init__(
         self,
+        database: Database,
         clients: Clients,
         cursor: Cursor,
         epochs: Epochs,
@@ -30,6 +36,7 @@ class Continuity:
         presence: Presence,
         endings: Endings,
     ) -> None:
+        self._database = database
         self._clients = clients
         self._cursor = cursor
         self._epochs = epochs
@@ -47,21 +54,42 @@ class Continuity:
         are over. If its cursor is still valid, a session may be lost that was opened after it.
         """
         async with self._checking:
-            await self._epochs.begin_if_needed()
-            read = await self._epochs.read()
-            if read.epochs == self._epochs.codec.epochs:
+            await self._compare()
+
+    async def follow(self) -> None:
+        """Follow the server that connections lead to now, once its log is known.
+
+        Until then this node appends nothing: an append to another log would reach no client of this node.
+        """
+        while True:
+            try:
+                async with self._checking:
+                    self._database.forget_server()
+                    await self._compare()
+                    self._database.settle()
+            except SioPgError as e:
+                logger.warning("the log of the server cannot be checked, trying again: %s", e)
+                await asyncio.sleep(RETRY)
+            else:
+                self._cursor.ring()
                 return
-            cursor = self._cursor.offset
-            if not cursor or self._epochs.codec.continued_by(read, cursor):
-                self._epochs.adopt(read)
-                await self._close_unheld()
-                return
-            logger.error("the log is another one: the clients of this node are disconnected, and come back")
-            held = [client.held for client in self._clients if client.held is not None]
-            await asyncio.gather(*(self._sessions.end(session) for session in held))
+
+    async def _compare(self) -> None:
+        await self._epochs.begin_if_needed()
+        read = await self._epochs.read()
+        if read.epochs == self._epochs.codec.epochs:
+            return
+        cursor = self._cursor.offset
+        if not cursor or self._epochs.codec.continued_by(read, cursor):
             self._epochs.adopt(read)
-            self._cursor.jump(await self._reader.head())
-            self._close_all()
+            await self._close_unheld()
+            return
+        logger.error("the log is another one: the clients of this node are disconnected, and come back")
+        await self._sessions.end_all([client.held for client in self._clients if client.held is not None])
+        head = await self._reader.head()
+        self._epochs.adopt(read)
+        self._cursor.jump(head)
+        self._close_all()
 
     async def returned(self, *, counted_dead: bool) -> None:
         """The node is in the cluster again. If it was counted dead meanwhile, sessions may have run out."""

@@ -101,6 +101,11 @@ class Cursor:
         first = self.head >> EPOCH_BITS << EPOCH_BITS
         return max(0, self.head - max(self.offset, first))
 
+    @property
+    def running(self) -> bool:
+        """Whether it walks."""
+        return self._task is not None and not self._task.done()
+
     async def start(self, apply: Callable[[Record], None], watcher: Watcher) -> None:
         """Begin at the head of the log.
 
@@ -200,6 +205,10 @@ class Cursor:
             except SioPgError as e:
                 logger.warning("the log cannot be read above offset %s, trying again: %s", self.offset, e)
                 await asyncio.sleep(RETRY)  # nothing announces that the database is back
+                self._ring.set()
+            except Exception:  # the walk goes on: nothing else would ever be delivered on this node
+                logger.exception("the log cannot be read above offset %s, trying again", self.offset)
+                await asyncio.sleep(RETRY)
                 self._ring.set()
             self._reading = False
             notices, too_large = self._notices.take()

@@ -155,7 +155,7 @@ class Commits:
             )
         query, arguments = "write_event", _lone_event(entries)
         if not arguments or large:
-            query, arguments = "write", _columns(entries, attachments)
+            query, arguments = "write", columns(entries, attachments)
         carried = _carried(entries)
         self._sending = self._backend_of is connection
         try:
@@ -168,11 +168,20 @@ class Commits:
             raise
         finally:
             self._sending = False
+        self._confirm(row)
         if query == "write_event":
             offset = self._last = row["at"]
             self._on_appended(offset - 1, offset, [self._record(entries[0], offset, None)])
             return [Written(offset)]
         return self._committed(entries, row["prev"], row["offsets"], row["results"])
+
+    def _confirm(self, row: asyncpg.Record) -> None:
+        """Check that an append was made on the server that this node follows. Otherwise nobody here would get it.
+
+        :raises OutcomeUnknown: if it was not.
+        """
+        if not self._database.follows(row["server"]):
+            raise OutcomeUnknown("the append was made on another server than the one that this node follows")
 
     def _committed(
         self, entries: list[Entry], prev: int, offsets: list[int | None], results: list[str | None] | None
@@ -231,6 +240,7 @@ class Commits:
         offsets = row["offsets"]
         if offsets is None:
             return [Written(0, refused=True)]
+        self._confirm(row)
         last = max(offsets, default=0)
         if last > 0:
             self._last = last
@@ -293,7 +303,8 @@ def _lone_event(entries: list[Entry]) -> tuple[Any, ...]:
     return entry.namespace, entry.rooms[0], entry.body
 
 
-def _columns(entries: list[Entry], attachments: Sequence[uuid.UUID | None]) -> tuple[list[Any] | None, ...]:
+def columns(entries: list[Entry], attachments: Sequence[uuid.UUID | None]) -> tuple[list[Any] | None, ...]:
+    """Return entries as the arrays that the statement "write" takes."""
     apart = [key is not None for key in attachments]
     return (
         [int(e.kind) for e in entries],

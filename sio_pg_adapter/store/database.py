@@ -13,15 +13,16 @@ import contextlib
 import os
 import re
 import shlex
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any, TypeAlias
 
 import asyncpg
 
-from sio_pg_adapter.errors import ConfigurationError, SchemaMismatch, StoreUnavailable
+from sio_pg_adapter.errors import ConfigurationError, SchemaMismatch, SioPgError, StoreUnavailable
 
 from .backends import QUERY_TIMEOUT
 from .failures import BROKEN, LOST, UNMIGRATED, connecting, translated
+from .fitness import ISOLATION, VALUE_AT_FAULT, Unfit, fitness_of
 from .pooler import PoolerBetween, can_listen, hides_backend
 from .queries import Queries
 
@@ -40,7 +41,13 @@ _KEEPALIVES = {
     "tcp_keepalives_count": "3",
     "tcp_user_timeout": "20000",
 }
-"""Settings of the connection that listens: both sides notice in seconds that the other has vanished."""
+"""Settings of own connections: both sides notice in seconds that the other has vanished."""
+
+CHECK_WAIT = 5.0
+"""How long a new connection waits for the check of the server that it leads to, in seconds."""
+
+KEPT = 2
+"""How many connections are kept besides the one that listens."""
 
 Pool: TypeAlias = asyncpg.Pool
 
@@ -64,37 +71,75 @@ def _is_closed(connection: Connection) -> bool:
 
 
 class KeptConnection:
-    """A connection that is kept, and reopened when it was lost: ``async with kept as connection``, one at a time."""
+    """A connection that is kept: ``async with kept as connection``, one at a time.
+
+    It is replaced when it is not fit any more: when it was lost, when the node follows another server, and after every
+    error that another connection may not give.
+
+    :ivar fault: why the last use failed. Empty if it did not.
+    """
 
     def __init__(self, database: Database, name: str) -> None:
         self._database = database
         self._name = name
         self._connection: Connection | None = None
+        self._era = 0
         self._lock = asyncio.Lock()
+        self.fault = ""
 
     async def __aenter__(self) -> Connection:
         await self._lock.acquire()
         try:
-            if self._connection is None or _is_closed(self._connection):
+            if self._connection is None or self._era != self._database.era or _is_closed(self._connection):
                 await self.drop()
-                self._connection = await self._database.acquire(self._name)
-        except BaseException:  # cancelled, too: nobody else would ever get it
+                self._era = self._database.era
+                self._connection = await self._database.fit_connection(self._name)
+        except BaseException as e:  # cancelled, too: nobody else would ever get it
+            self.fault = str(e) or type(e).__name__
             self._lock.release()
             raise
         return self._connection
 
     async def __aexit__(self, _: object, error: BaseException | None, __: object) -> None:
         try:
-            if isinstance(error, BROKEN):
+            if error is None:
+                self.fault = ""
+            elif _another_may_serve(error):
+                self.fault = f"{type(error).__name__}: {error}"
                 await self.drop()
         finally:
             self._lock.release()
 
+    async def check(self, timeout: float) -> None:
+        """Ask whether the connection is still fit, and note the fault if it is not."""
+        try:
+            async with asyncio.timeout(timeout), self as connection:
+                try:
+                    await self._database.judge(connection, self._name)
+                except (SioPgError, *LOST):
+                    await self.drop()
+                    raise
+        except TimeoutError:
+            self.fault = f"the connection of the {self._name} has not answered in {timeout:g} s"
+        except (SioPgError, *LOST) as e:
+            self.fault = f"{e}"
+
     async def drop(self) -> None:
-        """Give the connection back."""
+        """Close the connection. Given back open, it would be the next that its pool hands out."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            await self._database.discard(connection)
+
+    async def give_back(self) -> None:
+        """Give the connection back to its pool."""
         connection, self._connection = self._connection, None
         if connection is not None:
             await self._database.release(connection)
+
+
+def _another_may_serve(error: BaseException) -> bool:
+    """Whether another connection might not give this error."""
+    return isinstance(error, (asyncpg.PostgresError, *BROKEN)) and not isinstance(error, VALUE_AT_FAULT)
 
 
 class Database:
@@ -106,6 +151,13 @@ class Database:
     :param schema: the schema of the tables.
     :ivar pooled: whether a pooler serves all connections but the one that listens, so that no backend can be named.
     :ivar channel: the channel that announces appends.
+    :ivar era: counts how often its connections were called back, to be opened anew.
+    :ivar server: the server whose log the node follows, as ``sio_fingerprint()`` names it.
+    :ivar settled: whether it is certain that this server has the log that the node follows. Until then only the reader
+                   is used.
+    :ivar on_moved: called when a connection leads to another server. The future is done when the node has decided
+                    which server to follow.
+    :ivar must_fit: whether connections are judged. Those of the command line are not.
     """
 
     def __init__(self, dsn: str | None, *, pool: Pool | None, listen_dsn: str | None, schema: str) -> None:
@@ -123,17 +175,25 @@ class Database:
         self.queries = Queries(schema)
         self.schema = schema
         self.channel = ""
+        self.era = 0
+        self.server: str | None = None
+        self.settled = True
+        self.must_fit = False
+        self.on_moved: Callable[[], asyncio.Future[None]] | None = None
         self.writer = KeptConnection(self, "writer")
         self.reader = KeptConnection(self, "reader")
 
-    async def open(self) -> None:
+    async def open(self, *, listens: bool = False) -> None:
         """Connect, and check that the tables are there, of this version.
 
+        :param listens: whether a connection that listens, and others for a moment, will be needed, too.
         :raises StoreUnavailable: if the database cannot be reached.
         :raises SchemaMismatch: if it is not migrated, or to another version.
         """
+        self.server, self.settled = None, True
         with translated("connecting to PostgreSQL"):
             if self._given_pool is not None:
+                self._check_size(self._given_pool, listens=listens)
                 self._pool = self._given_pool
             else:
                 self._pool = await asyncpg.create_pool(
@@ -147,12 +207,27 @@ class Database:
                     **await self._settings(),
                 )
             try:
-                async with self.writer as connection:
+                connection = await self.acquire("writer")
+                try:
                     self.pooled = await hides_backend(connection)
                     await self._check_version(connection)
+                finally:
+                    await self.release(connection)
+                async with self.writer:
+                    pass
             except BaseException:  # cancelled, too: what was opened is closed
                 await self.close()
                 raise
+
+    def _check_size(self, pool: Pool, *, listens: bool) -> None:
+        needed = KEPT + 1 if listens else KEPT
+        if listens and self._listen_dsn is None and not self._own_dsn:
+            needed += 1
+        if self.must_fit and pool.get_max_size() < needed:
+            raise ConfigurationError(
+                f"the pool has max_size={pool.get_max_size()}, and a node needs {needed} connections. Add {needed} to "
+                "the number that the application needs, and give the pool that max_size."
+            )
 
     async def _settings(self) -> dict[str, Any]:
         """Return how an own pool connects: in the way that a pooler can handle, if there is one.
@@ -169,7 +244,14 @@ class Database:
                 return {"statement_cache_size": 0, "server_settings": name}  # PgBouncer refuses others
         finally:
             await connection.close(timeout=2)
-        return {"server_settings": {**name, "jit": "off"}}
+        settings = {
+            **name,
+            **_KEEPALIVES,
+            "jit": "off",
+            "default_transaction_isolation": ISOLATION,
+            "idle_in_transaction_session_timeout": "10s",
+        }
+        return {"server_settings": settings}
 
     async def _check_version(self, connection: Connection) -> None:
         where = f"the tables of schema {self.schema!r}"
@@ -187,8 +269,8 @@ class Database:
 
     async def close(self) -> None:
         """Give everything back. Safe to call twice."""
-        await self.writer.drop()
-        await self.reader.drop()
+        await self.writer.give_back()
+        await self.reader.give_back()
         pool, self._pool = self._pool, None
         if pool is not None and pool is not self._given_pool:
             try:
@@ -207,14 +289,99 @@ class Database:
             with contextlib.suppress(*LOST):
                 await self._pool.release(connection, timeout=2)
 
+    async def discard(self, connection: Connection) -> None:
+        """Close a connection."""
+        with contextlib.suppress(*LOST):
+            connection.terminate()
+        await self.release(connection)
+
     @contextlib.asynccontextmanager
     async def connection(self) -> AsyncIterator[Connection]:
         """Lend a connection of the pool, for what can wait."""
-        connection = await self.acquire()
+        connection = await self.fit_connection("a query")
         try:
             yield connection
+        except BaseException as e:
+            if _another_may_serve(e):
+                await self.discard(connection)
+                connection = None
+            raise
         finally:
-            await self.release(connection)
+            if connection is not None:
+                await self.release(connection)
+
+    # -- which server, and what a connection must be --------------------------------------------------
+    async def fit_connection(self, purpose: str) -> Connection:
+        """Return a connection of the pool that is fit. See :mod:`.fitness`.
+
+        :raises StoreUnavailable: if it is not.
+        :raises ConfigurationError: if its isolation level is not read committed.
+        """
+        connection = await self.acquire(purpose)
+        try:
+            await self.judge(connection, purpose)
+        except BaseException:  # cancelled, too: it is closed
+            await self.discard(connection)
+            raise
+        return connection
+
+    async def judge(self, connection: Connection, purpose: str) -> None:
+        """Check that a connection is fit.
+
+        :raises StoreUnavailable: if it is not.
+        :raises ConfigurationError: if its isolation level is not read committed.
+        """
+        if not self.must_fit:
+            return
+        with translated(f"connecting to PostgreSQL for {purpose}"):
+            fitness = await fitness_of(connection, self.queries)
+        fitness.check_isolation()
+        if fault := fitness.fault():
+            raise Unfit(f"connecting to PostgreSQL for {purpose}: {fault}")
+        if self.server is None and (self.settled or purpose == "reader"):
+            self.server = fitness.server
+        if not self._serves(fitness.server, purpose) and self.on_moved is not None:
+            deciding = self.on_moved()
+            if purpose != "reader":  # the check reads on that connection
+                await asyncio.wait({deciding}, timeout=CHECK_WAIT)
+        if not self._serves(fitness.server, purpose):
+            raise Unfit(
+                f"connecting to PostgreSQL for {purpose}: this is another server than that of the other connections. "
+                "Check the hosts of the DSN, of listen_dsn and of the pooler"
+            )
+
+    def _serves(self, server: str, purpose: str) -> bool:
+        return server == self.server and (self.settled or purpose == "reader")
+
+    def follows(self, server: str) -> bool:
+        """Whether an answer came from the server that the node follows.
+
+        A pooler may be pointed to another server at any time, and a connection may be in use while the node decides.
+        """
+        if not self.must_fit or (self.settled and server == self.server):
+            return True
+        if self.on_moved is not None:
+            self.on_moved()
+        if self.settled and self.server is None:  # a process that only emits: one server is as good as another
+            self.server = server
+        return self.settled and server == self.server
+
+    def reopen(self) -> None:
+        """Have all connections but the one that listens opened anew, at their next use."""
+        self.era += 1
+
+    def forget_server(self) -> None:
+        """Follow whatever server the reader leads to next. Until :meth:`settle` nothing else is used."""
+        self.reopen()
+        self.server, self.settled = None, False
+
+    def settle(self) -> None:
+        """Follow the server that the reader leads to."""
+        self.settled = True
+
+    async def check_kept(self, timeout: float) -> None:
+        """Ask whether the connections that are kept are still fit."""
+        await asyncio.gather(self.writer.check(timeout), self.reader.check(timeout))
 
     async def listen_connection(self) -> tuple[Connection, bool]:
         """Return a connection to listen on, and whether it goes back to the application's pool.
@@ -225,8 +392,9 @@ class Database:
             connection = await self.acquire("LISTEN")
             try:
                 await self._check_listens(connection)
-            except BaseException:  # cancelled, too: it goes back
-                await self.release(connection)
+                await self.judge(connection, "LISTEN")
+            except BaseException:  # cancelled, too: it is closed
+                await self.discard(connection)
                 raise
             return connection, True
         with connecting("LISTEN", self._option if self._listen_dsn is None else "listen_dsn"):
@@ -239,12 +407,13 @@ class Database:
             )
             try:
                 await self._check_listens(connection)
+                for name, value in {**_KEEPALIVES, "default_transaction_isolation": ISOLATION}.items():
+                    with contextlib.suppress(asyncpg.PostgresError):  # over a socket file, or not on this system
+                        await connection.execute("SELECT set_config($1, $2, false)", name, value)
+                await self.judge(connection, "LISTEN")
             except BaseException:  # cancelled, too: it is closed
                 await connection.close(timeout=2)
                 raise
-            for name, value in _KEEPALIVES.items():
-                with contextlib.suppress(asyncpg.PostgresError):  # over a socket file, or not on this system
-                    await connection.execute("SELECT set_config($1, $2, false)", name, value)
             return connection, False
 
     async def _check_listens(self, connection: Connection) -> None:

@@ -10,7 +10,7 @@ import random
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from sio_pg_adapter.errors import SioPgError, StoreUnavailable
+from sio_pg_adapter.errors import SioPgError
 from sio_pg_adapter.tasks import cancelled
 
 from .database import Connection, Database
@@ -36,6 +36,9 @@ class Listener:
 
     :param on_message: called with the process id of the backend that notified, the channel and the payload, in order.
                        It never awaits.
+    :param on_probe: awaited with the connection and the seconds that it may take, while nothing else happens. It
+                     returns why the connection has to be replaced, or nothing.
+    :ivar fault: why it does not listen.
     :param on_ready: awaited with the connection on each (re)connect, before anything else. If it raises, the
                      connection counts as failed.
     """
@@ -46,17 +49,32 @@ class Listener:
         channels: list[str],
         on_message: Callable[[int, str, str], None],
         on_ready: Callable[[Connection], Awaitable[None]],
+        on_probe: Callable[[Connection, float], Awaitable[str]] | None = None,
     ) -> None:
         self._database = database
         self._channels = channels
         self._on_message = on_message
         self._on_ready = on_ready
+        self._on_probe = on_probe
         self._connection: Connection | None = None
         self._pooled = False
         self._lost = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self.connected = False
         self.reconnects = 0
+        self.fault = ""
+
+    @property
+    def ended(self) -> bool:
+        """Whether it has stopped trying."""
+        return self._task is None or self._task.done()
+
+    def renew(self) -> None:
+        """Replace the connection."""
+        if self.connected:
+            self.connected = False
+            self.fault = "it is being replaced"
+            self._lost.set()
 
     async def start(self) -> None:
         """Listen. The first connect fails fast.
@@ -70,7 +88,7 @@ class Listener:
         """Stop listening. Safe to call twice."""
         task, self._task = self._task, None
         await cancelled(task)
-        await self._disconnect()
+        await self._disconnect(for_good=True)
 
     async def _run(self) -> None:
         failures = 0
@@ -81,7 +99,7 @@ class Listener:
                 if not self._lost.is_set() and await self._probe():
                     failures = 0
                     continue
-                logger.warning("the LISTEN connection was lost, reconnecting")
+                logger.warning("the LISTEN connection is replaced: %s", self.fault)
             await self._disconnect()
             await asyncio.sleep(BACKOFF[min(failures, len(BACKOFF) - 1)] * random.uniform(0.5, 1.0))  # noqa: S311
             failures += 1
@@ -90,7 +108,11 @@ class Listener:
                 self.reconnects += 1
                 logger.info("the LISTEN connection is back")
             except SioPgError as e:
+                self.fault = str(e)
                 logger.warning("LISTEN: %s", e)
+            except Exception as e:  # the loop goes on: nothing else would ever listen again
+                self.fault = f"{type(e).__name__}: {e}"
+                logger.exception("LISTEN failed")
 
     async def _connect(self) -> None:
         self._connection, self._pooled = await self._database.listen_connection()
@@ -104,9 +126,9 @@ class Listener:
         except BaseException:  # cancelled, too: half a connection is none
             await self._disconnect()
             raise
-        self.connected = True
+        self.connected, self.fault = True, ""
 
-    async def _disconnect(self) -> None:
+    async def _disconnect(self, *, for_good: bool = False) -> None:
         self.connected = False
         connection, self._connection = self._connection, None
         if connection is None:
@@ -117,7 +139,8 @@ class Listener:
                 for channel in self._channels:
                     await asyncio.wait_for(connection.remove_listener(channel, self._on_notify), 2)
         if self._pooled:
-            await self._database.release(connection)
+            # Given back open, it would be the next that the pool hands out.
+            await (self._database.release if for_good else self._database.discard)(connection)
             return
         with contextlib.suppress(*LOST):
             await connection.close(timeout=2)
@@ -126,13 +149,20 @@ class Listener:
         if self._connection is None:
             return False
         try:
-            await self._connection.fetchval(self._database.queries["probe"], timeout=PROBE_TIMEOUT)
-        except (*LOST, StoreUnavailable):
-            return False
-        return True
+            with translated("the LISTEN connection"):
+                if self._on_probe is None:
+                    await self._connection.fetchval("SELECT 1", timeout=PROBE_TIMEOUT)
+                else:
+                    self.fault = await self._on_probe(self._connection, PROBE_TIMEOUT)
+        except SioPgError as e:
+            self.fault = str(e)
+        except Exception as e:
+            self.fault = f"{type(e).__name__}: {e}"
+            logger.exception("the probe of the LISTEN connection failed")
+        return not self.fault
 
     def _on_termination(self, _connection: Connection) -> None:
-        self.connected = False
+        self.connected, self.fault = False, "the connection was lost"
         self._lost.set()
 
     def _on_notify(self, _connection: Connection, backend: int, channel: str, payload: Any) -> None:

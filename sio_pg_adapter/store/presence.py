@@ -14,6 +14,7 @@ from sio_pg_adapter.errors import StoreUnavailable
 from .backends import QUERY_TIMEOUT, Backend, backend_of, end_backend
 from .database import Connection, Database
 from .failures import translated
+from .fitness import Probe, probe_of
 
 
 class Presence:
@@ -61,6 +62,10 @@ class Presence:
             # Any role may hold any advisory lock. Under another number it is not in this node's way.
             number = await connection.fetchval(queries["node_renumber"], self._id, timeout=QUERY_TIMEOUT)
         return False
+
+    async def probe(self, connection: Connection, timeout: float) -> Probe:
+        """Ask what the LISTEN connection is."""
+        return await probe_of(connection, self._database.queries, self._id, timeout)
 
     async def others(self) -> set[str]:
         """Return the ids of the other nodes that live.

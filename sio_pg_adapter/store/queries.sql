@@ -28,17 +28,17 @@ SELECT greatest(coalesce(max("offset"), 0), (SELECT floor FROM sio.sio_log)) FRO
 
 -- name: write
 -- Append a batch of entries in order, with one lock, one commit and one notification.
-SELECT prev, offsets, results
+SELECT prev, offsets, results, sio.sio_fingerprint() AS server
 FROM sio.sio_append_batch($1::bigint, $2::smallint[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[],
                           $8::text[], $9::bytea[], $10::uuid[], $11::text[], $12::text)
 
 -- name: write_event
 -- Append one event for one room, and return its offset.
-SELECT sio.sio_append_event($1::bigint, $2::text, $3::text, $4::text, $5::text) AS at
+SELECT sio.sio_append_event($1::bigint, $2::text, $3::text, $4::text, $5::text) AS at, sio.sio_fingerprint() AS server
 
 -- name: move_members
 -- Move all members of some rooms, or kick them.
-SELECT prev, offsets
+SELECT prev, offsets, sio.sio_fingerprint() AS server
 FROM sio.sio_move_members($1::bigint, $2::smallint, $3::text, $4::text[], $5::text[], $6::text[], $7::text[])
 
 -- name: emit
@@ -157,9 +157,25 @@ UPDATE sio.sio_nodes SET stopped_at = clock_timestamp(), died_at = clock_timesta
 -- Check which nodes live, and return how many are missing but not dead yet.
 SELECT sio.sio_check_nodes()
 
+-- name: fitness
+-- What a connection is, in one round trip. As text, which no codec of an application's pool changes.
+SELECT json_build_object(
+    'server', sio.sio_fingerprint(), 'role', current_user, 'isolation', current_setting('transaction_isolation'),
+    'recovering', pg_is_in_recovery(), 'read_only', current_setting('transaction_read_only')::boolean,
+    'allowed', has_table_privilege('sio.sio_packets_0', 'INSERT') AND has_table_privilege('sio.sio_sessions', 'UPDATE')
+)::text
+
 -- name: probe
--- Check that the database answers. Writes nothing.
-SELECT 1
+-- What the connection of a node that listens is, whether others see that it lives, and where the log ends.
+SELECT json_build_object(
+    'server', sio.sio_fingerprint(), 'recovering', pg_is_in_recovery(),
+    'channels', ARRAY(SELECT pg_listening_channels()),
+    'alive', (SELECT died_at IS NULL AND sio.sio_node_alive(number, role) AND EXISTS (
+                  SELECT FROM pg_catalog.pg_locks l
+                  WHERE l.pid = pg_backend_pid() AND l.locktype = 'advisory' AND l.objid = number::bigint::oid)
+              FROM sio.sio_nodes WHERE id = $1::text::uuid),
+    'head', greatest((SELECT max("offset") FROM sio.sio_packets_0), (SELECT max("offset") FROM sio.sio_packets_1),
+                     (SELECT floor FROM sio.sio_log)))::text
 
 -- name: due_to_prune
 -- Whether the pruner has work, and for how many seconds records are kept. Null keeps all of them: sessions last for

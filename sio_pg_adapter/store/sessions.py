@@ -15,6 +15,7 @@ from sio_pg_adapter.log.payload import check_depth, encode_json
 from sio_pg_adapter.log.records import Entry, Held, Kind, Record
 from sio_pg_adapter.log.verdict import Claim, Claimed, pid_hash
 
+from .commits import columns
 from .database import Database
 from .failures import translated
 from .reader import record_of
@@ -113,6 +114,15 @@ class Sessions:
         """End a session for good. Return its data, ``None`` if it is no longer this node's."""
         written = await self._writer.append(Entry(Kind.END, args=held.args()))
         return None if written.result is None else str(written.result["data"])
+
+    async def end_all(self, held: list[Held]) -> None:
+        """End sessions for good, on the connection that reads: the writer waits until this is done.
+
+        :raises StoreUnavailable: if the database did not answer.
+        """
+        if held:
+            entries = [Entry(Kind.END, args=session.args()) for session in held]
+            await self._database.fetch("write", 0, *columns(entries, [None] * len(entries)), None)
 
     async def save(self, namespace: str, sid: str, data: str, held: Held | None) -> bool:
         """Store session data, of a client that is held here or of any sid. ``False`` if there is no session."""

@@ -20,6 +20,7 @@ from sio_pg_adapter.log.records import Entry, MemberMove, Record, Written
 from .commits import Commits
 from .database import Database
 from .failures import refusal
+from .fitness import VALUE_AT_FAULT
 
 BATCH_ENTRIES = 500
 """The largest batch, in entries."""
@@ -30,9 +31,6 @@ BATCH_BYTES = 4 * 1024 * 1024
 BACKLOG = 20_000
 """How many events may wait to be written. Further emits wait, so that memory does not fill while the database is
 slow."""
-
-VALUE_AT_FAULT = (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError, asyncpg.ProgramLimitExceededError)
-"""Errors of PostgreSQL about a value, and not about itself."""
 
 logger = logging.getLogger("sio_pg_adapter")
 

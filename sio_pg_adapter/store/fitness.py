@@ -1,0 +1,107 @@
+"""What a connection must be. It is asked in one round trip when a connection is opened, and again by the probe.
+
+A connection is fit if it leads to the server whose log the node follows, and if that server lets the node write. The
+connection that listens must also listen on its channels, and hold the lock that shows that the node lives. A
+connection that is not fit is closed, and another one is opened.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from dataclasses import dataclass
+from typing import Any
+
+import asyncpg
+
+from sio_pg_adapter.errors import ConfigurationError, StoreUnavailable
+
+from .backends import QUERY_TIMEOUT
+from .queries import Queries
+
+ISOLATION = "read committed"
+"""The isolation level of all statements. In a stricter one a statement reads as of a moment before the log's lock was
+granted to it, and misses the records that were committed while it waited."""
+
+VALUE_AT_FAULT = (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError, asyncpg.ProgramLimitExceededError)
+"""Errors of PostgreSQL about a value. Another connection would give them, too."""
+
+
+class Unfit(StoreUnavailable):
+    """A connection cannot be used. Another one may be fit."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fitness:
+    """What a connection is.
+
+    :ivar server: the server and database that it leads to, as ``sio_fingerprint()`` names them.
+    :ivar role: its role.
+    """
+
+    server: str
+    role: str
+    isolation: str
+    recovering: bool
+    read_only: bool
+    allowed: bool
+
+    def fault(self) -> str:
+        """Return why nothing can be written on it. Empty if it is fit."""
+        if self.recovering:
+            return "the server is a standby, which takes no writes"
+        if self.read_only:
+            return "its transactions are read-only (default_transaction_read_only)"
+        if not self.allowed:
+            return f"the role {self.role!r} may not write the tables of sio_pg_adapter. Grant it the rights of a node"
+        return ""
+
+    def check_isolation(self) -> None:
+        """Refuse an isolation level in which recovered clients would miss events.
+
+        :raises ConfigurationError: naming the setting.
+        """
+        if self.isolation != ISOLATION:
+            raise ConfigurationError(
+                f"the transactions of role {self.role!r} are {self.isolation!r}, and recovered clients would miss "
+                "events. Set default_transaction_isolation to 'read committed' for this role, database or pool, for "
+                f"example with ALTER ROLE \"{self.role}\" SET default_transaction_isolation = 'read committed'."
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """What the connection that listens is.
+
+    :ivar alive: whether other nodes see that this node lives. ``None``: its row is gone.
+    :ivar head: the last offset of the log.
+    """
+
+    server: str
+    recovering: bool
+    channels: frozenset[str]
+    alive: bool | None
+    head: int
+
+    def fault(self, server: str | None, channels: list[str]) -> str:
+        """Return why it has to be replaced. Empty if it is fit."""
+        if self.recovering:
+            return "its server is a standby"
+        if server is not None and self.server != server:
+            return "it leads to another server than the connection that writes"
+        if not self.channels.issuperset(channels):
+            return "it does not listen any more"
+        if not self.alive:
+            return "it does not hold the lock that shows that this node lives"
+        return ""
+
+
+async def fitness_of(connection: Any, queries: Queries) -> Fitness:
+    """Ask what a connection is."""
+    return Fitness(**json.loads(await connection.fetchval(queries["fitness"], timeout=QUERY_TIMEOUT)))
+
+
+async def probe_of(connection: Any, queries: Queries, node: uuid.UUID, timeout: float) -> Probe:
+    """Ask what the connection that listens is."""
+    facts = json.loads(await connection.fetchval(queries["probe"], str(node), timeout=timeout))
+    return Probe(**{**facts, "channels": frozenset(facts["channels"])})
