@@ -20,6 +20,7 @@ MAX_NAME_BYTES = 63
 """The longest name of a schema, in bytes. PostgreSQL would cut a longer one silently, and two schemas become one."""
 
 Accepts = Callable[[dict[str, Any], Any], bool]
+Identity = Callable[[dict[str, Any], Any], str | None]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,12 +35,17 @@ class ConnectionStateRecovery:
     :param accepts: ``callable(environ, auth) -> bool``: which connections get a session, a ``pid`` and
                     offsets. ``None``: all. Clients in languages whose handlers cannot take the offset as
                     one more argument are the ones to leave out.
+    :param identity: ``callable(environ, auth) -> str | None``: whose session it is, such as the id of the user whose
+                     token is in ``auth``. It is stored with the session. A client with another identity gets a new
+                     session. It neither sees nor disturbs the old one. ``None`` equals only ``None``. An exception
+                     closes the connection, and the client comes back by itself.
     """
 
     max_disconnection_duration: float = 120.0
     skip_middlewares: bool = False
     max_missed_packets: int = 10_000
     accepts: Accepts | None = None
+    identity: Identity | None = None
 
     def __post_init__(self) -> None:
         duration = self.max_disconnection_duration
@@ -56,10 +62,11 @@ class ConnectionStateRecovery:
             )
         if not isinstance(self.skip_middlewares, bool):
             raise ConfigurationError(f"skip_middlewares takes True or False: not {self.skip_middlewares!r}")
-        if self.accepts is not None and not callable(self.accepts):
-            raise ConfigurationError(f"accepts takes a callable(environ, auth) or None: not {self.accepts!r}")
-        if is_async(self.accepts):  # what it returns would be awaited by nobody, and always be true
-            raise ConfigurationError(f"accepts takes a function that is not async: not {self.accepts!r}")
+        for name, function in (("accepts", self.accepts), ("identity", self.identity)):
+            if function is not None and not callable(function):
+                raise ConfigurationError(f"{name} takes a callable(environ, auth) or None: not {function!r}")
+            if is_async(function):  # nobody would await what it returns
+                raise ConfigurationError(f"{name} takes a function that is not async: not {function!r}")
 
     @property
     def window(self) -> float | None:
