@@ -23,6 +23,9 @@ MAX_NAME_BYTES = 63
 Accepts = Callable[[dict[str, Any], Any], bool]
 """The type of ``accepts``: a function of ``environ`` and ``auth``."""
 
+Identity = Callable[[dict[str, Any], Any], str | None]
+"""The type of ``identity``: a function of ``environ`` and ``auth``."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ConnectionStateRecovery:
@@ -37,12 +40,17 @@ class ConnectionStateRecovery:
     :param accepts: ``callable(environ, auth) -> bool`` that selects the connections that get a session, a
                     ``pid`` and offsets. ``None`` selects all. Leave out clients whose handlers cannot take
                     the offset as an additional argument.
+    :param identity: ``callable(environ, auth) -> str | None`` that says whose session it is, such as the id of the
+                     user whose token is in ``auth``. It is stored with the session. A client with another identity
+                     gets a new session. It neither sees nor disturbs the old one. ``None`` equals only ``None``. An
+                     exception closes the connection, and the client comes back by itself.
     """
 
     max_disconnection_duration: float = 120.0
     skip_middlewares: bool = False
     max_missed_packets: int = 10_000
     accepts: Accepts | None = None
+    identity: Identity | None = None
 
     def __post_init__(self) -> None:
         duration = self.max_disconnection_duration
@@ -61,10 +69,11 @@ class ConnectionStateRecovery:
             )
         if not isinstance(self.skip_middlewares, bool):
             raise ConfigurationError(f"skip_middlewares takes True or False. It was {self.skip_middlewares!r}")
-        if self.accepts is not None and not callable(self.accepts):
-            raise ConfigurationError(f"accepts takes a callable(environ, auth) or None. It was {self.accepts!r}")
-        if is_async(self.accepts):  # its coroutine would never be awaited, and is always true
-            raise ConfigurationError(f"accepts takes a function that is not async. It was {self.accepts!r}")
+        for name, function in (("accepts", self.accepts), ("identity", self.identity)):
+            if function is not None and not callable(function):
+                raise ConfigurationError(f"{name} takes a callable(environ, auth) or None. It was {function!r}")
+            if is_async(function):  # its coroutine would never be awaited, and is always true
+                raise ConfigurationError(f"{name} takes a function that is not async. It was {function!r}")
 
     @property
     def window(self) -> float | None:

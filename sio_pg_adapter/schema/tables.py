@@ -224,6 +224,7 @@ def _sessions(made: MetaData) -> None:
         Column("pid_hash", LargeBinary, nullable=False),
         Column("namespace", Text, nullable=False),
         Column("sid", Text, nullable=False),
+        Column("identity", Text),
         Column("data", Text, nullable=False, server_default=text("'{}'::text")),
         Column("node", Uuid),
         Column("generation", BigInteger, nullable=False, server_default=text("1")),
@@ -237,7 +238,8 @@ def _sessions(made: MetaData) -> None:
         UniqueConstraint("pid_hash", name="sio_sessions_pid_hash_key"),
         UniqueConstraint("namespace", "sid", name="sio_sessions_namespace_sid_key"),
         comment="One row for each session, from its CONNECT to its end. id: the first 60 bits of pid_hash, so the "
-        "id of a lost session is not issued again. node: the node that holds the session, null while it is "
+        "id of a lost session is not issued again. identity: whose session it is, as the application says. "
+        "Only a client with the same one claims it. node: the node that holds the session, null while it is "
         "away. generation: raised by each claim. settled: the generation of the holder whose writes count, "
         "lower than generation while a claim waits for that holder. expires_at: null while the session is "
         "held. expiry_node: the node that calls the expiry handler.",

@@ -21,15 +21,17 @@ is checked where it would matter.
 from __future__ import annotations
 
 import asyncio
+import inspect
 import json
 import logging
 from typing import Any
 
 from socketio import exceptions, packet
 
-from sio_pg_adapter.errors import SioPgError, StoreUnavailable
+from sio_pg_adapter.errors import ConfigurationError, SioPgError, StoreUnavailable
 from sio_pg_adapter.local.client import Client, State
 from sio_pg_adapter.local.handling import handling
+from sio_pg_adapter.log.names import text_name
 from sio_pg_adapter.log.records import Held, Kind
 from sio_pg_adapter.log.verdict import (
     Claim,
@@ -89,6 +91,7 @@ class Connect:
         self._eio_sid = eio_sid
         self._namespace = namespace
         self._presented = presented
+        self._identity: str | None = None
 
     async def refuse(self) -> None:
         """Answer with CONNECT_ERROR, as python-socketio does."""
@@ -150,6 +153,8 @@ class Connect:
         if recovery.accepts is not None and not recovery.accepts(self._environ(), presented.auth):
             await self._first(client, presented.auth, pid=None)
             return
+        if recovery.identity is not None:
+            self._identity = _checked_identity(recovery.identity(self._environ(), presented.auth))
         client.offer_session()
         if presented.claim is not None:
             with self._node.counters.spans.recovery(self._namespace):
@@ -202,7 +207,12 @@ class Connect:
         held = None
         try:
             held = await self._node.sessions.open(
-                client.namespace, client.memberships, pid=pid, cursor=self._node.cursor.offset, data=data
+                client.namespace,
+                client.memberships,
+                pid=pid,
+                cursor=self._node.cursor.offset,
+                data=data,
+                identity=self._identity,
             )
         finally:
             client.opened(held)
@@ -217,7 +227,8 @@ class Connect:
         await self._limit.wait(claim.pid)
         in_memory = claim.after is not None and node.cursor.recent.covers(claim.after)
         claiming = node.tasks.spawn(
-            node.sessions.claim(client.namespace, claim, cap, page=0 if in_memory else PAGE), "claim"
+            node.sessions.claim(client.namespace, claim, cap, page=0 if in_memory else PAGE, identity=self._identity),
+            "claim",
         )
         try:
             async with asyncio.timeout(CLAIM_TIMEOUT):
@@ -478,3 +489,18 @@ class Connect:
         await asyncio.wait((queue, gone), return_when=asyncio.FIRST_COMPLETED)
         queue.cancel()
         gone.cancel()
+
+
+def _checked_identity(identity: object) -> str | None:
+    """Return what the application's identity function returned.
+
+    :raises ConfigurationError: if it is neither text nor ``None``.
+    :raises NotSerializable: if PostgreSQL does not store the text.
+    """
+    if inspect.iscoroutine(identity):
+        identity.close()  # else Python warns that nobody awaited it
+    if not isinstance(identity, str | None):
+        raise ConfigurationError(
+            f"identity returned a {type(identity).__name__}. It returns text, or None for a client that has none."
+        )
+    return None if identity is None else text_name(identity, "identity")

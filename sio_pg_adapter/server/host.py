@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
-from engineio.packet import CLOSE, Packet
+from engineio.packet import NOOP, Packet
 
 from sio_pg_adapter.local.client import Client
 from sio_pg_adapter.manager import AsyncPostgresManager
@@ -93,6 +93,9 @@ class Host:
 async def hang_up(host: Host, eio_sid: str, *, drop_queue: bool = False) -> None:
     """Close an Engine.IO connection in a way after which clients come back by themselves.
 
+    Engine.IO's CLOSE packet would be final for the clients of python-socketio. So the transport just ends: a websocket
+    is closed, and a poll is answered with NOOP and the next one with status 400.
+
     :param drop_queue: do not send what is queued, which may be more than the client ever takes.
     """
     socket = host.eio.sockets.get(eio_sid)
@@ -101,6 +104,6 @@ async def hang_up(host: Host, eio_sid: str, *, drop_queue: bool = False) -> None
     while drop_queue and not socket.queue.empty():
         socket.queue.get_nowait()
         socket.queue.task_done()
-    socket.queue.put_nowait(Packet(CLOSE))  # ends a poll
+    socket.queue.put_nowait(Packet(NOOP))  # ends a poll
     socket.queue.put_nowait(None)  # ends the websocket's writer, which closes it
     await socket.close(wait=False, abort=True, reason=host.reason.TRANSPORT_CLOSE)

@@ -9,6 +9,7 @@ import time
 from typing import Any
 
 from engineio.exceptions import EngineIOError
+from engineio.packet import NOOP, Packet
 from socketio import packet
 
 from sio_pg_adapter.errors import SioPgError
@@ -123,6 +124,13 @@ class Intake:
             if client.connected:
                 await self._leave(client, reason)
         self._host.environ.pop(eio_sid, None)
+        self._end_poll(eio_sid)
+
+    def _end_poll(self, eio_sid: str) -> None:
+        """Answer a poll of a connection that has ended. Otherwise it stays open for a ping interval and timeout."""
+        socket = self._host.eio.sockets.get(eio_sid)
+        if socket is not None and not socket.upgraded:
+            socket.queue.put_nowait(Packet(NOOP))
 
     async def _leave(self, client: Client, reason: str) -> None:
         node = self._host.running_node

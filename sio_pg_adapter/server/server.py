@@ -85,6 +85,7 @@ class AsyncServer(ClientMethods, ClusterMethods, socketio.AsyncServer):
             client_manager.json,
         )
         client_manager.serve(recovery, self._make_endings, self._expired)
+        upstream.expect_polls_of_closed_connections(self.eio)
         if recovery is not None and hasattr(self.eio.logger, "addFilter"):
             self.eio.logger.addFilter(_without_pid)
 

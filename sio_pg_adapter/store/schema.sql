@@ -173,6 +173,7 @@ CREATE TABLE sio.sio_sessions (
     pid_hash bytea NOT NULL,
     namespace text NOT NULL,
     sid text NOT NULL,
+    identity text,
     data text NOT NULL DEFAULT '{}'::text,
     node uuid,
     generation bigint NOT NULL DEFAULT 1,
@@ -189,10 +190,10 @@ CREATE TABLE sio.sio_sessions (
 
 COMMENT ON TABLE sio.sio_sessions IS
     'One row for each session, from its CONNECT to its end. id: the first 60 bits of pid_hash, so the id of a lost '
-    'session is not issued again. node: the node that holds the session, null while it is away. generation: raised '
-    'by each claim. settled: the generation of the holder whose writes count, lower than generation while a claim '
-    'waits for that holder. expires_at: null while the session is held. expiry_node: the node that calls the expiry '
-    'handler.';
+    'session is not issued again. identity: whose session it is, as the application says. Only a client with the '
+    'same one claims it. node: the node that holds the session, null while it is away. generation: raised by each '
+    'claim. settled: the generation of the holder whose writes count, lower than generation while a claim waits for '
+    'that holder. expires_at: null while the session is held. expiry_node: the node that calls the expiry handler.';
 
 -- Partial, so that the updates of held sessions stay heap-only.
 CREATE INDEX sio_sessions_expires ON sio.sio_sessions USING btree (expires_at) WHERE (expires_at IS NOT NULL);
@@ -635,8 +636,8 @@ END $$;
 
 -- Sessions, as entries of a batch. The functions take and return JSON. The caller holds the log's lock.
 
--- Opens a session. p_args: pid_hash, node, start (an offset), cursor (of the node, when it noted the rooms) and rooms
--- (an array of [room, joined, left]). Room changes and kicks above the cursor are not in `rooms` yet, so the function
+-- Opens a session. p_args: pid_hash, identity (null for none), node, start (an offset), cursor (of the node, when it noted
+-- the rooms) and rooms (an array of [room, joined, left]). Room changes and kicks above the cursor are not in `rooms` yet, so the function
 -- follows them in log order. Returns the id, or null as the id if the session was kicked.
 CREATE FUNCTION sio.sio_open(p_namespace text, p_sid text, p_data text, p_args json)
  RETURNS json
@@ -644,9 +645,9 @@ CREATE FUNCTION sio.sio_open(p_namespace text, p_sid text, p_data text, p_args j
 AS $$
 DECLARE v_session bigint; r record;
 BEGIN
-    INSERT INTO sio.sio_sessions (id, pid_hash, namespace, sid, data, node, start_offset)
+    INSERT INTO sio.sio_sessions (id, pid_hash, namespace, sid, identity, data, node, start_offset)
     VALUES (('x' || left(p_args->>'pid_hash', 15))::bit(60)::bigint, decode(p_args->>'pid_hash', 'hex'), p_namespace,
-            p_sid, coalesce(p_data, '{}'), (p_args->>'node')::uuid, (p_args->>'start')::bigint)
+            p_sid, p_args->>'identity', coalesce(p_data, '{}'), (p_args->>'node')::uuid, (p_args->>'start')::bigint)
     ON CONFLICT (pid_hash) DO NOTHING
     RETURNING id INTO v_session;
     IF v_session IS NULL THEN  -- the same call, sent again
@@ -680,12 +681,12 @@ BEGIN
 END $$;
 
 -- Claims a session for a node. The newest claim wins, because it raises the generation. Returns everything that the
--- verdict needs, or null if there is no such session.
+-- verdict needs. Returns null and changes nothing if there is no such session, or if it is another identity's.
 --
--- p_args: pid_hash, node, after (the client's offset, null for the start), key (of the offset's epoch), missed (the cap),
--- page (how many records may come along, absent for none) and page_bytes. The page holds the first events that the client
--- missed, each as [offset, rooms, skip_sids, body]. It ends before binary and before large bodies. `upto` is the offset
--- that it reaches.
+-- p_args: pid_hash, identity (of the client, null for none), node, after (the client's offset, null for the start), key
+-- (of the offset's epoch), missed (the cap), page (how many records may come along, absent for none) and page_bytes.
+-- The page holds the first events that the client missed, each as [offset, rooms, skip_sids, body]. It ends before
+-- binary and before large bodies. `upto` is the offset that it reaches.
 CREATE FUNCTION sio.sio_claim(p_batch bigint, p_namespace text, p_args json)
  RETURNS json
  LANGUAGE plpgsql
@@ -698,7 +699,7 @@ DECLARE
 BEGIN
     SELECT * INTO s FROM sio.sio_sessions
     WHERE pid_hash = decode(p_args->>'pid_hash', 'hex') AND namespace = p_namespace;
-    IF s.id IS NULL OR s.expires_at <= clock_timestamp() THEN
+    IF s.id IS NULL OR s.expires_at <= clock_timestamp() OR s.identity IS DISTINCT FROM p_args->>'identity' THEN
         RETURN NULL;
     END IF;
     v_after := (p_args->>'after')::bigint;

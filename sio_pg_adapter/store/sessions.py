@@ -60,14 +60,23 @@ class Sessions:
         self._node = node
 
     async def open(
-        self, namespace: str, memberships: Memberships, *, pid: str, cursor: int, data: str
+        self,
+        namespace: str,
+        memberships: Memberships,
+        *,
+        pid: str,
+        cursor: int,
+        data: str,
+        identity: str | None = None,
     ) -> Held | None:
         """Store a new session. ``None`` if its sid was kicked meanwhile.
 
         :param memberships: the rooms as this node knew them at ``cursor``. Later changes are added from the log.
+        :param identity: whose session it is.
         """
         args = {
             "pid_hash": pid_hash(pid),
+            "identity": identity,
             "node": self._node,
             "start": memberships.start,
             "cursor": cursor,
@@ -78,14 +87,20 @@ class Sessions:
         key = written.result["id"]
         return None if key is None else Held(key, 1)
 
-    async def claim(self, namespace: str, claim: Claim, cap: int, page: int = 0) -> Claimed | None:
-        """Take a session over. The newest claim wins. ``None`` if there is no session, or its time is up.
+    async def claim(
+        self, namespace: str, claim: Claim, cap: int, page: int = 0, *, identity: str | None = None
+    ) -> Claimed | None:
+        """Take a session over. The newest claim wins.
+
+        ``None`` if there is no session, its time is up, or it is another identity's.
 
         :param cap: missed events beyond this number are not counted.
         :param page: how many missed events may come along. Fewer do if they are large.
+        :param identity: whose client it is.
         """
         args = {
             "pid_hash": pid_hash(claim.pid),
+            "identity": identity,
             "node": self._node,
             "after": claim.after,
             "key": claim.key,

@@ -38,6 +38,7 @@ class Config:
     skip_middlewares: bool = False
     middleware: bool = False
     accepts: bool = False  # True: only those whose auth does not say {"plain": true}
+    identity: bool = False  # True: auth's token says whose session it is
     max_missed_packets: int = 10_000
     ping_interval: float = 25.0
     ping_timeout: float = 20.0
@@ -58,6 +59,10 @@ class Config:
         return cls(**given)
 
 
+def token(environ: dict[str, Any], auth: Any) -> str | None:
+    return auth.get("token") if isinstance(auth, dict) else None
+
+
 def build_server(config: Config) -> AsyncServer:
     recovery = None
     if config.recovery:
@@ -72,6 +77,7 @@ def build_server(config: Config) -> AsyncServer:
             skip_middlewares=config.skip_middlewares,
             max_missed_packets=config.max_missed_packets,
             accepts=accepts,
+            identity=token if config.identity else None,
         )
     return AsyncServer(
         async_mode="asgi",

@@ -37,6 +37,7 @@ def test_the_defaults():
     assert options.skip_middlewares is False
     assert options.max_missed_packets == 10_000
     assert options.accepts is None
+    assert options.identity is None
 
 
 @pytest.mark.parametrize("off", [None, False])
@@ -67,6 +68,7 @@ def test_the_window_as_the_database_takes_it(seconds, window):
         *(("skip_middlewares", v) for v in (None, 0, "yes")),
         *(("accepts", v) for v in (True, "all", 0)),
         *(("accepts", v) for v in (asynchronous, Asynchronous(), functools.partial(asynchronous, 1))),
+        *(("identity", v) for v in (True, "alice", asynchronous, Asynchronous())),
     ],
 )
 def test_a_wrong_value_is_refused_by_its_key(key, value):

@@ -1,15 +1,15 @@
 -- Sessions, as entries of a batch. The functions take and return JSON. The caller holds the log's lock.
 
--- Opens a session. p_args: pid_hash, node, start (an offset), cursor (of the node, when it noted the rooms) and rooms
--- (an array of [room, joined, left]). Room changes and kicks above the cursor are not in `rooms` yet, so the function
+-- Opens a session. p_args: pid_hash, identity (null for none), node, start (an offset), cursor (of the node, when it noted
+-- the rooms) and rooms (an array of [room, joined, left]). Room changes and kicks above the cursor are not in `rooms` yet, so the function
 -- follows them in log order. Returns the id, or null as the id if the session was kicked.
 CREATE FUNCTION sio.sio_open(p_namespace text, p_sid text, p_data text, p_args json) RETURNS json
 LANGUAGE plpgsql AS $$
 DECLARE v_session bigint; r record;
 BEGIN
-    INSERT INTO sio.sio_sessions (id, pid_hash, namespace, sid, data, node, start_offset)
+    INSERT INTO sio.sio_sessions (id, pid_hash, namespace, sid, identity, data, node, start_offset)
     VALUES (('x' || left(p_args->>'pid_hash', 15))::bit(60)::bigint, decode(p_args->>'pid_hash', 'hex'), p_namespace,
-            p_sid, coalesce(p_data, '{}'), (p_args->>'node')::uuid, (p_args->>'start')::bigint)
+            p_sid, p_args->>'identity', coalesce(p_data, '{}'), (p_args->>'node')::uuid, (p_args->>'start')::bigint)
     ON CONFLICT (pid_hash) DO NOTHING
     RETURNING id INTO v_session;
     IF v_session IS NULL THEN  -- the same call, sent again
@@ -43,12 +43,12 @@ BEGIN
 END $$;
 
 -- Claims a session for a node. The newest claim wins, because it raises the generation. Returns everything that the
--- verdict needs, or null if there is no such session.
+-- verdict needs. Returns null and changes nothing if there is no such session, or if it is another identity's.
 --
--- p_args: pid_hash, node, after (the client's offset, null for the start), key (of the offset's epoch), missed (the cap),
--- page (how many records may come along, absent for none) and page_bytes. The page holds the first events that the client
--- missed, each as [offset, rooms, skip_sids, body]. It ends before binary and before large bodies. `upto` is the offset
--- that it reaches.
+-- p_args: pid_hash, identity (of the client, null for none), node, after (the client's offset, null for the start), key
+-- (of the offset's epoch), missed (the cap), page (how many records may come along, absent for none) and page_bytes.
+-- The page holds the first events that the client missed, each as [offset, rooms, skip_sids, body]. It ends before
+-- binary and before large bodies. `upto` is the offset that it reaches.
 CREATE FUNCTION sio.sio_claim(p_batch bigint, p_namespace text, p_args json) RETURNS json
 LANGUAGE plpgsql AS $$
 DECLARE
@@ -59,7 +59,7 @@ DECLARE
 BEGIN
     SELECT * INTO s FROM sio.sio_sessions
     WHERE pid_hash = decode(p_args->>'pid_hash', 'hex') AND namespace = p_namespace;
-    IF s.id IS NULL OR s.expires_at <= clock_timestamp() THEN
+    IF s.id IS NULL OR s.expires_at <= clock_timestamp() OR s.identity IS DISTINCT FROM p_args->>'identity' THEN
         RETURN NULL;
     END IF;
     v_after := (p_args->>'after')::bigint;

@@ -152,6 +152,7 @@ CREATE TABLE sio.sio_sessions (
     pid_hash bytea NOT NULL UNIQUE,
     namespace text NOT NULL,
     sid text NOT NULL,
+    identity text,
     data text NOT NULL DEFAULT '{}',
     node uuid,
     generation bigint NOT NULL DEFAULT 1,
@@ -166,10 +167,10 @@ CREATE TABLE sio.sio_sessions (
 
 COMMENT ON TABLE sio.sio_sessions IS
     'One row for each session, from its CONNECT to its end. id: the first 60 bits of pid_hash, so the id of a lost '
-    'session is not issued again. node: the node that holds the session, null while it is away. generation: raised '
-    'by each claim. settled: the generation of the holder whose writes count, lower than generation while a claim '
-    'waits for that holder. expires_at: null while the session is held. expiry_node: the node that calls the expiry '
-    'handler.';
+    'session is not issued again. identity: whose session it is, as the application says. Only a client with the same '
+    'one claims it. node: the node that holds the session, null while it is away. generation: raised by each claim. '
+    'settled: the generation of the holder whose writes count, lower than generation while a claim waits for that '
+    'holder. expires_at: null while the session is held. expiry_node: the node that calls the expiry handler.';
 
 -- Partial, so that the updates of held sessions stay heap-only.
 CREATE INDEX sio_sessions_expires ON sio.sio_sessions (expires_at) WHERE expires_at IS NOT NULL;
