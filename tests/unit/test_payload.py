@@ -1,4 +1,4 @@
-"""Names, events and byte strings: what is stored of what the application gave, and what is refused before that."""
+"""Payloads: the JSON text and the binary parts of an event, and the values that have none."""
 
 from __future__ import annotations
 
@@ -14,93 +14,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sio_pg_adapter.errors import ConfigurationError, NotSerializable, PayloadTooLarge
-from sio_pg_adapter.log.names import MAX_NAME_BYTES, first_named, namespace_name, room_name, text_name, text_names
-from sio_pg_adapter.log.payload import encode_event, encode_json, pack, unpack, with_binary
-
-
-class Text(str):
-    __slots__ = ()
-
-
-# -- names ---------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("name", ["", "42", "ünï", "🙂", "a b", '"; DROP TABLE x; --', "x" * 512, "é" * 256])
-def test_case_98_names_that_are_text_stay_as_they_are(name):
-    assert text_name(name, "room") == name
-
-
-def test_a_subclass_of_str_becomes_plain_text():
-    assert type(text_name(Text("a"), "room")) is str
-
-
-@pytest.mark.parametrize("name", [42, 0, None, True, 1.5, b"room", ("a", 1), ["a"], frozenset("a")])
-def test_case_32_names_of_another_type_are_refused_by_type(name):
-    with pytest.raises(NotSerializable, match=f"room takes text.*{type(name).__name__}"):
-        text_name(name, "room")
-
-
-@pytest.mark.parametrize(("name", "message"), [("a\0b", "NUL"), ("\ud83d", "surrogate"), ("a\udc00", "surrogate")])
-def test_text_that_postgresql_does_not_hold_is_refused(name, message):
-    with pytest.raises(NotSerializable, match=f"skip_sid.*{message}"):
-        text_name(name, "skip_sid")
-
-
-@pytest.mark.parametrize("name", ["x" * 513, "é" * 257, "🙂" * 129])
-def test_case_98_names_over_512_bytes_are_refused_by_their_size(name):
-    with pytest.raises(PayloadTooLarge, match=f"namespace has {len(name.encode())} bytes.*{MAX_NAME_BYTES}"):
-        text_name(name, "namespace")
-
-
-@pytest.mark.parametrize(
-    ("value", "names"),
-    [
-        (None, ()),
-        ("", ()),
-        ([], ()),
-        ("a", ("a",)),
-        (["a", "b", "a"], ("a", "b")),
-        (("b", None, "a"), ("b", "a")),
-        (frozenset({"a"}), ("a",)),
-    ],
+from sio_pg_adapter.errors import NotSerializable, PayloadTooLarge
+from sio_pg_adapter.log.payload import (
+    MAX_DEPTH,
+    check_depth,
+    encode_event,
+    encode_json,
+    levels,
+    pack,
+    unpack,
+    with_binary,
 )
-def test_one_name_or_several(value, names):
-    assert text_names(value, "room") == names
 
 
-@pytest.mark.parametrize("value", [42, ["a", 42], {"a": 1}, b"a", [("a", 1)]])
-def test_case_32_several_names_of_another_type_are_refused(value):
-    with pytest.raises(NotSerializable, match="room takes text"):
-        text_names(value, "room")
-
-
-@pytest.mark.parametrize(("value", "name"), [(None, "/"), ("", "/"), (Text(""), "/"), ("/", "/"), ("/x", "/x")])
-def test_none_and_empty_text_are_the_default_namespace(value, name):
-    assert namespace_name(value) == name
-
-
-@pytest.mark.parametrize("value", [0, False, b"", [], {}, (), 5])
-def test_a_namespace_of_another_type_is_not_the_default_one(value):
-    with pytest.raises(NotSerializable, match="namespace takes text"):
-        namespace_name(value)
-
-
-@pytest.mark.parametrize("to", [None, "", [], (), set(), frozenset()])
-def test_where_to_names_none_room_is_meant(to):
-    assert first_named(to, "room") == "room"
-
-
-@pytest.mark.parametrize("to", [0, False, {}, b"", range(0), "a", ["a"], [""]])
-def test_what_to_names_rightly_or_wrongly_is_meant(to):
-    assert first_named(to, "room") is to
-
-
-def test_nobody_is_in_or_out_of_the_room_that_means_everybody():
-    assert room_name("a") == "a"
-    with pytest.raises(ConfigurationError, match="room takes a name that is not empty"):
-        room_name("")
-
-
-# -- events --------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     ("data", "body"),
     [
@@ -254,3 +180,37 @@ def test_binary_comes_back_in_its_place(value):
 @given(st.lists(st.binary()))
 def test_byte_strings_in_one_value(parts):
     assert list(unpack(pack(parts))) == parts
+
+
+def test_a_placeholder_of_the_application_is_refused_only_next_to_binary():
+    placeholder = {"_placeholder": True, "num": 0}
+    assert encode_event("e", placeholder) == ('["e",{"_placeholder":true,"num":0}]', ())
+    with pytest.raises(NotSerializable, match="Rename the key"):
+        encode_event("e", ([placeholder], b"a"))
+
+
+def test_a_placeholder_without_its_binary_part_stays_as_it_is():
+    values = [{"_placeholder": True, "num": 1}, {"_placeholder": True, "num": -1}, {"_placeholder": True, "num": 0}]
+    assert with_binary(values, (b"a",)) == [*values[:2], b"a"]
+
+
+def nested(depth):
+    value = 0
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+def test_a_value_may_be_nested_up_to_the_limit():
+    check_depth(nested(MAX_DEPTH - 1), "session")
+    with pytest.raises(NotSerializable, match=f"session: nested more than {MAX_DEPTH} deep"):
+        check_depth(nested(MAX_DEPTH), "session")
+
+
+def test_the_levels_of_a_value():
+    assert list(levels({"a": [1, {"b": 2}], "c": (3,)}, "session")) == [
+        [{"a": [1, {"b": 2}], "c": (3,)}],
+        [[1, {"b": 2}], (3,)],
+        [1, {"b": 2}, 3],
+        [2],
+    ]

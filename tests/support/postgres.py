@@ -1,0 +1,65 @@
+"""``Postgres``: a stand-in for an asyncpg connection, and a database of ours that is open on it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sio_pg_adapter.store.database import SCHEMA_VERSION, Database
+
+
+class Postgres:
+    """One asyncpg connection, and the pool that hands it out. It answers statements by their names.
+
+    :ivar answers: the answers to ``fetch``, ``fetchrow`` and ``fetchval``, by the statement's name.
+    :ivar failures: what the next statements raise, in order.
+    :ivar statements: the statements that succeeded, by name, with their arguments.
+    """
+
+    def __init__(self) -> None:
+        self.answers: dict[str, Any] = {
+            "version": {"version": SCHEMA_VERSION, "compatible": SCHEMA_VERSION, "channel": "sio_log"}
+        }
+        self.failures: list[BaseException] = []
+        self.statements: list[tuple[str, tuple[Any, ...]]] = []
+        self.database = Database(None, pool=self, listen_dsn=None, schema="public")
+        self._names = {self.database.queries[name]: name for name in self.database.queries}
+
+    @classmethod
+    async def opened(cls, failures: list[BaseException] | None = None) -> Postgres:
+        """Return one whose database is open.
+
+        :param failures: what the statements after that raise.
+        """
+        postgres = cls()
+        await postgres.database.open()
+        postgres.statements.clear()
+        postgres.failures = failures or []
+        return postgres
+
+    def arguments_of(self, name: str) -> list[tuple[Any, ...]]:
+        """Return the arguments of each statement with that name, in order."""
+        return [arguments for statement, arguments in self.statements if statement == name]
+
+    # -- what a pool has ---------------------------------------------------------------------------------
+    async def acquire(self, timeout: float) -> Postgres:
+        return self
+
+    async def release(self, connection: Postgres, timeout: float) -> None: ...
+
+    # -- what a connection has ---------------------------------------------------------------------------
+    def is_closed(self) -> bool:
+        return False
+
+    def get_server_pid(self) -> int:
+        return 1
+
+    async def execute(self, query: str, *arguments: Any, timeout: float | None = None) -> Any:
+        if query == "SELECT pg_backend_pid()":
+            return 1
+        if self.failures:
+            raise self.failures.pop(0)
+        name = self._names[query]
+        self.statements.append((name, arguments))
+        return self.answers.get(name)
+
+    fetch = fetchrow = fetchval = execute

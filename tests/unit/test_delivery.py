@@ -1,0 +1,262 @@
+"""The delivery: what each record does to the clients of this node."""
+
+from __future__ import annotations
+
+import pytest
+
+from sio_pg_adapter.local.client import Ack, QueueLimit, State
+from sio_pg_adapter.local.recent import Recent
+from sio_pg_adapter.log.records import Held, Kind, Record
+from support.local import Local, event
+
+
+def record(offset, *rooms, body='["e"]', namespace="/", skip=()):
+    return Record(offset, Kind.EVENT, namespace, rooms or ("",), tuple(skip), body=body)
+
+
+def sent(client):
+    return client.connection.socket.sent()
+
+
+def hold(client, generation):
+    client.begin_opening()
+    client.opened(Held(1, generation))
+
+
+# -- events of the log -----------------------------------------------------------------------------------
+async def test_an_event_reaches_each_member_of_its_rooms_once():
+    local = Local()
+    a, b = local.client("a", "x", "y"), local.client("b", "y")
+    c, elsewhere = local.client("c"), local.client("d", "x", namespace="/other")
+    local.delivery.apply(record(1, "x", "y"))
+    assert [sent(client) for client in (a, b, c, elsewhere)] == [['2["e"]'], ['2["e"]'], [], []]
+    assert (a.sent, b.sent, c.sent) == (1, 1, 0)
+    local.delivery.apply(record(2, body='["all"]'))
+    assert [sent(client) for client in (a, b, c, elsewhere)] == [['2["all"]'], ['2["all"]'], ['2["all"]'], []]
+    assert (local.counters.applied, local.counters.stored) == (2, 5)
+
+
+async def test_clients_that_keep_offsets_get_one_as_the_last_argument():
+    local = Local()
+    plain, keeping = local.client("a"), local.client("b", recoverable=True)
+    local.delivery.apply(record(7, body='["e",1]'))
+    assert sent(plain) == ['2["e",1]']
+    assert sent(keeping) == [f'2["e",1,"{local.epochs.encode(7, "/")}"]']
+
+
+async def test_the_frames_of_a_record_are_made_once_for_all_recipients():
+    local = Local()
+    first, second = (local.client(sid, recoverable=True).connection.socket.queue for sid in "ab")
+    local.delivery.apply(record(7))
+    assert first.get_nowait() is second.get_nowait()
+
+
+async def test_a_client_that_is_skipped_gets_nothing():
+    local = Local()
+    a, b = local.client("a", "x"), local.client("b", "x")
+    local.delivery.apply(record(1, "x", skip=["a"]))
+    assert (sent(a), sent(b)) == ([], ['2["e"]'])
+
+
+async def test_an_event_that_a_replay_has_sent_is_not_sent_again():
+    local = Local()
+    client = local.client("a", sent=5)
+    for offset in (4, 5, 6):
+        local.delivery.apply(record(offset, body=f'["{offset}"]'))
+    assert sent(client) == ['2["6"]']
+
+
+@pytest.mark.parametrize("state", [State.CONNECTING, State.REPLAYING])
+async def test_a_client_that_is_not_live_is_sent_nothing_by_the_cursor(state):
+    local = Local()
+    client = local.client("a", "x", state=state)
+    local.delivery.apply(record(1, "x", "a", ""))
+    assert sent(client) == [] and client.sent == 0
+
+
+async def test_a_slow_client_is_reported_and_the_event_that_found_it_is_sent():
+    local = Local(QueueLimit(packets=2, bytes=1_000_000))
+    slow, other = local.client("slow"), local.client("other")
+    for offset in (1, 2, 3):
+        local.delivery.apply(record(offset))
+        sent(other)
+    assert local.ended.calls == []  # three wait, and the limit is checked before each
+    local.delivery.apply(record(4, body='["last"]'))
+    assert local.ended.calls == [("slow", "slow")]
+    assert len(sent(slow)) == 4 and sent(other) == ['2["last"]']
+
+
+async def test_a_connection_that_raises_keeps_no_event_from_the_others(caplog):
+    class Broken:
+        def empty(self):
+            return True
+
+        def put_nowait(self, _):
+            raise OSError("broken pipe")
+
+    local = Local()
+    broken, other = local.client("broken"), local.client("other")
+    broken.connection.socket.queue = Broken()
+    local.delivery.apply(record(1))
+    assert sent(other) == ['2["e"]']
+    assert local.ended.calls == [("slow", "broken")] and "broken pipe" in caplog.text
+
+
+# -- records about a sid or a room -----------------------------------------------------------------------
+@pytest.mark.parametrize(("generation", "calls"), [(3, [("taken", "a")]), (2, []), (1, [])])
+async def test_a_newer_claim_of_its_session_takes_a_client_over(generation, calls):
+    local = Local()
+    hold(local.client("a", state=State.CONNECTING), 2)
+    local.delivery.apply(Record(1, Kind.CLAIM, "/", sid="a", generation=generation))
+    assert local.ended.calls == calls
+
+
+async def test_a_claim_means_nothing_to_a_client_without_a_session():
+    local = Local()
+    local.client("a")
+    local.delivery.apply(Record(1, Kind.CLAIM, "/", sid="a", generation=9))
+    assert local.ended.calls == []
+
+
+@pytest.mark.parametrize("state", [State.CONNECTING, State.REPLAYING, State.LIVE])
+async def test_a_kick_ends_a_client_in_whatever_state_with_its_last_session_data(state):
+    local = Local()
+    local.client("a", state=state)
+    local.delivery.apply(Record(1, Kind.KICK, "/", sid="a", data='{"v":1}'))
+    assert local.ended.calls == [("kicked", "a", '{"v":1}')]
+
+
+async def test_a_record_about_a_sid_of_another_node_or_namespace_changes_nothing():
+    local = Local()
+    local.client("a")
+    for kind, sid, namespace in ((Kind.KICK, "b", "/"), (Kind.KICK, "a", "/other"), (Kind.ENTER, "b", "/")):
+        local.delivery.apply(Record(1, kind, namespace, ("x",), sid=sid))
+    assert local.ended.calls == [] and local.members("x") == set()
+
+
+async def test_a_live_client_enters_and_leaves_with_the_record():
+    local = Local()
+    client = local.client("a")
+    local.delivery.apply(Record(1, Kind.ENTER, "/", ("x",), sid="a"))
+    assert local.members("x") == {"a"} and client.memberships.current() == ["x"]
+    local.delivery.apply(Record(2, Kind.LEAVE, "/", ("x",), sid="a"))
+    assert local.members("x") == set() and client.memberships.rooms == {}
+
+
+async def test_a_client_in_a_replay_keeps_the_rooms_it_was_in_for_the_events_of_that_time():
+    local = Local()
+    client = local.client("a", state=State.REPLAYING)
+    local.delivery.apply(Record(1, Kind.ENTER, "/", ("x",), sid="a"))
+    local.delivery.apply(Record(3, Kind.LEAVE, "/", ("x",), sid="a"))
+    assert client.memberships.rooms == {"x": [(1, 3)]} and local.members("x") == set()
+
+
+async def test_a_closed_room_has_no_members_live_or_in_a_replay():
+    local = Local()
+    live, replaying = local.client("a", "x", "y"), local.client("b", "x", state=State.REPLAYING)
+    elsewhere = local.client("c", "x", namespace="/other")
+    local.delivery.apply(Record(4, Kind.CLOSE, "/", ("x",)))
+    assert local.members("x") == set() and local.members("y") == {"a"}
+    assert live.memberships.current() == ["y"] and replaying.memberships.rooms == {"x": [(0, 4)]}
+    assert elsewhere.memberships.current() == ["x"] and local.members("x", "/other") == {"c"}
+
+
+# -- from replay to live -----------------------------------------------------------------------------------
+async def test_a_client_catches_up_with_what_it_is_due_and_goes_live():
+    local, recent = Local(), Recent(0)
+    client = local.client("a", "x", state=State.REPLAYING, sent=2, recoverable=True)
+    for each in (
+        record(1, body='["sent"]'),
+        record(3, "x", body='["due"]'),
+        record(4, "y", body='["of another room"]'),
+        record(5, body='["skipped"]', skip=["a"]),
+        record(6, body='["of another namespace"]', namespace="/other"),
+        record(7, "a", body='["own"]'),
+    ):
+        recent.add(each)
+    local.delivery.catch_up(client, recent, 9)
+    assert sent(client) == [
+        f'2["due","{local.epochs.encode(3, "/")}"]',
+        f'2["own","{local.epochs.encode(7, "/")}"]',
+    ]
+    assert (client.state, client.sent, local.members("x")) == (State.LIVE, 9, {"a"})
+
+
+@pytest.mark.parametrize("recovered", [False, True])
+async def test_a_replayed_event_is_counted_apart_if_the_client_had_missed_it(recovered):
+    local = Local()
+    client = local.client("a", state=State.CONNECTING)
+    if recovered:
+        client.resume(Held(1, 2), after=0, data={})
+    local.delivery.replay(client, record(3))
+    assert client.sent == 3 and sent(client) == ['2["e"]']
+    assert (local.counters.replayed, local.counters.stored) == ((1, 0) if recovered else (0, 1))
+
+
+# -- events that are not stored ------------------------------------------------------------------------------
+async def test_an_unstored_event_ends_in_no_string_for_clients_that_keep_offsets():
+    local = Local()
+    plain, keeping = local.client("a"), local.client("b", recoverable=True)
+    local.delivery.unstored(event(body='["e","text"]'))
+    local.delivery.unstored(event(body='["e",1]'))
+    assert sent(plain) == ['2["e","text"]', '2["e",1]']
+    assert sent(keeping) == ['2["e","text",null]', '2["e",1]']
+    assert local.counters.unstored == 4
+
+
+async def test_an_unstored_event_is_for_live_members_that_are_not_skipped():
+    local = Local()
+    live, skipped = local.client("a", "x"), local.client("b", "x")
+    replaying, other = local.client("c", "x", state=State.REPLAYING), local.client("d")
+    local.delivery.unstored(event("x", skip=("b",)))
+    assert [sent(client) for client in (live, skipped, replaying, other)] == [['2["e"]'], [], [], []]
+    local.rooms.go_live(replaying)
+    assert sent(replaying) == []
+
+
+async def test_an_unstored_event_does_not_move_the_offset():
+    local = Local()
+    client = local.client("a", sent=5)
+    local.delivery.unstored(event())
+    assert client.sent == 5
+
+
+# -- questions -----------------------------------------------------------------------------------------------
+async def test_a_question_has_an_id_for_each_client_and_no_offset():
+    local = Local()
+    a, b = local.client("a", "x", recoverable=True), local.client("b", "x")
+    asked = local.delivery.question(event("x", body='["q","text"]'), lambda _: Ack(print))
+    assert [client for client, _ in asked] == [a, b]
+    ids = [ack_id for _, ack_id in asked]
+    assert ids[0] != ids[1]
+    assert [sent(a), sent(b)] == [[f'2{ids[0]}["q","text"]'], [f'2{ids[1]}["q","text"]']]
+    assert local.counters.unstored == 2
+
+
+async def test_the_acknowledgement_of_a_question_is_expected_from_the_client_that_was_asked():
+    local, answers = Local(), []
+    a, b = local.client("a", "x"), local.client("b", "x")
+    ((_, first), (_, second)) = local.delivery.question(
+        event("x"), lambda client: Ack(lambda *args: answers.append((client.sid, args)))
+    )
+    assert a.take_ack(second) is b.take_ack(first) is None
+    ack = a.take_ack(first)
+    assert ack is not None
+    ack.answered(1, 2)
+    assert answers == [("a", (1, 2))]
+
+
+async def test_a_question_waits_for_the_end_of_a_replay():
+    local = Local()
+    client = local.client("a", state=State.REPLAYING)
+    ((_, ack_id),) = local.delivery.question(event(), lambda _: Ack(print))
+    local.delivery.replay(client, record(3, body='["missed"]'))
+    local.rooms.go_live(client)
+    assert sent(client) == ['2["missed"]', f'2{ack_id}["e"]']
+
+
+async def test_a_client_whose_connect_is_being_decided_is_not_asked():
+    local = Local()
+    client = local.client("a", state=State.CONNECTING)
+    assert local.delivery.question(event(), lambda _: Ack(print)) == []
+    assert client.acks == {}

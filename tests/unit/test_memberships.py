@@ -1,0 +1,144 @@
+"""Memberships: the events that a client is due, by the rooms it was in at each offset."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sio_pg_adapter.log.memberships import Memberships, spans_of
+from sio_pg_adapter.log.records import Kind, Record
+
+
+def event(offset, *rooms, skip=()):
+    return Record(offset, Kind.EVENT, "/", rooms or ("",), tuple(skip), body='["e"]')
+
+
+def test_the_example_of_the_module():
+    memberships = Memberships("s", 0)
+    memberships.enter("x", 2)
+    memberships.leave("x", 4)
+    log = [event(3, "x"), event(5, "x"), event(6, "")]
+    assert [record.offset for record in log if memberships.due(record)] == [3, 6]
+
+
+@pytest.mark.parametrize(
+    ("record", "due"),
+    [
+        (event(11), True),
+        (event(10), False),  # at the session's start, not above it
+        (event(11, "s"), True),
+        (event(11, "t"), False),
+        (event(11, skip=["s"]), False),
+        (event(11, "s", skip=["t", "s"]), False),
+        (event(20, "x"), False),  # case 40: sent, then joined
+        (event(21, "x"), True),
+        (event(30, "x"), False),
+        (event(29, "x"), True),
+        (event(31, "x"), False),
+        (event(31, "x", "y"), True),
+        (event(25, "y", "x", "s"), True),
+        (Record(25, Kind.ENTER, "/", ("x",), sid="s"), False),
+    ],
+)
+def test_cases_35_36_40_due_by_the_rooms_of_the_time(record, due):
+    memberships = Memberships("s", 10, {"x": [(20, 30)], "y": [(12, None)]})
+    assert memberships.due(record) is due
+
+
+def test_case_103_entering_a_room_one_is_in_changes_nothing():
+    memberships = Memberships("s", 0, {"x": [(2, None)]})
+    memberships.enter("x", 9)
+    assert memberships.rooms == {"x": [(2, None)]}
+
+
+@pytest.mark.parametrize(
+    ("as_of", "spans"),
+    [(10, [(2, 4), (6, 10)]), (8, [(2, 4), (6, 8)]), (7, [(2, 4)]), (6, [(2, 4)]), (3, None), (2, None), (0, None)],
+)
+def test_case_104_a_room_left_as_of_an_offset_stays_left_from_there(as_of, spans):
+    memberships = Memberships("s", 0, {"x": [(2, 4), (6, None)]})
+    memberships.apply(Record(20, Kind.LEAVE, "/", ("x",), sid="s", as_of=as_of))
+    assert memberships.rooms.get("x") == spans
+    assert memberships.current() == []
+
+
+def test_entered_left_and_entered_again_at_one_cursor_is_one_membership():
+    # In a connect handler nothing may be appended in between, so all three are at the node's cursor: two spans
+    # that begin at one offset would be one row of the table, the first.
+    memberships = Memberships("s", 5)
+    memberships.enter("x", 5)
+    memberships.leave("x", 6)
+    memberships.enter("x", 5)
+    assert memberships.current() == ["x"]
+    rows = memberships.rows()
+    assert ["x", 5, None] in rows
+    assert len({(room, at) for room, at, _ in rows}) == len(rows)
+
+
+def test_rooms_of_others_and_of_other_sids_are_left_alone():
+    memberships = Memberships("s", 0, {"x": [(2, None)]})
+    for record in (
+        Record(5, Kind.ENTER, "/", ("y",), sid="t"),
+        Record(6, Kind.LEAVE, "/", ("x",), sid="t"),
+        Record(7, Kind.CLOSE, "/", ("y",)),
+        Record(8, Kind.CLAIM, "/", sid="s", generation=2),
+    ):
+        memberships.apply(record)
+    assert memberships.rooms == {"x": [(2, None)]}
+
+
+def test_a_closed_room_ends_the_membership_of_those_who_are_in_it():
+    memberships = Memberships("s", 0, {"x": [(2, None)], "y": [(3, 5)]})
+    memberships.apply(Record(8, Kind.CLOSE, "/", ("x",)))
+    memberships.apply(Record(9, Kind.CLOSE, "/", ("y",)))
+    assert memberships.rooms == {"x": [(2, 8)], "y": [(3, 5)]}
+
+
+def test_spans_of_rows_are_in_the_order_of_the_log():
+    assert spans_of([("x", 9, None), ("y", 2, 3), ("x", 1, 4)]) == {"x": [(1, 4), (9, None)], "y": [(2, 3)]}
+
+
+def test_a_room_that_is_forgotten_leaves_no_span():
+    memberships = Memberships("s", 0, {"x": [(1, 4), (9, None)]})
+    memberships.forget("x")
+    memberships.forget("x")
+    assert memberships.rooms == {}
+
+
+# -- replay sends what live delivery would have sent -----------------------------------------------------
+moves = st.lists(
+    st.tuples(
+        st.sampled_from([Kind.ENTER, Kind.LEAVE, Kind.CLOSE, Kind.EVENT, Kind.EVENT]),
+        st.lists(st.sampled_from(["x", "y", "z"]), min_size=1, max_size=2, unique=True),
+        st.sampled_from(["s", "t"]),
+        st.sampled_from(["", "rooms"]),
+        st.booleans(),
+    ),
+    max_size=40,
+)
+
+
+@given(moves, st.integers(0, 10), st.data())
+def test_due_is_what_live_delivery_sends(script, start, data):
+    """A naive model keeps a set of rooms and is read at each event. The memberships are read once, at the end."""
+    rooms: set[str] = set()
+    sent: list[int] = []
+    memberships = Memberships("s", start)
+    log: list[Record] = []
+    for offset, (kind, names, sid, to, skip) in enumerate(script, start + 1):
+        if kind is Kind.EVENT:
+            record = event(offset, *(names if to else ("",)), skip=[sid] if skip else ())
+            if not (skip and sid == "s") and (not to or rooms & set(names)):
+                sent.append(offset)
+        else:
+            record = Record(offset, kind, "/", (names[0],), sid=None if kind is Kind.CLOSE else sid)
+            if kind is Kind.ENTER and sid == "s":
+                rooms.add(names[0])
+            elif kind is Kind.CLOSE or sid == "s":
+                rooms.discard(names[0])
+        log.append(record)
+        memberships.apply(record)
+    after = data.draw(st.integers(start, start + len(script)))
+    assert [r.offset for r in log if r.offset > after and memberships.due(r)] == [o for o in sent if o > after]
+    assert set(memberships.current()) == rooms
