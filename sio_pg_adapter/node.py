@@ -160,8 +160,7 @@ class Node:
         )
         self.moves = Moves(setup.clients, self.rooms, self.cursor, self.appender)
         self.continuity = Continuity(
-            database,
-            setup.clients, self.cursor, self.epochs, self.reader, self.sessions, self.presence, self.endings
+            database, setup.clients, self.cursor, self.epochs, self.reader, self.sessions, self.presence, self.endings
         )
 
         # the other nodes

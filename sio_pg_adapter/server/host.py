@@ -93,8 +93,8 @@ class Host:
 async def hang_up(host: Host, eio_sid: str, *, drop_queue: bool = False) -> None:
     """Close an Engine.IO connection in a way after which clients come back by themselves.
 
-    Engine.IO's CLOSE packet would be final for the clients of python-socketio. So the transport just ends: a websocket
-    is closed, and a poll is answered with NOOP and the next one with status 400.
+    Engine.IO's CLOSE packet would be final for the clients of python-socketio. So the transport just ends: a
+    websocket is closed, and a poll is answered with NOOP and the next one with status 400.
 
     :param drop_queue: do not send what is queued, which may be more than the client ever takes.
     """

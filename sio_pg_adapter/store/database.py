@@ -73,8 +73,8 @@ def _is_closed(connection: Connection) -> bool:
 class KeptConnection:
     """A connection that is kept: ``async with kept as connection``, one at a time.
 
-    It is replaced when it is not fit any more: when it was lost, when the node follows another server, and after every
-    error that another connection may not give.
+    It is replaced when it is not fit any more: when it was lost, when the node follows another server, and after
+    every error that another connection may not give.
 
     :ivar fault: why the last use failed. Empty if it did not.
     """
@@ -153,8 +153,8 @@ class Database:
     :ivar channel: the channel that announces appends.
     :ivar era: counts how often its connections were called back, to be opened anew.
     :ivar server: the server whose log the node follows, as ``sio_fingerprint()`` names it.
-    :ivar settled: whether it is certain that this server has the log that the node follows. Until then only the reader
-                   is used.
+    :ivar settled: whether it is certain that this server has the log that the node follows. Until then only the
+                   reader is used.
     :ivar on_moved: called when a connection leads to another server. The future is done when the node has decided
                     which server to follow.
     :ivar must_fit: whether connections are judged. Those of the command line are not.
@@ -225,8 +225,8 @@ class Database:
             needed += 1
         if self.must_fit and pool.get_max_size() < needed:
             raise ConfigurationError(
-                f"the pool has max_size={pool.get_max_size()}, and a node needs {needed} connections. Add {needed} to "
-                "the number that the application needs, and give the pool that max_size."
+                f"the pool has max_size={pool.get_max_size()}, and a node needs {needed} connections. Add {needed} to
+                " "the number that the application needs, and give the pool that max_size."
             )
 
     async def _settings(self) -> dict[str, Any]:
