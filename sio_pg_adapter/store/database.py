@@ -225,8 +225,8 @@ class Database:
             needed += 1
         if self.must_fit and pool.get_max_size() < needed:
             raise ConfigurationError(
-                f"the pool has max_size={pool.get_max_size()}, and a node needs {needed} connections. Add {needed} to
-                " "the number that the application needs, and give the pool that max_size."
+                f"the pool has max_size={pool.get_max_size()}, and a node needs {needed} connections. Add {needed} to "
+                "the number that the application needs, and give the pool that max_size."
             )
 
     async def _settings(self) -> dict[str, Any]:
