@@ -41,7 +41,10 @@ class Demo:
         """Wait for a line and return the pattern's first group in it."""
         end = time.monotonic() + TIMEOUT
         while True:
-            line = self._queue.get(timeout=max(0, end - time.monotonic()))
+            try:
+                line = self._queue.get(timeout=max(0, end - time.monotonic()))
+            except queue.Empty:
+                raise AssertionError(f"no line matches {pattern}:\n" + "".join(self.lines)) from None
             assert line is not None, "the demo ended:\n" + "".join(self.lines)
             self.lines.append(line)
             if match := re.search(pattern, line):
