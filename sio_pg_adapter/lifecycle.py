@@ -18,7 +18,8 @@ class Lifecycle:
 
     def __init__(self, make: Callable[[], Node]) -> None:
         self._make = make
-        self._changing: asyncio.Lock | None = None
+        self._changing: asyncio.Lock | None = None  # one at a time starts or stops
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._closed = False
         self.node: Node | None = None
 
@@ -40,9 +41,7 @@ class Lifecycle:
         if self.node is not None:
             return self.node
         if not self._closed:
-            if self._changing is None:
-                self._changing = asyncio.Lock()
-            async with self._changing:
+            async with self._lock():
                 if self.node is None and not self._closed:
                     node = self._make()
                     await node.start()
@@ -52,13 +51,19 @@ class Lifecycle:
         return self.node
 
     async def stop(self) -> None:
-        """Let the clients go, then stop the node."""
+        """Close the clients' connections, then stop the node."""
         self._closed = True
         if self._changing is None:
             return
-        async with self._changing:
+        async with self._lock():
             if self.node is not None:
                 await self.node.endings.say_goodbye()
                 node, self.node = self.node, None
                 await node.stop()
-        self._changing = None  # it belongs to an event loop: the next start may be in another
+
+    def _lock(self) -> asyncio.Lock:
+        """Return the lock of the running event loop. A later start may be in another loop."""
+        loop = asyncio.get_running_loop()
+        if self._changing is None or self._loop is not loop:
+            self._changing, self._loop = asyncio.Lock(), loop
+        return self._changing

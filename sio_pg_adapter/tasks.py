@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import Coroutine
 from typing import Any
@@ -12,22 +11,30 @@ logger = logging.getLogger("sio_pg_adapter")
 
 
 async def cancelled(task: asyncio.Task[None] | None) -> None:
-    """Cancel a task and wait for its end."""
-    if task is not None:
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
+    """Cancel a task and wait for its end. If it had failed before, that is logged."""
+    if task is None:
+        return
+    task.cancel()
+    await asyncio.wait((task,))
+    if not task.cancelled() and (e := task.exception()) is not None:
+        logger.error("%s failed", task.get_name(), exc_info=e)
 
 
 class Tasks:
-    """The tasks that run an application's code, or wait for it, apart from a node's own loops."""
+    """Tasks that run an application's code or wait for it, as opposed to a node's own loops."""
 
     def __init__(self) -> None:
         self._running: set[asyncio.Task[Any]] = set()
+        self._closed = False
 
     def spawn(self, work: Coroutine[Any, Any, Any], name: str) -> asyncio.Task[Any]:
-        """Run a coroutine as a task that ends with its owner. An exception of it is logged."""
+        """Run a coroutine as a task that ends with its owner. Its exception, if any, is logged.
+
+        After :meth:`close` the task is cancelled before its first step.
+        """
         task = asyncio.get_running_loop().create_task(work, name=f"sio_pg {name}")
+        if self._closed:
+            task.cancel()
         self._running.add(task)
         task.add_done_callback(self._done)
         return task
@@ -39,6 +46,7 @@ class Tasks:
 
     async def close(self) -> None:
         """Cancel all tasks but the calling one, and wait for their end. Safe to call twice."""
+        self._closed = True
         tasks = [task for task in self._running if task is not asyncio.current_task()]
         for task in tasks:
             task.cancel()

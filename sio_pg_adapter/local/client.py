@@ -17,6 +17,7 @@
     any                    end_session     the same     its session is over for good
     any                    close           the same     its connection is closed, for a reason
     any                    cut             the same     it is too slow, and its connection is being closed
+    any                    begin_end       the same     what its end takes has begun. True the first time
     any                    depart          LEFT         it is taken out of the node's lists. Safe to call twice
     any                    finish          the same     all that its end takes is done
 
@@ -116,6 +117,7 @@ class Client:
     acks: dict[int, Ack] = field(default_factory=dict)
     _opening: asyncio.Future[None] | None = None
     _is_cut: bool = False
+    _is_ending: bool = False
     _answered_at: float = 0.0
     _waiting: list[Frames] = field(default_factory=list)
     _frames_put: int = 0
@@ -300,6 +302,11 @@ class Client:
             if ack.gone is not None:
                 ack.gone()
         return former
+
+    def begin_end(self) -> bool:
+        """Begin what its end takes. Return whether that is new."""
+        begun, self._is_ending = self._is_ending, True
+        return not begun
 
     def finish(self) -> None:
         self.gone.set()

@@ -118,7 +118,7 @@ class Connect:
                 return
             await self._decide(client)
         except Lost:
-            await self._end(client)
+            await asyncio.shield(self._end_apart(client))
         except asyncio.CancelledError:
             self._end_apart(client)
             raise
@@ -293,7 +293,8 @@ class Connect:
             if loaded is None:
                 raise Lost
             as_of, memberships = loaded
-            await node.cursor.passed(as_of, CURSOR_WAIT)
+            if not await node.cursor.passed(as_of, CURSOR_WAIT):
+                raise StoreUnavailable("this node is too far behind the log to recover a session")
         for record in node.cursor.recent.moves(client.namespace, client.sid, as_of):
             memberships.apply(record)
             if record.kind is Kind.KICK:
@@ -321,7 +322,7 @@ class Connect:
         released = node.handover.of(session.id, session.former)
         leaving = self._endings.leaving.get((client.namespace, client.sid))
         waiting = [asyncio.ensure_future(released.wait())]
-        if leaving is not None:
+        if leaving is not None and leaving.held is not None and leaving.held.generation == session.former:
             waiting.append(asyncio.ensure_future(leaving.gone.wait()))
         try:
             await asyncio.wait(waiting, timeout=TAKEOVER_WAIT, return_when=asyncio.FIRST_COMPLETED)
@@ -368,18 +369,12 @@ class Connect:
         client.finish()
         await self._send(packet.DISCONNECT if connected else packet.CONNECT_ERROR, reason)
 
-    async def _end(self, client: Client | None) -> None:
-        if client is None:
-            await hang_up(self._host, self._eio_sid)
-        else:
-            await self._leave(client)
-
-    def _end_apart(self, client: Client | None) -> None:
+    def _end_apart(self, client: Client | None) -> asyncio.Task[Any]:
         """End it in a task of its own, which a cancellation of this one does not reach."""
         if client is None:
-            self._host.eio.start_background_task(hang_up, self._host, self._eio_sid)
-        else:
-            self._node.tasks.spawn(self._leave(client), "leave")
+            hanging: asyncio.Task[Any] = self._host.eio.start_background_task(hang_up, self._host, self._eio_sid)
+            return hanging
+        return self._node.tasks.spawn(self._leave(client), "leave")
 
     async def _leave(self, client: Client) -> None:
         """The connection did not last. The session can be recovered again, unless it has ended."""
@@ -422,6 +417,10 @@ class Connect:
             await self._leave(client)
         except SioPgError as e:
             logger.warning("a replay broke, and its client comes back: %s", e)
+            self._node.counters.broken += 1
+            await hang_up(self._host, self._eio_sid)
+        except Exception:
+            logger.exception("a replay broke, and its client comes back")
             self._node.counters.broken += 1
             await hang_up(self._host, self._eio_sid)
 
@@ -470,6 +469,9 @@ class Connect:
             client.lose_session()
             await hang_up(self._host, self._eio_sid)
             raise Lost
+        if page.records and not node.epochs.knows(page.records[-1].offset):
+            await node.continuity.check()  # a new epoch has begun. Its key signs the offsets on the wire
+            self._check(client)
         self._begin_replay(client, pid)
         size = 0
         for record in page.records:

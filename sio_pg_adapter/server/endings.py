@@ -7,6 +7,7 @@ import asyncio
 import json
 import logging
 import time
+from collections.abc import Coroutine
 from typing import Any
 
 from socketio import packet
@@ -110,22 +111,23 @@ class Endings:
         Its rooms are taken down now. Then its disconnect handler runs. Then its session is released. A session that
         is over for good is deleted before the handler runs, so that its pid is dead at once.
         """
-        if client.gone.is_set():
+        if not client.begin_end():
+            await client.gone.wait()
             return
         ended_at = time.monotonic()
         self._rooms.depart(client)
         key = (client.namespace, client.sid)
         self.leaving[key] = client
+        stored = True
         try:
             if client.ended:
-                await self._delete_session(client)
+                stored = await _stores(self._delete_session(client))
             if client.accepted:
                 await self._run_disconnect_handler(client, reason)
             if not client.ended:
-                await self._release(client, ended_at)
-        except SioPgError as e:
-            logger.warning("the end of a connection could not be stored, trying again: %s", e)
-            self._tasks.spawn(self._store_later(client, ended_at), "release later")
+                stored = await _stores(self._release(client, ended_at))
+            if not stored:
+                self._tasks.spawn(self._store_later(client, ended_at), "release later")
         finally:
             client.finish()
             if self.leaving.get(key) is client:
@@ -150,11 +152,8 @@ class Endings:
         expire."""
         while client.held is not None:
             await asyncio.sleep(RELEASE_RETRY)  # nothing announces that the database is back
-            try:
-                await (self._delete_session(client) if client.ended else self._release(client, ended_at))
+            if await _stores(self._delete_session(client) if client.ended else self._release(client, ended_at)):
                 return
-            except SioPgError as e:
-                logger.debug("the end of a connection could not be stored yet: %s", e)
 
     async def _run_disconnect_handler(self, client: Client, reason: str) -> None:
         with handling(client):
@@ -162,3 +161,13 @@ class Endings:
                 await self._host.trigger("disconnect", client.namespace, client.sid, reason)
             except Exception:  # the application's handler failed. The session is released all the same
                 logger.exception("the disconnect handler failed")
+
+
+async def _stores(work: Coroutine[Any, Any, None]) -> bool:
+    """Store the end of a connection. Return whether that worked."""
+    try:
+        await work
+    except SioPgError as e:
+        logger.warning("the end of a connection could not be stored, trying again: %s", e)
+        return False
+    return True

@@ -110,7 +110,7 @@ class Intake:
         client.end_session()
         client.close(self._host.reason.CLIENT_DISCONNECT)  # it needs no answer
         if client.connected:
-            await self._leave(client, self._host.reason.CLIENT_DISCONNECT)
+            await self._leave([client], self._host.reason.CLIENT_DISCONNECT)
 
     async def closed(self, eio_sid: str, reason: str) -> None:
         """The Engine.IO connection ended, for whatever reason. Its sessions can be recovered."""
@@ -120,10 +120,10 @@ class Intake:
             reason = self._host.reason.PING_TIMEOUT
         for client in clients:
             client.close(reason)
-        for client in clients:
-            if client.connected:
-                await self._leave(client, reason)
-        self._host.environ.pop(eio_sid, None)
+        try:
+            await self._leave([client for client in clients if client.connected], reason)
+        finally:
+            self._host.environ.pop(eio_sid, None)
         self._end_poll(eio_sid)
 
     def _end_poll(self, eio_sid: str) -> None:
@@ -132,14 +132,16 @@ class Intake:
         if socket is not None and not socket.upgraded:
             socket.queue.put_nowait(Packet(NOOP))
 
-    async def _leave(self, client: Client, reason: str) -> None:
+    async def _leave(self, clients: list[Client], reason: str) -> None:
         node = self._host.running_node
         if node is None:
-            self._host.forget(client)
+            for client in clients:
+                self._host.forget(client)
             return
         assert isinstance(node.endings, Endings)
-        # In a task of its own: the web server may cancel the one that handles the request.
-        await asyncio.shield(node.tasks.spawn(node.endings.leave(client, reason), "leave"))
+        # In tasks of their own: the web server may cancel the one that handles the request.
+        ends = [node.tasks.spawn(node.endings.leave(client, reason), "leave") for client in clients]
+        await asyncio.shield(asyncio.gather(*ends))
 
     def acknowledge(self, eio_sid: str, pkt: packet.Packet) -> bool:
         """Send what a handler returned, behind the client's replay. ``False`` if there is no such client."""

@@ -46,6 +46,7 @@ VERBS = {
     "end_session": lambda c: c.end_session(),
     "close": lambda c: c.close("transport close"),
     "cut": lambda c: c.cut(),
+    "begin_end": lambda c: c.begin_end(),
     "depart": lambda c: c.depart(),
     "finish": lambda c: c.finish(),
 }

@@ -195,3 +195,19 @@ def test_a_node_starts_again_in_another_event_loop(nodes):
     asyncio.run(run())
     asyncio.run(run())
     assert nodes.log == ["start", "goodbye", "stop"] * 2
+
+
+async def test_a_start_that_waits_for_a_stop_is_not_joined_by_a_second_one(nodes):
+    """The lock outlives the stop: whoever waits for it and whoever comes later wait for the same one."""
+    life = Lifecycle(nodes)
+    await life.start()
+    stopping = asyncio.create_task(life.stop())
+    await asyncio.sleep(0)
+    nodes.gate = asyncio.Event()
+    first = asyncio.create_task(life.start())
+    await stopping
+    second = asyncio.create_task(life.start())
+    await asyncio.sleep(0)
+    nodes.gate.set()
+    assert await first is await second is life.node
+    assert len(nodes.made) == 2

@@ -81,3 +81,15 @@ async def test_a_cancelled_task_is_waited_for():
     assert task.cancelled()
     await cancelled(task)
     await cancelled(None)
+
+
+async def test_a_task_after_the_end_never_begins():
+    tasks, begun = Tasks(), []
+
+    async def work():
+        begun.append(True)
+
+    await tasks.close()
+    task = tasks.spawn(work(), "late")
+    await asyncio.wait((task,))
+    assert task.cancelled() and not begun
