@@ -14,6 +14,7 @@ class Lifecycle:
 
     :param make: makes the node. It may refuse.
     :ivar node: the node, from a start to the next stop. ``None`` in between.
+    :ivar leaving: whether clients were sent away, so that new ones belong on another node.
     """
 
     def __init__(self, make: Callable[[], Node]) -> None:
@@ -21,6 +22,7 @@ class Lifecycle:
         self._changing: asyncio.Lock | None = None
         self._closed = False
         self.node: Node | None = None
+        self.leaving = False
 
     async def start(self) -> Node:
         """Start a node if none runs, also after a stop.
@@ -28,7 +30,7 @@ class Lifecycle:
         :raises StoreUnavailable: if the database cannot be reached.
         :raises SchemaMismatch: if it is not migrated.
         """
-        self._closed = False
+        self._closed = self.leaving = False
         return await self.started()
 
     async def started(self) -> Node:
@@ -51,14 +53,20 @@ class Lifecycle:
             raise StoreUnavailable("the manager was closed")
         return self.node
 
+    async def say_goodbye(self) -> None:
+        """Let the clients go. The node runs until it is stopped, since requests may still emit."""
+        self.leaving = True
+        if self.node is not None:
+            await self.node.endings.say_goodbye()
+
     async def stop(self) -> None:
         """Let the clients go, then stop the node."""
         self._closed = True
         if self._changing is None:
             return
         async with self._changing:
+            await self.say_goodbye()
             if self.node is not None:
-                await self.node.endings.say_goodbye()
                 node, self.node = self.node, None
                 await node.stop()
         self._changing = None  # it belongs to an event loop: the next start may be in another

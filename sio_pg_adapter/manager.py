@@ -181,6 +181,18 @@ class AsyncPostgresManager(AsyncManager):
             on_expired=self._on_expired,
         )
 
+    @property
+    def leaving(self) -> bool:
+        """Whether clients were sent away, because the process ends. New connections are refused."""
+        return self._life.leaving
+
+    async def say_goodbye(self) -> None:
+        """Close all connections in a way that makes clients reconnect, to another node, and refuse new ones.
+
+        The manager still emits until :meth:`aclose`, which does this as well.
+        """
+        await self._life.say_goodbye()
+
     async def aclose(self) -> None:
         """Write what is waiting, leave the cluster, close all connections. Safe to call twice, or unstarted."""
         await self._life.stop()
