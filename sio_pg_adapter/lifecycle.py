@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from .errors import StoreUnavailable
+from .errors import ConfigurationError, StoreUnavailable
 from .node import Node
 
 
@@ -19,7 +19,8 @@ class Lifecycle:
 
     def __init__(self, make: Callable[[], Node]) -> None:
         self._make = make
-        self._changing: asyncio.Lock | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._changing = asyncio.Lock()
         self._closed = False
         self.node: Node | None = None
         self.leaving = False
@@ -39,11 +40,10 @@ class Lifecycle:
         :raises StoreUnavailable: if the database cannot be reached, or the node was stopped.
         :raises SchemaMismatch: if it is not migrated.
         """
+        self._enter_loop()
         if self.node is not None:
             return self.node
         if not self._closed:
-            if self._changing is None:
-                self._changing = asyncio.Lock()
             async with self._changing:
                 if self.node is None and not self._closed:
                     node = self._make()
@@ -62,11 +62,27 @@ class Lifecycle:
     async def stop(self) -> None:
         """Let the clients go, then stop the node."""
         self._closed = True
-        if self._changing is None:
-            return
+        self._enter_loop()
         async with self._changing:
             await self.say_goodbye()
             if self.node is not None:
                 node, self.node = self.node, None
                 await node.stop()
-        self._changing = None  # it belongs to an event loop: the next start may be in another
+
+    def _enter_loop(self) -> None:
+        """Check that a node runs in this event loop, or take this loop if none runs.
+
+        Its connections, tasks and locks belong to the loop that it was started in. In another one each await of them
+        would wait for ever.
+        """
+        loop = asyncio.get_running_loop()
+        if self._loop is loop:
+            return
+        if self.node is not None or self._changing.locked():
+            raise ConfigurationError(
+                "The manager was started in another event loop, and works only there. Use it in one event loop, or "
+                "close it there with `await manager.aclose()` first. With pytest-asyncio give tests and fixtures the "
+                "same loop scope. Use Starlette's TestClient as `with TestClient(app) as client:`."
+            )
+        self._loop = loop
+        self._changing = asyncio.Lock()
