@@ -4,7 +4,6 @@ node."""
 from __future__ import annotations
 
 import logging
-import uuid
 from collections.abc import Awaitable, Callable
 from typing import Any, Self
 
@@ -27,11 +26,18 @@ from .node import Health, MakeEndings, Node, Setup
 from .options import ConnectionStateRecovery
 from .store.database import Database, Pool
 from .tasks import Tasks
-from .wire import websocket
+from .wire import upstream, websocket
 from .wire.frames import FrameMaker
 from .wire.transport import Connections, Cork, TrafficCounter
 
 logger = logging.getLogger("sio_pg_adapter")
+
+FOREIGN_OPTIONS = {
+    "url": "Pass the URL of a PostgreSQL database as dsn=.",
+    "channel": "Servers of one schema are one cluster. Pass schema= to have several in a database.",
+    "redis_options": "Pass options of the connection in the URL, or an asyncpg pool as pool=.",
+}
+"""Options of python-socketio's other client managers, and what to do instead."""
 
 
 class AsyncPostgresManager(AsyncManager):
@@ -57,6 +63,13 @@ class AsyncPostgresManager(AsyncManager):
     """
 
     name = "asyncpostgres"
+
+    def __new__(cls, *_args: Any, **options: Any) -> Self:
+        """Refuse the options of python-socketio's other client managers, and name what replaces them."""
+        for option, instead in FOREIGN_OPTIONS.items():
+            if option in options:
+                raise ConfigurationError(f"AsyncPostgresManager has no option {option!r}. {instead}")
+        return super().__new__(cls)
 
     def __init__(
         self,
@@ -85,7 +98,6 @@ class AsyncPostgresManager(AsyncManager):
         if json is not None:
             self.json = json
         self.write_only = write_only
-        self.host_id = uuid.uuid4().hex
         self.database = Database(dsn, pool=pool, listen_dsn=listen_dsn, schema=schema)
         self.clients = Clients()
         self.connections = Connections()
@@ -107,6 +119,17 @@ class AsyncPostgresManager(AsyncManager):
     def set_server(self, server: Any) -> None:
         if self.write_only:
             raise ConfigurationError("a manager with write_only=True serves no server. Leave write_only out.")
+        if not server.is_asyncio_based():
+            raise ConfigurationError(
+                f"AsyncPostgresManager serves AsyncServer, not a {_full_name(server)}, which is synchronous. "
+                "From a synchronous application use sio_pg_adapter.emit()."
+            )
+        if self.server not in {None, server}:
+            raise ConfigurationError("AsyncPostgresManager serves one server. Make a manager for each server.")
+        if "connection_state_recovery" in upstream.engineio_options(server):
+            raise ConfigurationError(
+                "socketio.AsyncServer has no option connection_state_recovery. Use sio_pg_adapter.AsyncServer."
+            )
         super().set_server(server)
         self._frames = FrameMaker(server.packet_class)
         websocket.install(server.eio, self.connections, self.cork, self.traffic)
@@ -148,7 +171,7 @@ class AsyncPostgresManager(AsyncManager):
         :raises StoreUnavailable: if the database cannot be reached, or the manager was closed.
         :raises SchemaMismatch: if it is not migrated.
         """
-        return self._life.node or await self._life.started()
+        return await self._life.started()
 
     @property
     def node(self) -> Node | None:
@@ -180,6 +203,18 @@ class AsyncPostgresManager(AsyncManager):
             expiry_namespaces=self.expiry_namespaces,
             on_expired=self._on_expired,
         )
+
+    @property
+    def leaving(self) -> bool:
+        """Whether clients were sent away, because the process ends. New connections are refused."""
+        return self._life.leaving
+
+    async def say_goodbye(self) -> None:
+        """Close all connections in a way that makes clients reconnect, to another node, and refuse new ones.
+
+        The manager still emits until :meth:`aclose`, which does this as well.
+        """
+        await self._life.say_goodbye()
 
     async def aclose(self) -> None:
         """Write what is waiting, leave the cluster, close all connections. Safe to call twice, or unstarted."""
@@ -374,6 +409,11 @@ class AsyncPostgresManager(AsyncManager):
 
 async def _nobody(_sid: str, _namespace: str, _session: Any) -> None:
     """Nobody is called when a session's time is up."""
+
+
+def _full_name(server: Any) -> str:
+    kind = type(server)
+    return f"{kind.__module__.partition('.')[0]}.{kind.__name__}"
 
 
 def _has(value: object, *methods: str) -> bool:

@@ -23,6 +23,20 @@ class Instrumented(InstrumentedAsyncServer):
 
     stats_task: asyncio.Future[Any] | None
 
+    def __init__(self, sio: Any, *, server_id: str | None = None, **options: Any) -> None:
+        self._given_id = server_id
+        super().__init__(sio, server_id=server_id, **options)
+
+    @property
+    def server_id(self) -> str:
+        """The id of this server in the Admin UI. Processes that were forked after the import differ in it."""
+        node = self.sio.manager.node
+        return self._given_id or ("" if node is None else node.id)
+
+    @server_id.setter
+    def server_id(self, drawn: str) -> None:
+        """Ignore what python-socketio draws at the import."""
+
     def instrument(self) -> None:
         """Install the reports. This package counts the traffic of websockets itself."""
         super().instrument()

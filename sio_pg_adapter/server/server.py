@@ -244,6 +244,8 @@ class AsyncServer(ClientMethods, ClusterMethods, socketio.AsyncServer):
 
     # -- python-socketio's private hooks -------------------------------------------------------------------
     async def _handle_eio_connect(self, eio_sid: str, environ: dict[str, Any]) -> Any:
+        if self.manager.leaving:
+            return False  # the client tries again, and reaches another node
         self._intake.opened(self.eio.sockets[eio_sid])
         return await super()._handle_eio_connect(eio_sid, environ)
 

@@ -8,11 +8,22 @@ from __future__ import annotations
 
 import asyncio
 import enum
+import inspect
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 Below = tuple[asyncio.Transport, Callable[[], bool], bool]
 """A websocket's transport, whether it is open for data, and whether the server may compress what goes there."""
+
+
+def engineio_options(server: Any) -> dict[str, Any]:
+    """Return the keywords that a server which is being made passes to Engine.IO, which ignores unknown ones."""
+    frame = inspect.currentframe()
+    while frame is not None:
+        if frame.f_locals.get("self") is server and "engineio_options" in frame.f_locals:
+            return dict(frame.f_locals["engineio_options"])
+        frame = frame.f_back
+    return {}
 
 
 def websocket_class(eio: Any) -> Any:

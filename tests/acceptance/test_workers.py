@@ -9,7 +9,7 @@ import signal
 
 from support.js_driver import stored_args
 from support.reverse_proxy import Proxy
-from support.served_app import uvicorn
+from support.served_app import Served, free_port, uvicorn
 
 
 async def worker_of(client):
@@ -84,3 +84,16 @@ async def test_servers_behind_a_sticky_proxy_take_polling_and_upgrades(pg_dsn, j
             await app.stop()
 
         await survive_the_end_of_a_worker(clients, terminate)
+
+
+async def test_workers_that_were_forked_after_the_import_draw_their_own_numbers(pg_dsn, js):
+    port = free_port()
+    command = ("gunicorn", "support.apps.forked_app:app", "--bind", f"127.0.0.1:{port}", "-k", "asgi", "-w", "2")
+    async with Served(pg_dsn, *command, "--preload", port=port) as app:
+        clients = {}
+        while len(clients) < 2:
+            client = await js.connect(app.url)
+            clients[await worker_of(client)] = client
+        one, other = [await client.call("drawn") for client in clients.values()]
+        assert [name for name in one if one[name] == other[name]] == []
+        assert all(one.values())

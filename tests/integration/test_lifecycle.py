@@ -310,3 +310,42 @@ async def test_recovery_with_uvicorn_and_the_python_client(start_node):
         for server, task in servers:
             server.should_exit = True
             await task
+
+
+# -- event loops -----------------------------------------------------------------------------------------------------
+OTHER_LOOP = "another event loop.*aclose.*loop scope.*with TestClient"
+
+
+def test_a_manager_in_a_second_event_loop_names_the_loop_and_the_ways_out(pg_dsn):
+    manager = AsyncPostgresManager(pg_dsn)
+    sio = AsyncServer(async_mode="asgi", client_manager=manager, connection_state_recovery=True)
+    with asyncio.Runner() as first:
+        first.run(manager.start())
+        with asyncio.Runner() as second:
+            for use in (
+                lambda: sio.emit("e"),
+                manager.start,
+                sio.server_count,
+                lambda: sio.disconnect("sid"),
+                manager.aclose,
+            ):
+                with pytest.raises(ConfigurationError, match=OTHER_LOOP):
+                    second.run(use())
+        first.run(sio.shutdown())
+
+
+def test_a_manager_that_was_closed_starts_in_a_second_event_loop(pg_dsn):
+    async def once():
+        async with manager:
+            await manager.emit("e", 1)
+
+    manager = AsyncPostgresManager(pg_dsn, write_only=True)
+    asyncio.run(once())
+    asyncio.run(once())
+
+
+def test_a_start_that_failed_may_be_tried_in_a_second_event_loop():
+    manager = AsyncPostgresManager("postgresql://postgres@127.0.0.1:1/x", write_only=True)
+    for _ in range(2):
+        with pytest.raises(StoreUnavailable):
+            asyncio.run(manager.start())

@@ -27,13 +27,13 @@ def free_port() -> int:
 class Served:
     """`python -m COMMAND`, for the time of an `async with`."""
 
-    def __init__(self, dsn: str, *command: str, port: int, path: Path = TESTS) -> None:
+    def __init__(self, dsn: str, *command: str, port: int, path: Path = TESTS, **env: str) -> None:
         """:param path: the directory to run it in."""
         self._path = path
         self.port = port
         self.url = f"http://127.0.0.1:{port}"
         self._command = (sys.executable, "-m", *command)
-        self._env = {**os.environ, "SIO_PG_DSN": dsn, "PYTHONUNBUFFERED": "1"}
+        self._env = {**os.environ, "SIO_PG_DSN": dsn, "PYTHONUNBUFFERED": "1", **env}
 
     async def __aenter__(self) -> Self:
         self._output = tempfile.TemporaryFile()  # noqa: SIM115 - closed on exit

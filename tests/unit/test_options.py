@@ -204,3 +204,35 @@ def test_upstreams_options_pass():
     options = {"ping_interval": 7, "cors_allowed_origins": [], "always_connect": True, "http_compression": False}
     sio = AsyncServer(async_mode="asgi", client_manager=AsyncPostgresManager(), **options)
     assert sio.eio.ping_interval == 7 and sio.always_connect
+
+
+# -- what a manager serves -------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("option", ["url", "channel", "redis_options"])
+def test_an_option_of_the_redis_manager_is_named_with_what_replaces_it(option):
+    with pytest.raises(ConfigurationError, match=f"^AsyncPostgresManager has no option '{option}'. Pass|Servers"):
+        AsyncPostgresManager(**{option: "redis://secret"})
+
+
+def test_an_option_that_no_manager_has_is_a_type_error():
+    with pytest.raises(TypeError, match="recovery"):
+        AsyncPostgresManager("postgresql://db", recovery=True)
+
+
+def test_a_manager_serves_one_server():
+    manager = AsyncPostgresManager(DSN)
+    AsyncServer(async_mode="asgi", client_manager=manager)
+    with pytest.raises(ConfigurationError, match="serves one server"):
+        AsyncServer(async_mode="asgi", client_manager=manager)
+
+
+def test_a_synchronous_server_is_refused_by_its_name():
+    with pytest.raises(ConfigurationError, match=r"not a socketio\.Server.*sio_pg_adapter\.emit"):
+        socketio.Server(client_manager=AsyncPostgresManager(DSN), async_mode="threading")
+
+
+def test_the_server_without_recovery_refuses_the_option_that_it_would_ignore():
+    with pytest.raises(ConfigurationError, match=r"sio_pg_adapter\.AsyncServer"):
+        socketio.AsyncServer(
+            async_mode="asgi", client_manager=AsyncPostgresManager(DSN), connection_state_recovery=True
+        )
+    socketio.AsyncServer(async_mode="asgi", client_manager=AsyncPostgresManager(DSN), ping_interval=5)

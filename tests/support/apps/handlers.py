@@ -20,18 +20,22 @@ class Everywhere(AsyncNamespace):
         return namespace
 
 
-def make_server(async_mode: str, **options: Any) -> AsyncServer:
+def make_server(async_mode: str) -> AsyncServer:
     sio = AsyncServer(
         async_mode=async_mode,
         client_manager=AsyncPostgresManager(),
         connection_state_recovery=True,
         namespaces="*",
-        **options,
+        ping_interval=float(os.environ.get("PING_INTERVAL", "25")),
     )
 
     @sio.event
     async def connect(sid: str, environ: dict[str, Any], auth: Any) -> None:
         await sio.enter_room(sid, "all")
+
+    @sio.event
+    async def disconnect(sid: str, reason: str) -> None:
+        print(f"the disconnect handler ran for {sid}")
 
     @sio.event
     async def where(sid: str) -> int:
