@@ -16,6 +16,7 @@ from .client import Ack, Client, QueueLimit, State
 from .clients import Clients
 from .protocols import Endings
 from .recent import Recent
+from .returns import Returns
 from .rooms import Rooms
 
 logger = logging.getLogger("sio_pg_adapter")
@@ -27,6 +28,7 @@ class Delivery:
     :param epochs: encodes offsets for the wire.
     :param endings: ends connections.
     :param limit: how much may wait for a live client.
+    :param returns: counts sessions that come back with the same offset.
     """
 
     def __init__(
@@ -38,6 +40,7 @@ class Delivery:
         endings: Endings,
         limit: QueueLimit,
         counters: Counters,
+        returns: Returns,
     ) -> None:
         self._clients = clients
         self._rooms = rooms
@@ -46,6 +49,7 @@ class Delivery:
         self._endings = endings
         self._limit = limit
         self._counters = counters
+        self._returns = returns
         # Drawn by each node, and not from 1 for each sid: a late answer of a former connection, or to another node,
         # must not answer a new question.
         self._ack_ids = itertools.count(secrets.randbelow(1 << 31) + 1)
@@ -120,6 +124,8 @@ class Delivery:
     # -- from replay to live -----------------------------------------------------------------------------
     def replay(self, client: Client, record: Record) -> None:
         """Send a client an event that it is due."""
+        if client.recovered and client.held is not None:
+            self._returns.sent(client.held, client.after)
         client.send_event(record.offset, self._stored(record, recoverable=client.recoverable))
         self._counters.sent_from_log(recovered=client.recovered)
 

@@ -10,6 +10,11 @@ MAX_NAME_BYTES = 512
 EVERYBODY = ""
 """The room of a broadcast. In python-socketio, too, an empty room means everybody."""
 
+RESERVED_EVENTS = frozenset(
+    ("connect", "connect_error", "disconnect", "disconnecting", "newListener", "removeListener")
+)
+"""Names that are no event's. The parser of JavaScript clients closes the connection when it meets one."""
+
 
 def text_name(value: object, what: str) -> str:
     """Return a name as it is stored.

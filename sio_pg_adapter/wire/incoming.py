@@ -15,6 +15,7 @@ from engineio.payload import Payload
 from socketio import packet
 
 from sio_pg_adapter.errors import NotSerializable
+from sio_pg_adapter.log.names import RESERVED_EVENTS
 from sio_pg_adapter.log.payload import levels
 
 from .transport import TrafficCounter
@@ -108,6 +109,8 @@ def _check(decoded: Any) -> None:
     if kind in EVENTS:
         if not isinstance(data, list) or not data or not isinstance(data[0], str):
             raise NotAPacket("an event without a name")
+        if data[0] in RESERVED_EVENTS:  # its handler would take the event for what the server itself reports
+            raise NotAPacket(f"an event with the name {data[0]!r}, which Socket.IO keeps for itself")
         if not isinstance(decoded.id, int | None):
             raise NotAPacket("an event whose id is not a number")
     elif kind in ACKS:
