@@ -139,10 +139,14 @@ class Delivery:
 
     # -- events that are not stored ------------------------------------------------------------------------
     def unstored(self, outgoing: Outgoing) -> None:
-        """Send an event to the live clients of this node, and forget it."""
+        """Send an event to the live clients of this node, and forget it. Clients that are too slow do not get it."""
         plain: Frames | None = None
         tailed: Frames | None = None
-        recipients = [client for client in self._rooms.recipients(outgoing) if client.state is State.LIVE]
+        recipients = [
+            client
+            for client in self._rooms.recipients(outgoing)
+            if client.state is State.LIVE and not client.exceeds(self._limit)
+        ]
         self._counters.unstored += len(recipients)
         for client in recipients:
             if client.recoverable:
@@ -162,5 +166,12 @@ class Delivery:
         self._counters.unstored += len(asked)
         for client, ack_id in asked:
             client.expect_ack(ack_id, ack(client))
-            client.send_behind_replay(self._frames.event(outgoing, ack_id=ack_id))
+            self.send_behind_replay(client, self._frames.event(outgoing, ack_id=ack_id))
         return asked
+
+    def send_behind_replay(self, client: Client, frames: Frames) -> None:
+        """Send a client what is in no log, behind its replay. One that does not take it is disconnected."""
+        too_much = client.exceeds_behind_replay(self._limit)  # before these: they may be large, and the only ones
+        client.send_behind_replay(frames)
+        if too_much:
+            self._endings.slow(client)
