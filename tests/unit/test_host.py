@@ -6,7 +6,7 @@ import functools
 
 import pytest
 import socketio
-from engineio.packet import NOOP, MESSAGE
+from engineio.packet import MESSAGE, NOOP
 
 import support.local
 from sio_pg_adapter import AsyncPostgresManager, AsyncServer
