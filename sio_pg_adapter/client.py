@@ -53,6 +53,10 @@ A server whose database is in trouble answers, or closes the connection, within 
 node that held the session. python-socketio's reconnection gives up after 1 s, and would do so on every attempt.
 """
 
+# The largest event that a server sends: 256 MiB of characters with up to four bytes. aiohttp's default is 4 MiB. A
+# client that does not take an event is sent it again and again.
+_MAX_MESSAGE_BYTES = 1 << 30
+
 
 @dataclass
 class _Session:
@@ -157,7 +161,8 @@ class AsyncClient(socketio.AsyncClient):
     failed_namespaces: list[str]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+        websocket = {"max_msg_size": _MAX_MESSAGE_BYTES, **(kwargs.pop("websocket_extra_options", None) or {})}
+        super().__init__(*args, websocket_extra_options=websocket, **kwargs)
         self._sessions: dict[str, _Session] = {}
         self._wait_timeout = _WAIT_TIMEOUT
         self._connecting: asyncio.Task[Any] | None = None  # the task inside connect()

@@ -28,7 +28,7 @@ from typing import Any
 
 from sio_pg_adapter.errors import ConfigurationError
 from sio_pg_adapter.log.names import EVERYBODY, first_named, namespace_name, text_names
-from sio_pg_adapter.log.payload import encode_event, pack
+from sio_pg_adapter.log.payload import encode_client_event, pack
 from sio_pg_adapter.store.queries import Queries
 
 SYNC = (
@@ -153,7 +153,7 @@ def _encoded(
 ) -> Values:
     rooms = text_names(room, "room") or (EVERYBODY,)
     skip_sids = text_names(skip_sid, "skip_sid")
-    body, parts = encode_event(event, data, json)
+    body, parts = encode_client_event(event, data, json)
     return (
         namespace_name(namespace),
         rooms[0],

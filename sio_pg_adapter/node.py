@@ -39,6 +39,7 @@ from .local.delivery import Delivery
 from .local.handover import Handover
 from .local.moves import Moves
 from .local.protocols import Endings, RoomTable
+from .local.returns import Returns
 from .local.rooms import Rooms
 from .log.records import Outgoing
 from .options import ConnectionStateRecovery
@@ -155,8 +156,16 @@ class Node:
         self.clients = setup.clients
         self.rooms = Rooms(setup.clients, setup.rooms)
         self.endings = make_endings(rooms=self.rooms, sessions=self.sessions, pruner=self.pruner, tasks=self.tasks)
+        self.returns = Returns()
         self.delivery = Delivery(
-            setup.clients, self.rooms, setup.frames, self.epochs, self.endings, setup.limit, setup.counters
+            setup.clients,
+            self.rooms,
+            setup.frames,
+            self.epochs,
+            self.endings,
+            setup.limit,
+            setup.counters,
+            self.returns,
         )
         self.moves = Moves(setup.clients, self.rooms, self.cursor, self.appender)
         self.continuity = Continuity(

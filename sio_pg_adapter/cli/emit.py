@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 from sio_pg_adapter.counters import Counters
 from sio_pg_adapter.log.names import EVERYBODY, text_name, text_names
-from sio_pg_adapter.log.payload import encode_event
+from sio_pg_adapter.log.payload import encode_client_event
 from sio_pg_adapter.log.records import Entry, Kind
 from sio_pg_adapter.store.writer import LogWriter
 
@@ -21,7 +21,7 @@ from .connect import open_database
 def main(args: argparse.Namespace) -> int:
     """Check the arguments, store the event, and print its offset."""
     data = tuple(_argument(args, number, text) for number, text in enumerate(args.data, 1))
-    body, _ = encode_event(args.event, data)
+    body, _ = encode_client_event(args.event, data)
     entry = Entry(
         Kind.EVENT,
         text_name(args.namespace, "--namespace"),

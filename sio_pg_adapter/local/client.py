@@ -120,6 +120,7 @@ class Client:
     _is_ending: bool = False
     _answered_at: float = 0.0
     _waiting: list[Frames] = field(default_factory=list)
+    _bytes_waiting: int = 0
     _frames_put: int = 0
     _frames_replayed: int = 0
     _bytes_put: int = 0
@@ -156,6 +157,12 @@ class Client:
             sizes = [len(frame.data or "") for frame in waiting if frame is not None]
             self._bytes_put = sum(sizes) - max(sizes, default=0)  # a single large frame is not the client's fault
         return self._bytes_put > limit.bytes
+
+    def exceeds_behind_replay(self, limit: QueueLimit) -> bool:
+        """Whether too much waits for it that no replay brings again, such as acknowledgements."""
+        if self.state is State.LIVE:
+            return self.exceeds(limit)
+        return len(self._waiting) > limit.packets or self._bytes_waiting > limit.bytes
 
     async def opened_or_failed(self) -> None:
         """Wait while its new session is being stored."""
@@ -220,6 +227,7 @@ class Client:
         for frames in self._waiting:
             self.put(frames)
         self._waiting.clear()
+        self._bytes_waiting = 0
         self._frames_replayed, self._bytes_put = self._frames_put, 0  # from here on what waits for it counts
         return self.memberships.forget_past()  # the store knows the rooms it was in earlier
 
@@ -250,6 +258,7 @@ class Client:
             self.put(frames)
         elif self.state is not State.LEFT:
             self._waiting.append(frames)
+            self._bytes_waiting += sum(len(frame.data) for frame in frames)
 
     def skip_to(self, offset: int) -> None:
         """Nothing that it is due lies between what it was sent and the offset."""
@@ -297,6 +306,7 @@ class Client:
         """Take it out of the node. Acknowledgements are no longer waited for. Return the state it was in."""
         former, self.state = self.state, State.LEFT
         self._waiting.clear()
+        self._bytes_waiting = 0
         acks, self.acks = self.acks, {}
         for ack in acks.values():
             if ack.gone is not None:

@@ -67,6 +67,10 @@ class Clients:
             return client
         return self.current(sid, namespace)
 
+    def any_connected(self, eio_sid: str) -> bool:
+        """Whether a connection has a client that is connected, in any namespace."""
+        return any(client.connected for client in self.by_socket.get(eio_sid, {}).values())
+
     def of_socket(self, eio_sid: str, namespace: str) -> Client | None:
         return self.by_socket.get(eio_sid, {}).get(namespace)
 

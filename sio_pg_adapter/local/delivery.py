@@ -16,6 +16,7 @@ from .client import Ack, Client, QueueLimit, State
 from .clients import Clients
 from .protocols import Endings
 from .recent import Recent
+from .returns import Returns
 from .rooms import Rooms
 
 logger = logging.getLogger("sio_pg_adapter")
@@ -27,6 +28,7 @@ class Delivery:
     :param epochs: encodes offsets for the wire.
     :param endings: ends connections.
     :param limit: how much may wait for a live client.
+    :param returns: counts sessions that come back with the same offset.
     """
 
     def __init__(
@@ -38,6 +40,7 @@ class Delivery:
         endings: Endings,
         limit: QueueLimit,
         counters: Counters,
+        returns: Returns,
     ) -> None:
         self._clients = clients
         self._rooms = rooms
@@ -46,6 +49,7 @@ class Delivery:
         self._endings = endings
         self._limit = limit
         self._counters = counters
+        self._returns = returns
         # Drawn by each node, and not from 1 for each sid: a late answer of a former connection, or to another node,
         # must not answer a new question.
         self._ack_ids = itertools.count(secrets.randbelow(1 << 31) + 1)
@@ -120,6 +124,8 @@ class Delivery:
     # -- from replay to live -----------------------------------------------------------------------------
     def replay(self, client: Client, record: Record) -> None:
         """Send a client an event that it is due."""
+        if client.recovered and client.held is not None:
+            self._returns.sent(client.held, client.after)
         client.send_event(record.offset, self._stored(record, recoverable=client.recoverable))
         self._counters.sent_from_log(recovered=client.recovered)
 
@@ -133,10 +139,14 @@ class Delivery:
 
     # -- events that are not stored ------------------------------------------------------------------------
     def unstored(self, outgoing: Outgoing) -> None:
-        """Send an event to the live clients of this node, and forget it."""
+        """Send an event to the live clients of this node, and forget it. Clients that are too slow do not get it."""
         plain: Frames | None = None
         tailed: Frames | None = None
-        recipients = [client for client in self._rooms.recipients(outgoing) if client.state is State.LIVE]
+        recipients = [
+            client
+            for client in self._rooms.recipients(outgoing)
+            if client.state is State.LIVE and not client.exceeds(self._limit)
+        ]
         self._counters.unstored += len(recipients)
         for client in recipients:
             if client.recoverable:
@@ -156,5 +166,12 @@ class Delivery:
         self._counters.unstored += len(asked)
         for client, ack_id in asked:
             client.expect_ack(ack_id, ack(client))
-            client.send_behind_replay(self._frames.event(outgoing, ack_id=ack_id))
+            self.send_behind_replay(client, self._frames.event(outgoing, ack_id=ack_id))
         return asked
+
+    def send_behind_replay(self, client: Client, frames: Frames) -> None:
+        """Send a client what is in no log, behind its replay. One that does not take it is disconnected."""
+        too_much = client.exceeds_behind_replay(self._limit)  # before these: they may be large, and the only ones
+        client.send_behind_replay(frames)
+        if too_much:
+            self._endings.slow(client)

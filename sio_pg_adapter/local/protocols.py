@@ -20,8 +20,6 @@ class RoomTable(Protocol):
 
     def basic_leave_room(self, sid: str, namespace: str, room: str | None) -> None: ...
 
-    def is_sid_room(self, namespace: str, room: str) -> bool: ...
-
 
 class Endings(Protocol):
     """Ends connections, for what the cursor or a slow client calls for. No method awaits."""

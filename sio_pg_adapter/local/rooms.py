@@ -26,11 +26,11 @@ class Rooms:
         self._table = table
 
     def enter(self, client: Client, room: str) -> None:
-        """Enter a live client in a room."""
-        try:
+        """Enter a live client in a room, unless that is another client's own."""
+        if room != client.sid and self.is_sid_room(client.namespace, room):
+            logger.warning("%s [%s] cannot enter the room of another client's sid", client.sid, client.namespace)
+        else:
             self._table.basic_enter_room(client.sid, client.namespace, room, eio_sid=client.eio_sid)
-        except ValueError:  # the room has the name of another client's sid, and is that client's alone
-            logger.warning("a client cannot enter the room of another client's sid")
 
     def leave(self, client: Client, room: str) -> None:
         """Take a live client out of a room. The store knows that it was there."""
@@ -56,8 +56,8 @@ class Rooms:
         client.depart()
 
     def is_sid_room(self, namespace: str, room: str) -> bool:
-        """Whether a room is the own room of a live client of this node."""
-        return self._table.is_sid_room(namespace, room)
+        """Whether a room is the own room of a client of this node, also while its connect is being decided."""
+        return self._clients.current(room, namespace) is not None
 
     def members(self, namespace: str, rooms: tuple[str, ...]) -> Iterator[str]:
         """Yield the sids of live clients in any of the rooms, each once. Do not await meanwhile: nothing is

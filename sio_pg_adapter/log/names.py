@@ -10,6 +10,11 @@ MAX_NAME_BYTES = 512
 EVERYBODY = ""
 """The room of a broadcast. In python-socketio, too, an empty room means everybody."""
 
+RESERVED_EVENTS = frozenset(
+    ("connect", "connect_error", "disconnect", "disconnecting", "newListener", "removeListener")
+)
+"""Names that are no event's. The parser of JavaScript clients closes the connection when it meets one."""
+
 
 def text_name(value: object, what: str) -> str:
     """Return a name as it is stored.
@@ -36,19 +41,18 @@ def text_name(value: object, what: str) -> str:
 
 
 def text_names(value: object, what: str) -> tuple[str, ...]:
-    """Return the names in a ``room``, ``to`` or ``skip_sid`` argument. ``None`` and ``""`` name nothing.
+    """Return the names in a ``room`` or ``skip_sid`` argument. ``None`` names nothing.
 
-    :raises ConfigurationError: if a list of rooms has no name in it: it would reach everybody.
+    :raises ConfigurationError: if a room is given that has no name. It would reach everybody.
     :raises NotSerializable: see :func:`text_name`.
     """
-    if value is None or value == "":
+    if value is None:
         return ()
-    if isinstance(value, list | tuple | set | frozenset):
-        names = tuple(dict.fromkeys(text_name(v, what) for v in value if v is not None and v != ""))
-        if value and not names and what == "room":
-            raise ConfigurationError("room takes one name or several. A list without a name would reach everybody.")
-        return names
-    return (text_name(value, what),)
+    several = value if isinstance(value, list | tuple | set | frozenset) else (value,)
+    names = tuple(dict.fromkeys(text_name(v, what) for v in several if v is not None and v != ""))
+    if not names and what == "room":
+        raise ConfigurationError(f"room takes one name or several, or None for everybody, but {value!r} has no name.")
+    return names
 
 
 def namespace_name(value: object) -> str:

@@ -12,15 +12,18 @@ from collections.abc import Iterable, Iterator, Sequence
 from types import ModuleType
 from typing import Any
 
-from sio_pg_adapter.errors import NotSerializable, PayloadTooLarge
+from sio_pg_adapter.errors import ConfigurationError, NotSerializable, PayloadTooLarge
 
-from .names import text_name
+from .names import RESERVED_EVENTS, text_name
 
 MAX_BODY_BYTES = 256 * 1024 * 1024
 """The largest event in bytes, its binary parts included: a quarter of the largest value in PostgreSQL."""
 
 MAX_DEPTH = 500
 """How deep lists and dicts may be nested in what has to be read back: half of what Python's stack can read."""
+
+MAX_PARTS = 10
+"""The most binary parts that clients take: socket.io-parser from 4.2.6 on closes its connection at more."""
 
 _LENGTH = struct.Struct(">I")
 
@@ -47,6 +50,39 @@ def encode_event(event: object, data: object, json: ModuleType | Any = stdlib_js
     :raises PayloadTooLarge: if it is larger than 256 MiB.
     """
     return encode_values([text_name(event, "event"), *event_arguments(data)], f"event {event!r}", json)
+
+
+def encode_client_event(
+    event: object, data: object, json: ModuleType | Any = stdlib_json
+) -> tuple[str, tuple[bytes, ...]]:
+    """Encode an event for clients. See :func:`encode_event`.
+
+    A client that is sent what it does not take closes its connection. Then it comes back, and is sent the same again.
+
+    :raises ConfigurationError: if Socket.IO keeps the name for itself.
+    :raises PayloadTooLarge: also if it has more binary parts than clients take.
+    """
+    if event in RESERVED_EVENTS:
+        raise ConfigurationError(
+            f"{event!r} cannot be emitted, because Socket.IO keeps this name for itself: clients close their "
+            "connection when they receive it. Use another name."
+        )
+    body, parts = encode_event(event, data, json)
+    check_parts(parts, f"event {event!r}")
+    return body, parts
+
+
+def check_parts(parts: Sequence[bytes], what: str) -> None:
+    """Check that clients take so many binary parts.
+
+    :param what: what has them, for the error message.
+    :raises PayloadTooLarge: if they do not.
+    """
+    if len(parts) > MAX_PARTS:
+        raise PayloadTooLarge(
+            f"{what} has {len(parts)} binary values. Clients take at most {MAX_PARTS}. Join some of them, or "
+            "send several events."
+        )
 
 
 def encode_values(

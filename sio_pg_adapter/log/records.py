@@ -8,7 +8,7 @@ from types import ModuleType
 from typing import Any
 
 from .names import EVERYBODY, first_named, namespace_name, text_names
-from .payload import encode_event
+from .payload import encode_client_event
 
 
 class Kind(enum.IntEnum):
@@ -98,7 +98,7 @@ class Outgoing:
         """
         rooms = text_names(first_named(to, room), "room") or (EVERYBODY,)
         skip_sids = text_names(skip_sid, "skip_sid")
-        return cls(namespace_name(namespace), rooms, skip_sids, *encode_event(event, data, json))
+        return cls(namespace_name(namespace), rooms, skip_sids, *encode_client_event(event, data, json))
 
 
 @dataclass(frozen=True, slots=True)

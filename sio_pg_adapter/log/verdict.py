@@ -27,6 +27,7 @@ class Reason(enum.StrEnum):
     FUTURE_OFFSET = "offset in the future"
     DELETED_EVENTS = "missed events no longer stored"
     TOO_MANY_MISSED = "too many missed events"
+    STUCK = "it does not get past an event"
 
 
 def new_pid() -> str:

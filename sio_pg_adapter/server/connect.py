@@ -39,6 +39,7 @@ from sio_pg_adapter.log.verdict import (
     Fresh,
     Presented,
     Reason,
+    Recovered,
     new_pid,
     read_auth,
     verdict,
@@ -239,6 +240,12 @@ class Connect:
                 raise StoreUnavailable("claiming a session", may_be_stored=True) from e
             raise
         decision = verdict(claim, session, cap)
+        if (
+            session is not None
+            and isinstance(decision, Recovered)
+            and node.returns.are_over(session.id, decision.after)
+        ):
+            decision = Fresh(Reason.STUCK)
         node.counters.decided(decision)
         if session is None or isinstance(decision, Fresh):
             if isinstance(decision, Fresh):

@@ -92,7 +92,11 @@ class Endings:
             return  # each further record of this tick calls for it as well
         self._counters.cut += 1
         logger.warning("a client was disconnected: more than max_queued_packets or max_queued_bytes waited for it")
-        self._tasks.spawn(hang_up(self._host, client.eio_sid, drop_queue=True), "cut")
+        self._tasks.spawn(self._cut(client), "cut")
+
+    async def _cut(self, client: Client) -> None:
+        client.connection.abort()
+        await hang_up(self._host, client.eio_sid, drop_queue=True)
 
     async def say_goodbye(self) -> None:
         """Close all connections in a way after which clients come back, to another node, and to their sessions."""

@@ -145,11 +145,11 @@ class Intake:
 
     def acknowledge(self, eio_sid: str, pkt: packet.Packet) -> bool:
         """Send what a handler returned, behind the client's replay. ``False`` if there is no such client."""
-        client = self._clients.of_socket(eio_sid, pkt.namespace or "/")
-        if client is None:
+        client, node = self._clients.of_socket(eio_sid, pkt.namespace or "/"), self._host.running_node
+        if client is None or node is None:
             return False
         try:
-            client.send_behind_replay(self._frames.ack(pkt, self._json))
+            node.delivery.send_behind_replay(client, self._frames.ack(pkt, self._json))
         except SioPgError as e:
             logger.error("an event is not acknowledged: %s", e)  # noqa: TRY400 - not this code's error
         return True

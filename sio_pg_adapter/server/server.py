@@ -80,7 +80,9 @@ class AsyncServer(ClientMethods, ClusterMethods, socketio.AsyncServer):
             self._host,
             client_manager.clients,
             self._host.frames,
-            Incoming(self.packet_class, upstream.pending_packets(self), self.eio),
+            Incoming(
+                self.packet_class, upstream.pending_packets(self), self.eio, client_manager.clients.any_connected
+            ),
             client_manager.traffic,
             client_manager.json,
         )

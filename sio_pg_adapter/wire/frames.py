@@ -15,7 +15,7 @@ from engineio.packet import MESSAGE
 from socketio.packet import ACK, BINARY_EVENT, EVENT, Packet
 
 from sio_pg_adapter.errors import NotSerializable
-from sio_pg_adapter.log.payload import encode_values, with_binary
+from sio_pg_adapter.log.payload import check_parts, encode_values, with_binary
 from sio_pg_adapter.log.records import Outgoing, Record
 
 _BINARY = BINARY_EVENT - EVENT
@@ -105,10 +105,12 @@ class FrameMaker:
 
         :param json: the server's module to encode with.
         :raises NotSerializable: if it has no form on the wire.
+        :raises PayloadTooLarge: if it has more binary parts than clients take.
         """
         if not self._is_json:
             return _serialized(acknowledgement)
         body, parts = encode_values(acknowledgement.data, "what a handler returned", json)
+        check_parts(parts, "what a handler returned")
         return _text_frames(ACK, acknowledgement.namespace, acknowledgement.id, body, parts)
 
     def packet(self, kind: int, namespace: str, data: Any = None) -> Frames:

@@ -7,6 +7,7 @@ session. No handler sees anything of the message, and none of its binary parts a
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from engineio.exceptions import EngineIOError, UnknownPacketError
@@ -15,6 +16,7 @@ from engineio.payload import Payload
 from socketio import packet
 
 from sio_pg_adapter.errors import NotSerializable
+from sio_pg_adapter.log.names import RESERVED_EVENTS
 from sio_pg_adapter.log.payload import levels
 
 from .transport import TrafficCounter
@@ -56,12 +58,21 @@ class Incoming:
     :param packet_class: the server's packet class.
     :param pending: by connection, packets whose binary parts are still to come.
     :param eio: the Engine.IO server. A message may have ``max_http_buffer_size`` bytes.
+    :param is_connected: whether an Engine.IO connection has a client that is connected. Binary parts take memory, so
+                         nobody else may announce any.
     """
 
-    def __init__(self, packet_class: type[packet.Packet], pending: dict[str, Any], eio: Any) -> None:
+    def __init__(
+        self,
+        packet_class: type[packet.Packet],
+        pending: dict[str, Any],
+        eio: Any,
+        is_connected: Callable[[str], bool],
+    ) -> None:
         self._packet_class = packet_class
         self._pending = pending
         self._eio = eio
+        self._is_connected = is_connected
 
     def take(self, eio_sid: str, data: Any) -> Any:
         """Return the packet that a message completes, or ``None`` if binary parts are still to come.
@@ -71,7 +82,7 @@ class Incoming:
         pending = self._pending.pop(eio_sid, None)
         try:
             decoded = self._packet_class(encoded_packet=data) if pending is None else self._with_part(pending, data)
-            if decoded is None or self._announces_parts(decoded, pending):
+            if decoded is None or self._announces_parts(eio_sid, decoded, pending):
                 self._pending[eio_sid] = decoded or pending
                 return None
         except NotAPacket:
@@ -85,11 +96,13 @@ class Incoming:
         """Drop the pending packet of a connection."""
         self._pending.pop(eio_sid, None)
 
-    def _announces_parts(self, decoded: Any, pending: Any) -> bool:
+    def _announces_parts(self, eio_sid: str, decoded: Any, pending: Any) -> bool:
         if pending is not None or decoded.packet_type not in (packet.BINARY_EVENT, packet.BINARY_ACK):
             return False
         if not 0 < decoded.attachment_count <= MAX_PARTS:
             raise NotAPacket("a binary packet without binary parts, or with too many")
+        if not self._is_connected(eio_sid):
+            raise NotAPacket("a binary packet from a client that is not connected")
         return True
 
     def _with_part(self, pending: Any, data: Any) -> Any:
@@ -108,6 +121,8 @@ def _check(decoded: Any) -> None:
     if kind in EVENTS:
         if not isinstance(data, list) or not data or not isinstance(data[0], str):
             raise NotAPacket("an event without a name")
+        if data[0] in RESERVED_EVENTS:  # its handler would take the event for what the server itself reports
+            raise NotAPacket(f"an event with the name {data[0]!r}, which Socket.IO keeps for itself")
         if not isinstance(decoded.id, int | None):
             raise NotAPacket("an event whose id is not a number")
     elif kind in ACKS:

@@ -138,6 +138,11 @@ class Wire:
             logger.exception("could not write to a connection: it is closed, and its client recovers from the log")
             self._transport.abort()
 
+    def abort(self) -> None:
+        """Drop the transport, with what waits in it."""
+        self._held, self._held_bytes = [], 0
+        self._transport.abort()
+
     async def poll(self) -> list[Any]:
         """Wait for packets in the queue.
 
@@ -166,13 +171,25 @@ class Connection:
     :ivar socket: its Engine.IO socket.
     :ivar wire: the transport of its websocket, from the start of its writer to its end. Before that the websocket may
                 be in an upgrade that fails, or the client may have two.
+    :ivar writing: the task that writes to its websocket, for as long as that runs.
     """
 
-    __slots__ = ("__weakref__", "socket", "wire")
+    __slots__ = ("__weakref__", "socket", "wire", "writing")
 
     def __init__(self, socket: AsyncSocket) -> None:
         self.socket = socket
         self.wire: Wire | None = None
+        self.writing: asyncio.Task[Any] | None = None
+
+    def abort(self) -> None:
+        """Drop the websocket's transport with all that waits there.
+
+        An orderly close waits behind that data, which a client that reads nothing never takes.
+        """
+        if self.wire is not None:
+            self.wire.abort()
+        if self.writing is not None:
+            self.writing.cancel()
 
     @property
     def is_open(self) -> bool:

@@ -133,7 +133,7 @@ class Websocket:
         """Write until ``None`` is in the queue, or the websocket breaks."""
         socket, ws, wire = self._socket, self._ws, self._wire
         connection = self._connections.of(socket)
-        connection.wire = wire
+        connection.wire, connection.writing = wire, asyncio.current_task()
         try:
             while packets := await (socket.poll() if wire is None else wire.poll()):
                 for packet in packets:
@@ -146,7 +146,7 @@ class Websocket:
         except Exception as e:  # noqa: BLE001 - as in _read
             logger.debug("a websocket ended: %r", e)
         finally:
-            connection.wire = None
+            connection.wire = connection.writing = None
         await ws.close()
 
 

@@ -181,3 +181,15 @@ async def test_an_answer_to_a_poll_that_breaks_off_is_a_drop():
         await asyncio.gather(connecting, return_exceptions=True)
         await client.shutdown()
     assert not client.connected
+
+
+@TRANSPORTS
+async def test_an_event_of_more_than_four_megabytes(cluster, room, client, transport):
+    """The limit of aiohttp for a message of a websocket is 4 MiB."""
+    inbox = Inbox(client)
+    await client.connect(cluster.a.url, transports=[transport], auth={"rooms": [room]})
+    await inbox.connected()
+    await cluster.a.emit("large", "x" * 5_000_000, room=room)
+    await cluster.mark(room)
+    assert [(name, len(text)) for name, text in await inbox.until("end")] == [("large", 5_000_000)]
+    assert inbox.connects.empty()

@@ -8,8 +8,10 @@ import contextlib
 import json
 from typing import Self
 
+import pytest
 from psycopg.conninfo import conninfo_to_dict
 
+from sio_pg_adapter.server.connect import Connect
 from support.waiting import until
 
 
@@ -147,3 +149,40 @@ async def test_idle_nodes_write_nothing(start_node, db, pg_admin, monkeypatch):
             if not written:
                 break
         assert written == 0 and not taken
+
+
+async def test_an_unstored_event_is_dropped_for_a_client_that_does_not_take_it(start_node):
+    node = await start_node(manager={"max_queued_packets": 20})
+    async with node.client() as slow, node.client() as quick:
+        slow.stall()
+        for i in range(60):
+            await node.sio.emit("v", i, volatile=True)
+            assert await quick.recv() == f'2["v",{i}]'
+        client = node.manager.clients.current(slow.sid, "/")
+        assert client.connection.socket.queue.qsize() <= 22
+        slow.flow()
+        assert await slow.recv() == '2["v",0]'
+        await node.sio.emit("end")
+        while not (await slow.recv()).startswith('2["end"'):
+            pass
+
+
+@pytest.mark.parametrize("replaying", [False, True])
+async def test_a_client_that_does_not_take_its_acknowledgements_is_cut(start_node, monkeypatch, replaying):
+    node = await start_node(manager={"max_queued_packets": 20}, async_handlers=False)
+
+    @node.sio.event
+    async def ask(sid):
+        return "answer"
+
+    if replaying:
+        monkeypatch.setattr(Connect, "_finish", lambda *_: False)
+        monkeypatch.setattr(Connect, "_taken", lambda *_: asyncio.Event().wait())
+    async with node.client() as slow:
+        client = node.manager.clients.current(slow.sid, "/")
+        slow.stall()
+        for i in range(60):
+            slow.send(f'2{i}["ask"]')
+        await until(lambda: node.manager.clients.current(slow.sid, "/") is None)
+        assert len(client._waiting) + client.connection.socket.queue.qsize() < 30
+        slow.flow()

@@ -348,6 +348,25 @@ async def test_so_is_the_own_room_of_a_client_without_recovery(start_node):
         assert node.sio.rooms(one.sid) == [one.sid]
 
 
+@pytest.mark.parametrize("room", ["", [], (), [""]])
+async def test_a_room_without_a_name_is_refused_and_nobody_is_moved(start_node, room):
+    node = await start_node()
+    async with node.client() as wire:
+        for work in (
+            node.sio.emit("e", room=room),
+            node.sio.broadcast_call("e", room=room),
+            node.sio.fetch_sockets(room),
+            node.sio.sockets_join(room, "x"),
+            node.sio.sockets_leave(room, "x"),
+            node.sio.disconnect_sockets(room),
+        ):
+            with pytest.raises(ConfigurationError, match="room takes one name or several, or None for everybody"):
+                await work
+        assert node.sio.rooms(wire.sid) == [wire.sid]
+        await node.sio.emit("end")
+        assert await wire.events_until("end") == []
+
+
 @pytest.mark.parametrize("rooms", [None, [], "", ["", None]])
 async def test_rooms_that_name_none_are_refused(start_node, rooms):
     node = await start_node()

@@ -16,6 +16,7 @@ import pytest
 import socketio
 
 from sio_pg_adapter import NoAnswer, NotSerializable
+from sio_pg_adapter.wire import upstream
 from support.asgi_client import AsgiClient, Closed
 from support.nodes import Node
 
@@ -319,3 +320,15 @@ async def test_session_data_that_could_not_be_read_back_is_refused(node):
         await wire.drop()
         async with node.client(pid=wire.pid) as again:
             assert again.sid == wire.sid
+
+
+async def test_only_a_client_that_is_connected_may_send_binary_parts(node):
+    async with AsgiClient(node.sio) as wire:
+        wire.send('51-["hello",{"_placeholder":true,"num":0}]')
+        assert await wire.rest() == []
+    assert upstream.pending_packets(node.sio) == {}
+    async with node.client("/") as wire:  # its connection has a client: other namespaces may have lost theirs
+        wire.send('51-/other,["hello",{"_placeholder":true,"num":0}]')
+        wire.send(b"x")
+        wire.send('21["hello"]')
+        assert await wire.recv() == '31["heard"]'

@@ -18,6 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse
 from integration.test_losses import LISTENING, terminate
 from integration.test_pruner import age
 from sio_pg_adapter import AsyncPostgresManager, ConfigurationError, StoreUnavailable
+from sio_pg_adapter.local.returns import MOST_RETURNS
 from sio_pg_adapter.log.verdict import Reason
 from sio_pg_adapter.metrics import collector
 from support.asgi_client import AsgiClient
@@ -196,10 +197,16 @@ async def test_each_reason_of_a_fresh_session_is_counted(start_node, db, pg_dsn,
         elif reason is Reason.TOO_MANY_MISSED:
             for _ in range(6):
                 await node.sio.emit("missed")
-        assert scraped.verdicts() == {}
+        elif reason is Reason.STUCK:
+            await node.sio.emit("missed")
+            for _ in range(MOST_RETURNS):
+                async with node.client(**auth) as again:
+                    assert again.sid == wire.sid
+        before = {"recovered": MOST_RETURNS} if reason is Reason.STUCK else {}
+        assert scraped.verdicts() == before
         async with node.client(**auth) as again:
             assert again.sid != wire.sid
-            assert scraped.verdicts() == {reason.name.lower(): 1}
+            assert scraped.verdicts() == {**before, reason.name.lower(): 1}
 
 
 async def test_who_presents_nothing_is_not_judged(start_node):

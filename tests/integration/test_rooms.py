@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from sio_pg_adapter import AsyncNamespace, AsyncPostgresManager, NotSerializable, PayloadTooLarge, StoreUnavailable
+from support.asgi_client import AsgiClient
 
 
 async def sessions(db) -> int:
@@ -211,3 +214,37 @@ async def test_case_79_a_write_only_manager_emits_and_closes(start_node, pg_dsn)
         assert await wire.recv() == '2["v",3]'
         with pytest.raises(StoreUnavailable, match="closed"):
             await writer.emit("e", None)
+
+
+@pytest.mark.parametrize("recovery", [True, False])
+async def test_the_room_of_a_client_that_connects_is_its_own(start_node, recovery):
+    node = await start_node(recovery=recovery)
+    entered, may_go_on = asyncio.Event(), asyncio.Event()
+    newcomers = []
+
+    async with node.client() as other:
+
+        @node.sio.event
+        async def connect(sid, environ, auth):
+            newcomers.append(sid)
+            entered.set()
+            await may_go_on.wait()
+
+        async with AsgiClient(node.sio) as wire:
+            wire.send("0")
+            await entered.wait()
+            (sid,) = newcomers
+            for work in (
+                node.sio.enter_room(other.sid, sid),
+                node.sio.sockets_join(other.sid, sid),
+                node.sio.close_room(sid),
+            ):
+                with pytest.raises(ValueError, match="a sid room"):
+                    await work
+            await node.sio.emit("secret", to=sid, volatile=True)
+            may_go_on.set()
+            assert (await wire.recv()).startswith("0{")
+            await node.sio.emit("secret", to=sid)
+            await node.sio.emit("end", volatile=True)
+            assert (await wire.recv()).startswith('2["secret"')
+            assert (await other.recv()).startswith('2["end"')

@@ -20,6 +20,7 @@ import socketio
 import uvicorn
 from aiohttp import web
 
+from sio_pg_adapter.local.client import QueueLimit
 from sio_pg_adapter.log.records import Outgoing
 from sio_pg_adapter.server.host import hang_up
 from sio_pg_adapter.wire.frames import frame
@@ -430,3 +431,18 @@ async def test_a_transport_under_tls_that_was_closed_twice_takes_nothing():
     writer.close()
     server.close()
     await server.wait_closed()
+
+
+async def test_a_client_that_reads_nothing_is_let_go_with_its_data(served, monkeypatch):
+    """An orderly close would wait for its window."""
+    node, connect = served
+    monkeypatch.setattr(node.manager.node.delivery, "_limit", QueueLimit(10_000, 1_000_000))
+    raw = await connected(connect)
+    client = node.manager.clients.current(raw.sid, "/")
+    connection, writing = client.connection, client.connection.writing
+    raw.writer.transport.pause_reading()
+    while not writing.done():
+        await node.sio.emit("e", "x" * 1_000_000)
+        await asyncio.sleep(0)
+    await until(lambda: client.eio_sid not in node.sio.eio.sockets)
+    assert connection.wire is None and connection.socket.queue.qsize() <= 3

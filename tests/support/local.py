@@ -12,6 +12,7 @@ from sio_pg_adapter.counters import Counters
 from sio_pg_adapter.local.client import Client, QueueLimit, State
 from sio_pg_adapter.local.clients import Clients
 from sio_pg_adapter.local.delivery import Delivery
+from sio_pg_adapter.local.returns import Returns
 from sio_pg_adapter.local.rooms import Rooms
 from sio_pg_adapter.log.memberships import Memberships
 from sio_pg_adapter.log.offsets import Epoch, OffsetCodec
@@ -91,6 +92,7 @@ class Local:
             self.ended,
             limit or QueueLimit(1_000, 1_000_000),
             self.counters,
+            Returns(),
         )
 
     def client(

@@ -43,8 +43,6 @@ def test_case_98_names_over_512_bytes_are_refused_by_their_size(name):
     ("value", "names"),
     [
         (None, ()),
-        ("", ()),
-        ([], ()),
         ("a", ("a",)),
         (["a", "b", "a"], ("a", "b")),
         (("b", None, "a"), ("b", "a")),
@@ -53,6 +51,13 @@ def test_case_98_names_over_512_bytes_are_refused_by_their_size(name):
 )
 def test_one_name_or_several(value, names):
     assert text_names(value, "room") == names
+
+
+@pytest.mark.parametrize("value", ["", [], (), set(), [""], ["", None]])
+def test_a_room_without_a_name_is_not_everybody(value):
+    with pytest.raises(ConfigurationError, match="room takes one name or several, or None for everybody"):
+        text_names(value, "room")
+    assert text_names(value, "skip_sid") == ()
 
 
 @pytest.mark.parametrize("value", [42, ["a", 42], {"a": 1}, b"a", [("a", 1)]])
