@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import json
 
 import pytest
 
 from sio_pg_adapter.errors import ConfigurationError, NotSerializable, StoreUnavailable
 from sio_pg_adapter.local.appender import Appender
-from sio_pg_adapter.local.client import State
+from sio_pg_adapter.local.client import Client, State
 from sio_pg_adapter.local.cursor import Cursor
 from sio_pg_adapter.local.handling import handling
 from sio_pg_adapter.local.moves import Moves
 from sio_pg_adapter.log.memberships import Memberships
-from sio_pg_adapter.log.records import Held
+from sio_pg_adapter.log.records import Held, Kind
 from sio_pg_adapter.store.reader import LogReader
 from sio_pg_adapter.store.writer import LogWriter
 from support.local import Local, client_of, unopened_database
+from support.postgres import Postgres
 
 
 class Node(Local):
@@ -29,6 +31,48 @@ class Node(Local):
         cursor.jump(7)
         writer = LogWriter(database, cursor.offer, cursor.ring, "node", self.counters)
         self.moves = Moves(self.clients, self.rooms, cursor, Appender(writer, cursor, follows=True))
+
+
+class Nobody:
+    """Looks after the clients of a log that does not change."""
+
+    async def check(self): ...
+
+    def skipped(self, floor): ...
+
+
+class WritingNode(Local):
+    """The local side of a node, on a stand-in for PostgreSQL that gives the next batch offset 8."""
+
+    def __init__(self, postgres: Postgres) -> None:
+        super().__init__()
+        self.postgres = postgres
+        postgres.answers |= {"head": [[7]], "write": {"prev": 7, "offsets": [8], "results": None}}
+        self.cursor = Cursor(LogReader(postgres.database, self.epochs))
+        self.writer = LogWriter(postgres.database, self.cursor.offer, self.cursor.ring, "node", self.counters)
+        self.moves = Moves(self.clients, self.rooms, self.cursor, Appender(self.writer, self.cursor, follows=True))
+
+    def resumed(self, sid: str) -> Client:
+        """Add a client that has just claimed its session above offset 5, and is in the room x."""
+        client = self.client(sid, state=State.CONNECTING)
+        client.resume(Held(1, 2), after=5, data={})
+        client.follow(Memberships(sid, 1, {"x": [(2, None)]}))
+        client.confirm_claim()
+        return client
+
+    def arguments(self) -> list[object]:
+        """Return the arguments of each entry that was written."""
+        return [json.loads(text) for _, *columns, _ in self.postgres.arguments_of("write") for text in columns[9]]
+
+
+@pytest.fixture
+async def writing():
+    node = WritingNode(await Postgres.opened())
+    await node.cursor.start(node.delivery.apply, Nobody())
+    node.writer.start()
+    yield node
+    await node.writer.close()
+    await node.cursor.close()
 
 
 APPENDS = pytest.raises(StoreUnavailable, match="appending to the log: closed")
@@ -52,6 +96,13 @@ async def test_a_client_whose_connect_is_being_decided_enters_when_it_goes_live(
     assert node.table.rooms == {} and client.memberships.current() == ["x"]
     node.rooms.go_live(client)
     assert node.members("x") == {"a"} and node.members("y") == set()
+
+
+async def test_a_room_that_is_left_was_the_clients_up_to_the_cursor():
+    node = Node()
+    client = node.client("a", "x", state=State.CONNECTING, sent=5)
+    await node.moves.leave("a", "/", "x")
+    assert client.memberships.rooms == {"x": [(5, 8)]}
 
 
 async def test_a_client_whose_session_is_being_stored_is_waited_for():
@@ -133,6 +184,35 @@ async def test_a_claimed_client_that_is_certainly_in_a_room_enters_it_without_a_
         await asyncio.sleep(0)  # another record may take it out of the room by now
         with APPENDS:
             await node.moves.enter("a", "/", "x")
+
+
+async def test_a_move_by_a_record_has_taken_effect_on_return(writing):
+    client = writing.resumed("a")
+    writing.rooms.go_live(client)
+    await writing.moves.enter("a", "/", "y")
+    assert writing.members("y") == {"a"} and client.memberships.rooms["y"] == [(8, None)]
+    assert writing.arguments() == [{"generation": 2}]
+
+
+async def test_a_room_that_is_left_in_the_connect_handler_is_left_from_the_offset_that_was_presented(writing):
+    client = writing.resumed("a")
+    with handling(client):
+        await writing.moves.leave("a", "/", "x")
+    assert writing.arguments() == [{"generation": 2, "as_of": 5}]
+    assert client.memberships.rooms == {"x": [(2, 5)]}
+
+
+async def test_a_room_that_is_about_to_be_closed_is_entered_by_a_record(writing):
+    writing.postgres.answers["write"] |= {"offsets": [8, 9]}  # one batch
+    client = writing.resumed("a")
+    closing = asyncio.create_task(writing.moves.close("x", None))
+    await asyncio.sleep(0)
+    client.confirm_claim()
+    with handling(client):
+        await writing.moves.enter("a", "/", "x")
+    await closing
+    kinds = [kind for _, kinds, *_ in writing.postgres.arguments_of("write") for kind in kinds]
+    assert kinds == [Kind.CLOSE, Kind.ENTER]
 
 
 @pytest.mark.parametrize(
