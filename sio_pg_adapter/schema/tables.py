@@ -77,8 +77,10 @@ def metadata_in(schema: str | None) -> MetaData:
         "sio_marker",
         made,
         Column("fingerprint", Text, nullable=False),
+        Column("began_at", BigInteger, nullable=False),
         prefixes=["UNLOGGED"],
-        comment="The fingerprint of the server and the table on which the running epoch began.",
+        comment="The running epoch. fingerprint: the server and the table on which it began. began_at: the first of "
+        "its offsets.",
     )
     _log(made)
     _sessions(made)
@@ -94,13 +96,13 @@ def metadata_in(schema: str | None) -> MetaData:
         Column("attachment", Uuid),
         Column("channel", Text, nullable=False),
         Column("carried", Text, nullable=False),
-        Column("epoch_known", Boolean, nullable=False),
+        Column("above", BigInteger),
         Column("immediate", Boolean, nullable=False),
         prefixes=["UNLOGGED"],
         comment="Events of open transactions, with the columns of sio_packets. Other transactions always see it "
         "empty. channel: the channel of the notification. carried: the record that the notification "
-        "carries. epoch_known: the marker of the running epoch was there. immediate: the application has "
-        "set its constraints IMMEDIATE.",
+        "carries. above: the last offset at the time of the emit, null if an epoch is to begin. immediate: the "
+        "application has set its constraints IMMEDIATE.",
     )
     return made
 

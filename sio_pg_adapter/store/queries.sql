@@ -15,11 +15,11 @@ SELECT version, compatible, channel FROM sio.sio_log
 SELECT epoch, key, lead(began_after) OVER (ORDER BY epoch) AS ended FROM sio.sio_epochs ORDER BY epoch
 
 -- name: in_epoch
--- Whether the running epoch began on this server, database and table. Writes nothing.
-SELECT EXISTS (SELECT FROM sio.sio_marker WHERE fingerprint = sio.sio_fingerprint())
+-- Whether the running epoch goes on. Writes nothing.
+SELECT sio.sio_last_in_epoch() IS NOT NULL
 
 -- name: check_epoch
--- Begin the next epoch, unless the running one began on this server, database and table.
+-- Begin the next epoch, unless the running one goes on.
 SELECT sio.sio_lock_and_check_epoch()
 
 -- name: head

@@ -39,11 +39,13 @@ COMMENT ON TABLE sio.sio_epochs IS
 
 -- Unlogged: the row is gone after a crash and after a promotion. In a copy or a restored dump the fingerprint differs.
 CREATE UNLOGGED TABLE sio.sio_marker (
-    fingerprint text NOT NULL
+    fingerprint text NOT NULL,
+    began_at bigint NOT NULL
 );
 
 COMMENT ON TABLE sio.sio_marker IS
-    'The fingerprint of the server and the table on which the running epoch began.';
+    'The running epoch. fingerprint: the server and the table on which it began. began_at: the first of its '
+    'offsets.';
 
 -- The log. This table has no rows of its own. Its segments inherit from it, so a statement that names it reads,
 -- updates or deletes the rows of both.
@@ -245,14 +247,15 @@ CREATE UNLOGGED TABLE sio.sio_outbox (
     attachment uuid,
     channel text NOT NULL,
     carried text NOT NULL,
-    epoch_known boolean NOT NULL,
+    above bigint,
     immediate boolean NOT NULL
 ) WITH (vacuum_truncate=off);
 
 COMMENT ON TABLE sio.sio_outbox IS
     'Events of open transactions, with the columns of sio_packets. Other transactions always see it empty. channel: '
-    'the channel of the notification. carried: the record that the notification carries. epoch_known: the marker of '
-    'the running epoch was there. immediate: the application has set its constraints IMMEDIATE.';
+    'the channel of the notification. carried: the record that the notification carries. above: the last offset at '
+    'the time of the emit, null if an epoch is to begin. immediate: the application has set its constraints '
+    'IMMEDIATE.';
 
 -- The number of the segment that is appended to. It is a sequence, which shows its present value whatever the snapshot.
 -- A repeatable read transaction that began before a switch therefore appends to the right segment.
@@ -272,26 +275,59 @@ AS $$
         || pg_catalog.pg_relation_filepath('sio.sio_lock'::regclass)
 $$;
 
--- Begins the next epoch, above all numbers of the running one, unless the marker has this fingerprint. The caller holds
--- the log's lock.
-CREATE FUNCTION sio.sio_check_epoch()
+-- Returns the last offset if the running epoch goes on, else null. It goes on if the marker has this fingerprint, and if
+-- the sequence is in the epoch's range and not below the floor.
+--
+-- Scripts that set every sequence to max(id) + 1 set it to 1 in a log that retention has emptied. Cursors are above that,
+-- so no node would ever see the appends that follow.
+CREATE FUNCTION sio.sio_last_in_epoch()
+ RETURNS bigint
+ LANGUAGE plpgsql
+ STABLE
+AS $$
+BEGIN
+    RETURN (
+        SELECT o.last
+        FROM sio.sio_marker m, sio.sio_log l,
+            (SELECT CASE WHEN is_called THEN last_value ELSE last_value - 1 END AS last
+             FROM sio.sio_packets_offset_seq) o
+        WHERE m.fingerprint = sio.sio_fingerprint() AND o.last - m.began_at BETWEEN 0 AND 1099511627774
+          AND o.last >= l.floor);
+END $$;
+
+-- Returns whether a record has an offset above p_last. ORDER BY and LIMIT take one step in an index. Callers hold the
+-- log's lock, because a lock on a segment would keep retention from truncating it until their transaction ends.
+CREATE FUNCTION sio.sio_is_behind(p_last bigint)
+ RETURNS boolean
+ LANGUAGE plpgsql
+ STABLE
+AS $$
+BEGIN
+    RETURN (SELECT "offset" FROM sio.sio_packets_0 WHERE "offset" > p_last ORDER BY "offset" LIMIT 1) IS NOT NULL
+        OR (SELECT "offset" FROM sio.sio_packets_1 WHERE "offset" > p_last ORDER BY "offset" LIMIT 1) IS NOT NULL;
+END $$;
+
+-- Begins an epoch above all numbers that there are, unless the running one goes on, its last offset is p_above or higher,
+-- and no record is above that. The caller holds the log's lock.
+CREATE FUNCTION sio.sio_check_epoch(p_above bigint DEFAULT 0)
  RETURNS boolean
  LANGUAGE plpgsql
 AS $$
-DECLARE v_epoch integer;
+DECLARE v_last bigint; v_epoch integer;
 BEGIN
-    IF EXISTS (SELECT FROM sio.sio_marker WHERE fingerprint = sio.sio_fingerprint()) THEN
+    v_last := sio.sio_last_in_epoch();
+    IF v_last >= p_above AND NOT sio.sio_is_behind(v_last) THEN
         RETURN false;
     END IF;
+    v_last := greatest((SELECT max("offset") FROM sio.sio_packets), (SELECT floor FROM sio.sio_log));
     INSERT INTO sio.sio_epochs (epoch, key, began_after)
-    SELECT max(epoch) + 1, sha256(convert_to(gen_random_uuid()::text || gen_random_uuid()::text, 'UTF8')),
-           greatest((SELECT max("offset") FROM sio.sio_packets), (SELECT floor FROM sio.sio_log))
+    SELECT greatest(max(epoch), v_last >> 40, (SELECT last_value FROM sio.sio_packets_offset_seq) >> 40) + 1,
+           sha256(convert_to(gen_random_uuid()::text || gen_random_uuid()::text, 'UTF8')), v_last
     FROM sio.sio_epochs
     RETURNING epoch INTO v_epoch;
-    PERFORM setval('sio.sio_packets_offset_seq', greatest(last_value, v_epoch * 1099511627776))
-    FROM sio.sio_packets_offset_seq;
+    PERFORM setval('sio.sio_packets_offset_seq', v_epoch * 1099511627776);
     DELETE FROM sio.sio_marker;
-    INSERT INTO sio.sio_marker (fingerprint) VALUES (sio.sio_fingerprint());
+    INSERT INTO sio.sio_marker (fingerprint, began_at) VALUES (sio.sio_fingerprint(), v_epoch * 1099511627776);
     RETURN true;
 END $$;
 
@@ -497,8 +533,17 @@ AS $$
 DECLARE v_segment bigint; v_channel text; v_known boolean; v_offset bigint; v_notified varchar;
 BEGIN
     LOCK TABLE sio.sio_lock IN EXCLUSIVE MODE;
-    SELECT s.last_value, l.channel, EXISTS (SELECT FROM sio.sio_marker WHERE fingerprint = sio.sio_fingerprint())
-    INTO v_segment, v_channel, v_known FROM sio.sio_active_segment s, sio.sio_log l;
+    -- As in sio_last_in_epoch() and sio_is_behind(). The calls would take twice as long.
+    SELECT s.last_value, l.channel,
+           o.last >= l.floor AND EXISTS (
+               SELECT FROM sio.sio_marker
+               WHERE fingerprint = sio.sio_fingerprint() AND o.last - began_at BETWEEN 0 AND 1099511627774)
+           AND (SELECT "offset" FROM sio.sio_packets_0 WHERE "offset" > o.last ORDER BY "offset" LIMIT 1) IS NULL
+           AND (SELECT "offset" FROM sio.sio_packets_1 WHERE "offset" > o.last ORDER BY "offset" LIMIT 1) IS NULL
+    INTO v_segment, v_channel, v_known
+    FROM sio.sio_active_segment s, sio.sio_log l,
+        (SELECT CASE WHEN is_called THEN last_value ELSE last_value - 1 END AS last
+         FROM sio.sio_packets_offset_seq) o;
     IF NOT v_known THEN
         PERFORM sio.sio_check_epoch();
     END IF;
@@ -705,8 +750,8 @@ BEGIN
     v_after := (p_args->>'after')::bigint;
     IF v_after IS NOT NULL AND NOT EXISTS (
         SELECT FROM sio.sio_epochs e WHERE e.epoch = v_after >> 40 AND encode(e.key, 'hex') = p_args->>'key'
-          AND v_after <= coalesce((SELECT x.began_after FROM sio.sio_epochs x WHERE x.epoch = e.epoch + 1),
-                                  9223372036854775807)) THEN
+          AND v_after <= coalesce((SELECT x.began_after FROM sio.sio_epochs x WHERE x.epoch > e.epoch
+                                   ORDER BY x.epoch LIMIT 1), 9223372036854775807)) THEN
         RETURN NULL;  -- an offset of a record that this epoch has lost, or never had
     END IF;
     IF s.node IS NOT NULL THEN
@@ -1266,18 +1311,22 @@ END $$;
 
 REVOKE ALL ON FUNCTION sio.sio_outbox_take FROM PUBLIC;
 
--- Begins an epoch if needed. The caller holds the log's lock.
-CREATE FUNCTION sio.sio_outbox_epoch()
+-- Begins an epoch if needed. The caller holds the log's lock. p_above: the last offset at the time of the emit. If the
+-- sequence was moved since then, an epoch or records may have come that an older snapshot does not show.
+CREATE FUNCTION sio.sio_outbox_epoch(p_above bigint)
  RETURNS void
  LANGUAGE plpgsql
  SECURITY DEFINER
  SET search_path TO 'pg_catalog', 'pg_temp'
 AS $$
 BEGIN
-    PERFORM sio.sio_check_epoch();
-EXCEPTION WHEN unique_violation THEN
-    RAISE serialization_failure USING MESSAGE =
-        'could not serialize access: the log began a new epoch after this transaction''s snapshot';
+    IF current_setting('transaction_isolation') <> 'read committed' AND (
+           p_above IS NOT NULL
+           OR (SELECT last_value FROM sio.sio_packets_offset_seq) >> 40 > (SELECT max(epoch) FROM sio.sio_epochs)) THEN
+        RAISE serialization_failure USING MESSAGE =
+            'could not serialize access: the log began a new epoch after this transaction''s snapshot';
+    END IF;
+    PERFORM sio.sio_check_epoch(coalesce(p_above, 0));
 END $$;
 
 REVOKE ALL ON FUNCTION sio.sio_outbox_epoch FROM PUBLIC;
@@ -1304,14 +1353,15 @@ REVOKE ALL ON FUNCTION sio.sio_outbox_bounds FROM PUBLIC;
 -- Stage two: appends the event to the log.
 --
 -- Little is done under the lock. The function sets no search_path, and names operators in full instead, because a process
--- is slow right after a long wait, and everybody waits for it. It reads no table, so the snapshot of a repeatable read or
--- serializable transaction may be older than the last append.
+-- is slow right after a long wait, and everybody waits for it. The snapshot of a repeatable
+-- read or serializable transaction may be older than the last append, so the function reads sequences instead of tables.
+-- Only a transaction that takes a snapshot for each statement looks for records above the sequence.
 CREATE FUNCTION sio.sio_outbox_append()
  RETURNS trigger
  LANGUAGE plpgsql
  SECURITY DEFINER
 AS $$
-DECLARE v_segment bigint; v_offset bigint; v_unused varchar;
+DECLARE v_segment bigint; v_last bigint; v_offset bigint; v_unused varchar;
 BEGIN
     IF pg_catalog.pg_trigger_depth() OPERATOR(pg_catalog.>) 1 THEN
         -- This is the DELETE of stage one and not the commit: the application has its constraints IMMEDIATE. The event
@@ -1319,21 +1369,27 @@ BEGIN
         SET CONSTRAINTS sio.sio_outbox_append DEFERRED;
         INSERT INTO sio.sio_outbox
         VALUES (OLD.namespace, OLD.room, OLD.rooms, OLD.skip_sids, OLD.body, OLD.parts, OLD.attachment,
-                OLD.channel, OLD.carried, OLD.epoch_known, true);
+                OLD.channel, OLD.carried, OLD.above, true);
         RETURN NULL;
     END IF;
     IF pg_catalog.current_setting('synchronous_commit') OPERATOR(pg_catalog.=) 'off' THEN
         v_unused := pg_catalog.set_config('synchronous_commit', 'on', true);  -- clients will have seen the event
     END IF;
     LOCK TABLE sio.sio_lock IN EXCLUSIVE MODE;  -- before nextval, so that offsets become visible in their order
-    v_segment := (SELECT s.last_value FROM sio.sio_active_segment s);
+    SELECT s.last_value, CASE WHEN o.is_called THEN o.last_value ELSE o.last_value OPERATOR(pg_catalog.-) 1 END
+    INTO v_segment, v_last FROM sio.sio_active_segment s, sio.sio_packets_offset_seq o;
     IF OLD.immediate OR pg_catalog.current_setting('lock_timeout') OPERATOR(pg_catalog.<>) '0' THEN
         PERFORM sio.sio_outbox_bounds(OLD.immediate);
     ELSE
         v_unused := pg_catalog.set_config('lock_timeout', '2s', true);
     END IF;
-    IF NOT OLD.epoch_known THEN
-        PERFORM sio.sio_outbox_epoch();
+    IF (v_last OPERATOR(pg_catalog.>=) OLD.above) IS NOT TRUE
+       OR pg_catalog.current_setting('transaction_isolation') OPERATOR(pg_catalog.=) 'read committed'
+          AND ((SELECT p."offset" FROM sio.sio_packets_0 p WHERE p."offset" OPERATOR(pg_catalog.>) v_last
+                ORDER BY p."offset" LIMIT 1) IS NOT NULL
+               OR (SELECT p."offset" FROM sio.sio_packets_1 p WHERE p."offset" OPERATOR(pg_catalog.>) v_last
+                   ORDER BY p."offset" LIMIT 1) IS NOT NULL) THEN
+        PERFORM sio.sio_outbox_epoch(OLD.above);
     END IF;
     -- The offset before it is one less, or belongs to a rolled-back transaction or a former epoch.
     IF v_segment OPERATOR(pg_catalog.=) 0 THEN
@@ -1450,7 +1506,7 @@ BEGIN
     SELECT p_namespace, p_room, v_rooms, v_skips, CASE WHEN v_attachment IS NULL THEN p_body END,
            CASE WHEN v_attachment IS NULL THEN p_parts END, v_attachment, (SELECT channel FROM sio.sio_log),
            CASE WHEN octet_length(c.carried) <= 7600 THEN c.carried ELSE '' END,
-           EXISTS (SELECT FROM sio.sio_marker WHERE fingerprint = sio.sio_fingerprint()), false
+           sio.sio_last_in_epoch(), false
     FROM (SELECT CASE WHEN v_size < 7600 AND p_parts IS NULL AND pg_notification_queue_usage() < 0.1 THEN
               ' ' || json_build_array(json_build_array(
                   p_namespace, coalesce(v_rooms, ARRAY[p_room]), coalesce(v_skips, ARRAY[]::text[]),

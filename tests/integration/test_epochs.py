@@ -449,3 +449,104 @@ async def test_case_112_after_a_truncate_nobody_stays_without_a_session(start_no
         await db.execute("TRUNCATE sio_packets")
         await (node if own else other).sio.emit("new")
         await has_left(node, wire)
+
+
+# -- the sequence ---------------------------------------------------------------------------------------------
+FIXES = {
+    "below the epoch": "SELECT setval('sio_packets_offset_seq', 1, false)",
+    "below the floor": "SELECT setval('sio_packets_offset_seq', floor - 1) FROM sio_log",
+    "at the floor": "SELECT setval('sio_packets_offset_seq', floor, false) FROM sio_log",
+    "above the epoch": "SELECT setval('sio_packets_offset_seq', last_value * 3) FROM sio_packets_offset_seq",
+}
+"""Where a script that sets all sequences leaves that of the log, which retention has emptied."""
+
+
+async def emptied(db: asyncpg.Connection) -> None:
+    await db.execute("UPDATE sio_packets SET created_at = '2000-01-01'")
+    assert await db.fetchval("SELECT sio_trim(60, 1000)") > 0
+    assert await db.fetchval("SELECT count(*) FROM sio_packets") == 0
+
+
+async def emit_in_sql(node, db: asyncpg.Connection) -> None:
+    await db.execute("SELECT sio_emit('e')")
+
+
+async def emit_alone(node, db: asyncpg.Connection) -> None:
+    await node.sio.emit("e")
+
+
+async def emit_in_a_batch(node, db: asyncpg.Connection) -> None:
+    await node.sio.emit("e", skip_sid="nobody")
+
+
+EMITS = pytest.mark.parametrize("emit", [emit_in_sql, emit_alone, emit_in_a_batch])
+
+
+async def arrives_and_recovers(node, wire) -> None:
+    """The event arrives, and so does what is emitted while its client is away."""
+    assert await wire.event() == ["e"]
+    await wire.drop()
+    await node.sio.emit("missed")
+    async with node.client(pid=wire.pid, offset=wire.offset) as again:
+        assert again.sid == wire.sid
+        assert await again.event() == ["missed"]
+
+
+@EMITS
+@pytest.mark.parametrize("fix", FIXES)
+async def test_a_sequence_that_was_set_in_an_emptied_log(start_node, db, fix, emit):
+    node = await start_node()
+    async with node.client() as wire:
+        for _ in range(3):
+            await node.sio.emit("e")
+            assert await wire.event() == ["e"]
+        await emptied(db)
+        await db.execute(FIXES[fix])
+        await emit(node, db)
+        await arrives_and_recovers(node, wire)
+
+
+@EMITS
+@pytest.mark.parametrize("segment", [0, 1])
+async def test_a_sequence_that_is_behind_the_log(start_node, db, segment, emit):
+    """By two records, in the segment that is appended to or in the other."""
+    node = await start_node()
+    async with node.client() as wire:
+        for _ in range(3):
+            await node.sio.emit("e")
+            assert await wire.event() == ["e"]
+        await db.execute("SELECT setval('sio_active_segment', $1)", segment)
+        await db.execute("SELECT setval('sio_packets_offset_seq', last_value - 2) FROM sio_packets_offset_seq")
+        await emit(node, db)
+        await arrives_and_recovers(node, wire)
+
+
+async def test_a_sequence_of_the_former_epoch(start_node, db):
+    """Set to the highest record after an epoch began that has none yet."""
+    node = await start_node()
+    async with node.client() as wire:
+        await node.sio.emit("e")
+        assert await wire.event() == ["e"]
+        await db.execute("DELETE FROM sio_marker; SELECT sio_lock_and_check_epoch()")
+        await db.execute("SELECT setval('sio_packets_offset_seq', max(\"offset\") + 1, false) FROM sio_packets")
+        await node.sio.emit("e")
+        await arrives_and_recovers(node, wire)
+
+
+@pytest.mark.parametrize("isolation", ["read_committed", "repeatable_read"])
+async def test_a_sequence_that_is_set_between_an_emit_and_its_commit(start_node, db, isolation):
+    """An older snapshot does not show the records that the next epoch has to follow."""
+    node = await start_node()
+    async with node.client() as wire:
+        await node.sio.emit("e")
+        assert await wire.event() == ["e"]
+        await emptied(db)
+        with contextlib.nullcontext() if isolation == "read_committed" else pytest.raises(asyncpg.SerializationError):
+            async with db.transaction(isolation=isolation):
+                await db.execute("SELECT sio_emit('e')")
+                await node.sio.emit("f")
+                assert await wire.event() == ["f"]
+                await query(node.manager.node.database.dsn, "SELECT setval('sio_packets_offset_seq', 1, false)")
+        if isolation == "repeatable_read":
+            await emit_in_sql(node, db)
+        await arrives_and_recovers(node, wire)

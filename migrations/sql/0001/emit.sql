@@ -81,7 +81,7 @@ BEGIN
     SELECT p_namespace, p_room, v_rooms, v_skips, CASE WHEN v_attachment IS NULL THEN p_body END,
            CASE WHEN v_attachment IS NULL THEN p_parts END, v_attachment, (SELECT channel FROM sio.sio_log),
            CASE WHEN octet_length(c.carried) <= 7600 THEN c.carried ELSE '' END,
-           EXISTS (SELECT FROM sio.sio_marker WHERE fingerprint = sio.sio_fingerprint()), false
+           sio.sio_last_in_epoch(), false
     FROM (SELECT CASE WHEN v_size < 7600 AND p_parts IS NULL AND pg_notification_queue_usage() < 0.1 THEN
               ' ' || json_build_array(json_build_array(
                   p_namespace, coalesce(v_rooms, ARRAY[p_room]), coalesce(v_skips, ARRAY[]::text[]),

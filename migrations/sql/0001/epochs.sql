@@ -9,24 +9,51 @@ LANGUAGE sql STABLE AS $$
         || pg_catalog.pg_relation_filepath('sio.sio_lock'::regclass)
 $$;
 
--- Begins the next epoch, above all numbers of the running one, unless the marker has this fingerprint. The caller holds
--- the log's lock.
-CREATE FUNCTION sio.sio_check_epoch() RETURNS boolean
-LANGUAGE plpgsql AS $$
-DECLARE v_epoch integer;
+-- Returns the last offset if the running epoch goes on, else null. It goes on if the marker has this fingerprint, and if
+-- the sequence is in the epoch's range and not below the floor.
+--
+-- Scripts that set every sequence to max(id) + 1 set it to 1 in a log that retention has emptied. Cursors are above that,
+-- so no node would ever see the appends that follow.
+CREATE FUNCTION sio.sio_last_in_epoch() RETURNS bigint
+LANGUAGE plpgsql STABLE AS $$
 BEGIN
-    IF EXISTS (SELECT FROM sio.sio_marker WHERE fingerprint = sio.sio_fingerprint()) THEN
+    RETURN (
+        SELECT o.last
+        FROM sio.sio_marker m, sio.sio_log l,
+            (SELECT CASE WHEN is_called THEN last_value ELSE last_value - 1 END AS last
+             FROM sio.sio_packets_offset_seq) o
+        WHERE m.fingerprint = sio.sio_fingerprint() AND o.last - m.began_at BETWEEN 0 AND 1099511627774
+          AND o.last >= l.floor);
+END $$;
+
+-- Returns whether a record has an offset above p_last. ORDER BY and LIMIT take one step in an index. Callers hold the
+-- log's lock, because a lock on a segment would keep retention from truncating it until their transaction ends.
+CREATE FUNCTION sio.sio_is_behind(p_last bigint) RETURNS boolean
+LANGUAGE plpgsql STABLE AS $$
+BEGIN
+    RETURN (SELECT "offset" FROM sio.sio_packets_0 WHERE "offset" > p_last ORDER BY "offset" LIMIT 1) IS NOT NULL
+        OR (SELECT "offset" FROM sio.sio_packets_1 WHERE "offset" > p_last ORDER BY "offset" LIMIT 1) IS NOT NULL;
+END $$;
+
+-- Begins an epoch above all numbers that there are, unless the running one goes on, its last offset is p_above or higher,
+-- and no record is above that. The caller holds the log's lock.
+CREATE FUNCTION sio.sio_check_epoch(p_above bigint DEFAULT 0) RETURNS boolean
+LANGUAGE plpgsql AS $$
+DECLARE v_last bigint; v_epoch integer;
+BEGIN
+    v_last := sio.sio_last_in_epoch();
+    IF v_last >= p_above AND NOT sio.sio_is_behind(v_last) THEN
         RETURN false;
     END IF;
+    v_last := greatest((SELECT max("offset") FROM sio.sio_packets), (SELECT floor FROM sio.sio_log));
     INSERT INTO sio.sio_epochs (epoch, key, began_after)
-    SELECT max(epoch) + 1, sha256(convert_to(gen_random_uuid()::text || gen_random_uuid()::text, 'UTF8')),
-           greatest((SELECT max("offset") FROM sio.sio_packets), (SELECT floor FROM sio.sio_log))
+    SELECT greatest(max(epoch), v_last >> 40, (SELECT last_value FROM sio.sio_packets_offset_seq) >> 40) + 1,
+           sha256(convert_to(gen_random_uuid()::text || gen_random_uuid()::text, 'UTF8')), v_last
     FROM sio.sio_epochs
     RETURNING epoch INTO v_epoch;
-    PERFORM setval('sio.sio_packets_offset_seq', greatest(last_value, v_epoch * 1099511627776))
-    FROM sio.sio_packets_offset_seq;
+    PERFORM setval('sio.sio_packets_offset_seq', v_epoch * 1099511627776);
     DELETE FROM sio.sio_marker;
-    INSERT INTO sio.sio_marker (fingerprint) VALUES (sio.sio_fingerprint());
+    INSERT INTO sio.sio_marker (fingerprint, began_at) VALUES (sio.sio_fingerprint(), v_epoch * 1099511627776);
     RETURN true;
 END $$;
 

@@ -21,14 +21,18 @@ BEGIN
     RETURN NULL;
 END $$;
 
--- Begins an epoch if needed. The caller holds the log's lock.
-CREATE FUNCTION sio.sio_outbox_epoch() RETURNS void
+-- Begins an epoch if needed. The caller holds the log's lock. p_above: the last offset at the time of the emit. If the
+-- sequence was moved since then, an epoch or records may have come that an older snapshot does not show.
+CREATE FUNCTION sio.sio_outbox_epoch(p_above bigint) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
-    PERFORM sio.sio_check_epoch();
-EXCEPTION WHEN unique_violation THEN
-    RAISE serialization_failure USING MESSAGE =
-        'could not serialize access: the log began a new epoch after this transaction''s snapshot';
+    IF current_setting('transaction_isolation') <> 'read committed' AND (
+           p_above IS NOT NULL
+           OR (SELECT last_value FROM sio.sio_packets_offset_seq) >> 40 > (SELECT max(epoch) FROM sio.sio_epochs)) THEN
+        RAISE serialization_failure USING MESSAGE =
+            'could not serialize access: the log began a new epoch after this transaction''s snapshot';
+    END IF;
+    PERFORM sio.sio_check_epoch(coalesce(p_above, 0));
 END $$;
 
 -- Bounds the rest of the transaction, because all appends wait for it from here on. Constraints that the commit itself
@@ -48,11 +52,12 @@ END $$;
 -- Stage two: appends the event to the log.
 --
 -- Little is done under the lock. The function sets no search_path, and names operators in full instead, because a process
--- is slow right after a long wait, and everybody waits for it. It reads no table, so the snapshot of a repeatable read or
--- serializable transaction may be older than the last append.
+-- is slow right after a long wait, and everybody waits for it. The snapshot of a repeatable
+-- read or serializable transaction may be older than the last append, so the function reads sequences instead of tables.
+-- Only a transaction that takes a snapshot for each statement looks for records above the sequence.
 CREATE FUNCTION sio.sio_outbox_append() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER AS $$
-DECLARE v_segment bigint; v_offset bigint; v_unused varchar;
+DECLARE v_segment bigint; v_last bigint; v_offset bigint; v_unused varchar;
 BEGIN
     IF pg_catalog.pg_trigger_depth() OPERATOR(pg_catalog.>) 1 THEN
         -- This is the DELETE of stage one and not the commit: the application has its constraints IMMEDIATE. The event
@@ -60,21 +65,27 @@ BEGIN
         SET CONSTRAINTS sio.sio_outbox_append DEFERRED;
         INSERT INTO sio.sio_outbox
         VALUES (OLD.namespace, OLD.room, OLD.rooms, OLD.skip_sids, OLD.body, OLD.parts, OLD.attachment,
-                OLD.channel, OLD.carried, OLD.epoch_known, true);
+                OLD.channel, OLD.carried, OLD.above, true);
         RETURN NULL;
     END IF;
     IF pg_catalog.current_setting('synchronous_commit') OPERATOR(pg_catalog.=) 'off' THEN
         v_unused := pg_catalog.set_config('synchronous_commit', 'on', true);  -- clients will have seen the event
     END IF;
     LOCK TABLE sio.sio_lock IN EXCLUSIVE MODE;  -- before nextval, so that offsets become visible in their order
-    v_segment := (SELECT s.last_value FROM sio.sio_active_segment s);
+    SELECT s.last_value, CASE WHEN o.is_called THEN o.last_value ELSE o.last_value OPERATOR(pg_catalog.-) 1 END
+    INTO v_segment, v_last FROM sio.sio_active_segment s, sio.sio_packets_offset_seq o;
     IF OLD.immediate OR pg_catalog.current_setting('lock_timeout') OPERATOR(pg_catalog.<>) '0' THEN
         PERFORM sio.sio_outbox_bounds(OLD.immediate);
     ELSE
         v_unused := pg_catalog.set_config('lock_timeout', '2s', true);
     END IF;
-    IF NOT OLD.epoch_known THEN
-        PERFORM sio.sio_outbox_epoch();
+    IF (v_last OPERATOR(pg_catalog.>=) OLD.above) IS NOT TRUE
+       OR pg_catalog.current_setting('transaction_isolation') OPERATOR(pg_catalog.=) 'read committed'
+          AND ((SELECT p."offset" FROM sio.sio_packets_0 p WHERE p."offset" OPERATOR(pg_catalog.>) v_last
+                ORDER BY p."offset" LIMIT 1) IS NOT NULL
+               OR (SELECT p."offset" FROM sio.sio_packets_1 p WHERE p."offset" OPERATOR(pg_catalog.>) v_last
+                   ORDER BY p."offset" LIMIT 1) IS NOT NULL) THEN
+        PERFORM sio.sio_outbox_epoch(OLD.above);
     END IF;
     -- The offset before it is one less, or belongs to a rolled-back transaction or a former epoch.
     IF v_segment OPERATOR(pg_catalog.=) 0 THEN

@@ -65,8 +65,8 @@ BEGIN
     v_after := (p_args->>'after')::bigint;
     IF v_after IS NOT NULL AND NOT EXISTS (
         SELECT FROM sio.sio_epochs e WHERE e.epoch = v_after >> 40 AND encode(e.key, 'hex') = p_args->>'key'
-          AND v_after <= coalesce((SELECT x.began_after FROM sio.sio_epochs x WHERE x.epoch = e.epoch + 1),
-                                  9223372036854775807)) THEN
+          AND v_after <= coalesce((SELECT x.began_after FROM sio.sio_epochs x WHERE x.epoch > e.epoch
+                                   ORDER BY x.epoch LIMIT 1), 9223372036854775807)) THEN
         RETURN NULL;  -- an offset of a record that this epoch has lost, or never had
     END IF;
     IF s.node IS NOT NULL THEN

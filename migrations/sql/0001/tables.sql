@@ -31,9 +31,13 @@ COMMENT ON TABLE sio.sio_epochs IS
     'began_after: the highest offset before the epoch.';
 
 -- Unlogged: the row is gone after a crash and after a promotion. In a copy or a restored dump the fingerprint differs.
-CREATE UNLOGGED TABLE sio.sio_marker (fingerprint text NOT NULL);
+CREATE UNLOGGED TABLE sio.sio_marker (
+    fingerprint text NOT NULL,
+    began_at bigint NOT NULL
+);
 
-COMMENT ON TABLE sio.sio_marker IS 'The fingerprint of the server and the table on which the running epoch began.';
+COMMENT ON TABLE sio.sio_marker IS
+    'The running epoch. fingerprint: the server and the table on which it began. began_at: the first of its offsets.';
 
 -- The log. This table has no rows of its own. Its segments inherit from it, so a statement that names it reads,
 -- updates or deletes the rows of both.
@@ -218,11 +222,11 @@ CREATE UNLOGGED TABLE sio.sio_outbox (
     attachment uuid,
     channel text NOT NULL,
     carried text NOT NULL,
-    epoch_known boolean NOT NULL,
+    above bigint,
     immediate boolean NOT NULL
 ) WITH (vacuum_truncate = off);
 
 COMMENT ON TABLE sio.sio_outbox IS
     'Events of open transactions, with the columns of sio_packets. Other transactions always see it empty. channel: '
-    'the channel of the notification. carried: the record that the notification carries. epoch_known: the marker '
-    'of the running epoch was there. immediate: the application has set its constraints IMMEDIATE.';
+    'the channel of the notification. carried: the record that the notification carries. above: the last offset at '
+    'the time of the emit, null if an epoch is to begin. immediate: the application has set its constraints IMMEDIATE.';
