@@ -272,6 +272,19 @@ AS $$
         || pg_catalog.pg_relation_filepath('sio.sio_lock'::regclass)
 $$;
 
+-- Refuses transactions that are stricter than read committed. Their statements read as of a moment before the log's lock
+-- was granted, and miss the records that were committed while they waited for it.
+CREATE FUNCTION sio.sio_check_isolation()
+ RETURNS void
+ LANGUAGE plpgsql
+AS $$
+BEGIN
+    IF current_setting('transaction_isolation') NOT IN ('read committed', 'read uncommitted') THEN
+        RAISE invalid_transaction_state USING MESSAGE = 'the log needs transactions that are read committed: set '
+            'default_transaction_isolation to it for this role, database or pool';
+    END IF;
+END $$;
+
 -- Begins the next epoch, above all numbers of the running one, unless the marker has this fingerprint. The caller holds
 -- the log's lock.
 CREATE FUNCTION sio.sio_check_epoch()
@@ -301,6 +314,7 @@ CREATE FUNCTION sio.sio_lock_and_check_epoch()
 AS $$
 BEGIN
     LOCK TABLE sio.sio_lock IN EXCLUSIVE MODE;
+    PERFORM sio.sio_check_isolation();
     RETURN sio.sio_check_epoch();
 END $$;
 
@@ -376,6 +390,7 @@ DECLARE
     r record;
 BEGIN
     LOCK TABLE sio.sio_lock IN EXCLUSIVE MODE;
+    PERFORM sio.sio_check_isolation();
     PERFORM sio.sio_check_epoch();
     -- Sequences are read under the lock, and show their present value whatever the snapshot.
     SELECT CASE WHEN o.is_called THEN o.last_value ELSE o.last_value - 1 END, s.last_value INTO prev, v_segment
@@ -497,6 +512,7 @@ AS $$
 DECLARE v_segment bigint; v_channel text; v_known boolean; v_offset bigint; v_notified varchar;
 BEGIN
     LOCK TABLE sio.sio_lock IN EXCLUSIVE MODE;
+    PERFORM sio.sio_check_isolation();
     SELECT s.last_value, l.channel, EXISTS (SELECT FROM sio.sio_marker WHERE fingerprint = sio.sio_fingerprint())
     INTO v_segment, v_channel, v_known FROM sio.sio_active_segment s, sio.sio_log l;
     IF NOT v_known THEN
@@ -598,6 +614,7 @@ AS $$
 DECLARE v_rooms text[]; v_sids text[]; v_count integer;
 BEGIN
     LOCK TABLE sio.sio_lock IN EXCLUSIVE MODE;
+    PERFORM sio.sio_check_isolation();
     SELECT coalesce(array_agg(t.room), '{}'), array_agg(m.sid) INTO v_rooms, v_sids
     FROM (SELECT sid FROM sio.sio_sessions
           WHERE namespace = p_namespace AND (expires_at IS NULL OR expires_at > clock_timestamp())
@@ -629,6 +646,7 @@ AS $$
 #variable_conflict use_column
 BEGIN
     LOCK TABLE sio.sio_lock IN EXCLUSIVE MODE;
+    PERFORM sio.sio_check_isolation();
     RETURN QUERY
     SELECT p."offset", p.kind FROM sio.sio_packets p
     WHERE p."offset" > p_after AND p.batch = p_batch ORDER BY p."offset";
@@ -982,6 +1000,7 @@ AS $$
 DECLARE v_count integer;
 BEGIN
     LOCK TABLE sio.sio_lock IN EXCLUSIVE MODE;  -- before any row, as all that change a session do
+    PERFORM sio.sio_check_isolation();
     WITH gone AS (
         DELETE FROM sio.sio_sessions WHERE id IN (
             SELECT e.id FROM sio.sio_expired() e
@@ -1002,6 +1021,7 @@ AS $$
 #variable_conflict use_column
 BEGIN
     LOCK TABLE sio.sio_lock IN EXCLUSIVE MODE;
+    PERFORM sio.sio_check_isolation();
     RETURN QUERY
     UPDATE sio.sio_sessions s
     SET node = NULL, expires_at = least(s.expires_at, clock_timestamp()), generation = s.generation + 1,
@@ -1079,6 +1099,7 @@ CREATE FUNCTION sio.sio_switch_segment(p_keep double precision)
 AS $$
 DECLARE v_segment bigint := (SELECT last_value FROM sio.sio_active_segment); v_due boolean;
 BEGIN
+    PERFORM sio.sio_check_isolation();
     PERFORM FROM sio.sio_log FOR UPDATE SKIP LOCKED;
     IF NOT FOUND THEN
         RETURN false;  -- another node is doing this
@@ -1200,6 +1221,7 @@ CREATE FUNCTION sio.sio_trim(p_keep double precision, p_limit integer)
 AS $$
 DECLARE v_floor bigint; v_upto bigint; v_count integer;
 BEGIN
+    PERFORM sio.sio_check_isolation();
     SELECT floor INTO v_floor FROM sio.sio_log FOR UPDATE SKIP LOCKED;
     IF NOT FOUND THEN
         RETURN 0;  -- another node is doing this

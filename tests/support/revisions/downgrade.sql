@@ -6,6 +6,7 @@ LANGUAGE plpgsql AS $$
 DECLARE v_segment bigint; v_channel text; v_known boolean; v_offset bigint; v_notified varchar;
 BEGIN
     LOCK TABLE sio.sio_lock IN EXCLUSIVE MODE;
+    PERFORM sio.sio_check_isolation();
     SELECT s.last_value, l.channel, EXISTS (SELECT FROM sio.sio_marker WHERE fingerprint = sio.sio_fingerprint())
     INTO v_segment, v_channel, v_known FROM sio.sio_active_segment s, sio.sio_log l;
     IF NOT v_known THEN
