@@ -22,7 +22,7 @@ from sio_pg_adapter.errors import ConfigurationError, SchemaMismatch, SioPgError
 
 from .backends import QUERY_TIMEOUT
 from .failures import BROKEN, LOST, UNMIGRATED, connecting, translated
-from .fitness import ISOLATION, VALUE_AT_FAULT, Unfit, fitness_of
+from .fitness import ISOLATION, VALUE_AT_FAULT, Unfit, check_codecs, fitness_of
 from .pooler import PoolerBetween, can_listen, hides_backend
 from .queries import Queries
 
@@ -210,6 +210,8 @@ class Database:
                 connection = await self.acquire("writer")
                 try:
                     self.pooled = await hides_backend(connection)
+                    if self._given_pool is not None:
+                        await check_codecs(connection)
                     await self._check_version(connection)
                 finally:
                     await self.release(connection)
@@ -225,8 +227,8 @@ class Database:
             needed += 1
         if self.must_fit and pool.get_max_size() < needed:
             raise ConfigurationError(
-                f"the pool has max_size={pool.get_max_size()}, and a node needs {needed} connections. Add {needed} to "
-                "the number that the application needs, and give the pool that max_size."
+                f"the pool has max_size={pool.get_max_size()}, and a node needs {needed} connections. Add "
+                f"{needed} to the number that the application needs, and give the pool that max_size."
             )
 
     async def _settings(self) -> dict[str, Any]:
@@ -339,7 +341,7 @@ class Database:
         if fault := fitness.fault():
             raise Unfit(f"connecting to PostgreSQL for {purpose}: {fault}")
         if self.server is None and (self.settled or purpose == "reader"):
-            self.server = fitness.server
+            self.server, self.channel = fitness.server, fitness.channel or ""
         if not self._serves(fitness.server, purpose) and self.on_moved is not None:
             deciding = self.on_moved()
             if purpose != "reader":  # the check reads on that connection
