@@ -208,8 +208,9 @@ class Node:
             self.database.on_moved = self._on_moved
             self.writer.start()
             if self._follows:
-                channels = [self.database.channel, self.channel]
-                self.listener = Listener(self.database, channels, self._on_notify, self._on_listening, self._on_probe)
+                self.listener = Listener(
+                    self.database, self._channels, self._on_notify, self._on_listening, self._on_probe
+                )
                 await self.listener.start()
                 await self.cursor.start(self.delivery.apply, self.continuity)
                 await self.pruner.announce_handlers()
@@ -254,7 +255,10 @@ class Node:
         if self._probed_head > self.cursor.offset:  # it was in the log at the last probe, and nothing announced it
             self.cursor.offer(self._probed_head, self._probed_head, None)
         self._probed_head = probe.head
-        return probe.fault(self.database.server, [self.database.channel, self.channel])
+        return probe.fault(self.database.server, self._channels())
+
+    def _channels(self) -> list[str]:
+        return [self.database.channel, self.channel]
 
     def _on_moved(self) -> asyncio.Future[None]:
         """Decide which server to follow: a connection leads to another one."""

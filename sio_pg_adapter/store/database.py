@@ -225,8 +225,8 @@ class Database:
             needed += 1
         if self.must_fit and pool.get_max_size() < needed:
             raise ConfigurationError(
-                f"the pool has max_size={pool.get_max_size()}, and a node needs {needed} connections. Add {needed} to "
-                "the number that the application needs, and give the pool that max_size."
+                f"the pool has max_size={pool.get_max_size()}, and a node needs {needed} connections. Add {needed} "
+                "to the number that the application needs, and give the pool that max_size."
             )
 
     async def _settings(self) -> dict[str, Any]:
@@ -339,7 +339,7 @@ class Database:
         if fault := fitness.fault():
             raise Unfit(f"connecting to PostgreSQL for {purpose}: {fault}")
         if self.server is None and (self.settled or purpose == "reader"):
-            self.server = fitness.server
+            self.server, self.channel = fitness.server, fitness.channel or ""
         if not self._serves(fitness.server, purpose) and self.on_moved is not None:
             deciding = self.on_moved()
             if purpose != "reader":  # the check reads on that connection

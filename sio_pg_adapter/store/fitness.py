@@ -36,10 +36,12 @@ class Fitness:
     """What a connection is.
 
     :ivar server: the server and database that it leads to, as ``sio_fingerprint()`` names them.
+    :ivar channel: the channel that announces appends there.
     :ivar role: its role.
     """
 
     server: str
+    channel: str | None
     role: str
     isolation: str
     recovering: bool
@@ -48,6 +50,8 @@ class Fitness:
 
     def fault(self) -> str:
         """Return why nothing can be written on it. Empty if it is fit."""
+        if self.channel is None:
+            return "the tables of sio_pg_adapter are empty, or row level security hides their rows"
         if self.recovering:
             return "the server is a standby, which takes no writes"
         if self.read_only:

@@ -34,6 +34,7 @@ class Listener:
     Notifications sent while the connection was away are lost. So ``on_ready`` is called after each (re)connect, when
     it listens again, and its owner looks for what it missed.
 
+    :param channels: returns the names of the channels. It is called at each connect.
     :param on_message: called with the process id of the backend that notified, the channel and the payload, in order.
                        It never awaits.
     :param on_probe: awaited with the connection and the seconds that it may take, while nothing else happens. It
@@ -46,13 +47,14 @@ class Listener:
     def __init__(
         self,
         database: Database,
-        channels: list[str],
+        channels: Callable[[], list[str]],
         on_message: Callable[[int, str, str], None],
         on_ready: Callable[[Connection], Awaitable[None]],
         on_probe: Callable[[Connection, float], Awaitable[str]] | None = None,
     ) -> None:
         self._database = database
         self._channels = channels
+        self._heard: list[str] = []
         self._on_message = on_message
         self._on_ready = on_ready
         self._on_probe = on_probe
@@ -120,7 +122,8 @@ class Listener:
         try:
             with translated("LISTEN"):
                 self._connection.add_termination_listener(self._on_termination)
-                for channel in self._channels:
+                self._heard = self._channels()
+                for channel in self._heard:
                     await self._connection.add_listener(channel, self._on_notify)
                 await self._on_ready(self._connection)
         except BaseException:  # cancelled, too: half a connection is none
@@ -136,7 +139,7 @@ class Listener:
         with contextlib.suppress(*LOST):
             connection.remove_termination_listener(self._on_termination)
             if not connection.is_closed():
-                for channel in self._channels:
+                for channel in self._heard:
                     await asyncio.wait_for(connection.remove_listener(channel, self._on_notify), 2)
         if self._pooled:
             # Given back open, it would be the next that the pool hands out.

@@ -160,7 +160,8 @@ SELECT sio.sio_check_nodes()
 -- name: fitness
 -- What a connection is, in one round trip. As text, which no codec of an application's pool changes.
 SELECT json_build_object(
-    'server', sio.sio_fingerprint(), 'role', current_user, 'isolation', current_setting('transaction_isolation'),
+    'server', sio.sio_fingerprint(), 'channel', (SELECT channel FROM sio.sio_log), 'role', current_user,
+    'isolation', current_setting('transaction_isolation'),
     'recovering', pg_is_in_recovery(), 'read_only', current_setting('transaction_read_only')::boolean,
     'allowed', has_table_privilege('sio.sio_packets_0', 'INSERT') AND has_table_privilege('sio.sio_sessions', 'UPDATE')
 )::text

@@ -275,6 +275,19 @@ AS $$
         || pg_catalog.pg_relation_filepath('sio.sio_lock'::regclass)
 $$;
 
+-- Refuses transactions that are stricter than read committed. Their statements read as of a moment before the log's lock
+-- was granted, and miss the records that were committed while they waited for it.
+CREATE FUNCTION sio.sio_check_isolation()
+ RETURNS void
+ LANGUAGE plpgsql
+AS $$
+BEGIN
+    IF current_setting('transaction_isolation') NOT IN ('read committed', 'read uncommitted') THEN
+        RAISE invalid_transaction_state USING MESSAGE = 'the log needs transactions that are read committed: set '
+            'default_transaction_isolation to it for this role, database or pool';
+    END IF;
+END $$;
+
 -- Returns the last offset if the running epoch goes on, else null. It goes on if the marker has this fingerprint, and if
 -- the sequence is in the epoch's range and not below the floor.
 --
@@ -337,6 +350,7 @@ CREATE FUNCTION sio.sio_lock_and_check_epoch()
 AS $$
 BEGIN
     LOCK TABLE sio.sio_lock IN EXCLUSIVE MODE;
+    PERFORM sio.sio_check_isolation();
     RETURN sio.sio_check_epoch();
 END $$;
 
@@ -412,6 +426,7 @@ DECLARE
     r record;
 BEGIN
     LOCK TABLE sio.sio_lock IN EXCLUSIVE MODE;
+    PERFORM sio.sio_check_isolation();
     PERFORM sio.sio_check_epoch();
     -- Sequences are read under the lock, and show their present value whatever the snapshot.
     SELECT CASE WHEN o.is_called THEN o.last_value ELSE o.last_value - 1 END, s.last_value INTO prev, v_segment
@@ -533,6 +548,7 @@ AS $$
 DECLARE v_segment bigint; v_channel text; v_known boolean; v_offset bigint; v_notified varchar;
 BEGIN
     LOCK TABLE sio.sio_lock IN EXCLUSIVE MODE;
+    PERFORM sio.sio_check_isolation();
     -- As in sio_last_in_epoch() and sio_is_behind(). The calls would take twice as long.
     SELECT s.last_value, l.channel,
            o.last >= l.floor AND EXISTS (
@@ -643,6 +659,7 @@ AS $$
 DECLARE v_rooms text[]; v_sids text[]; v_count integer;
 BEGIN
     LOCK TABLE sio.sio_lock IN EXCLUSIVE MODE;
+    PERFORM sio.sio_check_isolation();
     SELECT coalesce(array_agg(t.room), '{}'), array_agg(m.sid) INTO v_rooms, v_sids
     FROM (SELECT sid FROM sio.sio_sessions
           WHERE namespace = p_namespace AND (expires_at IS NULL OR expires_at > clock_timestamp())
@@ -674,6 +691,7 @@ AS $$
 #variable_conflict use_column
 BEGIN
     LOCK TABLE sio.sio_lock IN EXCLUSIVE MODE;
+    PERFORM sio.sio_check_isolation();
     RETURN QUERY
     SELECT p."offset", p.kind FROM sio.sio_packets p
     WHERE p."offset" > p_after AND p.batch = p_batch ORDER BY p."offset";
@@ -1027,6 +1045,7 @@ AS $$
 DECLARE v_count integer;
 BEGIN
     LOCK TABLE sio.sio_lock IN EXCLUSIVE MODE;  -- before any row, as all that change a session do
+    PERFORM sio.sio_check_isolation();
     WITH gone AS (
         DELETE FROM sio.sio_sessions WHERE id IN (
             SELECT e.id FROM sio.sio_expired() e
@@ -1047,6 +1066,7 @@ AS $$
 #variable_conflict use_column
 BEGIN
     LOCK TABLE sio.sio_lock IN EXCLUSIVE MODE;
+    PERFORM sio.sio_check_isolation();
     RETURN QUERY
     UPDATE sio.sio_sessions s
     SET node = NULL, expires_at = least(s.expires_at, clock_timestamp()), generation = s.generation + 1,
@@ -1124,6 +1144,7 @@ CREATE FUNCTION sio.sio_switch_segment(p_keep double precision)
 AS $$
 DECLARE v_segment bigint := (SELECT last_value FROM sio.sio_active_segment); v_due boolean;
 BEGIN
+    PERFORM sio.sio_check_isolation();
     PERFORM FROM sio.sio_log FOR UPDATE SKIP LOCKED;
     IF NOT FOUND THEN
         RETURN false;  -- another node is doing this
@@ -1245,6 +1266,7 @@ CREATE FUNCTION sio.sio_trim(p_keep double precision, p_limit integer)
 AS $$
 DECLARE v_floor bigint; v_upto bigint; v_count integer;
 BEGIN
+    PERFORM sio.sio_check_isolation();
     SELECT floor INTO v_floor FROM sio.sio_log FOR UPDATE SKIP LOCKED;
     IF NOT FOUND THEN
         RETURN 0;  -- another node is doing this

@@ -147,6 +147,14 @@ async def test_case_90_listen_through_it_is_refused_at_the_start(start_node, bou
                 await start_node(dsn=None, manager={"pool": pool})
 
 
+async def test_a_stricter_isolation_level_is_refused_by_name_through_it(start_node, bouncer, pg_dsn, db):
+    """Nothing that is set on a connection lasts there."""
+    name = await db.fetchval("SELECT current_database()")
+    await db.execute(f"ALTER DATABASE \"{name}\" SET default_transaction_isolation = 'serializable'")
+    with bouncer() as dsn, pytest.raises(ConfigurationError, match="default_transaction_isolation"):
+        await start_node(dsn=dsn, manager={"listen_dsn": pg_dsn})
+
+
 async def test_case_90_a_pool_of_the_applications_through_it(start_node, bouncer, pg_dsn):
     with bouncer() as dsn:
         async with asyncpg.create_pool(dsn, min_size=0, statement_cache_size=0) as pool:

@@ -40,6 +40,7 @@ DECLARE
     r record;
 BEGIN
     LOCK TABLE sio.sio_lock IN EXCLUSIVE MODE;
+    PERFORM sio.sio_check_isolation();
     PERFORM sio.sio_check_epoch();
     -- Sequences are read under the lock, and show their present value whatever the snapshot.
     SELECT CASE WHEN o.is_called THEN o.last_value ELSE o.last_value - 1 END, s.last_value INTO prev, v_segment
@@ -160,6 +161,7 @@ LANGUAGE plpgsql AS $$
 DECLARE v_segment bigint; v_channel text; v_known boolean; v_offset bigint; v_notified varchar;
 BEGIN
     LOCK TABLE sio.sio_lock IN EXCLUSIVE MODE;
+    PERFORM sio.sio_check_isolation();
     -- As in sio_last_in_epoch() and sio_is_behind(). The calls would take twice as long.
     SELECT s.last_value, l.channel,
            o.last >= l.floor AND EXISTS (

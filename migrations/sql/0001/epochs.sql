@@ -9,6 +9,17 @@ LANGUAGE sql STABLE AS $$
         || pg_catalog.pg_relation_filepath('sio.sio_lock'::regclass)
 $$;
 
+-- Refuses transactions that are stricter than read committed. Their statements read as of a moment before the log's lock
+-- was granted, and miss the records that were committed while they waited for it.
+CREATE FUNCTION sio.sio_check_isolation() RETURNS void
+LANGUAGE plpgsql AS $$
+BEGIN
+    IF current_setting('transaction_isolation') NOT IN ('read committed', 'read uncommitted') THEN
+        RAISE invalid_transaction_state USING MESSAGE = 'the log needs transactions that are read committed: set '
+            'default_transaction_isolation to it for this role, database or pool';
+    END IF;
+END $$;
+
 -- Returns the last offset if the running epoch goes on, else null. It goes on if the marker has this fingerprint, and if
 -- the sequence is in the epoch's range and not below the floor.
 --
@@ -61,6 +72,7 @@ CREATE FUNCTION sio.sio_lock_and_check_epoch() RETURNS boolean
 LANGUAGE plpgsql AS $$
 BEGIN
     LOCK TABLE sio.sio_lock IN EXCLUSIVE MODE;
+    PERFORM sio.sio_check_isolation();
     RETURN sio.sio_check_epoch();
 END $$;
 

@@ -15,6 +15,7 @@ LANGUAGE plpgsql AS $$
 DECLARE v_count integer;
 BEGIN
     LOCK TABLE sio.sio_lock IN EXCLUSIVE MODE;  -- before any row, as all that change a session do
+    PERFORM sio.sio_check_isolation();
     WITH gone AS (
         DELETE FROM sio.sio_sessions WHERE id IN (
             SELECT e.id FROM sio.sio_expired() e
@@ -34,6 +35,7 @@ LANGUAGE plpgsql AS $$
 #variable_conflict use_column
 BEGIN
     LOCK TABLE sio.sio_lock IN EXCLUSIVE MODE;
+    PERFORM sio.sio_check_isolation();
     RETURN QUERY
     UPDATE sio.sio_sessions s
     SET node = NULL, expires_at = least(s.expires_at, clock_timestamp()), generation = s.generation + 1,

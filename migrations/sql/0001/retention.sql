@@ -52,6 +52,7 @@ CREATE FUNCTION sio.sio_switch_segment(p_keep double precision) RETURNS boolean
 LANGUAGE plpgsql AS $$
 DECLARE v_segment bigint := (SELECT last_value FROM sio.sio_active_segment); v_due boolean;
 BEGIN
+    PERFORM sio.sio_check_isolation();
     PERFORM FROM sio.sio_log FOR UPDATE SKIP LOCKED;
     IF NOT FOUND THEN
         RETURN false;  -- another node is doing this
@@ -169,6 +170,7 @@ CREATE FUNCTION sio.sio_trim(p_keep double precision, p_limit integer) RETURNS i
 LANGUAGE plpgsql AS $$
 DECLARE v_floor bigint; v_upto bigint; v_count integer;
 BEGIN
+    PERFORM sio.sio_check_isolation();
     SELECT floor INTO v_floor FROM sio.sio_log FOR UPDATE SKIP LOCKED;
     IF NOT FOUND THEN
         RETURN 0;  -- another node is doing this

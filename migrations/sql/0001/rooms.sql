@@ -75,6 +75,7 @@ LANGUAGE plpgsql AS $$
 DECLARE v_rooms text[]; v_sids text[]; v_count integer;
 BEGIN
     LOCK TABLE sio.sio_lock IN EXCLUSIVE MODE;
+    PERFORM sio.sio_check_isolation();
     SELECT coalesce(array_agg(t.room), '{}'), array_agg(m.sid) INTO v_rooms, v_sids
     FROM (SELECT sid FROM sio.sio_sessions
           WHERE namespace = p_namespace AND (expires_at IS NULL OR expires_at > clock_timestamp())
@@ -104,6 +105,7 @@ LANGUAGE plpgsql AS $$
 #variable_conflict use_column
 BEGIN
     LOCK TABLE sio.sio_lock IN EXCLUSIVE MODE;
+    PERFORM sio.sio_check_isolation();
     RETURN QUERY
     SELECT p."offset", p.kind FROM sio.sio_packets p
     WHERE p."offset" > p_after AND p.batch = p_batch ORDER BY p."offset";

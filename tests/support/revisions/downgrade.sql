@@ -6,6 +6,7 @@ LANGUAGE plpgsql AS $$
 DECLARE v_segment bigint; v_channel text; v_known boolean; v_offset bigint; v_notified varchar;
 BEGIN
     LOCK TABLE sio.sio_lock IN EXCLUSIVE MODE;
+    PERFORM sio.sio_check_isolation();
     -- As in sio_last_in_epoch() and sio_is_behind(). The calls would take twice as long.
     SELECT s.last_value, l.channel,
            o.last >= l.floor AND EXISTS (

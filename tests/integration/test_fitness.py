@@ -1,0 +1,275 @@
+"""What a connection must be: the right server, writable, read committed, listening, and holding its lock."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import Iterator
+from urllib.parse import quote
+
+import asyncpg
+import pytest
+from psycopg.conninfo import conninfo_to_dict
+
+from integration.test_epochs import make_database, query
+from sio_pg_adapter import ConfigurationError, StoreUnavailable
+from sio_pg_adapter.embedded import EmbeddedPostgres
+from support.asgi_client import Closed
+from support.proxy import Proxy
+from support.waiting import until
+
+OF_NODES = "application_name LIKE 'sio_pg%' AND datname = current_database() AND pid <> pg_backend_pid()"
+
+
+@pytest.fixture
+def expected_errors() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def quick_probes(monkeypatch) -> None:
+    monkeypatch.setattr("sio_pg_adapter.store.listener.PROBE_INTERVAL", 0.2)
+
+
+async def healthy(node) -> None:
+    async with asyncio.timeout(20):
+        while not (await node.manager.health()).ok:
+            await asyncio.sleep(0.02)
+
+
+async def reason(node, part: str) -> None:
+    """Health is false, for this reason."""
+    async with asyncio.timeout(20):
+        while part not in (await node.manager.health()).reason:
+            await asyncio.sleep(0.02)
+    assert not (await node.manager.health()).ok
+
+
+# -- isolation ------------------------------------------------------------------------------------------------
+@pytest.fixture
+async def strict(pg_dsn, db) -> str:
+    """All new connections to the database are stricter than read committed."""
+    name = await db.fetchval("SELECT current_database()")
+    await db.execute(f"ALTER DATABASE \"{name}\" SET default_transaction_isolation = 'repeatable read'")
+    return pg_dsn
+
+
+async def test_own_connections_are_read_committed_whatever_the_default_is(strict, start_node):
+    node = await start_node()
+    database = node.manager.database
+    for kept in (database.writer, database.reader):
+        async with kept as connection:
+            assert await connection.fetchval("SHOW transaction_isolation") == "read committed"
+    async with database.connection() as connection:
+        assert await connection.fetchval("SHOW transaction_isolation") == "read committed"
+    connection = node.manager.node.listener._connection
+    assert await connection.fetchval("SHOW transaction_isolation") == "read committed"
+
+
+async def test_a_pool_that_is_stricter_is_refused_by_name(strict, start_node):
+    async with asyncpg.create_pool(strict, min_size=0, max_size=8) as pool:
+        with pytest.raises(ConfigurationError, match="default_transaction_isolation"):
+            await start_node(dsn=None, manager={"pool": pool})
+
+
+async def test_functions_that_lock_the_log_refuse_stricter_transactions(db):
+    for call in ("sio_lock_and_check_epoch()", "sio_append_event(1, '/', '', '[\"e\"]', NULL)", "sio_expire(1)",
+                 "sio_trim(1, 1)", "sio_switch_segment(1)"):  # fmt: skip
+        for level in ("repeatable_read", "serializable"):
+            with pytest.raises(asyncpg.InvalidTransactionStateError, match="read committed"):
+                async with db.transaction(isolation=level):
+                    await db.execute(f"SELECT {call}")
+
+
+# -- the right server -----------------------------------------------------------------------------------------
+@pytest.fixture
+def two_servers() -> Iterator[tuple[EmbeddedPostgres, EmbeddedPostgres]]:
+    with EmbeddedPostgres() as one, EmbeddedPostgres() as other:
+        yield one, other
+
+
+async def bodies(server: EmbeddedPostgres) -> list[str]:
+    rows = await query(server.dsn("history"), 'SELECT body FROM sio_packets WHERE kind = 0 ORDER BY "offset"')
+    return [json.loads(row["body"])[0] for row in rows]
+
+
+async def terminate(server: EmbeddedPostgres, name: str) -> None:
+    await query(
+        server.admin_dsn(), "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = $1", name
+    )
+
+
+async def test_a_connection_that_comes_back_on_another_server_takes_the_node_along(
+    two_servers, start_node, expected_errors
+):
+    """Two primaries and one name: the node never writes to one and listens to the other."""
+    expected_errors += ["the log is another one"]
+    one, other = two_servers
+    await make_database(one)
+    async with Proxy(await make_database(other)).running() as way:
+        way.lead_to(one.dsn("history"))
+        node = await start_node(dsn=way.dsn)
+        async with node.client() as wire:
+            for _ in range(5):
+                await node.sio.emit("first")
+            way.lead_to(other.dsn("history"))
+            await terminate(one, "sio_pg_adapter")  # all but the one that listens
+            await node.sio.emit("second")
+            assert await bodies(other) == ["second"] and await bodies(one) == ["first"] * 5
+            assert [name for name, *_ in [await wire.event() for _ in range(5)]] == ["first"] * 5
+            assert await wire.rest() == []
+        await healthy(node)
+        async with node.client(pid=wire.pid) as again:
+            assert again.sid != wire.sid
+            await node.sio.emit("third")
+            assert await again.event() == ["third"]
+            await query(other.dsn("history"), "SELECT sio_emit('of another process')")
+            assert await again.event() == ["of another process"]
+        await node.sio.shutdown()
+
+
+async def comes_back(stack: contextlib.AsyncExitStack, node):
+    """Connect as a client does: until it is let in."""
+    async with asyncio.timeout(20):
+        while True:
+            with contextlib.suppress(Closed):
+                return await stack.enter_async_context(node.client())
+
+
+async def test_a_client_of_a_restored_copy_is_served_before_the_listener_is_back(
+    two_servers, start_node, expected_errors, monkeypatch
+):
+    expected_errors += ["the log is another one"]
+    one, other = two_servers
+    await make_database(one)
+    async with Proxy(await make_database(other)).running() as way:
+        way.lead_to(one.dsn("history"))
+        node = await start_node(dsn=way.dsn)
+        for _ in range(50):
+            await node.sio.emit("first")
+        monkeypatch.setattr("sio_pg_adapter.store.listener.BACKOFF", (60.0,))
+        way.lead_to(other.dsn("history"))
+        await terminate(one, "sio_pg_adapter listen")
+        await terminate(one, "sio_pg_adapter")
+        async with contextlib.AsyncExitStack() as stack:
+            wire = await comes_back(stack, node)
+            await node.sio.emit("e", 1)
+            assert await wire.event() == ["e", 1]
+            assert not (await node.manager.health()).ok
+            await wire.drop()
+            await node.sio.emit("e", 2)
+            async with node.client(pid=wire.pid, offset=wire.offset) as again:
+                assert again.sid == wire.sid and await again.event() == ["e", 2]
+        await node.sio.shutdown()
+
+
+async def test_a_node_that_would_listen_on_another_server_does_not_start(two_servers, start_node):
+    one, other = two_servers
+    dsn, listen_dsn = await make_database(one), await make_database(other)
+    with pytest.raises(StoreUnavailable, match="another server"):
+        await start_node(dsn=dsn, manager={"listen_dsn": listen_dsn})
+
+
+# -- a server that takes no writes, a role without rights ------------------------------------------------------
+async def test_kept_connections_leave_a_server_that_became_read_only(start_node, quick_probes, db):
+    node = await start_node()
+    name = await db.fetchval("SELECT current_database()")
+    async with node.client() as wire:
+        await node.sio.emit("e", 1)
+        await db.execute(f'ALTER DATABASE "{name}" SET default_transaction_read_only = on')
+        await db.execute(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {OF_NODES}")
+        await reason(node, "read-only")
+        with pytest.raises(StoreUnavailable, match="read-only") as error:
+            await node.sio.emit("e", 2)
+        assert not error.value.may_be_stored
+        await db.execute("SET default_transaction_read_only = off")
+        await db.execute(f'ALTER DATABASE "{name}" RESET default_transaction_read_only')
+        await healthy(node)
+        await node.sio.emit("e", 3)
+        assert [await wire.event(), await wire.event()] == [["e", 1], ["e", 3]]
+
+
+async def test_a_role_that_lost_its_rights_is_named_and_the_node_goes_on_when_it_has_them(
+    start_node, quick_probes, pg_dsn, db, pg_admin, pg_admin_dsn
+):
+    role = f"siopg_node_{(await db.fetchval('SELECT current_database()'))[-12:]}"
+    at = conninfo_to_dict(pg_dsn)
+    pg_admin.execute(f"CREATE ROLE {role} LOGIN PASSWORD 'secret'")
+    try:
+        await db.execute(
+            f"GRANT SELECT, INSERT, UPDATE, DELETE, TRUNCATE ON ALL TABLES IN SCHEMA public TO {role};"
+            f"GRANT USAGE, SELECT, UPDATE ON ALL SEQUENCES IN SCHEMA public TO {role};"
+            f"GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA public TO {role}"
+        )
+        dsn = f"postgresql://{role}:secret@/{at['dbname']}?host={quote(at['host'], safe='')}&port={at['port']}"
+        node = await start_node(dsn=dsn)
+        async with node.client() as wire:
+            await db.execute(f"REVOKE INSERT ON sio_packets_0, sio_packets FROM {role}")
+            await reason(node, role)
+            with pytest.raises(StoreUnavailable):
+                await node.sio.emit("e", 1)
+            await db.execute(f"GRANT INSERT ON sio_packets_0, sio_packets TO {role}")
+            await healthy(node)
+            await node.sio.emit("e", 2)
+            assert await wire.event() == ["e", 2]
+        await node.sio.shutdown()
+    finally:
+        await query(pg_admin_dsn, f"DROP OWNED BY {role}")
+        pg_admin.execute(f"DROP ROLE {role}")
+
+
+# -- the connection that listens --------------------------------------------------------------------------------
+async def on_listening(node, sql: str) -> None:
+    """Run a statement on the connection that listens, between two probes."""
+    while True:
+        with contextlib.suppress(asyncpg.InterfaceError):
+            await node.manager.node.listener._connection.execute(sql)
+            return
+        await asyncio.sleep(0.01)
+
+
+async def test_a_connection_that_does_not_listen_any_more_is_replaced(start_node, quick_probes):
+    node, other = await start_node(), await start_node()
+    async with node.client() as wire:
+        await on_listening(node, "UNLISTEN *")
+        await other.sio.emit("e", 1)
+        await until(lambda: node.manager.node.reconnects > 0)
+        await healthy(node)
+        assert await wire.event() == ["e", 1]
+
+
+async def test_a_node_that_lost_its_lock_takes_it_again(start_node, quick_probes, db):
+    node = await start_node()
+    await on_listening(node, "SELECT pg_advisory_unlock_all()")
+    await until(lambda: node.manager.node.reconnects > 0)
+    await healthy(node)
+    assert await db.fetchval("SELECT sio_node_alive(number, role) FROM sio_nodes")
+
+
+async def test_a_node_that_was_counted_dead_while_it_listens_finds_out(start_node, quick_probes, db):
+    node = await start_node()
+    await db.execute("UPDATE sio_nodes SET missed_at = now(), died_at = now()")
+    await until(lambda: node.manager.node.reconnects > 0)
+    await healthy(node)
+    assert await db.fetchval("SELECT died_at IS NULL FROM sio_nodes")
+
+
+async def test_records_that_nothing_announced_are_found_by_two_probes(start_node, quick_probes, db):
+    node, other = await start_node(), await start_node()
+    async with node.client() as wire:
+        await db.execute("UPDATE sio_log SET channel = 'sio_elsewhere'")
+        await other.sio.emit("e", 1)
+        assert await wire.event() == ["e", 1]
+
+
+async def test_health_says_why_an_append_cannot_be_made(start_node, quick_probes, db, monkeypatch):
+    monkeypatch.setattr("sio_pg_adapter.store.listener.PROBE_TIMEOUT", 0.3)
+    node = await start_node()
+    async with db.transaction():
+        await db.execute("LOCK TABLE sio_lock IN EXCLUSIVE MODE")
+        emit = asyncio.create_task(node.sio.emit("e"))
+        await reason(node, "writer has not answered")
+    with contextlib.suppress(StoreUnavailable):
+        await emit
+    await healthy(node)

@@ -1,0 +1,80 @@
+"""``Proxy``: a way to PostgreSQL that can fall silent, refuse, or lead to another server."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from urllib.parse import quote
+
+from psycopg.conninfo import conninfo_to_dict
+
+
+class Proxy:
+    """A TCP connection to PostgreSQL that can fall silent: nothing is forwarded, nothing is closed."""
+
+    def __init__(self, dsn: str) -> None:
+        self._to = conninfo_to_dict(dsn)
+        self._flowing = asyncio.Event()
+        self._flowing.set()
+        self._deaf: set[asyncio.StreamWriter] = set()
+        self._clients: set[asyncio.StreamWriter] = set()
+        self.refuses = False
+        self._writers: set[asyncio.StreamWriter] = set()
+        self._tasks: set[asyncio.Task] = set()
+
+    @property
+    def dsn(self) -> str:
+        port = self._server.sockets[0].getsockname()[1]
+        to = self._to
+        user = quote(to["user"], safe="") + (f":{quote(to['password'], safe='')}" if to.get("password") else "")
+        return f"postgresql://{user}@127.0.0.1:{port}/{to['dbname']}?sslmode=disable"
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[Proxy]:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        try:
+            yield self
+        finally:
+            self._flowing.set()
+            self._server.close()
+            for writer in self._writers:
+                writer.transport.abort()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def lead_to(self, dsn: str) -> None:
+        """Lead connections that come from now on to another server."""
+        self._to = conninfo_to_dict(dsn)
+
+    def blackhole(self) -> None:
+        """What is connected now stays silent for ever; what connects later is served."""
+        self._deaf |= self._writers
+
+    def mute(self) -> None:
+        """Of what is connected now statements go through, and their answers are lost."""
+        self._deaf |= self._clients
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self.refuses:
+            writer.close()
+            return
+        host, port = self._to["host"], self._to["port"]
+        if host.startswith("/"):
+            there, back = await asyncio.open_unix_connection(f"{host}/.s.PGSQL.{port}")
+        else:
+            there, back = await asyncio.open_connection(host, int(port))
+        self._writers |= {writer, back}
+        self._clients.add(writer)
+        for source, sink in ((reader, back), (there, writer)):
+            task = asyncio.create_task(self._pump(source, sink), name="proxy")
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _pump(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            while data := await source.read(1 << 16):
+                if sink not in self._deaf:
+                    sink.write(data)
+                    await sink.drain()
+            if sink not in self._deaf:
+                sink.close()
