@@ -108,7 +108,9 @@ class Tail:
         self._cursor = 0
         self._ring = asyncio.Event()
         self._away = False
-        self._listener = Listener(database, lambda: [database.channel], lambda *_: self._ring.set(), self._on_listening)
+        self._listener = Listener(
+            database, lambda: [database.channel], lambda *_: self._ring.set(), self._on_listening
+        )
         self._warnings = _WarningHandler(self._say_lost)
 
     async def __aenter__(self) -> Self:

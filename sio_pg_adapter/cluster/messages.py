@@ -165,7 +165,7 @@ class Messages:
         self._cursor = cursor
         self._handlers: dict[Kind, Callable[[Any, tuple[bytes, ...]], None]] = {}
         self._numbers = itertools.count(1)
-        self._waiting: deque[tuple[str, str, uuid.UUID | None, bytes, asyncio.Future[None]]] = deque()
+        self._waiting: deque[tuple[str, str, str | None, bytes, asyncio.Future[None]]] = deque()
         self._sending: asyncio.Task[None] | None = None
         self._reading: set[asyncio.Task[None]] = set()
 
@@ -194,8 +194,8 @@ class Messages:
         if not parts and len(text) <= NOTIFICATION_BYTES:
             self._waiting.append((channel, text, None, b"", future))
         else:
-            key = uuid.uuid4()
-            pointer = json.dumps({"node": self._node, "cursor": cursor, "attachment": str(key)})
+            key = str(uuid.uuid4())
+            pointer = json.dumps({"node": self._node, "cursor": cursor, "attachment": key})
             self._waiting.append((channel, pointer, key, pack([text.encode(), *parts]), future))
         if self._sending is None:
             self._sending = asyncio.create_task(self._send(), name="sio_pg message sender")
@@ -224,7 +224,7 @@ class Messages:
         finally:
             self._sending = None
 
-    async def _send_batch(self, batch: list[tuple[str, str, uuid.UUID | None, bytes, asyncio.Future[None]]]) -> None:
+    async def _send_batch(self, batch: list[tuple[str, str, str | None, bytes, asyncio.Future[None]]]) -> None:
         queries = self._database.queries
         large = [(key, data) for _, _, key, data, _ in batch if key is not None]
         async with self._database.reader as connection:

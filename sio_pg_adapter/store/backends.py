@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import datetime as dt
 from typing import Any, NamedTuple
 
 from .queries import Queries
@@ -13,16 +12,19 @@ QUERY_TIMEOUT = 10.0
 
 
 class Backend(NamedTuple):
-    """A backend. A process id alone may be another backend's by now."""
+    """A backend. A process id alone may be another backend's by now.
+
+    :ivar started: microseconds of the Unix epoch.
+    """
 
     pid: int
-    started: dt.datetime
+    started: int
 
 
 async def backend_of(connection: Any, queries: Queries) -> Backend | None:
     """Return the backend that serves a connection."""
     row = await connection.fetchrow(queries["backend"], timeout=QUERY_TIMEOUT)
-    return None if row is None else Backend(row["pid"], row["backend_start"])
+    return None if row is None else Backend(row["pid"], row["started"])
 
 
 async def end_backend(connection: Any, queries: Queries, backend: Backend) -> None:

@@ -78,7 +78,7 @@ class Commits:
 
         :raises StoreUnavailable: says whether it may be stored.
         """
-        attachments = [uuid.uuid4() if e.kind is Kind.EVENT and e.size > INLINE_BYTES else None for e in entries]
+        attachments = [str(uuid.uuid4()) if e.kind is Kind.EVENT and e.size > INLINE_BYTES else None for e in entries]
         batch_id = secrets.randbits(62)
         return await self._store(
             batch_id,
@@ -142,7 +142,7 @@ class Commits:
 
     # -- a batch of entries ------------------------------------------------------------------------------
     async def _send(
-        self, connection: Connection, entries: list[Entry], attachments: Sequence[uuid.UUID | None], batch_id: int
+        self, connection: Connection, entries: list[Entry], attachments: Sequence[str | None], batch_id: int
     ) -> list[Written]:
         large = [(key, entry) for key, entry in zip(attachments, entries, strict=True) if key is not None]
         if large:
@@ -303,7 +303,7 @@ def _lone_event(entries: list[Entry]) -> tuple[Any, ...]:
     return entry.namespace, entry.rooms[0], entry.body
 
 
-def columns(entries: list[Entry], attachments: Sequence[uuid.UUID | None]) -> tuple[list[Any] | None, ...]:
+def columns(entries: list[Entry], attachments: Sequence[str | None]) -> tuple[list[Any] | None, ...]:
     """Return entries as the arrays that the statement "write" takes."""
     apart = [key is not None for key in attachments]
     return (

@@ -22,7 +22,7 @@ from sio_pg_adapter.errors import ConfigurationError, SchemaMismatch, SioPgError
 
 from .backends import QUERY_TIMEOUT
 from .failures import BROKEN, LOST, UNMIGRATED, connecting, translated
-from .fitness import ISOLATION, VALUE_AT_FAULT, Unfit, fitness_of
+from .fitness import ISOLATION, VALUE_AT_FAULT, Unfit, check_codecs, fitness_of
 from .pooler import PoolerBetween, can_listen, hides_backend
 from .queries import Queries
 
@@ -210,6 +210,8 @@ class Database:
                 connection = await self.acquire("writer")
                 try:
                     self.pooled = await hides_backend(connection)
+                    if self._given_pool is not None:
+                        await check_codecs(connection)
                     await self._check_version(connection)
                 finally:
                     await self.release(connection)

@@ -8,7 +8,6 @@ connection that is not fit is closed, and another one is opened.
 from __future__ import annotations
 
 import json
-import uuid
 from dataclasses import dataclass
 from typing import Any
 
@@ -100,12 +99,41 @@ class Probe:
         return ""
 
 
+PLAIN = {
+    "smallint": 1,
+    "integer": 2,
+    "bigint": 3,
+    "boolean": True,
+    "double precision": 1.5,
+    "text": "x",
+    "bytea": b"x",
+}
+"""The types that the statements of this package use, each with a value. All others are cast to text."""
+
+
+async def check_codecs(connection: Any) -> None:
+    """Refuse a pool whose connections turn a type that this package uses into something else.
+
+    :raises ConfigurationError: naming the type.
+    """
+    for name, value in PLAIN.items():
+        try:
+            got = await connection.fetchval(f"SELECT $1::{name}", value, timeout=QUERY_TIMEOUT)
+        except (asyncpg.DataError, TypeError, ValueError, AttributeError):
+            got = None
+        if type(got) is not type(value) or got != value:
+            raise ConfigurationError(
+                f"the pool has a codec for the type {name!r}, which this package needs as asyncpg reads it. Remove "
+                "the codec, or give the manager a pool of its own."
+            )
+
+
 async def fitness_of(connection: Any, queries: Queries) -> Fitness:
     """Ask what a connection is."""
     return Fitness(**json.loads(await connection.fetchval(queries["fitness"], timeout=QUERY_TIMEOUT)))
 
 
-async def probe_of(connection: Any, queries: Queries, node: uuid.UUID, timeout: float) -> Probe:
+async def probe_of(connection: Any, queries: Queries, node: str, timeout: float) -> Probe:
     """Ask what the connection that listens is."""
-    facts = json.loads(await connection.fetchval(queries["probe"], str(node), timeout=timeout))
+    facts = json.loads(await connection.fetchval(queries["probe"], node, timeout=timeout))
     return Probe(**{**facts, "channels": frozenset(facts["channels"])})

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import uuid
 
+import asyncpg
+
 from sio_pg_adapter.errors import StoreUnavailable
 
 from .backends import QUERY_TIMEOUT, Backend, backend_of, end_backend
@@ -30,7 +32,7 @@ class Presence:
         self, database: Database, node: str, channel: str, *, recovery_seconds: float | None, margin_seconds: float
     ) -> None:
         self._database = database
-        self._id = uuid.UUID(node)
+        self._id = str(uuid.UUID(node))
         self._row = (self._id, channel, recovery_seconds, margin_seconds)
         self._backend: Backend | None = None
 
@@ -47,12 +49,12 @@ class Presence:
             if self._backend is not None:
                 await end_backend(connection, queries, self._backend)
             back = await connection.fetch(queries["node_back"], self._id, timeout=QUERY_TIMEOUT)
-            node = await connection.fetchrow(queries["node_start"], *self._row, timeout=QUERY_TIMEOUT)
+            node = await self._numbered(connection, "node_start", *self._row)
             if not await self._lock(connection, node["number"]):
                 raise StoreUnavailable("another role holds the advisory lock that shows that this node lives")
             returned, self._backend = self._backend is not None, await backend_of(connection, queries)
         forgotten = returned and node["is_new"]
-        return forgotten or (bool(back) and back[0]["died_at"] is not None)
+        return forgotten or (bool(back) and back[0]["died"])
 
     async def _lock(self, connection: Connection, number: int) -> bool:
         queries = self._database.queries
@@ -60,8 +62,20 @@ class Presence:
             if await connection.fetchval(queries["node_lock"], number, timeout=QUERY_TIMEOUT):
                 return True
             # Any role may hold any advisory lock. Under another number it is not in this node's way.
-            number = await connection.fetchval(queries["node_renumber"], self._id, timeout=QUERY_TIMEOUT)
+            number = (await self._numbered(connection, "node_renumber", self._id))["number"]
         return False
+
+    async def _numbered(self, connection: Connection, query: str, *args: object) -> asyncpg.Record:
+        """Run a statement that takes the next number. Numbers that are taken are passed over.
+
+        The sequence is behind the table where logical replication copied the one and not the other.
+        """
+        while True:
+            try:
+                return await connection.fetchrow(self._database.queries[query], *args, timeout=QUERY_TIMEOUT)
+            except asyncpg.UniqueViolationError as e:
+                if "number" not in str(e):
+                    raise
 
     async def probe(self, connection: Connection, timeout: float) -> Probe:
         """Ask what the LISTEN connection is."""
@@ -72,7 +86,7 @@ class Presence:
 
         :raises StoreUnavailable: if the database does not answer.
         """
-        return {row["id"].hex for row in await self._database.fetch("others", self._id)}
+        return {row["id"] for row in await self._database.fetch("others", self._id)}
 
     async def held(self) -> set[tuple[int, int]]:
         """Return the sessions that are this node's by the tables, by id and generation."""

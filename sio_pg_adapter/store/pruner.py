@@ -113,6 +113,8 @@ class Pruner:
                 await self._prune(due)
             except SioPgError as e:
                 logger.warning("pruning: %s", e)
+            except Exception:  # the loop goes on: on a cluster of one node nothing else would ever prune
+                logger.exception("pruning failed")
 
     async def _due(self) -> Any:
         """Return what there is to do.
@@ -175,13 +177,13 @@ class Pruner:
         queries = self._database.queries
         async with self._connection() as connection:
             rows = await connection.fetch(
-                queries["take_expired"], handlers.namespaces, handlers.node, EXPIRED_AT_ONCE
+                queries["take_expired"], handlers.namespaces, str(handlers.node), EXPIRED_AT_ONCE
             )
         for row in rows:
             await handlers.call(row["sid"], row["namespace"], json.loads(row["data"]))
         if rows:
             async with self._connection() as connection:
-                await connection.execute(queries["delete_expired"], [row["id"] for row in rows], handlers.node)
+                await connection.execute(queries["delete_expired"], [row["id"] for row in rows], str(handlers.node))
         return len(rows)
 
     @contextlib.asynccontextmanager

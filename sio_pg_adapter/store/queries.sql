@@ -30,7 +30,7 @@ SELECT greatest(coalesce(max("offset"), 0), (SELECT floor FROM sio.sio_log)) FRO
 -- Append a batch of entries in order, with one lock, one commit and one notification.
 SELECT prev, offsets, results, sio.sio_fingerprint() AS server
 FROM sio.sio_append_batch($1::bigint, $2::smallint[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[],
-                          $8::text[], $9::bytea[], $10::uuid[], $11::text[], $12::text)
+                          $8::text[], $9::bytea[], $10::text[]::uuid[], $11::text[], $12::text)
 
 -- name: write_event
 -- Append one event for one room, and return its offset.
@@ -49,19 +49,20 @@ SELECT sio.sio_emit_encoded(CAST($1 AS text), CAST($2 AS text), CAST($3 AS text)
 -- name: attach
 -- Store large bodies, before the log's lock is taken for the records that refer to them.
 INSERT INTO sio.sio_attachments (id, data, ephemeral)
-SELECT * FROM unnest($1::uuid[], $2::bytea[], $3::boolean[]) ON CONFLICT DO NOTHING
+SELECT * FROM unnest($1::text[]::uuid[], $2::bytea[], $3::boolean[]) ON CONFLICT DO NOTHING
 
 -- name: attachment
 -- One large body.
-SELECT data FROM sio.sio_attachments WHERE id = $1::uuid
+SELECT data FROM sio.sio_attachments WHERE id = $1::text::uuid
 
 -- name: backend
 -- The backend of this connection, so that another connection can end it for certain.
-SELECT pid, backend_start FROM pg_stat_activity WHERE pid = pg_backend_pid()
+SELECT pid, (extract(epoch FROM backend_start) * 1000000)::bigint AS started FROM pg_stat_activity WHERE pid = pg_backend_pid()
 
 -- name: end_backend
 -- End the backend of a former connection. There is no row once it is gone.
-SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid = $1::integer AND backend_start = $2::timestamptz
+SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+WHERE pid = $1::integer AND (extract(epoch FROM backend_start) * 1000000)::bigint = $2::bigint
 
 -- name: batch
 -- The records of a batch whose answer was lost, once no append is in progress.
@@ -69,8 +70,8 @@ SELECT "offset", kind FROM sio.sio_stored_batch($1::bigint, $2::bigint)
 
 -- name: range
 -- A page of the log above a cursor, in order. The floor is in the first row, even if there is no record.
-SELECT l.floor, p."offset", p.kind, p.namespace, p.room, p.rooms, p.skip_sids, p.sid, p.generation, p.as_of, p.node,
-       p.body, p.parts, p.data, p.attachment
+SELECT l.floor, p."offset", p.kind, p.namespace, p.room, p.rooms, p.skip_sids, p.sid, p.generation, p.as_of,
+       p.node::text AS node, p.body, p.parts, p.data, p.attachment::text AS attachment
 FROM sio.sio_log l LEFT JOIN LATERAL (
     (SELECT * FROM sio.sio_packets_0 WHERE "offset" > $1::bigint ORDER BY "offset" LIMIT $2::integer)
     UNION ALL
@@ -82,7 +83,7 @@ ORDER BY p."offset"
 -- A page of the events that a session missed above an offset. The head and the loss are in the first row. There is no
 -- row at all if a newer claim holds the session, or if it has ended.
 SELECT h.head, h.lost, p."offset", p.kind, p.namespace, p.room, p.rooms, p.skip_sids, p.sid, p.generation, p.as_of,
-       p.node, p.body, p.parts, p.data, p.attachment
+       p.node::text AS node, p.body, p.parts, p.data, p.attachment::text AS attachment
 FROM (SELECT greatest((SELECT max("offset") FROM sio.sio_packets_0), (SELECT max("offset") FROM sio.sio_packets_1), 0)
                  AS head, sio.sio_lost(id, $3::bigint) AS lost
       FROM sio.sio_sessions WHERE id = $1::bigint AND generation = $2::bigint) h
@@ -122,9 +123,9 @@ SELECT count(pg_notify(channel, payload)) FROM unnest($1::text[], $2::text[]) AS
 -- name: node_start
 -- Enter a node in the cluster, on the connection whose role and lock show that it lives.
 INSERT INTO sio.sio_nodes (id, channel, role, recovery_seconds, margin_seconds)
-SELECT $1::uuid, $2::text, r.oid, $3::double precision, $4::double precision
-FROM pg_catalog.pg_roles r WHERE r.rolname = session_user
-ON CONFLICT (id) DO UPDATE SET missed_at = NULL RETURNING number, xmax = 0 AS is_new
+SELECT $1::text::uuid, $2::text, a.usesysid, $3::double precision, $4::double precision
+FROM pg_catalog.pg_stat_activity a WHERE a.pid = pg_backend_pid()
+ON CONFLICT (id) DO UPDATE SET missed_at = NULL, role = excluded.role RETURNING number, xmax = 0 AS is_new
 
 -- name: node_lock
 -- Show that this node lives, for as long as the connection does.
@@ -132,26 +133,27 @@ SELECT pg_try_advisory_lock_shared('sio.sio_nodes'::regclass::oid::bigint::bit(3
 
 -- name: node_renumber
 -- Give a node another lock to hold.
-UPDATE sio.sio_nodes SET number = DEFAULT WHERE id = $1::uuid RETURNING number
+UPDATE sio.sio_nodes SET number = DEFAULT WHERE id = $1::text::uuid RETURNING number
 
 -- name: node_back
 -- Note that a node reads the log again. There is a row if it had been missed.
 UPDATE sio.sio_nodes n SET missed_at = NULL, died_at = NULL
-FROM (SELECT id, died_at FROM sio.sio_nodes WHERE id = $1::uuid) o
-WHERE n.id = o.id AND n.missed_at IS NOT NULL RETURNING o.died_at
+FROM (SELECT id, died_at FROM sio.sio_nodes WHERE id = $1::text::uuid) o
+WHERE n.id = o.id AND n.missed_at IS NOT NULL RETURNING o.died_at IS NOT NULL AS died
 
 -- name: others
 -- The other nodes that live, as their locks show.
-SELECT id FROM sio.sio_nodes WHERE id <> $1::uuid AND stopped_at IS NULL AND sio.sio_node_alive(number, role)
+SELECT replace(id::text, '-', '') AS id FROM sio.sio_nodes
+WHERE id <> $1::text::uuid AND stopped_at IS NULL AND sio.sio_node_alive(number, role)
 
 -- name: node_sessions
 -- The sessions that a node still holds.
-SELECT id, generation FROM sio.sio_sessions WHERE node = $1::uuid
+SELECT id, generation FROM sio.sio_sessions WHERE node = $1::text::uuid
 
 -- name: node_stop
 -- Note that a node stops in order. Sessions that it could not release expire from now on. Its options still count for
 -- how long records are kept.
-UPDATE sio.sio_nodes SET stopped_at = clock_timestamp(), died_at = clock_timestamp() WHERE id = $1::uuid
+UPDATE sio.sio_nodes SET stopped_at = clock_timestamp(), died_at = clock_timestamp() WHERE id = $1::text::uuid
 
 -- name: look
 -- Check which nodes live, and return how many are missing but not dead yet.
@@ -202,11 +204,11 @@ SELECT sio.sio_expire($1::integer)
 
 -- name: take_expired
 -- Take expired sessions of some namespaces (* for all), to call handlers for them.
-SELECT id, namespace, sid, data FROM sio.sio_take_expired($1::text[], $2::uuid, $3::integer)
+SELECT id, namespace, sid, data FROM sio.sio_take_expired($1::text[], $2::text::uuid, $3::integer)
 
 -- name: delete_expired
 -- Delete expired sessions whose handlers have been called.
-DELETE FROM sio.sio_sessions WHERE id = ANY ($1::bigint[]) AND expiry_node = $2::uuid
+DELETE FROM sio.sio_sessions WHERE id = ANY ($1::bigint[]) AND expiry_node = $2::text::uuid
 
 -- name: expiry_handlers
 -- Leave the expired sessions of these namespaces to nodes with a handler from now on.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import uuid
+import logging
 
 import asyncpg
 
@@ -14,6 +14,8 @@ from sio_pg_adapter.log.records import Kind, Record
 from .database import Database
 from .epochs import Epochs
 from .failures import translated
+
+logger = logging.getLogger("sio_pg_adapter")
 
 ATTACHMENT_TIMEOUT = 60.0
 """How long reading or writing a large body may take, in seconds: 50 MB on a slow disk."""
@@ -36,7 +38,7 @@ class LogReader:
     async def range(self, after: int, limit: int) -> tuple[int, list[Record]]:
         """Return the floor, and at most ``limit`` records above ``after`` (exclusive), in order."""
         rows = await self._database.fetch("range", after, limit)
-        return rows[0]["floor"], [record_of(row) for row in rows if row["offset"] is not None]
+        return rows[0]["floor"], [_readable(row) for row in rows if row["offset"] is not None]
 
     async def whole(self, record: Record) -> Record:
         """Return an event with its body, if that is in the attachment table."""
@@ -46,6 +48,15 @@ class LogReader:
         return Record(
             record.offset, record.kind, record.namespace, record.rooms, record.skip_sids, body=body, parts=parts
         )
+
+
+def _readable(row: asyncpg.Record) -> Record:
+    """Return a row of the log as a record. One that cannot be read becomes an event for nobody: the walk goes on."""
+    try:
+        return record_of(row)
+    except Exception:
+        logger.exception("record %s of the log cannot be read", row["offset"])
+        return Record(row["offset"], Kind.EVENT, "", (), ())
 
 
 def record_of(row: asyncpg.Record) -> Record:
@@ -58,10 +69,10 @@ def record_of(row: asyncpg.Record) -> Record:
         skip_sids=tuple(row["skip_sids"] or ()),
         sid=row["sid"],
         generation=row["generation"],
-        node=row["node"] and row["node"].hex,
+        node=row["node"] and row["node"].replace("-", ""),
         body=row["body"],
         parts=tuple(unpack(row["parts"])) if row["parts"] else (),
-        attachment=row["attachment"] and str(row["attachment"]),
+        attachment=row["attachment"],
         as_of=row["as_of"],
         data=row["data"],
     )
@@ -90,10 +101,8 @@ async def read_attachment(database: Database, key: str) -> tuple[str, tuple[byte
     :raises StoreUnavailable: if it cannot be read, or retention has deleted it.
     """
     with translated("attachment"):
-        async with database.connection() as connection:
-            data = await connection.fetchval(
-                database.queries["attachment"], uuid.UUID(key), timeout=ATTACHMENT_TIMEOUT
-            )
+        async with database.reader as connection:
+            data = await connection.fetchval(database.queries["attachment"], key, timeout=ATTACHMENT_TIMEOUT)
     if data is None:
         raise StoreUnavailable(f"the attachment {key} is gone: retention deleted it while it was being read")
     body, *parts = unpack(data)

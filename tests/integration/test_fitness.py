@@ -273,3 +273,114 @@ async def test_health_says_why_an_append_cannot_be_made(start_node, quick_probes
     with contextlib.suppress(StoreUnavailable):
         await emit
     await healthy(node)
+
+
+async def test_a_node_whose_number_is_taken_has_the_next_free_one(start_node, db):
+    """The sequence may be behind the table, after logical replication."""
+    await db.execute(
+        "INSERT INTO sio_nodes (id, channel, role, margin_seconds, stopped_at) OVERRIDING SYSTEM VALUE"
+        " SELECT gen_random_uuid(), 'x', 10, 1, now() FROM generate_series(1, 5);"
+        "ALTER TABLE sio_nodes ALTER COLUMN number RESTART WITH 1"
+    )
+    await start_node()
+    assert await db.fetchval("SELECT sio_node_alive(number, role) FROM sio_nodes WHERE stopped_at IS NULL")
+
+
+async def test_a_node_lives_whatever_role_its_session_took_on(start_node, pg_admin_dsn, pg_dsn, db):
+    """The lock is of the role that logged in, as PostgreSQL shows it to others."""
+    owner = await db.fetchval("SELECT current_user")
+
+    async def take_on(connection) -> None:
+        await connection.execute(f'SET SESSION AUTHORIZATION "{owner}"')
+
+    async with asyncpg.create_pool(pg_admin_dsn, min_size=0, max_size=6, setup=take_on) as pool:
+        node = await start_node(dsn=None, manager={"pool": pool})
+        assert await db.fetchval("SELECT sio_node_alive(number, role) FROM sio_nodes")
+        await node.sio.shutdown()
+
+
+async def test_a_node_that_comes_back_under_another_role_lives(start_node, quick_probes, db):
+    """The roles of a server that takes over may have other numbers."""
+    node = await start_node()
+    await db.execute("UPDATE sio_nodes SET role = 10")
+    await until(lambda: node.manager.node.reconnects > 0)
+    await healthy(node)
+    assert await db.fetchval("SELECT sio_node_alive(number, role) FROM sio_nodes")
+
+
+# -- a pool of the application's --------------------------------------------------------------------------------
+def pool_with_codec(dsn: str, name: str) -> asyncpg.Pool:
+    """A pool whose connections take and return a type as text in brackets."""
+
+    async def init(connection) -> None:
+        await connection.set_type_codec(
+            name, encoder=lambda value: value[1:-1], decoder=lambda text: f"<{text}>", schema="pg_catalog"
+        )
+
+    return asyncpg.create_pool(dsn, min_size=0, max_size=6, init=init)
+
+
+OTHERS = ("uuid", "json", "jsonb", "numeric", "timestamptz", "timestamp", "interval", "name", "oid", "float4", "date")
+
+
+@pytest.mark.parametrize("name", OTHERS)
+async def test_codecs_of_other_types_change_nothing(start_node, pg_dsn, db, name):
+    async with pool_with_codec(pg_dsn, name) as pool:
+        a, b = await start_node(dsn=None, manager={"pool": pool}), await start_node()
+        async with a.client() as wire, b.client() as other:
+            await a.sio.enter_room(other.sid, "r")
+            await b.sio.emit("small")
+            await b.sio.emit("large", "x" * 100_000)
+            await a.sio.emit("own", "y" * 100_000)
+            for one in (wire, other):
+                assert [(await one.event())[0] for _ in range(3)] == ["small", "large", "own"]
+            await wire.drop()
+            await b.sio.emit("missed")
+            async with a.client(pid=wire.pid, offset=wire.offset) as again:
+                assert again.sid == wire.sid and await again.event() == ["missed"]
+                await db.execute(
+                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                    " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+                )
+                await healthy(a)
+                await a.sio.emit("after")
+                assert await again.event() == ["after"]
+            await a.manager.node.pruner.prune()
+        await a.sio.shutdown()
+
+
+@pytest.mark.parametrize("name", ["int2", "int4", "int8", "bool", "float8", "text", "bytea"])
+async def test_a_codec_of_a_type_that_the_statements_use_is_refused_by_name(start_node, pg_dsn, name):
+    async with pool_with_codec(pg_dsn, name) as pool:
+        with pytest.raises(ConfigurationError, match="codec for the type"):
+            await start_node(dsn=None, manager={"pool": pool})
+
+
+async def test_a_record_that_cannot_be_read_stops_nobody(start_node, db, expected_errors):
+    expected_errors += ["of the log cannot be read"]
+    node, other = await start_node(), await start_node()
+    async with node.client() as wire:
+        await db.execute(
+            'INSERT INTO sio_packets_0 ("offset", kind, namespace, room)'
+            " SELECT nextval('sio_packets_offset_seq'), 99, '/', ''"
+        )
+        await other.sio.emit("e", 1)
+        assert await wire.event() == ["e", 1]
+    await healthy(node)
+
+
+async def test_large_bodies_are_delivered_while_handlers_hold_the_whole_pool(start_node, pg_dsn):
+    async with asyncpg.create_pool(pg_dsn, min_size=0, max_size=4) as pool:
+        node, other = await start_node(dsn=None, manager={"pool": pool}), await start_node()
+        async with node.client() as wire, pool.acquire():
+            await other.sio.emit("large", "x" * 100_000)
+            assert (await wire.event())[0] == "large"
+        await node.sio.shutdown()
+
+
+@pytest.mark.parametrize(("size", "listens"), [(3, {}), (2, {"listen_dsn": True})])
+async def test_a_pool_that_is_too_small_is_refused_with_the_number_it_needs(start_node, pg_dsn, size, listens):
+    more = dict.fromkeys(listens, pg_dsn)
+    async with asyncpg.create_pool(pg_dsn, min_size=0, max_size=size) as pool:
+        with pytest.raises(ConfigurationError, match=f"needs {size + 1} connections"):
+            await start_node(dsn=None, manager={"pool": pool, **more})

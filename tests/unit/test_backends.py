@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import datetime as dt
 
 from sio_pg_adapter.store.backends import Backend, backend_of, end_backend
 from sio_pg_adapter.store.queries import Queries
 
 QUERIES = Queries("public")
-STARTED = dt.datetime(2026, 1, 2, tzinfo=dt.UTC)
+STARTED = 1_767_312_000_000_000
 
 
 class Connection:
@@ -27,7 +26,7 @@ class Connection:
 
 
 async def test_a_backend_is_known_by_its_process_id_and_its_start():
-    connection = Connection({"pid": 7, "backend_start": STARTED})
+    connection = Connection({"pid": 7, "started": STARTED})
     assert await backend_of(connection, QUERIES) == Backend(7, STARTED)
     assert connection.statements == [(QUERIES["backend"], ())]
 
