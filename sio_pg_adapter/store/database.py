@@ -210,7 +210,7 @@ class Database:
                 connection = await self.acquire("writer")
                 try:
                     self.pooled = await hides_backend(connection)
-                    if self._given_pool is not None:
+                    if self._given_pool is not None and self.must_fit:
                         await check_codecs(connection)
                     await self._check_version(connection)
                 finally:

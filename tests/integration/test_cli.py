@@ -131,7 +131,7 @@ async def test_status_for_people_fits_the_terminal(start_node, db, capsys, monke
 async def test_a_live_node_that_does_not_answer_is_silent(start_node, db, capsys):
     node, other = await start_node(), uuid.uuid4()
     async with db.transaction():  # as a node does that then gets no notifications
-        row = await db.fetchrow(QUERIES["node_start"], other, "nowhere", 120.0, 120.0)
+        row = await db.fetchrow(QUERIES["node_start"], str(other), "nowhere", 120.0, 120.0)
     assert await db.fetchval(QUERIES["node_lock"], row["number"])
     status = await read_status(capsys, "--timeout", "0.2")
     assert states(status) == {node.manager.node.id: "live", other.hex: "silent"}

@@ -72,7 +72,7 @@ def test_anything_else_is_a_batch(entries):
 
 # -- columns ---------------------------------------------------------------------------------------------
 def test_the_columns_of_a_batch():
-    key = uuid.uuid4()
+    key = str(uuid.uuid4())
     entries = [
         event("x", "y", body='["a"]', skip=["s"], parts=[b"1", b"2"]),
         event(body='["large"]', parts=[b"3"]),
