@@ -275,7 +275,7 @@ class AsyncPostgresManager(AsyncManager):
         if callback is not None:
             await node.callbacks.ask(outgoing, callback, only_here=ignore_queue)
         elif ignore_queue:
-            node.delivery.unstored(outgoing)
+            node.delivery.only_here(outgoing)
         elif volatile or outgoing.namespace in self.unstored:
             await node.send_unstored(outgoing)
         else:

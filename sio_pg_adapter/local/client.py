@@ -164,6 +164,11 @@ class Client:
             return self.exceeds(limit)
         return len(self._waiting) > limit.packets or self._bytes_waiting > limit.bytes
 
+    @property
+    def is_answered(self) -> bool:
+        """Whether its CONNECT was answered."""
+        return self._answered_at > 0
+
     async def opened_or_failed(self) -> None:
         """Wait while its new session is being stored."""
         if self._opening is not None:

@@ -156,13 +156,22 @@ class Delivery:
                 plain = plain or self._frames.event(outgoing)
                 client.put(plain)
 
+    def only_here(self, outgoing: Outgoing) -> None:
+        """Send an event that no other node gets. A client that is not live yet gets what is for its sid later."""
+        self.unstored(outgoing)
+        for client in self._rooms.awaited(outgoing):
+            frames = self._frames.unstored(outgoing) if client.recoverable else self._frames.event(outgoing)
+            self.send_behind_replay(client, frames)
+
     def question(self, outgoing: Outgoing, ack: Callable[[Client], Ack]) -> list[tuple[Client, int]]:
         """Send an event that wants an acknowledgement to the clients of this node, behind their replays.
 
         :param ack: returns who waits for a client's acknowledgement.
         :returns: the clients that were asked, with the ids of their acknowledgements.
         """
-        asked = [(client, next(self._ack_ids)) for client in self._rooms.recipients(outgoing)]
+        recipients = self._rooms.recipients(outgoing)
+        recipients += [client for client in self._rooms.awaited(outgoing) if client not in recipients]
+        asked = [(client, next(self._ack_ids)) for client in recipients]
         self._counters.unstored += len(asked)
         for client, ack_id in asked:
             client.expect_ack(ack_id, ack(client))

@@ -87,6 +87,17 @@ class Rooms:
         ]
         return [client for client in recipients if client.sid not in outgoing.skip_sids]
 
+    def awaited(self, outgoing: Outgoing) -> list[Client]:
+        """Return the clients that are not live yet, and whose sid an event is for: their connect handlers send it."""
+        clients = [self._clients.current(room, outgoing.namespace) for room in outgoing.rooms]
+        return [
+            client
+            for client in clients
+            if client is not None
+            and client.state in (State.CONNECTING, State.REPLAYING)
+            and client.sid not in outgoing.skip_sids
+        ]
+
     def belonging(self, namespace: str, rooms: Iterable[str]) -> list[Client]:
         """Return the clients in any of the rooms, in whatever state."""
         wanted = set(rooms)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import enum
 import hashlib
+import re
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,8 +15,8 @@ from .memberships import Memberships, spans_of
 from .offsets import EPOCH_BITS, OffsetCodec
 from .records import Kind, Record
 
-MAX_PID_LENGTH = 128
-"""The longest pid that is looked up, in characters."""
+_PID = re.compile(r"[A-Za-z0-9_-]{32}")
+_OFFSET = re.compile(r"[A-Za-z0-9_-]{22}")
 
 
 class Reason(enum.StrEnum):
@@ -58,7 +59,7 @@ class Claim:
 class Presented:
     """The auth of a CONNECT packet, taken apart.
 
-    :ivar auth: what the application's handlers get: without pid and offset, ``None`` if nothing is left.
+    :ivar auth: what the application's handlers get: without our pid and offset, ``None`` if nothing is left.
     :ivar claim: what to look up.
     :ivar rejected: why a pid or an offset was presented that makes no claim.
     """
@@ -69,16 +70,20 @@ class Presented:
 
 
 def read_auth(auth: object, namespace: str, codec: OffsetCodec) -> Presented:
-    """Take pid and offset out of the data of a CONNECT packet, whatever that is."""
+    """Take pid and offset out of the data of a CONNECT packet, whatever that is.
+
+    A value of another form is the application's own, and stays.
+    """
     if not isinstance(auth, Mapping):
         return Presented(auth or None)
     if "pid" not in auth and "offset" not in auth:
         return Presented(auth or None)
     pid, offset = auth.get("pid"), auth.get("offset")
-    rest = {key: value for key, value in auth.items() if key not in ("pid", "offset")} or None
+    ours = {"pid": _has_form(pid, _PID), "offset": _has_form(offset, _OFFSET)}
+    rest = {key: value for key, value in auth.items() if key not in ours or not (ours[key] or value is None)} or None
     if pid is None:
         return Presented(rest)
-    if not isinstance(pid, str) or not pid or len(pid) > MAX_PID_LENGTH or not pid.isascii():
+    if not ours["pid"]:
         return Presented(rest, rejected=Reason.MALFORMED_PID)
     if offset is None:
         return Presented(rest, Claim(pid, None))
@@ -86,6 +91,10 @@ def read_auth(auth: object, namespace: str, codec: OffsetCodec) -> Presented:
     if after is None:
         return Presented(rest, rejected=Reason.FOREIGN_OFFSET)
     return Presented(rest, Claim(pid, after, codec.epochs[after >> EPOCH_BITS].key.hex()))
+
+
+def _has_form(value: object, form: re.Pattern[str]) -> bool:
+    return isinstance(value, str) and form.fullmatch(value) is not None
 
 
 @dataclass(frozen=True, slots=True)

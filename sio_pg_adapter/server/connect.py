@@ -70,6 +70,8 @@ PAGE = 500
 PAGE_BYTES = 4 * 1024 * 1024
 """How large a page becomes before it ends, in bytes. At most two pages of a client are in memory."""
 
+_REFUSED: dict[str, Any] = {"message": "Connection refused by server"}
+
 logger = logging.getLogger("sio_pg_adapter")
 
 
@@ -359,7 +361,7 @@ class Connect:
             except exceptions.ConnectionRefusedError as e:
                 return dict(e.error_args)
             except ConnectionRefusedError:
-                return {"message": "Connection refused by server"}
+                return _REFUSED
         return dict(exceptions.ConnectionRefusedError().error_args) if accepted is False else None
 
     # -- ends ----------------------------------------------------------------------------------------------
@@ -374,7 +376,14 @@ class Connect:
         if client.held is not None:
             await self._node.sessions.end(client.held)
         client.finish()
-        await self._send(packet.DISCONNECT if connected else packet.CONNECT_ERROR, reason)
+        await self._turn_away(reason, connected=connected)
+
+    async def _turn_away(self, reason: dict[str, Any], *, connected: bool) -> None:
+        """Send the packet after which a client does not come back by itself."""
+        if connected:
+            await self._send(packet.DISCONNECT)  # JavaScript's parser takes no reason in it
+        else:
+            await self._send(packet.CONNECT_ERROR, reason)
 
     def _end_apart(self, client: Client | None) -> asyncio.Task[Any]:
         """End it in a task of its own, which a cancellation of this one does not reach."""
@@ -386,7 +395,7 @@ class Connect:
     async def _leave(self, client: Client) -> None:
         """The connection did not last. The session can be recovered again, unless it has ended."""
         if client.state is not State.LEFT and client.ended and client.closed is None:
-            await self._send(packet.DISCONNECT)
+            await self._turn_away(_REFUSED, connected=client.is_answered)
         await self._endings.leave(client, client.closed or self._host.reason.TRANSPORT_CLOSE)
         if not client.ended:
             await hang_up(self._host, self._eio_sid)

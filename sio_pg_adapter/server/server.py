@@ -208,6 +208,8 @@ class AsyncServer(ClientMethods, ClusterMethods, socketio.AsyncServer):
     ) -> None:
         """Send an event. The parameters of ``socketio.AsyncServer.emit`` mean the same here.
 
+        :param callback: called with the answer of a client. If the event is for several clients, it is called once,
+                         with the first answer. :meth:`broadcast_call` returns all of them.
         :param connection: an asyncpg connection, an SQLAlchemy ``AsyncConnection`` or ``AsyncSession``, or a psycopg
                            ``AsyncConnection``. The event is sent if and when its transaction commits. Errors of the
                            connection pass through.

@@ -18,6 +18,8 @@ from sio_pg_adapter.errors import NotSerializable
 from sio_pg_adapter.log.payload import check_parts, encode_values, with_binary
 from sio_pg_adapter.log.records import Outgoing, Record
 
+from . import upstream
+
 _BINARY = BINARY_EVENT - EVENT
 """What a packet's type is raised by if it has binary parts (Socket.IO protocol, "Packet format")."""
 
@@ -115,7 +117,8 @@ class FrameMaker:
 
     def packet(self, kind: int, namespace: str, data: Any = None) -> Frames:
         """Return the frames of a packet without binary parts: CONNECT, CONNECT_ERROR or DISCONNECT."""
-        return _framed(self._packet_class(kind, data=data, namespace=namespace).encode())
+        made = self._packet_class(kind, data=data, namespace=namespace)
+        return _framed(upstream.encode_without_data(made) if data is None else made.encode())
 
     def _event(
         self, namespace: str, body: str, parts: Sequence[bytes], tail: str | None, ack_id: int | None

@@ -7,6 +7,7 @@ session. No handler sees anything of the message, and none of its binary parts a
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -85,6 +86,8 @@ class Incoming:
             if decoded is None or self._announces_parts(eio_sid, decoded, pending):
                 self._pending[eio_sid] = decoded or pending
                 return None
+            if self._packet_class.decode is not packet.Packet.decode:
+                decoded.data, decoded.id = _without_undefined(decoded.data), _without_undefined(decoded.id)
         except NotAPacket:
             raise
         except Exception as e:  # a serializer may raise anything: the bytes are the client's
@@ -131,6 +134,16 @@ def _check(decoded: Any) -> None:
         _check_answer(data)
     elif kind not in (packet.CONNECT, packet.DISCONNECT):
         raise NotAPacket("a type that clients do not send")
+
+
+def _without_undefined(value: Any) -> Any:
+    """Return a value with ``None`` where JavaScript had ``undefined``: the extension type 0 of its msgpack parser."""
+    if isinstance(value, dict):
+        return {key: _without_undefined(child) for key, child in value.items()}
+    if isinstance(value, list):
+        return [_without_undefined(child) for child in value]
+    msgpack = sys.modules.get("msgpack")
+    return None if msgpack is not None and isinstance(value, msgpack.ExtType) and value.code == 0 else value
 
 
 def _check_answer(data: list[Any]) -> None:

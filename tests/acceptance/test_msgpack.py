@@ -109,3 +109,41 @@ async def test_what_others_emitted_and_msgpack_cannot_hold_stops_nobody(cluster,
         await cluster.mark(room)
         assert await client.events_until("end") == [("f", [live])]
     assert "msgpack" in (await cluster.a.errors())[0].lower()
+
+
+@each_version
+async def test_a_client_without_an_event_yet_is_recovered(cluster, js, room, version):
+    """It presents an offset that is undefined, which is an extension type of msgpack."""
+    client = await in_room(js, cluster.a.url, room, version=version, parser="msgpack")
+    first = await client.state()
+    await client.away()
+    await cluster.b.emit("missed", room=room)
+    back = await client.back(cluster.b.url)
+    assert (back["recovered"], back["sid"]) == (True, first["sid"])
+    await cluster.mark(room)
+    assert await client.events_until("end") == [("missed", [])]
+
+
+async def test_undefined_arguments_are_none(cluster):
+    async with RawClient(cluster.a.url) as c:
+        await c.send(msgpack.packb({"type": 0, "nsp": "/", "data": msgpack.ExtType(0, b"\0")}))
+        assert "pid" in msgpack.unpackb(await c.recv())["data"]
+        data = ["echo", msgpack.ExtType(0, b"\0"), {"deep": [msgpack.ExtType(0, b"\0"), 1]}]
+        await c.send(msgpack.packb({"type": 2, "nsp": "/", "id": 1, "data": data}))
+        assert msgpack.unpackb(await c.recv())["data"] == [None, {"deep": [None, 1]}]
+
+
+@each_version
+async def test_a_server_side_disconnect_is_one(cluster, js, version):
+    client = await js.connect(cluster.a.url, version=version, parser="msgpack")
+    await cluster.a.control("disconnect", sid=(await client.state())["sid"])
+    assert (await client.wait_for("disconnect"))["reason"] == "io server disconnect"
+
+
+@each_version
+async def test_a_disconnect_in_the_connect_handler_is_final(cluster, js, user, version):
+    steps = [{"op": "disconnect", "sid": "$sid"}]
+    await cluster.a.control("script", hook="connect", user=user, steps=steps)
+    client = await js.create(cluster.a.url, version=version, parser="msgpack", auth={"user": user})
+    await client.do("connect")
+    assert (await client.refused())["message"] == "Connection refused by server"

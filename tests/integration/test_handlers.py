@@ -214,3 +214,103 @@ async def test_case_31_what_the_disconnect_handler_does(start_node, db):
             assert sorted(node.sio.rooms(again.sid)) == sorted([wire.sid, "x"])
             assert await node.sio.get_session(again.sid) == {"v": 2}
             assert [await again.event(), await again.event()] == [["own"], ["room"]]
+
+
+# -- what the connect handler sends to its own client, in no log -----------------------------------------------------
+@pytest.mark.parametrize("recovered", [False, True])
+@pytest.mark.parametrize("always_connect", [False, True])
+async def test_unstored_emits_of_the_connect_handler_come_behind_connect(start_node, recovered, always_connect):
+    node = await start_node(always_connect=always_connect)
+    answers, called = asyncio.Queue(), []
+
+    async def ask(sid):
+        called.append(await node.sio.call("called", to=sid))
+
+    async with node.client() as first:
+        await first.drop()
+    tasks = []
+
+    @node.sio.event
+    async def connect(sid, environ, auth):
+        await node.sio.emit("asked", to=sid, callback=answers.put_nowait)
+        await node.sio.emit("here", 1, to=sid, ignore_queue=True)
+        tasks.append(asyncio.create_task(ask(sid)))
+        await asyncio.sleep(0)
+        await node.sio.emit("here", 2, to=sid, ignore_queue=True)
+
+    async with node.client(**({"pid": first.pid} if recovered else {})) as wire:
+        assert (wire.sid == first.sid) is recovered
+        frames = sorted([await wire.recv() for _ in range(4)])
+        assert [frame[frame.index("[") :] for frame in frames if "here" in frame] == ['["here",1]', '["here",2]']
+        for frame in frames:
+            if "here" not in frame:
+                wire.send(f"3{frame[1 : frame.index('[')]}[7]")
+        assert await asyncio.wait_for(answers.get(), 20) == 7
+        await asyncio.gather(*tasks)
+        assert called == [7]
+
+
+async def test_what_a_refused_client_was_asked_is_not_waited_for(start_node):
+    node = await start_node()
+    seen = []
+
+    @node.sio.event
+    async def connect(sid, environ, auth):
+        await node.sio.emit("here", to=sid, ignore_queue=True)
+        seen.append(node.manager.clients.current(sid, "/"))
+        return False
+
+    async with AsgiClient(node.sio) as wire:
+        wire.send("0")
+        assert (await wire.recv()).startswith("4{")
+        assert wire.waiting() == []
+    assert seen[0]._waiting == []
+
+
+@pytest.mark.parametrize("always_connect", [False, True])
+async def test_a_disconnect_in_the_connect_handler_is_final_for_the_client(start_node, always_connect):
+    """Before the CONNECT, a DISCONNECT would leave python-socketio's clients waiting for it."""
+    node = await start_node(always_connect=always_connect)
+
+    @node.sio.event
+    async def connect(sid, environ, auth):
+        await node.sio.disconnect(sid)
+
+    async with AsgiClient(node.sio) as wire:
+        wire.send("0")
+        if always_connect:
+            assert (await wire.recv()).startswith('0{"sid"')
+            assert await wire.recv() == "1"
+        else:
+            assert await wire.recv() == '4{"message":"Connection refused by server"}'
+
+
+async def test_a_refusal_behind_connect_has_no_payload_which_javascript_does_not_parse(start_node):
+    node = await start_node(always_connect=True)
+
+    @node.sio.event
+    async def connect(sid, environ, auth):
+        raise Refused("no")
+
+    async with AsgiClient(node.sio) as wire:
+        wire.send("0")
+        assert (await wire.recv()).startswith('0{"sid"')
+        assert await wire.recv() == "1"
+
+
+async def test_auth_keeps_a_pid_and_an_offset_of_the_applications_own(start_node):
+    node = await start_node()
+    seen = []
+
+    @node.sio.event
+    async def connect(sid, environ, auth):
+        seen.append(auth)
+
+    async with node.client(pid="product-7", offset=20):
+        pass
+    async with node.client() as wire:
+        await node.sio.emit("e")
+        await wire.event()
+    async with node.client(pid=wire.pid, offset=wire.offset):
+        pass
+    assert seen == [{"pid": "product-7", "offset": 20}, None, None]

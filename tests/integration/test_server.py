@@ -95,7 +95,7 @@ async def test_case_17_clients_left_out_get_neither_pid_nor_offset(start_node, d
         return bool(auth and auth.get("new"))
 
     node = await start_node(recovery={"accepts": accepts})
-    async with node.client() as old, node.client(new=1, offset="x") as new:
+    async with node.client() as old, node.client(new=1, offset="x" * 22) as new:
         assert old.pid is None and new.pid is not None
         await node.sio.emit("e", "a")
         await node.sio.emit("v", "a", volatile=True)

@@ -124,6 +124,7 @@ ACCESSORS = {
     "_get_namespace_handler": "connect_handler",
     "_handle_event": "handle_event",
     "_queue": "queued",
+    "_to_dict": "encode_without_data",
     "_timestamps": "admin_timestamps",
     "_InstrumentedAsyncServer__trigger_event": "trigger_unreported",
     "_sock": "below",

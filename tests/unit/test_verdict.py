@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 
 import pytest
 
@@ -23,6 +24,8 @@ from sio_pg_adapter.log.verdict import (
 
 CODEC = OffsetCodec([Epoch(0, b"k" * 32)])
 GOOD = CODEC.encode(1234, "/")
+PID = "p" * 32
+FORM = re.compile("[A-Za-z0-9_-]{22}")
 
 
 # -- what was presented --------------------------------------------------------------------------------
@@ -36,7 +39,8 @@ GOOD = CODEC.encode(1234, "/")
         ([1], [1]),
         (7, 7),
         ({"token": "t"}, {"token": "t"}),
-        ({"offset": 7}, None),
+        ({"offset": 7}, {"offset": 7}),
+        ({"pid": None, "offset": "20"}, {"offset": "20"}),
         ({"offset": GOOD, "token": "t"}, {"token": "t"}),
         ({"pid": None}, None),
         ({"pid": None, "offset": None, "token": "t"}, {"token": "t"}),
@@ -46,10 +50,10 @@ def test_case_16_no_claim_and_nothing_to_complain_of(auth, seen):
     assert read_auth(auth, "/", CODEC) == Presented(seen)
 
 
-@pytest.mark.parametrize("pid", [1, {}, [], "", True, 1.5, "p" * 129, "ü", "p" * 1_000_000])
+@pytest.mark.parametrize("pid", [1, {}, [], "", True, 1.5, "p" * 129, "ü", "p" * 1_000_000, "product-7", PID + "="])
 def test_case_16_a_malformed_pid_is_no_claim(pid):
     presented = read_auth({"pid": pid, "offset": GOOD, "token": "t"}, "/", CODEC)
-    assert presented == Presented({"token": "t"}, rejected="malformed pid")
+    assert presented == Presented({"pid": pid, "token": "t"}, rejected="malformed pid")
 
 
 @pytest.mark.parametrize(
@@ -61,27 +65,28 @@ def test_case_16_a_malformed_pid_is_no_claim(pid):
     ],
 )  # fmt: skip
 def test_cases_16_55_97_an_offset_that_was_not_issued_is_no_claim(offset):
-    presented = read_auth({"pid": "p", "offset": offset}, "/", CODEC)
-    assert presented == Presented(None, rejected="malformed or foreign offset")
+    presented = read_auth({"pid": PID, "offset": offset}, "/", CODEC)
+    seen = None if isinstance(offset, str) and FORM.fullmatch(offset) else {"offset": offset}
+    assert presented == Presented(seen, rejected="malformed or foreign offset")
 
 
 @pytest.mark.parametrize(
     ("auth", "after", "seen"),
     [
-        ({"pid": "p"}, None, None),
-        ({"pid": "p", "offset": None}, None, None),
-        ({"pid": "p", "offset": GOOD}, 1234, None),
-        ({"pid": "p", "offset": GOOD, "token": "t"}, 1234, {"token": "t"}),
+        ({"pid": PID}, None, None),
+        ({"pid": PID, "offset": None}, None, None),
+        ({"pid": PID, "offset": GOOD}, 1234, None),
+        ({"pid": PID, "offset": GOOD, "token": "t"}, 1234, {"token": "t"}),
     ],
 )
 def test_case_14_a_claim_is_taken_out_of_what_handlers_see(auth, after, seen):
     presented = read_auth(auth, "/", CODEC)
     assert presented.claim is not None and presented.rejected is None
-    assert (presented.claim.pid, presented.claim.after, presented.auth) == ("p", after, seen)
+    assert (presented.claim.pid, presented.claim.after, presented.auth) == (PID, after, seen)
 
 
 def test_case_52_an_offset_of_another_namespace_is_no_claim():
-    assert read_auth({"pid": "p", "offset": GOOD}, "/admin", CODEC).rejected == "malformed or foreign offset"
+    assert read_auth({"pid": PID, "offset": GOOD}, "/admin", CODEC).rejected == "malformed or foreign offset"
 
 
 def test_case_94_a_pid_has_192_random_bits_and_is_not_shown():
