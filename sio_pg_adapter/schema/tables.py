@@ -232,6 +232,7 @@ def _sessions(made: MetaData) -> None:
         Column("generation", BigInteger, nullable=False, server_default=text("1")),
         Column("settled", BigInteger, nullable=False, server_default=text("1")),
         Column("start_offset", BigInteger, nullable=False),
+        Column("lost_below", BigInteger, nullable=False, server_default=text("0")),
         Column("created_at", _TIME, nullable=False, server_default=_NOW),
         Column("expires_at", _TIME),
         Column("expiry_node", Uuid),
@@ -243,8 +244,9 @@ def _sessions(made: MetaData) -> None:
         "id of a lost session is not issued again. identity: whose session it is, as the application says. "
         "Only a client with the same one claims it. node: the node that holds the session, null while it is "
         "away. generation: raised by each claim. settled: the generation of the holder whose writes count, "
-        "lower than generation while a claim waits for that holder. expires_at: null while the session is "
-        "held. expiry_node: the node that calls the expiry handler.",
+        "lower than generation while a claim waits for that holder. lost_below: a client at a lower offset may be "
+        "due an event of a membership that is not stored any more. expires_at: null while the session is held. "
+        "expiry_node: the node that calls the expiry handler.",
     )
     Index("sio_sessions_expires", sessions.c.expires_at, postgresql_where=sessions.c.expires_at.isnot(None))
     Index("sio_sessions_node", sessions.c.node, postgresql_where=sessions.c.node.isnot(None))
@@ -261,6 +263,7 @@ def _sessions(made: MetaData) -> None:
         comment="Memberships. A session is in a room at the offsets above joined_at and below left_at.",
     )
     Index("sio_rooms_members", rooms.c.namespace, rooms.c.room, postgresql_where=rooms.c.left_at.is_(None))
+    Index("sio_rooms_ended", rooms.c.session, rooms.c.left_at, postgresql_where=rooms.c.left_at.isnot(None))
     Table(
         "sio_expiry_handlers",
         made,

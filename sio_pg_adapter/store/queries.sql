@@ -94,6 +94,11 @@ LEFT JOIN LATERAL (
         SELECT * FROM sio.sio_packets_1 WHERE "offset" = d) q) p ON true
 ORDER BY p."offset"
 
+-- name: missed
+-- How many events a claimed session is due between two offsets, counted up to a limit, and whether some of them are gone.
+SELECT sio.sio_missed($1::bigint, $2::bigint, $3::bigint, $4::integer) AS missed,
+       sio.sio_lost($1::bigint, $2::bigint) AS lost
+
 -- name: memberships
 -- The rooms of a session, and the last offset for which they hold. There is no row if a newer claim holds the session.
 SELECT greatest((SELECT max("offset") FROM sio.sio_packets_0), (SELECT max("offset") FROM sio.sio_packets_1), 0) AS head,

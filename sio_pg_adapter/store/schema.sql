@@ -181,6 +181,7 @@ CREATE TABLE sio.sio_sessions (
     generation bigint NOT NULL DEFAULT 1,
     settled bigint NOT NULL DEFAULT 1,
     start_offset bigint NOT NULL,
+    lost_below bigint NOT NULL DEFAULT 0,
     created_at timestamp with time zone NOT NULL DEFAULT clock_timestamp(),
     expires_at timestamp with time zone,
     expiry_node uuid,
@@ -195,7 +196,8 @@ COMMENT ON TABLE sio.sio_sessions IS
     'session is not issued again. identity: whose session it is, as the application says. Only a client with the '
     'same one claims it. node: the node that holds the session, null while it is away. generation: raised by each '
     'claim. settled: the generation of the holder whose writes count, lower than generation while a claim waits for '
-    'that holder. expires_at: null while the session is held. expiry_node: the node that calls the expiry handler.';
+    'that holder. lost_below: a client at a lower offset may be due an event of a membership that is not stored any '
+    'more. expires_at: null while the session is held. expiry_node: the node that calls the expiry handler.';
 
 -- Partial, so that the updates of held sessions stay heap-only.
 CREATE INDEX sio_sessions_expires ON sio.sio_sessions USING btree (expires_at) WHERE (expires_at IS NOT NULL);
@@ -216,6 +218,8 @@ COMMENT ON TABLE sio.sio_rooms IS
     'Memberships. A session is in a room at the offsets above joined_at and below left_at.';
 
 CREATE INDEX sio_rooms_members ON sio.sio_rooms USING btree (namespace, room) WHERE (left_at IS NULL);
+
+CREATE INDEX sio_rooms_ended ON sio.sio_rooms USING btree (session, left_at) WHERE (left_at IS NOT NULL);
 
 CREATE TABLE sio.sio_expiry_handlers (
     namespace text NOT NULL,
@@ -581,6 +585,48 @@ END $$;
 
 -- Room changes, as entries of a batch. The caller holds the log's lock.
 
+-- Bounds the memberships of a session that have ended: above a hundred of them, only the last fifty stay. A claim reads
+-- them under the log's lock, so a client that enters and leaves a room 10,000 times would hold up all appends. If a
+-- membership that goes had an event, a client at a lower offset cannot recover any more, because it would not get that
+-- event. The event may be deleted already, which the floor of its room says.
+CREATE FUNCTION sio.sio_forget_rooms(p_session bigint)
+ RETURNS void
+ LANGUAGE plpgsql
+ SET plan_cache_mode TO 'force_generic_plan'
+ SET enable_seqscan TO 'off'
+ SET enable_bitmapscan TO 'off'
+AS $$
+DECLARE v_lost bigint := 0; r record;
+BEGIN
+    FOR r IN DELETE FROM sio.sio_rooms x WHERE session = p_session AND left_at <= (
+                 SELECT left_at FROM sio.sio_rooms WHERE session = p_session AND left_at IS NOT NULL
+                 ORDER BY left_at DESC OFFSET 50 LIMIT 1)
+             RETURNING namespace, room, joined_at, left_at
+    LOOP
+        v_lost := greatest(
+            v_lost,
+            (SELECT "offset" FROM sio.sio_packets_0
+             WHERE kind = 0 AND namespace = r.namespace AND room <= r.room
+               AND (room, "offset") > (r.room, r.joined_at) AND (room, "offset") < (r.room, r.left_at)
+             ORDER BY room DESC, "offset" DESC LIMIT 1),
+            (SELECT "offset" FROM sio.sio_packets_1
+             WHERE kind = 0 AND namespace = r.namespace AND room <= r.room
+               AND (room, "offset") > (r.room, r.joined_at) AND (room, "offset") < (r.room, r.left_at)
+             ORDER BY room DESC, "offset" DESC LIMIT 1),
+            (SELECT "offset" FROM sio.sio_packet_rooms_0
+             WHERE namespace = r.namespace AND room <= r.room
+               AND (room, "offset") > (r.room, r.joined_at) AND (room, "offset") < (r.room, r.left_at)
+             ORDER BY room DESC, "offset" DESC LIMIT 1),
+            (SELECT "offset" FROM sio.sio_packet_rooms_1
+             WHERE namespace = r.namespace AND room <= r.room
+               AND (room, "offset") > (r.room, r.joined_at) AND (room, "offset") < (r.room, r.left_at)
+             ORDER BY room DESC, "offset" DESC LIMIT 1),
+            (SELECT least("offset", r.left_at - 1) FROM sio.sio_room_floors
+             WHERE namespace = r.namespace AND room = r.room AND "offset" > r.joined_at));
+    END LOOP;
+    UPDATE sio.sio_sessions SET lost_below = v_lost WHERE id = p_session AND lost_below < v_lost;
+END $$;
+
 -- Appends that a sid enters (kind 1) or leaves (kind 2) a room. Returns the offset, minus the offset of an earlier record
 -- if nothing changed, 0 if the caller does not hold the sid any more, or null if the room is another client's own.
 --
@@ -612,6 +658,11 @@ BEGIN
         IF v_session IS NOT NULL THEN
             INSERT INTO sio.sio_rooms (session, room, joined_at, namespace)
             VALUES (v_session, p_room, v_offset, p_namespace);
+            -- Every membership that ends has begun here, or with the session.
+            IF (SELECT count(*) FROM (SELECT FROM sio.sio_rooms WHERE session = v_session AND left_at IS NOT NULL
+                                      ORDER BY left_at LIMIT 101) x) > 100 THEN
+                PERFORM sio.sio_forget_rooms(v_session);
+            END IF;
         END IF;
         RETURN v_offset;
     END IF;
@@ -699,9 +750,10 @@ END $$;
 
 -- Sessions, as entries of a batch. The functions take and return JSON. The caller holds the log's lock.
 
--- Opens a session. p_args: pid_hash, identity (null for none), node, start (an offset), cursor (of the node, when it noted
--- the rooms) and rooms (an array of [room, joined, left]). Room changes and kicks above the cursor are not in `rooms` yet, so the function
--- follows them in log order. Returns the id, or null as the id if the session was kicked.
+-- Opens a session. p_args: pid_hash, identity (null for none), node, start (an offset), cursor (of the node, when it
+-- noted the rooms) and rooms (an array of [room, joined, left]). Room changes and kicks above the cursor are not in
+-- `rooms` yet, so the function follows them in log order. Returns the id, or null as the id if the session was
+-- kicked.
 CREATE FUNCTION sio.sio_open(p_namespace text, p_sid text, p_data text, p_args json)
  RETURNS json
  LANGUAGE plpgsql
@@ -786,7 +838,7 @@ BEGIN
         settled = CASE WHEN v_held THEN s.settled ELSE s.generation + 1 END
     WHERE id = s.id;
     v_after := greatest(v_after, s.start_offset);
-    v_missed := v_offset - v_after;  -- an upper bound, counted exactly only if it may be over the cap
+    v_missed := v_offset - v_after;  -- an upper bound
     IF v_limit > 0 AND NOT v_held THEN
         SELECT max(x.n), count(*) FILTER (WHERE x.fits), max(x."offset") FILTER (WHERE x.fits),
                json_agg(json_build_array(x."offset", coalesce(x.rooms, ARRAY[x.room]), x.skip_sids, x.body)
@@ -801,20 +853,20 @@ BEGIN
         v_upto := CASE WHEN v_due < v_limit AND v_carried = v_due THEN v_offset ELSE coalesce(v_upto, v_after) END;
     END IF;
     -- The floor is read after the page, because retention may have deleted records in the meantime.
-    IF v_after < (SELECT floor FROM sio.sio_log) THEN
+    IF v_after < greatest(s.lost_below, (SELECT floor FROM sio.sio_log)) THEN
         v_lost := sio.sio_lost(s.id, v_after);
     END IF;
     IF v_due < v_limit THEN
         v_missed := v_due;
     ELSIF v_missed > v_cap THEN
-        SELECT count(*) INTO v_missed FROM sio.sio_due(s.id, v_after, (v_cap + 1)::integer);
+        v_missed := NULL;
     END IF;
     RETURN json_build_object(
         'id', s.id, 'sid', s.sid, 'generation', s.generation + 1, 'data', s.data, 'start', s.start_offset,
         'former', CASE WHEN v_held THEN s.settled END, 'offset', v_offset, 'missed', v_missed, 'lost', v_lost,
         'page', coalesce(v_page, '[]'), 'upto', v_upto,
         'rooms', (SELECT coalesce(json_agg(json_build_array(room, joined_at, left_at)), '[]')
-                  FROM sio.sio_rooms WHERE session = s.id));
+                  FROM sio.sio_rooms WHERE session = s.id AND (left_at IS NULL OR left_at > v_after)));
 END $$;
 
 -- Ends the writes of a claimed session's former holder. p_args: id, generation.
@@ -958,13 +1010,23 @@ BEGIN
     ORDER BY 1 LIMIT p_limit;
 END $$;
 
--- Returns whether retention deleted an event that a session may be due above p_after.
+-- Returns how many events a session is due above p_after and up to p_upto, counted up to p_limit.
+CREATE FUNCTION sio.sio_missed(p_session bigint, p_after bigint, p_upto bigint, p_limit integer)
+ RETURNS bigint
+ LANGUAGE sql
+ STABLE
+AS $$
+    SELECT count(*) FROM sio.sio_due(p_session, p_after, p_limit) d WHERE d <= p_upto
+$$;
+
+-- Returns whether an event that a session may be due above p_after is gone: retention deleted it, or its membership.
 CREATE FUNCTION sio.sio_lost(p_session bigint, p_after bigint)
  RETURNS boolean
  LANGUAGE sql
  STABLE
 AS $$
-    SELECT p_after < (SELECT floor FROM sio.sio_log) AND EXISTS (
+    SELECT EXISTS (SELECT FROM sio.sio_sessions WHERE id = p_session AND p_after < lost_below)
+        OR p_after < (SELECT floor FROM sio.sio_log) AND EXISTS (
         SELECT FROM sio.sio_memberships(p_session, p_after) m
         JOIN sio.sio_room_floors f ON f.namespace = m.namespace AND f.room = m.room
         WHERE f."offset" > greatest(p_after, m.joined_at)

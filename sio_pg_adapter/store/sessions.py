@@ -110,7 +110,13 @@ class Sessions:
         }
         entry = Entry(Kind.CLAIM, namespace, args=args, answer=CARRIED_BYTES if page else 0)
         written = await self._writer.append(entry)
-        return None if written.result is None else Claimed.from_json(written.result, namespace)
+        if (result := written.result) is None:
+            return None
+        if result["missed"] is None:  # the count would have held up all appends
+            after = max(claim.after or 0, result["start"])
+            [row] = await self._database.fetch("missed", result["id"], after, result["offset"], cap + 1)
+            result |= dict(row)
+        return Claimed.from_json(result, namespace)
 
     async def settle(self, held: Held) -> str | None:
         """End the former holder's right to write. Return its last session data, ``None`` if the session is lost."""

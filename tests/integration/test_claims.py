@@ -166,6 +166,82 @@ async def test_a_claim_that_brings_a_page_counts_what_was_missed(store):
         held = Held(claimed.id, claimed.generation)
 
 
+async def test_what_is_appended_while_a_claim_is_counted_does_not_count(store, monkeypatch):
+    """The count comes after the claim, outside of the log's lock. The verdict is as of the claim's offset."""
+    held = await store.open()
+    start = await store.reader.head()
+    for _ in range(5):
+        await store.emit()
+    await store.sessions.release(held, seconds=60.0)
+    fetch = store.manager.node.database.fetch
+
+    async def later(query, *args):
+        if query == "missed":
+            await store.emit()
+        return await fetch(query, *args)
+
+    monkeypatch.setattr(store.manager.node.database, "fetch", later)
+    claimed = await store.sessions.claim("/", await claim_of(store, start), 4, 0)
+    assert claimed.missed == 5 and not claimed.lost
+
+
+async def test_what_retention_deletes_while_a_claim_is_counted_is_lost(store, db, monkeypatch):
+    held = await store.open()
+    start = await store.reader.head()
+    for _ in range(5):
+        await store.emit()
+    await store.sessions.release(held, seconds=60.0)
+    fetch = store.manager.node.database.fetch
+
+    async def later(query, *args):
+        if query == "missed":
+            await db.execute("UPDATE sio_packets SET created_at = '2000-01-01'")
+            assert await db.fetchval("SELECT sio_trim(60, 3)") == 3
+        return await fetch(query, *args)
+
+    monkeypatch.setattr(store.manager.node.database, "fetch", later)
+    claimed = await store.sessions.claim("/", await claim_of(store, start), 4, 0)
+    assert claimed.lost
+
+
+@pytest.mark.parametrize("to", ["x", "several", "deleted", "before", "after", "other"])
+async def test_a_membership_that_is_not_stored_any_more_is_not_forgotten_where_it_had_an_event(store, db, to):
+    """Room x is left a hundred times. Only the last fifty times are stored."""
+    held = await store.open()
+    start = await store.reader.head()
+    if to == "before":
+        await store.emit("x")
+    await store.move(Kind.ENTER, "s", "x")
+    event = 0
+    if to in ("x", "deleted"):
+        event = await store.emit("x")
+    elif to == "several":
+        event = await store.emit("y", "x")
+    else:
+        await store.emit("y")
+    await store.move(Kind.LEAVE, "s", "x")
+    if to == "after":
+        await store.emit("x")
+    if to == "deleted":
+        await db.execute("UPDATE sio_packets SET created_at = '2000-01-01'")
+        await db.fetchval("SELECT sio_trim(60, 100)")
+    for _ in range(100):
+        await store.move(Kind.ENTER, "s", "x")
+        await store.emit("elsewhere")
+        await store.move(Kind.LEAVE, "s", "x")
+    late = await store.emit()
+    await store.move(Kind.ENTER, "s", "x")
+    assert await db.fetchval("SELECT count(*) FROM sio_rooms") == 51
+    for after in (start, event - 1 if event else late, event or late, late - 1):
+        await store.sessions.release(held, seconds=60.0)
+        claimed = await store.claim("p", after)
+        assert claimed.lost is (after < event)
+        held = Held(claimed.id, claimed.generation)
+        page = await store.sessions.page(held, after, 10)
+        assert page.lost is (after < event)
+        assert [record.offset for record in page.records] == [late] * (after < late)
+
+
 async def test_no_page_where_a_former_holder_may_still_write(living):
     await living.open()
     await living.emit()

@@ -74,9 +74,11 @@ async def head(db: asyncpg.Connection) -> int:
     return int(await db.fetchval(QUERIES["head"]))
 
 
-def entry(kind: Kind, *, sid: str | None = None, body: str | None = None, args: object = None) -> list[object]:
+def entry(
+    kind: Kind, *, sid: str | None = None, room: str = "", body: str | None = None, args: object = None
+) -> list[object]:
     nothing = [None]
-    columns: list[object] = [[int(kind)], ["/"], [""], nothing, nothing, [sid], [body], nothing, nothing]
+    columns: list[object] = [[int(kind)], ["/"], [room], nothing, nothing, [sid], [body], nothing, nothing]
     return [secrets.randbits(62), *columns, [json.dumps(args or {})], None]
 
 
@@ -102,7 +104,34 @@ async def test_a_claim(db, log, page):
     for _ in range(ROUNDS):
         assert await pages(db, "write", *entry(Kind.CLAIM, args=args)) < PAGES
     claimed = json.loads((await write(db, Kind.CLAIM, args=args))["results"][0])
-    assert claimed["missed"] == 20 and len(claimed["page"]) == (20 if page else 0)
+    assert claimed["missed"] == (20 if page else None) and len(claimed["page"]) == (20 if page else 0)
+    for _ in range(ROUNDS):
+        assert await pages(db, "missed", claimed["id"], log, claimed["offset"], 10_001) < PAGES
+    assert (await db.fetchrow(QUERIES["missed"], claimed["id"], log, claimed["offset"], 10_001))["missed"] == 20
+
+
+async def test_a_claim_of_a_session_that_missed_much(db, log):
+    """What it missed is counted behind the claim: 50,000 events, under the log's lock, held up all appends."""
+    await session(db, 0, "p")
+    args = {"pid_hash": pid_hash("p"), "after": None, "key": None, "missed": 10_000, "page": 10, "page_bytes": 32_768}
+    for _ in range(ROUNDS):
+        assert await pages(db, "write", *entry(Kind.CLAIM, args=args)) < PAGES
+
+
+async def test_a_claim_of_a_session_that_left_rooms_1000_times(db, log):
+    await session(db, log, "p")
+    last = await head(db)
+    for _ in range(1_000):
+        await write(db, Kind.ENTER, sid="p", room="toggled")
+        await write(db, Kind.EVENT, room="elsewhere", body='["e"]')
+        await write(db, Kind.LEAVE, sid="p", room="toggled")
+    assert await db.fetchval("SELECT count(*) FROM sio_rooms WHERE left_at IS NOT NULL") <= 101
+    key = await db.fetchval("SELECT encode(key, 'hex') FROM sio_epochs ORDER BY epoch DESC LIMIT 1")
+    args = {"pid_hash": pid_hash("p"), "after": last, "key": key, "missed": 10_000, "page": 10, "page_bytes": 32_768}
+    for _ in range(ROUNDS):
+        assert await pages(db, "write", *entry(Kind.CLAIM, args=args)) < 2 * PAGES
+    claimed = json.loads((await write(db, Kind.CLAIM, args=args))["results"][0])
+    assert claimed["lost"] is False and claimed["missed"] == 0
 
 
 async def test_a_page(db, log):

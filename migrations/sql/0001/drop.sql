@@ -11,10 +11,10 @@ DROP SEQUENCE sio.sio_active_segment;
 
 DROP FUNCTION sio.sio_fingerprint, sio.sio_check_isolation, sio.sio_last_in_epoch, sio.sio_is_behind,
     sio.sio_check_epoch, sio.sio_lock_and_check_epoch, sio.sio_truncated, sio.sio_into_segment, sio.sio_put_record,
-    sio.sio_append_batch, sio.sio_append_event, sio.sio_move, sio.sio_close, sio.sio_move_members,
-    sio.sio_stored_batch, sio.sio_open, sio.sio_claim, sio.sio_settle, sio.sio_release, sio.sio_end, sio.sio_save,
-    sio.sio_kick,
+    sio.sio_append_batch, sio.sio_append_event, sio.sio_move, sio.sio_close, sio.sio_move_members, sio.sio_stored_batch,
+    sio.sio_open, sio.sio_claim, sio.sio_settle, sio.sio_release, sio.sio_end, sio.sio_save, sio.sio_kick,
     sio.sio_memberships, sio.sio_due, sio.sio_lost, sio.sio_node_alive, sio.sio_node_expiry, sio.sio_check_nodes,
     sio.sio_expire, sio.sio_take_expired, sio.sio_lock_segment, sio.sio_may_truncate, sio.sio_empty_segment,
     sio.sio_switch_segment, sio.sio_truncate_segment, sio.sio_trim, sio.sio_outbox_take, sio.sio_outbox_epoch,
-    sio.sio_outbox_bounds, sio.sio_outbox_append, sio.sio_emit_encoded, sio.sio_emit;
+    sio.sio_outbox_bounds, sio.sio_outbox_append, sio.sio_emit_encoded, sio.sio_emit, sio.sio_forget_rooms,
+    sio.sio_missed;

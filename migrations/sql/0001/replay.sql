@@ -62,10 +62,17 @@ BEGIN
     ORDER BY 1 LIMIT p_limit;
 END $$;
 
--- Returns whether retention deleted an event that a session may be due above p_after.
+-- Returns how many events a session is due above p_after and up to p_upto, counted up to p_limit.
+CREATE FUNCTION sio.sio_missed(p_session bigint, p_after bigint, p_upto bigint, p_limit integer) RETURNS bigint
+LANGUAGE sql STABLE AS $$
+    SELECT count(*) FROM sio.sio_due(p_session, p_after, p_limit) d WHERE d <= p_upto
+$$;
+
+-- Returns whether an event that a session may be due above p_after is gone: retention deleted it, or its membership.
 CREATE FUNCTION sio.sio_lost(p_session bigint, p_after bigint) RETURNS boolean
 LANGUAGE sql STABLE AS $$
-    SELECT p_after < (SELECT floor FROM sio.sio_log) AND EXISTS (
+    SELECT EXISTS (SELECT FROM sio.sio_sessions WHERE id = p_session AND p_after < lost_below)
+        OR p_after < (SELECT floor FROM sio.sio_log) AND EXISTS (
         SELECT FROM sio.sio_memberships(p_session, p_after) m
         JOIN sio.sio_room_floors f ON f.namespace = m.namespace AND f.room = m.room
         WHERE f."offset" > greatest(p_after, m.joined_at)

@@ -1,8 +1,9 @@
 -- Sessions, as entries of a batch. The functions take and return JSON. The caller holds the log's lock.
 
--- Opens a session. p_args: pid_hash, identity (null for none), node, start (an offset), cursor (of the node, when it noted
--- the rooms) and rooms (an array of [room, joined, left]). Room changes and kicks above the cursor are not in `rooms` yet, so the function
--- follows them in log order. Returns the id, or null as the id if the session was kicked.
+-- Opens a session. p_args: pid_hash, identity (null for none), node, start (an offset), cursor (of the node, when it
+-- noted the rooms) and rooms (an array of [room, joined, left]). Room changes and kicks above the cursor are not in
+-- `rooms` yet, so the function follows them in log order. Returns the id, or null as the id if the session was
+-- kicked.
 CREATE FUNCTION sio.sio_open(p_namespace text, p_sid text, p_data text, p_args json) RETURNS json
 LANGUAGE plpgsql AS $$
 DECLARE v_session bigint; r record;
@@ -83,7 +84,7 @@ BEGIN
         settled = CASE WHEN v_held THEN s.settled ELSE s.generation + 1 END
     WHERE id = s.id;
     v_after := greatest(v_after, s.start_offset);
-    v_missed := v_offset - v_after;  -- an upper bound, counted exactly only if it may be over the cap
+    v_missed := v_offset - v_after;  -- an upper bound
     IF v_limit > 0 AND NOT v_held THEN
         SELECT max(x.n), count(*) FILTER (WHERE x.fits), max(x."offset") FILTER (WHERE x.fits),
                json_agg(json_build_array(x."offset", coalesce(x.rooms, ARRAY[x.room]), x.skip_sids, x.body)
@@ -98,20 +99,20 @@ BEGIN
         v_upto := CASE WHEN v_due < v_limit AND v_carried = v_due THEN v_offset ELSE coalesce(v_upto, v_after) END;
     END IF;
     -- The floor is read after the page, because retention may have deleted records in the meantime.
-    IF v_after < (SELECT floor FROM sio.sio_log) THEN
+    IF v_after < greatest(s.lost_below, (SELECT floor FROM sio.sio_log)) THEN
         v_lost := sio.sio_lost(s.id, v_after);
     END IF;
     IF v_due < v_limit THEN
         v_missed := v_due;
     ELSIF v_missed > v_cap THEN
-        SELECT count(*) INTO v_missed FROM sio.sio_due(s.id, v_after, (v_cap + 1)::integer);
+        v_missed := NULL;
     END IF;
     RETURN json_build_object(
         'id', s.id, 'sid', s.sid, 'generation', s.generation + 1, 'data', s.data, 'start', s.start_offset,
         'former', CASE WHEN v_held THEN s.settled END, 'offset', v_offset, 'missed', v_missed, 'lost', v_lost,
         'page', coalesce(v_page, '[]'), 'upto', v_upto,
         'rooms', (SELECT coalesce(json_agg(json_build_array(room, joined_at, left_at)), '[]')
-                  FROM sio.sio_rooms WHERE session = s.id));
+                  FROM sio.sio_rooms WHERE session = s.id AND (left_at IS NULL OR left_at > v_after)));
 END $$;
 
 -- Ends the writes of a claimed session's former holder. p_args: id, generation.

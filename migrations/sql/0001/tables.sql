@@ -162,6 +162,7 @@ CREATE TABLE sio.sio_sessions (
     generation bigint NOT NULL DEFAULT 1,
     settled bigint NOT NULL DEFAULT 1,
     start_offset bigint NOT NULL,
+    lost_below bigint NOT NULL DEFAULT 0,
     created_at timestamptz NOT NULL DEFAULT clock_timestamp(),
     expires_at timestamptz,
     expiry_node uuid,
@@ -174,7 +175,8 @@ COMMENT ON TABLE sio.sio_sessions IS
     'session is not issued again. identity: whose session it is, as the application says. Only a client with the same '
     'one claims it. node: the node that holds the session, null while it is away. generation: raised by each claim. '
     'settled: the generation of the holder whose writes count, lower than generation while a claim waits for that '
-    'holder. expires_at: null while the session is held. expiry_node: the node that calls the expiry handler.';
+    'holder. lost_below: a client at a lower offset may be due an event of a membership that is not stored any more. '
+    'expires_at: null while the session is held. expiry_node: the node that calls the expiry handler.';
 
 -- Partial, so that the updates of held sessions stay heap-only.
 CREATE INDEX sio_sessions_expires ON sio.sio_sessions (expires_at) WHERE expires_at IS NOT NULL;
@@ -194,6 +196,8 @@ COMMENT ON TABLE sio.sio_rooms IS
     'Memberships. A session is in a room at the offsets above joined_at and below left_at.';
 
 CREATE INDEX sio_rooms_members ON sio.sio_rooms (namespace, room) WHERE left_at IS NULL;
+
+CREATE INDEX sio_rooms_ended ON sio.sio_rooms (session, left_at) WHERE left_at IS NOT NULL;
 
 CREATE TABLE sio.sio_expiry_handlers (namespace text PRIMARY KEY);
 
