@@ -50,6 +50,8 @@ class Postgres:
     def is_closed(self) -> bool:
         return False
 
+    def terminate(self) -> None: ...
+
     def get_server_pid(self) -> int:
         return 1
 

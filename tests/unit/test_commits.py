@@ -10,7 +10,7 @@ import pytest
 
 from sio_pg_adapter.log.payload import pack
 from sio_pg_adapter.log.records import Entry, Kind
-from sio_pg_adapter.store.commits import CARRY_BYTES, _carried, _column, _columns, _lone_event, _unknown
+from sio_pg_adapter.store.commits import CARRY_BYTES, _carried, _column, _lone_event, _unknown, columns
 from sio_pg_adapter.store.reader import read_notification
 
 
@@ -78,7 +78,7 @@ def test_the_columns_of_a_batch():
         event(body='["large"]', parts=[b"3"]),
         Entry(Kind.LEAVE, "/chat", ("z",), sid="t", args={"as_of": 7}),
     ]
-    assert _columns(entries, [None, key, None]) == (
+    assert columns(entries, [None, key, None]) == (
         [Kind.EVENT, Kind.EVENT, Kind.LEAVE],
         ["/", "/", "/chat"],
         ["x", "", "z"],
@@ -93,7 +93,7 @@ def test_the_columns_of_a_batch():
 
 
 def test_a_column_of_nothing_is_not_sent():
-    _, _, _, rooms, skips, sids, bodies, parts, keys, args = _columns([event("x"), event("y")], [None, None])
+    _, _, _, rooms, skips, sids, bodies, parts, keys, args = columns([event("x"), event("y")], [None, None])
     assert bodies == ['["e"]', '["e"]']
     assert (rooms, skips, sids, parts, keys, args) == (None,) * 6
     assert _column([None, 0]) == [None, 0]
