@@ -1,4 +1,4 @@
-"""Case 34: the Socket.IO Admin UI, as its operator sees it in a browser, and what it is told."""
+"""Case 34: the Socket.IO Admin UI, as its operator sees it in a browser, and the data that it receives."""
 
 from __future__ import annotations
 
@@ -86,9 +86,9 @@ async def test_case_34_what_an_operator_sees_of_recoveries(make_cluster, js, mod
         assert (await watching.event("event_received"))["args"][:3] == ["/", state["sid"], ["echo", "x"]]
         assert (await watching.event("event_sent"))["args"][:2] == ["/", state["sid"]]
     assert stats["args"][0]["serverId"]
-    told = json.dumps(list(watching.inbox)) + json.dumps(stats)
+    received = json.dumps(list(watching.inbox)) + json.dumps(stats)
     assert (await watching.state())["pid"] is None
-    assert state["pid"] not in told
+    assert state["pid"] not in received
     assert not await cluster.a.errors()  # no KeyError, among others
     with psycopg.connect(cluster.dsn) as connection:
         for table in ("sio_packets", "sio_sessions"):

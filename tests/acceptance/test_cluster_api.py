@@ -1,6 +1,6 @@
 """What a server asks and changes on all nodes, with the real client, and with nodes that are killed or stand still.
 
-The timeouts given are longer than a test waits for a node: whoever waited for a killed one would fail.
+The timeouts are longer than a test waits for a node. A caller that waited for a killed node would fail.
 """
 
 from __future__ import annotations
@@ -47,16 +47,16 @@ async def test_a_node_that_stands_still_is_named(make_cluster, js):
     c.pause()
     try:
         assert await a.control("server_count") == 3
-        told = await a.control("server_side_call", event="echo", args=[1], timeout=1)
-        assert told == {"missing": [ids[2]], "answers": {ids[1]: [1]}}
-        told = await b.control("broadcast_call", event="q", room="r", timeout=1)
-        assert told == {"missing": [ids[2]], "answers": {(await client.state())["sid"]: 1}}
+        reply = await a.control("server_side_call", event="echo", args=[1], timeout=1)
+        assert reply == {"missing": [ids[2]], "answers": {ids[1]: [1]}}
+        reply = await b.control("broadcast_call", event="q", room="r", timeout=1)
+        assert reply == {"missing": [ids[2]], "answers": {(await client.state())["sid"]: 1}}
     finally:
         c.resume()
     sid = (await stuck.state())["sid"]
     await stuck.event("q")  # the late one
-    told = await b.control("broadcast_call", event="q", room=sid)
-    assert told == {"missing": [], "answers": {sid: 3}}
+    reply = await b.control("broadcast_call", event="q", room=sid)
+    assert reply == {"missing": [], "answers": {sid: 3}}
 
 
 async def test_case_78_all_clients_answer_and_those_of_a_killed_node_are_named(make_cluster, js):
@@ -67,8 +67,8 @@ async def test_case_78_all_clients_answer_and_those_of_a_killed_node_are_named(m
     sids = [(await client.state())["sid"] for client in clients]
     values = {"one": {"a": 1}, "several": (1, "b"), "binary": b"\x00\xff", "large": "x" * 20_000, "none": None}
     for event, value in values.items():
-        told = await b.control("broadcast_call", event=event, data=b"question", room="r", timeout=NEVER)
-        assert told == {"missing": [], "answers": dict.fromkeys(sids, value)}
+        reply = await b.control("broadcast_call", event=event, data=b"question", room="r", timeout=NEVER)
+        assert reply == {"missing": [], "answers": dict.fromkeys(sids, value)}
         for client in clients:
             assert (await client.event(event))["args"] == [{"$bin": "cXVlc3Rpb24="}]
 
@@ -80,11 +80,11 @@ async def test_case_78_all_clients_answer_and_those_of_a_killed_node_are_named(m
     for client in (*clients, silent):
         await client.event("one")
     await asyncio.to_thread(c.kill)
-    told = await calling
-    assert {*told["answers"], *told["missing"]} == {*sids, unheard}
-    assert told["answers"].keys() >= set(sids[:2]) and unheard in told["missing"]
-    told = await a.control("broadcast_call", event="one", room="r", timeout=NEVER)
-    assert told == {"missing": [], "answers": {key: {"a": 1} for key in sids[:2]}}
+    reply = await calling
+    assert {*reply["answers"], *reply["missing"]} == {*sids, unheard}
+    assert reply["answers"].keys() >= set(sids[:2]) and unheard in reply["missing"]
+    reply = await a.control("broadcast_call", event="one", room="r", timeout=NEVER)
+    assert reply == {"missing": [], "answers": {key: {"a": 1} for key in sids[:2]}}
 
 
 async def test_case_77_rooms_are_moved_and_disconnected_across_three_nodes_and_while_away(make_cluster, js):

@@ -60,7 +60,7 @@ async def test_case_73_what_is_sent_right_after_connect_is_heard(cluster, transp
 
 
 async def test_case_96_the_handler_sees_whose_cookie_it_is_before_anything_is_sent(cluster, room):
-    """A stolen pid under another user's token: `connect` decides, and refusing tells nothing."""
+    """A stolen pid under another user's token: the `connect` handler decides, and its refusal reveals nothing."""
     async with RawClient(cluster.a.url) as victim:
         sid, pid = await victim.open_namespace(user="a", rooms=[room])
         await victim.close()

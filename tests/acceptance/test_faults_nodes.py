@@ -15,7 +15,7 @@ MANY = 200
 
 
 async def emit_until(stop: asyncio.Event, node, room: str) -> int:
-    """Numbered events from a node that stays, until told to stop; how many."""
+    """Emit numbered events from a node that stays, until the test stops it. Return how many."""
     sent = 0
     while not stop.is_set():
         sent += 1

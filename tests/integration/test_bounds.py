@@ -1,5 +1,5 @@
-"""What the README promises beside recovery: a silent peer is found, a client that takes nothing is cut, idle nodes
-write nothing."""
+"""The other promises of the README. A silent peer is found, a client that takes nothing is disconnected, and idle
+nodes write nothing."""
 
 from __future__ import annotations
 

@@ -297,7 +297,7 @@ async def test_one_whose_connect_is_being_decided_is_moved_or_goes(start_node):
 
 
 async def test_it_counts_from_one_place_in_the_log(start_node, db):
-    """While it is done nothing comes between, and who entered before it is moved, whoever waits for the lock."""
+    """Nothing comes in between. A client that entered earlier is moved, whichever append waits for the lock."""
     a, b = await start_node(), await start_node()
     async with a.client() as one, b.client() as two, b.client() as late:
         for wire in (one, two):

@@ -46,7 +46,7 @@ async def test_case_87_emits_of_one_tick_are_seen_in_order(start_node):
 
 
 async def test_a_node_reads_nothing_of_what_it_appends_itself(start_node):
-    """Its answer tells it. Its own notification, heard before that, would have it read what it has."""
+    """The answer to an append brings its records. The notification may come earlier, and would make it read them."""
     node = await start_node()
     reads, read = [], node.manager.node.reader.range
     node.manager.node.reader.range = lambda *args: reads.append(args) or read(*args)

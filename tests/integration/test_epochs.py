@@ -68,7 +68,7 @@ async def hold_commits(server: EmbeddedPostgres) -> int:
 
 
 def crash(writer: int) -> None:
-    """PostgreSQL loses a process: all of it starts anew, from what is on disk."""
+    """Kill a process of PostgreSQL. The whole server then restarts from the data on disk."""
     os.kill(writer, signal.SIGKILL)
 
 

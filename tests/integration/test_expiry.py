@@ -19,7 +19,7 @@ def expected_errors() -> list[str]:
     return ["the handler of expired sessions failed"]
 
 
-class Told:
+class Expired:
     """What handlers were called with, in order; `go_on` lets them return."""
 
     def __init__(self) -> None:
@@ -42,7 +42,7 @@ async def start_with_handler(pg_dsn):
     """Start a node with a handler, which is there before its manager starts."""
     nodes = []
 
-    async def start(told: Told, name: str, *, namespace: str = "*") -> Node:
+    async def start(expired: Expired, name: str, *, namespace: str = "*") -> Node:
         manager = AsyncPostgresManager(pg_dsn)
         sio = AsyncServer(
             client_manager=manager,
@@ -51,7 +51,7 @@ async def start_with_handler(pg_dsn):
             monitor_clients=False,
             namespaces=["/", "/n"],
         )
-        sio.on_session_expired(told.by(name), namespace=namespace)
+        sio.on_session_expired(expired.by(name), namespace=namespace)
         nodes.append(sio)
         await manager.start()
         return Node(sio, manager)
@@ -72,22 +72,22 @@ async def rows(db) -> int:
 
 
 async def test_case_33_the_handler_gets_sid_namespace_and_data_once(start_with_handler, db):
-    told = Told()
-    node = await start_with_handler(told, "a")
-    other = await start_with_handler(told, "b")
+    expired = Expired()
+    node = await start_with_handler(expired, "a")
+    other = await start_with_handler(expired, "b")
     sid = await leave_behind(node, user=7)
     await db.execute(EXPIRE)
     pruned = await asyncio.gather(*(n.manager.node.pruner.prune() for n in (node, other) * 3))
-    assert [call[1:] for call in told.calls] == [(sid, "/", {"user": 7})]
+    assert [call[1:] for call in expired.calls] == [(sid, "/", {"user": 7})]
     assert sum(p.sessions for p in pruned) == 1
     assert await rows(db) == 0
     await node.manager.node.pruner.prune()
-    assert len(told.calls) == 1
+    assert len(expired.calls) == 1
 
 
 async def test_case_33_who_is_connected_or_back_in_time_is_not_told_of(start_with_handler, db):
-    told = Told()
-    node = await start_with_handler(told, "a")
+    expired = Expired()
+    node = await start_with_handler(expired, "a")
     async with node.client() as wire:
         await db.execute(EXPIRE)
         await node.manager.node.pruner.prune()
@@ -95,100 +95,100 @@ async def test_case_33_who_is_connected_or_back_in_time_is_not_told_of(start_wit
         async with node.client(pid=wire.pid):
             await db.execute(EXPIRE)
             await node.manager.node.pruner.prune()
-    assert told.calls == []
+    assert expired.calls == []
 
 
 async def test_case_33_a_node_without_a_handler_and_a_prune_by_hand_swallow_none(
     start_with_handler, start_node, db, pg_dsn
 ):
-    told = Told()
+    expired = Expired()
     plain = await start_node()
-    node = await start_with_handler(told, "a")
+    node = await start_with_handler(expired, "a")
     sid = await leave_behind(plain)
     await db.execute(EXPIRE)
     assert await prune_once(pg_dsn) == await plain.manager.node.pruner.prune() == Pruned()
     assert await rows(db) == 1
     assert (await node.manager.node.pruner.prune()).sessions == 1
-    assert [call[1] for call in told.calls] == [sid]
+    assert [call[1] for call in expired.calls] == [sid]
 
 
 async def test_case_33_that_there_is_a_handler_is_known_after_its_node_has_gone(start_with_handler, db, pg_dsn):
-    told = Told()
-    node = await start_with_handler(told, "a")
+    expired = Expired()
+    node = await start_with_handler(expired, "a")
     sid = await leave_behind(node)
     await node.sio.shutdown()
     await db.execute(EXPIRE)
     assert await prune_once(pg_dsn) == Pruned()
-    again = await start_with_handler(told, "again")
+    again = await start_with_handler(expired, "again")
     await again.manager.node.pruner.prune()
-    assert [call[:2] for call in told.calls] == [("again", sid)]
+    assert [call[:2] for call in expired.calls] == [("again", sid)]
 
 
 async def test_case_33_a_handler_of_one_namespace_leaves_the_others_alone(start_with_handler, db, pg_dsn):
-    told = Told()
-    node = await start_with_handler(told, "a", namespace="/n")
+    expired = Expired()
+    node = await start_with_handler(expired, "a", namespace="/n")
     await leave_behind(node)
     sid = await leave_behind(node, "/n")
     await db.execute(EXPIRE)
     assert await prune_once(pg_dsn) == Pruned(sessions=1)
     await node.manager.node.pruner.prune()
-    assert [call[1:3] for call in told.calls] == [(sid, "/n")]
+    assert [call[1:3] for call in expired.calls] == [(sid, "/n")]
 
 
 async def test_case_33_no_transaction_is_open_while_a_handler_runs(start_with_handler, db):
     """It may take as long as it wants: nothing waits for it, not even another pruner."""
-    told = Told()
-    told.go_on.clear()
-    node = await start_with_handler(told, "a")
+    expired = Expired()
+    expired.go_on.clear()
+    node = await start_with_handler(expired, "a")
     await leave_behind(node)
     await db.execute(EXPIRE)
     pruning = asyncio.create_task(node.manager.node.pruner.prune())
-    await told.called.wait()
+    await expired.called.wait()
     idle = "state LIKE 'idle in transaction%' AND datname = current_database()"
     assert await db.fetchval(f"SELECT count(*) FROM pg_stat_activity WHERE {idle}") == 0
     await node.sio.emit("e")
-    told.go_on.set()
+    expired.go_on.set()
     assert (await pruning).sessions == 1
 
 
 async def test_case_33_a_node_killed_half_way_another_calls_its_handler(start_with_handler, db):
-    told = Told()
-    told.go_on.clear()
-    first = await start_with_handler(told, "first")
+    expired = Expired()
+    expired.go_on.clear()
+    first = await start_with_handler(expired, "first")
     sid = await leave_behind(first)
     await db.execute(EXPIRE)
     pruning = asyncio.create_task(first.manager.node.pruner.prune())
-    await told.called.wait()
-    second = await start_with_handler(told, "second")
+    await expired.called.wait()
+    second = await start_with_handler(expired, "second")
     await second.manager.node.pruner.prune()
-    assert [call[0] for call in told.calls] == ["first"]  # that one is still at it
+    assert [call[0] for call in expired.calls] == ["first"]  # that one is still at it
     await first.manager.node.listener.close()  # as if killed: its lock is gone
-    told.go_on.set()
+    expired.go_on.set()
     pruning.cancel()
     await asyncio.wait((pruning,))
     await second.manager.node.pruner.prune()
-    assert told.calls == [("first", sid, "/", {}), ("second", sid, "/", {})]
+    assert expired.calls == [("first", sid, "/", {}), ("second", sid, "/", {})]
     assert await rows(db) == 0
 
 
 async def test_case_33_a_session_that_is_being_told_of_cannot_come_back(start_with_handler, db):
-    told = Told()
-    told.go_on.clear()
-    node = await start_with_handler(told, "a")
+    expired = Expired()
+    expired.go_on.clear()
+    node = await start_with_handler(expired, "a")
     async with node.client() as wire:
         await wire.drop()
         await db.execute(EXPIRE)
         pruning = asyncio.create_task(node.manager.node.pruner.prune())
-        await told.called.wait()
+        await expired.called.wait()
         async with node.client(pid=wire.pid) as again:
             assert again.sid != wire.sid
-            told.go_on.set()
+            expired.go_on.set()
             await pruning
 
 
 async def test_case_33_of_a_dead_nodes_sessions_too(start_with_handler, db):
-    told = Told()
-    gone, node = await start_with_handler(told, "gone"), await start_with_handler(told, "a")
+    expired = Expired()
+    gone, node = await start_with_handler(expired, "gone"), await start_with_handler(expired, "a")
     async with gone.client() as wire:
         await gone.sio.save_session(wire.sid, {"v": 1})
         await gone.manager.node.listener.close()
@@ -196,28 +196,28 @@ async def test_case_33_of_a_dead_nodes_sessions_too(start_with_handler, db):
             await node.manager.node.pruner._check_nodes()
             await db.execute(f"UPDATE sio_nodes SET {column} = {column} - interval '125 s'")
         await node.manager.node.pruner.prune()
-        assert told.calls == [("a", wire.sid, "/", {"v": 1})]
+        assert expired.calls == [("a", wire.sid, "/", {"v": 1})]
 
 
 async def test_case_33_a_handler_that_raises_counts_as_called(start_with_handler, db):
-    told = Told()
-    node = await start_with_handler(told, "a")
+    expired = Expired()
+    node = await start_with_handler(expired, "a")
 
     async def broken(sid, namespace, session):
-        told.calls.append(sid)
+        expired.calls.append(sid)
         raise ValueError
 
     node.sio.on_session_expired(broken)
     sids = [await leave_behind(node) for _ in range(3)]
     await db.execute(EXPIRE)
     await node.manager.node.pruner.prune()
-    assert sorted(told.calls) == sorted(sids)
+    assert sorted(expired.calls) == sorted(sids)
     assert await rows(db) == 0
 
 
 async def test_case_33_ended_sessions_are_no_expired_ones(start_with_handler, db):
-    told = Told()
-    node = await start_with_handler(told, "a")
+    expired = Expired()
+    node = await start_with_handler(expired, "a")
     async with node.client() as wire, node.client() as kicked:
         wire.send("1")
         assert await node.sio.disconnect(kicked.sid) is None
@@ -225,4 +225,4 @@ async def test_case_33_ended_sessions_are_no_expired_ones(start_with_handler, db
             while await rows(db):
                 await asyncio.sleep(0.01)
         await node.manager.node.pruner.prune()
-    assert told.calls == []
+    assert expired.calls == []

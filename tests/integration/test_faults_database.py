@@ -28,7 +28,7 @@ async def proxy(pg_dsn) -> AsyncIterator[Proxy]:
 
 
 async def test_case_85_a_peer_that_falls_silent_is_found_and_nothing_is_lost(start_node, proxy, monkeypatch):
-    """No FIN, no RST: only a probe tells."""
+    """There is no FIN and no RST. Only a probe notices."""
     monkeypatch.setattr("sio_pg_adapter.store.listener.PROBE_INTERVAL", 0.5)
     monkeypatch.setattr("sio_pg_adapter.store.listener.PROBE_TIMEOUT", 0.5)
     monkeypatch.setattr("sio_pg_adapter.store.database.QUERY_TIMEOUT", 2.0)
@@ -72,7 +72,7 @@ async def test_case_85_an_emit_into_silence_raises_or_is_in_the_log(start_node, 
 async def test_an_append_whose_answer_never_comes_is_applied_once_the_log_can_be_read(
     start_node, proxy, pg_dsn, db, monkeypatch
 ):
-    """A node does not listen to what it notifies itself, since the answer tells it: without one, it has to look."""
+    """A node ignores its own notifications, since the answer brings the records. Without one it reads the log."""
     monkeypatch.setattr("sio_pg_adapter.store.commits.QUERY_TIMEOUT", 0.5)
     monkeypatch.setattr("sio_pg_adapter.store.database.QUERY_TIMEOUT", 0.5)
     monkeypatch.setattr("sio_pg_adapter.store.commits.GIVE_UP_AFTER", 1.0)

@@ -1,4 +1,4 @@
-"""Start and end: nothing is left open, and what is missing is said with the command that mends it."""
+"""Start and stop: nothing is left open, and an error names the command that fixes it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ BACKENDS = """SELECT count(*) FROM pg_stat_activity WHERE datname = current_data
 
 async def no_backend(db) -> None:
     async with asyncio.timeout(20):
-        while await db.fetchval(BACKENDS):  # a backend ends after its connection: PostgreSQL tells nobody
+        while await db.fetchval(BACKENDS):  # a backend ends after its connection, and PostgreSQL announces it nowhere
             await asyncio.sleep(0.01)
 
 

@@ -121,7 +121,7 @@ async def overlap(dsn: str, reader, write: str, one: tuple) -> tuple[list[int], 
         pid = second.get_server_pid()
         append = asyncio.create_task(second.fetchrow(write, 2, *one))
         blocked = False
-        while not append.done() and not blocked:  # PostgreSQL tells nobody that somebody waits
+        while not append.done() and not blocked:  # PostgreSQL does not announce that an append waits
             blocked = await first.fetchval("SELECT cardinality(pg_blocking_pids($1)) > 0", pid)
         await walk.look()
         early = list(walk.seen)

@@ -505,7 +505,7 @@ def test_each_metric_in_the_dashboards_queries_exists():
 def test_the_page_has_each_metric_with_its_labels_and_no_other():
     page = (ROOT / "docs" / "monitoring.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| `(sio_pg_\w+)` \| (\w+) \| (.*?) \|", page, re.MULTILINE)
-    told = {
+    documented = {
         name: (kind, {label: set(re.findall(r"`(\w+)`", values)) for label, values in labels_of(labels)})
         for name, kind, labels in rows
     }
@@ -520,8 +520,8 @@ def test_the_page_has_each_metric_with_its_labels_and_no_other():
             family.type,
             {label: values - {""} for label, values in labels.items() if label not in ("manager", "le")},
         )
-    assert told == there
-    assert set(re.findall(r"\bsio_pg_(?!adapter)\w+", page)) == told.keys()
+    assert documented == there
+    assert set(re.findall(r"\bsio_pg_(?!adapter)\w+", page)) == documented.keys()
     assert f"the number of series is fixed: {sum(len(one.samples) for one in registry.collect())} for" in page
 
 

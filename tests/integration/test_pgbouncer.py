@@ -1,5 +1,5 @@
-"""Queries through PgBouncer, LISTEN beside it. Servers are handed out in turn, so that nothing of a session lasts
-from one transaction to the next even where a test runs alone."""
+"""Queries go through PgBouncer, and LISTEN does not. PgBouncer hands out its servers in turn, so nothing of a session
+lasts from one transaction to the next, even if a test runs alone."""
 
 from __future__ import annotations
 
@@ -221,7 +221,7 @@ async def test_the_node_goes_on_when_the_pooler_was_restarted(start_node, bounce
 async def test_migrate_and_prune_through_it(bouncer, pg_empty_dsn):
     with bouncer(dsn=pg_empty_dsn, more="min_pool_size = 0\ndefault_pool_size = 2") as dsn:
         command = [sys.executable, "-m", "sio_pg_adapter", "migrate", "--dsn", dsn, "--schema"]
-        for schema in ("a", "b", "c"):  # each a process, as after each deployment: whose names all begin anew
+        for schema in ("a", "b", "c"):  # a process each, as after a deployment: its statement names start over
             await asyncio.to_thread(subprocess.run, [*command, schema], check=True, capture_output=True)
             assert (await prune_once(dsn, schema=schema)).records == 0
         await asyncio.to_thread(migrate.downgrade, dsn, schema="a")

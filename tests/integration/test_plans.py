@@ -20,7 +20,7 @@ PAGES = 1_000
 QUERIES = Queries("public")
 
 LIES = {
-    # What PostgreSQL was told of the tables, and when: "" is never.
+    # When ANALYZE ran. "" is never.
     "never": "",
     "when they were empty": "before",
     "when all that was stored was for the session's room": "meanwhile",
@@ -28,13 +28,13 @@ LIES = {
 }
 
 
-@pytest.fixture(params=LIES, ids=lambda told: told.replace(" ", "-"))
+@pytest.fixture(params=LIES, ids=lambda analyzed: analyzed.replace(" ", "-"))
 async def log(db: asyncpg.Connection, request: pytest.FixtureRequest) -> int:
     """A log in which the session's room "x" is common at first and then silent, but for 20; where that was."""
-    told = LIES[request.param]
+    analyzed = LIES[request.param]
     await db.execute(QUERIES["check_epoch"])  # before there is an offset, so that all are of one epoch
     analyze = "ANALYZE sio_packets, sio_packet_rooms, sio_sessions, sio_rooms"
-    if told == "before":
+    if analyzed == "before":
         await db.execute(analyze)
     fill = """
         INSERT INTO sio_packets_0 ("offset", kind, namespace, room, rooms, body)
@@ -42,7 +42,7 @@ async def log(db: asyncpg.Connection, request: pytest.FixtureRequest) -> int:
                CASE WHEN i % 10 = 0 THEN ARRAY[$1, 'second'] END, '["n",' || repeat('x', 100) || ']'
         FROM generate_series(1, $2::integer) i"""
     await db.execute(fill, "x", OTHERS // 2)
-    if told == "meanwhile":
+    if analyzed == "meanwhile":
         await db.execute(analyze)
     start = await db.fetchval('SELECT max("offset") FROM sio_packets')
     for i in range(20):
@@ -52,7 +52,7 @@ async def log(db: asyncpg.Connection, request: pytest.FixtureRequest) -> int:
         "INSERT INTO sio_packet_rooms_0"
         " SELECT namespace, 'second', \"offset\" FROM sio_packets WHERE rooms IS NOT NULL"
     )
-    if told == "after":
+    if analyzed == "after":
         await db.execute(analyze)
     return int(start)
 

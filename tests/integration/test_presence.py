@@ -1,4 +1,4 @@
-"""Who holds a session: presence by an advisory lock, takeovers, what comes back, and what is told to go."""
+"""The holders of sessions: presence by an advisory lock, takeovers, and what happens when a node returns."""
 
 from __future__ import annotations
 
@@ -247,17 +247,17 @@ async def test_a_late_disconnect_handler_of_a_node_that_came_back_overwrites_not
 async def test_a_handler_that_saves_while_two_claims_wait_for_it_is_heard(start_node):
     """The second claim came before the first had settled: what the one and only holder saves still counts."""
     a, b = await start_node(), await start_node()
-    told, go_on = asyncio.Event(), asyncio.Event()
+    called, go_on = asyncio.Event(), asyncio.Event()
 
     @a.sio.event
     async def disconnect(sid, reason):
-        told.set()
+        called.set()
         await go_on.wait()
         await a.sio.save_session(sid, {"v": "of the handler"})
 
     async with a.client() as wire, AsgiClient(b.sio) as first, AsgiClient(b.sio) as second:
         first.send(f'0{{"pid":"{wire.pid}"}}')
-        await told.wait()
+        await called.wait()
         second.send(f'0{{"pid":"{wire.pid}"}}')
         assert await first.rest() == []
         go_on.set()
@@ -299,16 +299,16 @@ async def test_one_pid_presented_many_times_at_once_is_held_by_the_last(start_no
 # -- ends while a claim is under way -----------------------------------------------------------------------------
 async def test_case_111_a_kick_while_a_claim_waits_for_the_former_holder(start_node, db):
     a, b = await start_node(), await start_node()
-    told, go_on = asyncio.Event(), asyncio.Event()
+    called, go_on = asyncio.Event(), asyncio.Event()
 
     @a.sio.event
     async def disconnect(sid, reason):
-        told.set()
+        called.set()
         await go_on.wait()
 
     async with a.client() as wire, AsgiClient(b.sio) as again:
         again.send(f'0{{"pid":"{wire.pid}"}}')
-        await told.wait()
+        await called.wait()
         await b.sio.disconnect(wire.sid)
         go_on.set()
         assert await again.recv() == "1"  # DISCONNECT, and no CONNECT before it

@@ -36,7 +36,7 @@ async def floor(db) -> int:
 async def test_a_pass_with_nothing_to_do_writes_nothing(pg_dsn, store, db):
     await store.emit()
     await store.open()
-    await store.manager.aclose()  # a backend tells its counts at the latest when it ends
+    await store.manager.aclose()  # a backend reports its counts when it ends, at the latest
     written = "SELECT sum(n_tup_ins + n_tup_upd + n_tup_del) FROM pg_stat_user_tables"
     before = await db.fetchval(written)
     assert await prune_once(pg_dsn) == Pruned()

@@ -1,4 +1,4 @@
-"""What does not recover: told by a new session, with nothing of an old one."""
+"""Sessions that do not recover: the client gets a new session, with nothing of an old one."""
 
 from __future__ import annotations
 

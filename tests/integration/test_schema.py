@@ -318,7 +318,7 @@ def test_every_revision_says_its_number(pg_empty_dsn, connect, later):
         assert inspect(connection).get_table_names() == []
 
 
-# -- the first: beside the application's own history ------------------------------------------------------------
+# -- the first: next to the application's own revisions ------------------------------------------------------------
 def test_beside_sio_pg_migrate_the_applications_autogenerate_is_silent(tmp_path, pg_dsn):
     project = Project(tmp_path, pg_dsn, branch=False)
     project("upgrade", "head")

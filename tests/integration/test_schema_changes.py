@@ -51,7 +51,7 @@ async def test_case_91_a_node_starts_where_the_tables_serve_it(
             await start_node()
 
 
-# -- a later revision beside running servers -----------------------------------------------------------------
+# -- a later revision while servers run -----------------------------------------------------------------
 @contextlib.contextmanager
 def package_of(monkeypatch, version):
     with monkeypatch.context() as patch:

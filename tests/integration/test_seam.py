@@ -15,7 +15,7 @@ from support.waiting import until
 
 
 class Deaf:
-    """Holds back what a node's listener tells its cursor, until `hear`."""
+    """Hold back the rings of a node's listener for its cursor, until `hear`."""
 
     def __init__(self, node) -> None:
         self._cursor = node.manager.node.cursor

@@ -133,7 +133,7 @@ async def test_a_transaction_that_began_before_the_switch_appends_behind_it(pg_d
 
 
 async def test_a_reader_that_stays_keeps_the_segment_and_nobody_waits(pg_dsn, store, db):
-    """A pg_dump, say: readers and appends beside it are not queued up behind a lock that cannot be had."""
+    """A pg_dump, for example. Other readers and appends do not queue behind a lock that cannot be granted."""
     await turned(db)
     other = await asyncpg.connect(pg_dsn)
     try:

@@ -25,7 +25,7 @@ class Traces:
     def of(self, name):
         return [span for span in self._exporter.get_finished_spans() if span.name == f"sio_pg.{name}"]
 
-    def told(self) -> str:
+    def text(self) -> str:
         return " ".join(span.to_json() for span in self._exporter.get_finished_spans())
 
     def clear(self):
@@ -56,8 +56,8 @@ async def test_an_emit_is_appended_here_and_delivered_on_each_node(start_node, t
         assert one.attributes["sio_pg.recipients"] == 1 and all_.attributes["sio_pg.recipients"] == 2
         assert one.attributes["sio_pg.namespace"] == "/"
         assert all_.attributes["sio_pg.offset"] == b.manager.node.cursor.offset
-        told = traces.told() + both.told()
-        assert not any(word in told for word in ("secret", wire.sid, wire.pid, other.sid))
+        exported = traces.text() + both.text()
+        assert not any(word in exported for word in ("secret", wire.sid, wire.pid, other.sid))
 
 
 async def test_emits_in_one_batch_are_one_span_and_moves_are_not_delivered(start_node, traces):
@@ -73,7 +73,7 @@ async def test_emits_in_one_batch_are_one_span_and_moves_are_not_delivered(start
 
 
 async def test_append_and_deliver_are_roots_even_where_a_span_started_the_manager(start_node, pg_dsn, traces):
-    """The writer's task has the context of whoever came first: its trace would go on for ever."""
+    """The writer's task has the context of the first caller. The trace of that caller would never end."""
     node = await start_node()
     trace(node.manager, traces.provider)
     await node.manager.aclose()
@@ -115,7 +115,7 @@ async def test_a_recovery_is_a_span_with_its_verdict_within_the_requests_trace(s
             "sio_pg.reason": "unknown_session",
         }
         assert handler.parent is None  # it is a first connect
-        assert wire.pid not in traces.told()
+        assert wire.pid not in traces.text()
 
 
 async def test_a_recovery_whose_session_ends_meanwhile_is_no_error(start_node, traces):
@@ -154,7 +154,7 @@ async def test_an_append_that_fails_is_an_error_by_its_name_alone(start_node, tr
         await node.sio.emit("e")
     [span] = traces.of("append")
     assert (span.status.status_code, span.status.description) == (StatusCode.ERROR, "DataError")
-    assert "secret" not in traces.told()
+    assert "secret" not in traces.text()
 
 
 async def test_a_record_that_cannot_be_applied_is_an_error_by_its_name_alone(
@@ -171,7 +171,7 @@ async def test_a_record_that_cannot_be_applied_is_an_error_by_its_name_alone(
     await node.sio.emit("e")
     [span] = traces.of("deliver")
     assert (span.status.status_code, span.status.description) == (StatusCode.ERROR, "RuntimeError")
-    assert "secret" not in traces.told()
+    assert "secret" not in traces.text()
 
 
 async def test_a_recovery_that_breaks_is_an_error(start_node, traces, monkeypatch):

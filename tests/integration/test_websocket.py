@@ -341,7 +341,7 @@ async def test_a_socket_that_was_hung_up_is_forgotten_though_its_handler_takes_l
     assert (await raw.frame())[1] == b"6"  # NOOP
     raw.writer.transport.abort()
     await until(lambda: client.connection.wire is None)  # its websocket has ended
-    await asyncio.sleep(0.1)  # and what runs it returns, of which nothing tells
+    await asyncio.sleep(0.1)  # and its task returns, which nothing announces
     going_on.set()
     await hanging
     assert client.connection.socket.closed and not node.sio.eio.sockets

@@ -76,7 +76,7 @@ class AsgiClient:
 
     # -- the connection ---------------------------------------------------------------------------------
     def cut(self) -> None:
-        """The transport is gone; the server is told with its next step."""
+        """Lose the transport. The server notices at its next step."""
         self._flowing.set()
         self._in.put_nowait({"type": "websocket.disconnect", "code": 1006})
 

@@ -204,7 +204,7 @@ class Chaos:
             await asyncio.wait_for(self._stop.wait(), self.random.uniform(low, high))
 
     async def _control(self, op: str, **options: Any) -> bool:
-        """On any node; false where that, or the database, is away: then the log tells whether it was done."""
+        """Run an operation on any node. False if node or database is away. The log shows whether it was done."""
         try:
             await self.random.choice(self.nodes).control(op, **options)
         except (ControlError, NodeError, ConnectionError, asyncio.IncompleteReadError) as e:

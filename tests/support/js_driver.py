@@ -97,10 +97,10 @@ class JSClient:
         await self.wait_for("disconnect", reason="io client disconnect")
 
     async def cut(self, how: str = "drop") -> str:
-        """Lose the connection; the client then comes back by itself. Returns the client's reason.
+        """Lose the connection and return the client's reason. The client then comes back by itself.
 
         drop: `engine.close()`. abort: the TCP connection is reset. silence: the old connection
-        stays open and answers nothing, a new one is made beside it.
+        stays open and answers nothing, and the client opens a new one.
         """
         await self.do(how)
         return str((await self.wait_for("disconnect"))["reason"])

@@ -191,7 +191,7 @@ class ControlledNode:
         await self.sio.disconnect(sid, namespace=namespace)
 
     async def op_hang_up(self, sid: str, namespace: str = "/") -> None:
-        """Close a connection as the server does it to a client that shall come back."""
+        """Close a connection as the server does if the client is to come back."""
         await hang_up(self.sio, self.sio.manager.eio_sid_from_sid(sid, namespace))
 
     async def op_save_session(self, sid: str, session: Any, namespace: str = "/") -> None:

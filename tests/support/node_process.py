@@ -52,7 +52,7 @@ class NodeProcess:
         return f"http://127.0.0.1:{self.port}"
 
     def spawn(self) -> Self:
-        """Start without waiting: several nodes start beside each other."""
+        """Start without waiting, so that several nodes start at the same time."""
         self._process = subprocess.Popen(
             [sys.executable, "-m", "support.node_program", json.dumps(self.config)],
             stdin=subprocess.PIPE,
@@ -82,7 +82,7 @@ class NodeProcess:
         try:
             self._stderr.seek(0)
             return self._stderr.read().decode(errors="replace")
-        except ValueError:  # closed by whoever ended the node, perhaps in another thread and just now
+        except ValueError:  # the node was ended, maybe in another thread a moment ago
             return ""
 
     @property

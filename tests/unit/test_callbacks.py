@@ -12,6 +12,7 @@ from sio_pg_adapter.cluster.callbacks import Callbacks
 from sio_pg_adapter.cluster.messages import Answer, Event, Messages, Question, decode, encode, fields_of
 from sio_pg_adapter.errors import StoreUnavailable
 from sio_pg_adapter.local.cursor import Cursor
+from sio_pg_adapter.log.payload import unpack
 from sio_pg_adapter.log.records import Outgoing
 from sio_pg_adapter.store.reader import LogReader
 from sio_pg_adapter.tasks import Tasks
@@ -142,7 +143,9 @@ async def test_binary_is_carried_in_a_question_and_in_its_answer(node):
     await node.turn()
     assert len(node.postgres.arguments_of("attach")) == 1
 
-    await node.callbacks.ask(event("x"), node.called, only_here=True)
+    await node.callbacks.ask(Outgoing("/", ("x",), (), outgoing.body, (b"asked",)), node.called, only_here=False)
+    _, (_, (data,), _) = node.postgres.arguments_of("attach")
+    assert list(unpack(data))[1:] == [b"asked"]
     (number,) = node.callbacks._pending
     node.callbacks._answered(Answer(number, '[{"_placeholder":true,"num":0}]'), (b"answered",))
     await node.turn()

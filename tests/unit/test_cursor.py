@@ -145,7 +145,7 @@ async def test_what_is_heard_while_a_range_is_read_is_applied_after_it_and_not_r
     walk.offer(101, 102, [record(102)])
     walk.offer(102, 104, [record(103), record(104)])
     waiting = asyncio.create_task(walk.passed(104, 5))
-    await asyncio.sleep(0)  # it waits, and has not to ring: it is told of
+    await asyncio.sleep(0)  # it waits, and need not ring: the append is announced
     walk.log.gate.set()
     assert await waiting
     assert walk.applied == [101, 102, 103, 104] and walk.log.reads == 1
@@ -260,13 +260,13 @@ async def test_retention_up_to_the_cursor_is_none(walk):
 
 
 async def test_who_waits_for_an_offset_is_called_in_order_and_once(walk):
-    told = []
+    called = []
     for offset in (103, 101, 102, 101):
-        walk.when(offset, lambda o=offset: told.append((o, walk.offset)))
-    walk.when(100, lambda: told.append((100, walk.offset)))
+        walk.when(offset, lambda o=offset: called.append((o, walk.offset)))
+    walk.when(100, lambda: called.append((100, walk.offset)))
     walk.offer(100, 102, [record(101), record(102)])
     walk.offer(102, 103, [record(103)])
-    assert told == [(100, 100), (101, 102), (101, 102), (102, 102), (103, 103)]
+    assert called == [(100, 100), (101, 102), (101, 102), (102, 102), (103, 103)]
 
 
 async def test_an_offset_that_does_not_come_is_waited_for_no_longer_than_said(walk):

@@ -47,7 +47,7 @@ class WritingNode(Local):
     def __init__(self, postgres: Postgres) -> None:
         super().__init__()
         self.postgres = postgres
-        postgres.answers |= {"head": [[7]], "write": {"prev": 7, "offsets": [8], "results": None}}
+        postgres.answers |= {"head": [[7]], "write": {"prev": 7, "offsets": [8], "results": None, "server": None}}
         self.cursor = Cursor(LogReader(postgres.database, self.epochs))
         self.writer = LogWriter(postgres.database, self.cursor.offer, self.cursor.ring, "node", self.counters)
         self.moves = Moves(self.clients, self.rooms, self.cursor, Appender(self.writer, self.cursor, follows=True))

@@ -1,4 +1,4 @@
-"""A moment of the loop is over for whoever has waited, for whatever."""
+"""A tick of the loop is over for every task that has waited, whatever it waited for."""
 
 from __future__ import annotations
 

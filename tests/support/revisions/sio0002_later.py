@@ -1,4 +1,4 @@
-"""A later revision, which no package has. It shows how one is written, and what may run beside it.
+"""A later revision, which no package has. It shows how to write one, and what may run at the same time.
 
 Revision ID: sio0002
 Revises: sio0001
