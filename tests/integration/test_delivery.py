@@ -78,13 +78,13 @@ async def test_a_backend_is_taken_for_its_own_only_while_it_writes(start_node, d
 
 
 async def test_what_another_transaction_of_the_writers_backend_notifies_is_heard(start_node, pg_dsn):
-    """A pool of the application's: what it emits in SQL may come from the backend that wrote for the node before."""
-    async with asyncpg.create_pool(pg_dsn, min_size=3, max_size=3) as pool:
+    """In an application's pool, SQL that emits may run on the backend that wrote for the node before."""
+    async with asyncpg.create_pool(pg_dsn, min_size=4, max_size=4) as pool:
         node = await start_node(dsn=None, manager={"pool": pool})
         async with node.client() as wire:
             await node.sio.emit("e", 1)
             backend = node.manager.node.writer._commits._backend[0]
-            await node.manager.database.writer.drop()
+            await node.manager.database.writer.give_back()
             async with pool.acquire() as connection:
                 assert await connection.fetchval("SELECT pg_backend_pid()") == backend
                 await connection.execute("SELECT sio_emit('e', '2')")

@@ -87,7 +87,7 @@ class AsgiClient:
             await asyncio.wait_for(asyncio.shield(self._task), TIMEOUT)
 
     def stall(self) -> None:
-        """From here on the client takes nothing more."""
+        """Take nothing more from here on."""
         self._flowing.clear()
 
     def flow(self) -> None:
@@ -128,7 +128,7 @@ class AsgiClient:
             self.offset = json.loads(packet[packet.index("[") :])[-1]
 
     def waiting(self) -> list[str | bytes]:
-        """What has come and was not read yet."""
+        """Return the frames that have come and were not read yet."""
         frames = []
         while not self._out.empty():
             frame = self._out.get_nowait()
@@ -137,7 +137,7 @@ class AsgiClient:
         return frames
 
     async def connect(self, namespace: str = "/", **auth: Any) -> tuple[str, str | None]:
-        """CONNECT; the answer must be next.
+        """Send CONNECT. The answer must be the next frame.
 
         :returns: sid and pid.
         """
@@ -157,14 +157,14 @@ class AsgiClient:
         return data
 
     async def events_until(self, name: str, namespace: str = "/") -> list[list[Any]]:
-        """All stored events before the one of that name, which is read, too."""
+        """Return all stored events before the named one, which is read, too."""
         events: list[list[Any]] = []
         while (one := await self.event(namespace))[0] != name:
             events.append(one)
         return events
 
     async def rest(self) -> list[str | bytes]:
-        """All frames up to the server's closing."""
+        """Return all frames until the server closes the connection."""
         frames: list[str | bytes] = []
         try:
             while True:

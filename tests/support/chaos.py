@@ -1,4 +1,4 @@
-"""``Chaos``: everything at once, and a model that knows what each client must receive.
+"""``Chaos``: all faults at once, and a model of what each client must receive.
 
 Clients, nodes and PostgreSQL are disturbed at random while events of every kind are emitted. The model is the log
 itself. An emit that raised may be in it or not, and each record was due to the members of its rooms at its offset.
@@ -46,7 +46,7 @@ def number(offset: str) -> int:
 
 @dataclass
 class Life:
-    """What a client saw of one session."""
+    """The events that a client saw in one session."""
 
     sid: str
     pid: str
@@ -242,7 +242,7 @@ class Chaos:
             await self._pause(0, 0.05)
 
     async def _disturb(self) -> None:
-        """Clients come and go, and change rooms."""
+        """Let clients come, go and change rooms."""
         while not self._stop.is_set():
             one = self.random.choice(self.clients)
             what = self.random.choices(
@@ -280,7 +280,7 @@ class Chaos:
             await one.client.do(how)
 
     async def _break(self) -> None:
-        """Nodes and PostgreSQL."""
+        """Kill and restart nodes and PostgreSQL."""
         while not self._stop.is_set():
             await self._pause(1, 3)
             if self._stop.is_set():

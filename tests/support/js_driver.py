@@ -29,7 +29,7 @@ class DriverError(AssertionError):
 
 
 class JSClient:
-    """One socket. What happened to it waits in `inbox`, in order, until a test takes it."""
+    """One socket. Its messages wait in `inbox`, in order, until a test takes them."""
 
     def __init__(self, driver: JSDriver, name: str) -> None:
         self.name = name
@@ -43,7 +43,7 @@ class JSClient:
             self._news.notify_all()
 
     async def take(self, wanted: Callable[[Message], bool], what: str, timeout: float = TIMEOUT) -> Message:
-        """Remove and return the first message that is wanted; the others stay."""
+        """Remove and return the first message that is wanted. The others stay."""
         try:
             async with asyncio.timeout(timeout), self._news:
                 while True:
@@ -106,7 +106,7 @@ class JSClient:
         return str((await self.wait_for("disconnect"))["reason"])
 
     async def rejoin(self, how: str = "drop", url: str | None = None) -> Message:
-        """Cut and await the return, to another node where an address is given."""
+        """Lose the connection and wait for the return, to another node if an address is given."""
         if url:
             await self.move_to(url)
         await self.cut(how)
@@ -138,7 +138,7 @@ class JSClient:
         return dict(await self.do("get-state"))
 
     async def stats(self, **expected: int) -> Message:
-        """Counting mode: received, duplicated, inverted, missing, against what emitters sent."""
+        """Compare the counted events with those sent: received, duplicated, inverted, missing."""
         return dict(await self.do("stats", expected=expected))
 
     async def same_order_as(self, other: JSClient) -> Message:
@@ -242,7 +242,7 @@ class JSDriver:
         return client
 
     async def connect(self, url: str = "", **options: Any) -> JSClient:
-        """Make a client and connect it; its `connect` message is taken."""
+        """Make a client, connect it, and take its `connect` message."""
         client = await self.create(url, **options)
         await client.connect()
         return client

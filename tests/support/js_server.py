@@ -69,16 +69,16 @@ class JSServer:
         await self._command("emit", event=event, args=pack(list(args)), **options)
 
     async def ask(self, event: str, *args: Any, **options: Any) -> list[Any]:
-        """What the clients answer."""
+        """Return the answers of the clients."""
         answers: list[Any] = await self._command("ask", event=event, args=pack(list(args)), **options)
         return answers
 
     async def cut(self) -> None:
-        """Close all connections as a network would: clients come back."""
+        """Close all connections as a network fault does. The clients come back."""
         await self._command("cut")
 
     async def disconnect(self, namespace: str = "/") -> None:
-        """Disconnect all clients for good: sessions end."""
+        """Disconnect all clients and end their sessions."""
         await self._command("disconnect", namespace=namespace)
 
     async def noted(self, count: int = 1, **like: Any) -> list[dict[str, Any]]:

@@ -37,7 +37,7 @@ class Socket:
 
 
 class Ended:
-    """Notes what the delivery asks it to end."""
+    """A record of the connections that the delivery wants ended."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[Any, ...]] = []
@@ -104,7 +104,7 @@ class Local:
         sent: int = 0,
         recoverable: bool = False,
     ) -> Client:
-        """Add a client in a state, with rooms that it entered at the offset it was sent."""
+        """Add a client in a state. It entered its rooms at the offset ``sent``."""
         client = client_of(sid, namespace, sent=sent)
         for room in rooms:
             client.memberships.enter(room, sent)

@@ -29,11 +29,11 @@ class Newcomer:
         }
 
     def here(self, text: str) -> str:
-        """Of this test, instead of everybody's port 8000."""
+        """Return the text with this test's own port in place of 8000."""
         return text.replace("127.0.0.1:8000", f"127.0.0.1:{self.port}")
 
     def write(self, name: str, path: str = "README.md") -> None:
-        """Copy a file out of a document: the block whose first line names it."""
+        """Copy a file out of a document, from the block whose first line names it."""
         language, first = ("html", f"<!-- {name} -->\n") if name.endswith(".html") else ("python", f"# {name}\n")
         (self.at / name).write_text(self.here(block(language, first, path)), encoding="utf-8")
 

@@ -207,7 +207,7 @@ class ControlledNode:
         return sorted(await self.sio.fetch_rooms(sid, namespace=namespace))
 
     async def op_participants(self, room: str | None = None, namespace: str = "/") -> list[str]:
-        """Who a broadcast of this node reaches here."""
+        """Return the clients of this node that a broadcast reaches."""
         return sorted(sid for sid, _ in self.sio.manager.get_participants(namespace, room))
 
     async def op_server_count(self) -> int:
@@ -282,7 +282,7 @@ class ControlledNode:
         return await task
 
     async def op_stop_all(self) -> None:
-        """Back to how a node starts, for the next test."""
+        """Restore the state of a node that has just started, for the next test."""
         for name in list(self._emitters):
             await self.op_stop_emitter(name)
         self._scripts.clear()
@@ -308,7 +308,7 @@ class ControlledNode:
                 await self._logged.wait()
 
     async def op_errors(self) -> list[str]:
-        """What was logged as an error since the last look."""
+        """Return the errors that were logged since the last call."""
         found, self.errors[:] = list(self.errors), []
         return found
 

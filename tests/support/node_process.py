@@ -90,15 +90,15 @@ class NodeProcess:
         return self._process is not None and self._process.poll() is None
 
     def kill(self) -> None:
-        """SIGKILL: nothing is said to clients or database."""
+        """Send SIGKILL. Neither clients nor the database get a goodbye."""
         self._end(signal.SIGKILL)
 
     def terminate(self) -> str:
-        """SIGTERM, as a deployment does; returns stderr once the process has ended."""
+        """Send SIGTERM, as a deployment does. Return stderr once the process has ended."""
         return self._end(signal.SIGTERM)
 
     def pause(self) -> None:
-        """SIGSTOP: alive, and deaf."""
+        """Send SIGSTOP. The process lives and does not answer."""
         assert self._process
         self._process.send_signal(signal.SIGSTOP)
 
