@@ -198,7 +198,7 @@ def test_a_node_starts_again_in_another_event_loop(nodes):
 
 
 async def test_a_start_that_waits_for_a_stop_is_not_joined_by_a_second_one(nodes):
-    """The lock outlives the stop: whoever waits for it and whoever comes later wait for the same one."""
+    """The lock outlives the stop. All callers wait for the same one, those that come later included."""
     life = Lifecycle(nodes)
     await life.start()
     stopping = asyncio.create_task(life.stop())
