@@ -165,7 +165,7 @@ class AsyncServer(ClientMethods, ClusterMethods, socketio.AsyncServer):
             if inspect.isawaitable(result):
                 await result
         except Exception:  # the application's handler failed, which counts as a call
-            logger.exception("the handler of expired sessions failed")
+            logger.exception("the handler of expired sessions failed: %s [%s]", sid, namespace)
 
     def instrument(
         self,
