@@ -10,6 +10,7 @@ from .errors import (
     NotSerializable,
     PayloadTooLarge,
     SchemaMismatch,
+    SessionConflict,
     SioPgError,
     StoreUnavailable,
 )
@@ -35,6 +36,7 @@ __all__ = [
     "PayloadTooLarge",
     "RemoteSocket",
     "SchemaMismatch",
+    "SessionConflict",
     "SioPgError",
     "StoreUnavailable",
     "emit",

@@ -7,6 +7,7 @@
     ├── NotSerializable        a value or a name cannot be stored as it is
     ├── PayloadTooLarge        an event is larger than the log accepts
     ├── SchemaMismatch         the database is not migrated, or its tables are of an incompatible version
+    ├── SessionConflict        a session was changed elsewhere while it was being changed here
     └── StoreUnavailable       the database cannot be reached, or it did not answer
 
 Most are raised before anything is stored or sent. There are three exceptions. :class:`StoreUnavailable` says whether
@@ -82,6 +83,10 @@ class PayloadTooLarge(SioPgError, ValueError):  # noqa: N818 - the name is part 
 
 class SchemaMismatch(SioPgError):  # noqa: N818 - the name is part of the public face
     """The tables are missing, or they are of another version. The message names the command to run."""
+
+
+class SessionConflict(SioPgError):  # noqa: N818 - the name is part of the public face
+    """A session was changed elsewhere while a ``sio.session(sid)`` block was changing it. Nothing was saved."""
 
 
 _OUTCOMES = {True: " (may be stored)", False: " (nothing was stored)", None: ""}

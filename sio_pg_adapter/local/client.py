@@ -132,6 +132,11 @@ class Client:
         return sid
 
     @property
+    def label(self) -> str:
+        """Its sid and namespace, for log lines. Its ``repr`` has what it presented, which is secret."""
+        return f"{self.sid} [{self.namespace}]"
+
+    @property
     def connected(self) -> bool:
         return self.state in (State.REPLAYING, State.LIVE)
 

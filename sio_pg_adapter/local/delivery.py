@@ -88,7 +88,9 @@ class Delivery:
             try:
                 client.send_event(record.offset, frames)
             except Exception:  # a connection that breaks must not keep the event from the others
-                logger.exception("an event could not be sent: the client is disconnected, and recovers from the log")
+                logger.exception(
+                    "an event could not be sent: %s is disconnected, and recovers from the log", client.label
+                )
                 slow.append(client)
             sent += 1
         self._counters.stored += sent

@@ -28,7 +28,7 @@ class Rooms:
     def enter(self, client: Client, room: str) -> None:
         """Enter a live client in a room, unless that is another client's own."""
         if room != client.sid and self.is_sid_room(client.namespace, room):
-            logger.warning("%s [%s] cannot enter the room of another client's sid", client.sid, client.namespace)
+            logger.warning("%s cannot enter the room of another client's sid", client.label)
         else:
             self._table.basic_enter_room(client.sid, client.namespace, room, eio_sid=client.eio_sid)
 

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 import socketio
 
-from sio_pg_adapter.errors import ConfigurationError
+from sio_pg_adapter.errors import ConfigurationError, SessionConflict
 from sio_pg_adapter.local.client import Client, State
 from sio_pg_adapter.local.handling import handled
+from sio_pg_adapter.local.session_locks import SessionLocks
 from sio_pg_adapter.log.names import first_named, namespace_name, text_name
 from sio_pg_adapter.manager import AsyncPostgresManager
 from sio_pg_adapter.options import is_seconds
@@ -24,6 +29,7 @@ class ClientMethods(socketio.AsyncServer):
     """
 
     manager: AsyncPostgresManager
+    _session_locks: SessionLocks
 
     async def call(
         self,
@@ -110,16 +116,44 @@ class ClientMethods(socketio.AsyncServer):
 
         :raises KeyError: if there is none.
         """
-        sid, namespace = text_name(sid, "sid"), namespace_name(namespace)
+        session, _ = await self._load(text_name(sid, "sid"), namespace_name(namespace))
+        return session
+
+    def session(self, sid: str, namespace: str | None = None) -> AbstractAsyncContextManager[Any]:
+        """Return a context manager with the user session of a client, which saves the changes that its block makes.
+
+        The blocks of one sid run one after another on a node, so a block is no place to wait for the client. If
+        another node, :meth:`save_session` or a block inside of the block changes the session meanwhile, nothing is
+        saved.
+
+        :raises SessionConflict: at the end of the block, if the session was changed elsewhere.
+        :raises NotSerializable: at the end of the block, as :meth:`save_session`.
+        :raises KeyError: at its start, if there is no such client.
+        """
+        return self._session(text_name(sid, "sid"), namespace_name(namespace))
+
+    @contextlib.asynccontextmanager
+    async def _session(self, sid: str, namespace: str) -> AsyncIterator[Any]:
+        async with self._session_locks.holding(namespace, sid):
+            session, stored = await self._load(sid, namespace)
+            before = None if stored is None else encode_session(session)
+            try:
+                yield session
+            finally:
+                if stored is None or encode_session(session) != before:
+                    await self._save(sid, session, namespace, expected=stored)
+
+    async def _load(self, sid: str, namespace: str) -> tuple[Any, str | None]:
+        """Return a user session, and its text in the store if it is there."""
         client = self.manager.clients.addressed(sid, namespace)
         if client is not None and (client.held is None or client.ended):
-            return client.data
-        data = await (await self.manager.started()).sessions.data(namespace, sid)
-        if data is None:
-            if client is not None:
-                return client.data
+            return client.data, None
+        text = await (await self.manager.started()).sessions.text(namespace, sid)
+        if text is not None:
+            return json.loads(text), text
+        if client is None:
             raise KeyError(f"no session {sid!r} in namespace {namespace!r}")
-        return data
+        return client.data, None
 
     async def save_session(self, sid: str, session: Any, namespace: str | None = None) -> None:
         """Store the user session of a client of any node, or of one that is away. It is stored on return.
@@ -128,7 +162,9 @@ class ClientMethods(socketio.AsyncServer):
                                  recoverable session take any object, as in python-socketio.
         :raises KeyError: if there is no such client.
         """
-        sid, namespace = text_name(sid, "sid"), namespace_name(namespace)
+        await self._save(text_name(sid, "sid"), session, namespace_name(namespace))
+
+    async def _save(self, sid: str, session: Any, namespace: str, *, expected: str | None = None) -> None:
         client = self.manager.clients.addressed(sid, namespace)
         if client is not None:
             await client.opened_or_failed()
@@ -139,8 +175,14 @@ class ClientMethods(socketio.AsyncServer):
         if client is not None and (client.held is None or client.ended):
             client.save(session)
             return
-        node = await self.manager.started()
-        saved = await node.sessions.save(namespace, sid, data, None if client is None else client.held)
+        sessions = (await self.manager.started()).sessions
+        held = None if client is None else client.held
+        saved = await sessions.save(namespace, sid, data, held, expected=expected)
+        if not saved and expected is not None and await sessions.text(namespace, sid) is not None:
+            raise SessionConflict(
+                f"the session of {sid} [{namespace}] was changed elsewhere in the meantime, and nothing was saved. "
+                "Enter it again, and repeat the change."
+            )
         if client is not None:
             client.save(session)
         elif not saved:

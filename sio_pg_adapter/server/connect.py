@@ -95,6 +95,7 @@ class Connect:
         self._namespace = namespace
         self._presented = presented
         self._identity: str | None = None
+        self._asking = ""  # which function of the application runs
 
     async def refuse(self) -> None:
         """Answer with CONNECT_ERROR, as python-socketio does."""
@@ -125,14 +126,19 @@ class Connect:
         except asyncio.CancelledError:
             self._end_apart(client)
             raise
-        except SioPgError as e:
-            logger.warning("a connection is closed, and its client comes back: %s", e)
+        except Exception as e:  # noqa: BLE001 - logged. The application neither accepted nor refused
+            self._log_failure(client, e)
             self._host.counters.broken += 1
             self._end_apart(client)
-        except Exception:  # the application neither accepted nor refused
-            logger.exception("a connection is closed, and its client comes back")
-            self._host.counters.broken += 1
-            self._end_apart(client)
+
+    def _log_failure(self, client: Client | None, error: Exception) -> None:
+        """Log why a connect broke. A database that does not answer needs no traceback, and a handler's fault does."""
+        who = f"{self._eio_sid} [{self._namespace}]" if client is None else client.label
+        where = f"{who}, in {self._asking}" if self._asking else who
+        if isinstance(error, StoreUnavailable) or (isinstance(error, SioPgError) and not self._asking):
+            logger.warning("a connection is closed, and its client comes back: %s: %s", where, error)
+        else:
+            logger.error("a connection is closed, and its client comes back: %s", where, exc_info=error)
 
     def _repeats(self, former: Client) -> bool:
         """Whether the packet was sent before the first CONNECT was answered. Then that answer is its answer, too.
@@ -151,7 +157,7 @@ class Connect:
             return
         presented = await self._read_auth()
         if presented.rejected:
-            logger.warning("a session is not recovered: %s", presented.rejected)
+            logger.warning("a session is not recovered: %s: %s", client.label, presented.rejected)
             self._node.counters.fresh[presented.rejected] += 1
         if recovery.accepts is not None and not recovery.accepts(self._environ(), presented.auth):
             await self._first(client, presented.auth, pid=None)
@@ -251,7 +257,7 @@ class Connect:
         node.counters.decided(decision)
         if session is None or isinstance(decision, Fresh):
             if isinstance(decision, Fresh):
-                logger.info("a client gets a new session: %s", decision.reason)
+                logger.info("a client gets a new session: %s: %s", client.label, decision.reason)
             if session is not None:  # it cannot be recovered exactly, so its time is up
                 await node.sessions.release(Held(session.id, session.generation), seconds=0.0)
             return None
@@ -355,9 +361,12 @@ class Connect:
             try:
                 if not (client.recovered and recovery is not None and recovery.skip_middlewares):
                     for middleware in host.middlewares.get(client.namespace, ()):
+                        self._asking = f"the middleware {getattr(middleware, '__qualname__', middleware)}"
                         await middleware(client.sid, environ, auth)
                 args = (auth,) if host.takes_auth(client.namespace) else ()
+                self._asking = "the connect handler"
                 accepted = await host.trigger("connect", client.namespace, client.sid, environ, *args)
+                self._asking = ""
             except exceptions.ConnectionRefusedError as e:
                 return dict(e.error_args)
             except ConnectionRefusedError:
@@ -432,11 +441,11 @@ class Connect:
         except Lost:
             await self._leave(client)
         except SioPgError as e:
-            logger.warning("a replay broke, and its client comes back: %s", e)
+            logger.warning("a replay broke, and its client comes back: %s: %s", client.label, e)
             self._node.counters.broken += 1
             await hang_up(self._host, self._eio_sid)
         except Exception:
-            logger.exception("a replay broke, and its client comes back")
+            logger.exception("a replay broke, and its client comes back: %s", client.label)
             self._node.counters.broken += 1
             await hang_up(self._host, self._eio_sid)
 
@@ -479,7 +488,7 @@ class Connect:
         if page is None:
             raise Lost
         if page.lost:
-            logger.warning("what a client missed was deleted before it could be sent: its session ends")
+            logger.warning("what a client missed was deleted, and its session ends: %s", client.label)
             node.counters.broken += 1
             await node.sessions.end(self._held(client))
             client.lose_session()

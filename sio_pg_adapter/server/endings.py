@@ -91,7 +91,9 @@ class Endings:
         if not client.cut():
             return  # each further record of this tick calls for it as well
         self._counters.cut += 1
-        logger.warning("a client was disconnected: more than max_queued_packets or max_queued_bytes waited for it")
+        logger.warning(
+            "a client was disconnected: more than max_queued_packets or max_queued_bytes waited for %s", client.label
+        )
         self._tasks.spawn(self._cut(client), "cut")
 
     async def _cut(self, client: Client) -> None:
@@ -125,11 +127,11 @@ class Endings:
         stored = True
         try:
             if client.ended:
-                stored = await _stores(self._delete_session(client))
+                stored = await _stores(client, self._delete_session(client))
             if client.accepted:
                 await self._run_disconnect_handler(client, reason)
             if not client.ended:
-                stored = await _stores(self._release(client, ended_at))
+                stored = await _stores(client, self._release(client, ended_at))
             if not stored:
                 self._tasks.spawn(self._store_later(client, ended_at), "release later")
         finally:
@@ -156,7 +158,8 @@ class Endings:
         expire."""
         while client.held is not None:
             await asyncio.sleep(RELEASE_RETRY)  # nothing announces that the database is back
-            if await _stores(self._delete_session(client) if client.ended else self._release(client, ended_at)):
+            work = self._delete_session(client) if client.ended else self._release(client, ended_at)
+            if await _stores(client, work):
                 return
 
     async def _run_disconnect_handler(self, client: Client, reason: str) -> None:
@@ -164,14 +167,14 @@ class Endings:
             try:
                 await self._host.trigger("disconnect", client.namespace, client.sid, reason)
             except Exception:  # the application's handler failed. The session is released all the same
-                logger.exception("the disconnect handler failed")
+                logger.exception("the disconnect handler of %s failed", client.label)
 
 
-async def _stores(work: Coroutine[Any, Any, None]) -> bool:
+async def _stores(client: Client, work: Coroutine[Any, Any, None]) -> bool:
     """Store the end of a connection. Return whether that worked."""
     try:
         await work
     except SioPgError as e:
-        logger.warning("the end of a connection could not be stored, trying again: %s", e)
+        logger.warning("the end of a connection could not be stored, trying again: %s: %s", client.label, e)
         return False
     return True

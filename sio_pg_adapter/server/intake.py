@@ -60,7 +60,7 @@ class Intake:
         try:
             await take_post(socket, environ, self._traffic)
         except EngineIOError as e:
-            logger.warning("a connection is closed, and its client comes back: %s", e)
+            logger.warning("a connection is closed, and its client comes back: %s: %s", self._names(socket.sid), e)
             await hang_up(self._host, socket.sid)
             raise
 
@@ -69,7 +69,7 @@ class Intake:
         try:
             pkt = self._incoming.take(eio_sid, data)
         except NotAPacket as e:
-            logger.warning("a connection is closed, and its client comes back: %s", e)
+            logger.warning("a connection is closed, and its client comes back: %s: %s", self._names(eio_sid), e)
             await hang_up(self._host, eio_sid)
             return
         if pkt is None:
@@ -83,12 +83,16 @@ class Intake:
         else:
             await self._disconnect(eio_sid, pkt.namespace or "/")
 
+    def _names(self, eio_sid: str) -> str:
+        """Return what the clients of a connection are called in the log."""
+        return ", ".join(client.label for client in self._clients.by_socket.get(eio_sid, {}).values()) or eio_sid
+
     async def _connect(self, eio_sid: str, namespace: str, presented: Any) -> None:
         try:
             text_name(namespace, "namespace")
             served = self._host.serves(namespace)
         except SioPgError as e:
-            logger.warning("a CONNECT is refused: %s", e)
+            logger.warning("a CONNECT is refused: %s: %s", eio_sid, e)
             served = False
         connect = Connect(self._host, self._limit, eio_sid, namespace, presented)
         if served:
@@ -98,8 +102,10 @@ class Intake:
 
     def _acknowledged(self, eio_sid: str, namespace: str, ack_id: int, data: Any) -> None:
         node = self._host.running_node
-        if node is None or not node.callbacks.acknowledged(self._clients.of_socket(eio_sid, namespace), ack_id, data):
-            logger.warning("a client acknowledged an event that nobody waits for")
+        client = self._clients.of_socket(eio_sid, namespace)
+        if node is None or not node.callbacks.acknowledged(client, ack_id, data):
+            who = f"{eio_sid} [{namespace}]" if client is None else client.label
+            logger.warning("a client acknowledged an event that nobody waits for: %s", who)
 
     async def _disconnect(self, eio_sid: str, namespace: str) -> None:
         """A DISCONNECT packet: the client leaves for good."""
@@ -151,7 +157,7 @@ class Intake:
         try:
             node.delivery.send_behind_replay(client, self._frames.ack(pkt, self._json))
         except SioPgError as e:
-            logger.error("an event is not acknowledged: %s", e)  # noqa: TRY400 - not this code's error
+            logger.error("an event is not acknowledged: %s (%s)", e, client.label)  # noqa: TRY400 - not this code's error
         return True
 
 

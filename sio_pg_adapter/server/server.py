@@ -14,6 +14,7 @@ import socketio
 from sio_pg_adapter.errors import ConfigurationError, SioPgError
 from sio_pg_adapter.handler_types import Event, On
 from sio_pg_adapter.local.rooms import Rooms
+from sio_pg_adapter.local.session_locks import SessionLocks
 from sio_pg_adapter.log.names import first_named, namespace_name
 from sio_pg_adapter.manager import AsyncPostgresManager
 from sio_pg_adapter.options import ConnectionStateRecovery, is_async, recovery_options
@@ -74,6 +75,7 @@ class AsyncServer(ClientMethods, ClusterMethods, socketio.AsyncServer):
         self.middlewares: dict[str, list[Middleware]] = {}
         self._expiry_handlers: dict[str, ExpiryHandler] = {}
         self._instrumented: list[Instrumented] = []
+        self._session_locks = SessionLocks()
         super().__init__(client_manager, *args, **kwargs)
         self._host = Host(self, client_manager, self.middlewares)
         self._intake = Intake(
@@ -163,7 +165,7 @@ class AsyncServer(ClientMethods, ClusterMethods, socketio.AsyncServer):
             if inspect.isawaitable(result):
                 await result
         except Exception:  # the application's handler failed, which counts as a call
-            logger.exception("the handler of expired sessions failed")
+            logger.exception("the handler of expired sessions failed: %s [%s]", sid, namespace)
 
     def instrument(
         self,

@@ -915,7 +915,8 @@ AS $$
 $$;
 
 -- Saves session data. p_args: id and generation, if the caller holds the session. A former holder may still write while a
--- claim waits for it. Without them the data is saved wherever the sid is.
+-- claim waits for it. Without them the data is saved wherever the sid is. expected: the SHA-256 in hexadecimal of the data
+-- that is to be replaced, if any other data is to stay. The same call, sent again, finds its own data.
 CREATE FUNCTION sio.sio_save(p_namespace text, p_sid text, p_data text, p_args json)
  RETURNS json
  LANGUAGE sql
@@ -924,6 +925,8 @@ AS $$
     WHERE namespace = p_namespace AND sid = p_sid
       AND (p_args->>'id' IS NULL OR id = (p_args->>'id')::bigint
            AND (p_args->>'generation')::bigint IN (generation, settled))
+      AND (p_args->>'expected' IS NULL OR data = p_data
+           OR encode(sha256(convert_to(data, 'UTF8')), 'hex') = p_args->>'expected')
     RETURNING json_build_object('id', id)
 $$;
 

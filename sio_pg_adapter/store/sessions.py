@@ -6,6 +6,7 @@ that it holds names the generation of its claim, and does nothing if that is not
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass
 from typing import Any
@@ -145,17 +146,31 @@ class Sessions:
             entries = [Entry(Kind.END, args=session.args()) for session in held]
             await self._database.fetch("write", 0, *columns(entries, [None] * len(entries)), None)
 
-    async def save(self, namespace: str, sid: str, data: str, held: Held | None) -> bool:
-        """Store session data, of a client that is held here or of any sid. ``False`` if there is no session."""
-        args = {} if held is None else held.args()
+    async def save(
+        self, namespace: str, sid: str, data: str, held: Held | None, *, expected: str | None = None
+    ) -> bool:
+        """Store session data, of a client that is held here or of any sid.
+
+        ``False`` if there is no session, or if its data is not the expected one.
+
+        :param expected: the data that is to be replaced. ``None``: any.
+        """
+        args: dict[str, Any] = {} if held is None else held.args()
+        if expected is not None:
+            args["expected"] = hashlib.sha256(expected.encode()).hexdigest()
         written = await self._writer.append(Entry(Kind.SAVE, namespace, sid=sid, body=data, args=args))
         return written.result is not None
 
     # -- reads ---------------------------------------------------------------------------------------
     async def data(self, namespace: str, sid: str) -> Any:
         """Return the session data of a sid, ``None`` if it has no session."""
+        text = await self.text(namespace, sid)
+        return None if text is None else json.loads(text)
+
+    async def text(self, namespace: str, sid: str) -> str | None:
+        """Return the session data of a sid as it is stored, ``None`` if it has no session."""
         rows = await self._database.fetch("session_data", namespace, sid)
-        return json.loads(rows[0]["data"]) if rows else None
+        return str(rows[0]["data"]) if rows else None
 
     async def data_of(self, namespace: str, sids: list[str]) -> dict[str, Any]:
         """Return the session data of several sids. Those without a session are left out."""

@@ -7,6 +7,7 @@ import asyncio
 import pytest
 from socketio.exceptions import ConnectionRefusedError as Refused
 
+from sio_pg_adapter import ConfigurationError
 from support.asgi_client import AsgiClient
 
 
@@ -314,3 +315,39 @@ async def test_auth_keeps_a_pid_and_an_offset_of_the_applications_own(start_node
     async with node.client(pid=wire.pid, offset=wire.offset):
         pass
     assert seen == [{"pid": "product-7", "offset": 20}, None, None]
+
+
+# -- what is logged -------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("of", ["connect", "middleware"])
+async def test_an_error_of_ours_in_a_handler_is_logged_with_its_traceback_and_whose_it_is(
+    start_node, caplog, expected_errors, of
+):
+    expected_errors.append("a connection is closed, and its client comes back")
+    node = await start_node(namespaces=["/chat"])
+    sids = []
+
+    async def refused(sid, environ, auth):
+        sids.append(sid)
+        await node.sio.enter_room(sid, "", "/chat")
+
+    if of == "connect":
+        node.sio.on("connect", refused, namespace="/chat")
+    else:
+        node.sio.use(refused, "/chat")
+    async with AsgiClient(node.sio) as wire:
+        wire.send("0/chat,")
+        assert await wire.rest() == []
+    (error,) = (record for record in caplog.records if record.levelname == "ERROR")
+    assert isinstance(error.exc_info[1], ConfigurationError)
+    assert (
+        f"{sids[0]} [/chat], in the {'connect handler' if of == 'connect' else 'middleware '}" in error.getMessage()
+    )
+
+
+async def test_what_a_client_sends_wrongly_is_logged_with_its_sids(start_node, caplog):
+    node = await start_node(namespaces=["/", "/chat"])
+    async with node.client() as wire:
+        sid, _ = await wire.connect("/chat")
+        wire.send("9")
+        assert await wire.rest() == []
+    assert f"{wire.sid} [/], {sid} [/chat]: " in caplog.text

@@ -48,6 +48,7 @@ SIGNATURES = {
         ),
         "leave_room": "(self, sid, room, namespace=None)",
         "rooms": "(self, sid, namespace=None)",
+        "session": "(self, sid, namespace=None)",
         "save_session": "(self, sid, session, namespace=None)",
         "shutdown": "(self)",
     },
