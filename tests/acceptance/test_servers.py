@@ -12,6 +12,7 @@ from support.js_driver import stored_args
 from support.served_app import Served, free_port, uvicorn
 
 APP = "support.apps.fastapi_app:app"
+DJANGO = "support.apps.django_app:app"
 COMMANDS = {
     "uvicorn": ("uvicorn", APP, "--port", "{port}", "--loop", "asyncio"),
     "uvicorn, websockets-sansio": ("uvicorn", APP, "--port", "{port}", "--ws", "websockets-sansio"),
@@ -28,6 +29,7 @@ COMMANDS = {
         *("gunicorn", APP, "--bind", "127.0.0.1:{port}"),
         *("-k", "uvicorn_worker.UvicornWorker", "--preload"),
     ),
+    "uvicorn, Django": ("uvicorn", DJANGO, "--port", "{port}"),
     "aiohttp": ("support.apps.aiohttp_app", "{port}"),
 }
 PING_INTERVAL = "300"  # seconds: an open poll would hold a server for longer than the test waits for its end
@@ -66,3 +68,16 @@ async def test_clients_of_a_server_that_is_stopped_recover_elsewhere(pg_dsn, js,
         with psycopg.connect(pg_dsn) as db:
             assert db.execute("SELECT count(*) FROM sio_nodes WHERE stopped_at IS NULL").fetchone() == (1,)
             assert db.execute("SELECT count(*) FROM sio_sessions WHERE node IS NOT NULL").fetchone() == (2,)
+
+
+async def test_daphne_has_no_lifespan_and_its_clients_recover_as_after_a_kill(pg_dsn, js):
+    port = free_port()
+    stopped = Served(pg_dsn, "daphne", "-p", str(port), DJANGO, port=port)
+    async with stopped, uvicorn(pg_dsn, "fastapi_app") as other:
+        client = await js.connect(stopped.url)
+        sid = (await client.state())["sid"]
+        await client.move_to(other.url)
+        await stopped.stop()
+        back = await client.connected()
+        assert back["recovered"] and back["sid"] == sid
+        assert f"the disconnect handler ran for {sid}" not in stopped.output()
