@@ -13,7 +13,7 @@ from support.asgi_client import AsgiClient, Closed
 async def both(start_node):
     """python-socketio's server, which keeps everything in memory, and this package's."""
     theirs = socketio.AsyncServer(async_mode="asgi", monitor_clients=False)
-    yield theirs, (await start_node()).sio
+    return theirs, (await start_node()).sio
 
 
 async def observed(both, observe):
