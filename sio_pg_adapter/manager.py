@@ -64,13 +64,6 @@ class AsyncPostgresManager(AsyncManager):
 
     name = "asyncpostgres"
 
-    def __new__(cls, *_args: Any, **options: Any) -> Self:
-        """Refuse the options of python-socketio's other client managers, and name what replaces them."""
-        for option, instead in FOREIGN_OPTIONS.items():
-            if option in options:
-                raise ConfigurationError(f"AsyncPostgresManager has no option {option!r}. {instead}")
-        return super().__new__(cls)
-
     def __init__(
         self,
         dsn: str | None = None,
@@ -114,6 +107,15 @@ class AsyncPostgresManager(AsyncManager):
         self._frames = FrameMaker(Packet)
         self._early = Tasks()
         self._life = Lifecycle(self._make_node)
+
+    def __new__(cls, *_args: Any, **options: Any) -> Self:
+        """Refuse the options of python-socketio's other client managers, and name what replaces them."""
+        for option, instead in FOREIGN_OPTIONS.items():
+            if option in options:
+                raise ConfigurationError(f"AsyncPostgresManager has no option {option!r}. {instead}")
+        return super().__new__(cls)
+
+    __new__.__wrapped__ = __init__  # type: ignore[attr-defined]  # the signature that inspect and IDEs show
 
     # -- start and end -----------------------------------------------------------------------------------
     def set_server(self, server: Any) -> None:

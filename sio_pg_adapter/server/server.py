@@ -260,6 +260,7 @@ class AsyncServer(ClientMethods, ClusterMethods, socketio.AsyncServer):
 
     async def _handle_eio_disconnect(self, eio_sid: str, reason: str) -> None:
         await self._intake.closed(eio_sid, reason)
+        self.eio.sockets.pop(eio_sid, None)  # Engine.IO answers a POST to a closed socket with an uncaught KeyError
 
     async def _send_packet(self, eio_sid: str, pkt: socketio.packet.Packet) -> None:
         if pkt.packet_type not in ACKS or not self._intake.acknowledge(eio_sid, pkt):

@@ -30,7 +30,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.orm import DeclarativeBase
 
 import sio_pg_adapter
-from sio_pg_adapter import AsyncServer, ConnectionStateRecovery, cli, migrate, schema
+from sio_pg_adapter import AsyncServer, ConnectionStateRecovery, SioPgError, cli, migrate, schema
 from support.documents import ROOT, Block, block, document
 
 PAGES = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").rglob("*.md"))
@@ -212,6 +212,54 @@ def test_the_alembic_page(pg_empty_dsn):
             assert context.get_context().opts["include_object"] is schema.include_object
             exec(other, names)
             assert context.get_context().opts["target_metadata"] == [Base.metadata, schema.metadata]
+
+
+# -- docs/testing.md and docs/troubleshooting.md ---------------------------------------------------------------
+def test_the_testing_page(tmp_path):
+    for text in (one.text for one in document("docs/testing.md") if one.language == "python"):
+        name = re.match(r"# (\w+\.py)\n", text)
+        assert name is not None
+        (tmp_path / name[1]).write_text(text, encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", tmp_path, tmp_path],
+        cwd=tmp_path,
+        env={name: value for name, value in os.environ.items() if name != "SIO_PG_DSN"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "2 passed" in done.stdout, done.stdout + done.stderr
+
+
+LEVELS = {"info": "info", "warning": "warning", "error": "error", "exception": "error"}
+
+
+def logged() -> set[tuple[str, str, bool]]:
+    """The log lines in the source, from level INFO on: text, level, and whether a traceback follows."""
+    lines = set()
+    for path in (ROOT / "sio_pg_adapter").rglob("*.py"):
+        for call in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute)):
+                continue
+            if ast.unparse(call.func.value) != "logger" or call.func.attr not in LEVELS:
+                continue
+            assert isinstance(call.args[0], ast.Constant), f"{path}:{call.lineno}: log a literal"
+            traced = call.func.attr == "exception" or any(k.arg == "exc_info" for k in call.keywords)
+            lines.add((re.sub("%[srd]", "...", call.args[0].value), LEVELS[call.func.attr], traced))
+    return lines
+
+
+def test_each_log_line_is_on_the_page_for_troubleshooting():
+    page = (ROOT / "docs/troubleshooting.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(.+?)`( \*\*T\*\*)? \| (info|warning|error) \|", page, re.MULTILINE)
+    assert {(text, level, bool(traced)) for text, traced, level in rows} == logged()
+
+
+def test_each_error_is_on_the_page_for_troubleshooting():
+    page = (ROOT / "docs/troubleshooting.md").read_text(encoding="utf-8")
+    public = [getattr(sio_pg_adapter, name) for name in sio_pg_adapter.__all__]
+    errors = {one.__name__ for one in public if isinstance(one, type) and issubclass(one, SioPgError)}
+    assert errors - set(re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE)) == {"SioPgError"}
 
 
 # -- what is named -----------------------------------------------------------------------------------------------

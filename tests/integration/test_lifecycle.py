@@ -7,6 +7,7 @@ import logging
 import shlex
 
 import asyncpg
+import httpx
 import pytest
 import socketio
 import uvicorn
@@ -349,3 +350,16 @@ def test_a_start_that_failed_may_be_tried_in_a_second_event_loop():
     for _ in range(2):
         with pytest.raises(StoreUnavailable):
             asyncio.run(manager.start())
+
+
+async def test_a_post_to_a_connection_that_was_closed_is_refused(start_node):
+    node = await start_node()
+    async with node.client() as wire:
+        await node.manager.say_goodbye()
+        transport = httpx.ASGITransport(socketio.ASGIApp(node.sio))
+        async with httpx.AsyncClient(transport=transport, base_url="http://here") as http:
+            at = {"EIO": "4", "transport": "polling"}
+            answer = await http.post("/socket.io/", params={**at, "sid": wire.eio_sid}, content="3")
+            assert answer.status_code == 400
+            assert (await http.get("/socket.io/", params=at)).status_code == 401  # a new one belongs elsewhere
+        await node.sio.emit("still", 1)
