@@ -23,13 +23,15 @@ from alembic.config import Config
 from alembic.operations import Operations
 from alembic.runtime.migration import MigrationContext
 from alembic.util import CommandError
-from sqlalchemy import URL, Connection, MetaData, Table, inspect, make_url, text
+from sqlalchemy import URL, Connection, MetaData, Table, func, inspect, make_url, select, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 from sqlalchemy.pool import NullPool
 
+from sio_pg_adapter.addresses import read_address
 from sio_pg_adapter.errors import ConfigurationError, SchemaMismatch, StoreUnavailable
 from sio_pg_adapter.options import checked_schema, in_schema
+from sio_pg_adapter.servers import check_support
 
 VERSION_TABLE = "sio_alembic_version"
 """The table in which ``sio-pg migrate`` keeps the revision."""
@@ -57,7 +59,26 @@ def upgrade(dsn: str | URL | None, *, schema: str = "public", revision: str = "h
     :raises ConfigurationError: if the DSN or the schema's name is wrong, or the role may not create there.
     """
     config = config_for(schema)
-    _run(dsn, config, lambda _: command.upgrade(config, revision))
+
+    def work(connection: Connection) -> None:
+        asked = text("SELECT version() AS version, current_setting('server_encoding') AS encoding")
+        check_support(**connection.execute(asked).mappings().one())
+        command.upgrade(config, revision)
+        _restore_rows(connection, schema)
+
+    _run(dsn, config, work)
+
+
+def _restore_rows(connection: Connection, schema: str) -> None:
+    """Write the first rows again if something has emptied the tables, such as a test suite between two tests."""
+    if not inspect(connection).has_table("sio_log", schema=schema):
+        return
+    for table in ("sio_log", "sio_epochs"):
+        rows = select(func.count()).select_from(Table(table, MetaData(), schema=schema))
+        if connection.execute(rows).scalar_one() == 0:
+            for ddl in statements((_location() / "sql" / "0001" / "rows.sql").read_text(encoding="utf-8")):
+                if table in ddl:
+                    connection.execute(text(in_schema(ddl, schema).replace(":", "\\:")))
 
 
 def downgrade(dsn: str | URL | None, *, schema: str = "public", revision: str = "base") -> None:
@@ -152,13 +173,16 @@ def lock_key(schema: str) -> int:
 
 def config_for(schema: str) -> Config:
     """Return alembic's configuration for this package's migrations in ``schema``."""
-    package = Path(__file__).resolve().parent
-    inside = package / "migrations"
-    location = inside if inside.is_dir() else package.parent / "migrations"  # a checkout without symbolic links
     config = Config()
-    config.set_main_option("script_location", str(location).replace("%", "%%"))
+    config.set_main_option("script_location", str(_location()).replace("%", "%%"))
     config.attributes[SCHEMA_ATTRIBUTE] = checked_schema(schema)
     return config
+
+
+def _location() -> Path:
+    package = Path(__file__).resolve().parent
+    inside = package / "migrations"
+    return inside if inside.is_dir() else package.parent / "migrations"  # a checkout without symbolic links
 
 
 def _run(dsn: str | URL | None, config: Config, work: Callable[[Connection], None]) -> None:
@@ -201,9 +225,11 @@ async def _connect(dsn: str | URL | None) -> AsyncConnection:
         query = {"sslmode" if name == "ssl" else name: value for name, value in dsn.query.items()}
         dsn = dsn.set(drivername="postgresql", query=query).render_as_string(hide_password=False)
 
+    address = read_address(dsn, "the DSN")
+
     async def connect() -> asyncpg.Connection:
         try:
-            return await asyncpg.connect(dsn, statement_cache_size=0, timeout=CONNECT_TIMEOUT)
+            return await address.connect(asyncpg.connect, CONNECT_TIMEOUT, statement_cache_size=0)
         except (ValueError, OverflowError, asyncpg.InterfaceError) as e:  # raised before anything was sent
             raise ConfigurationError(f"the DSN is wrong: {e}") from e
         except (OSError, asyncpg.PostgresError) as e:

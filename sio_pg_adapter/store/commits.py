@@ -39,6 +39,15 @@ RETRY = 0.1
 """Seconds between these tries: the database starts, or another server becomes the primary."""
 
 
+OPEN = (
+    asyncpg.PostgresConnectionError,
+    asyncpg.OperatorInterventionError,
+    asyncpg.PostgresSystemError,
+    asyncpg.InternalServerError,
+)
+"""Errors that a server or a pooler may answer after a commit: classes 08, 57, 58 and XX."""
+
+
 class OutcomeUnknown(Exception):  # noqa: N818 - never leaves this module
     """The connection was lost before the answer came."""
 
@@ -128,6 +137,11 @@ class Commits:
                 # Behind a pooler the backend cannot be named, and so not be ended: it may commit at any time.
                 if self._database.pooled or time.monotonic() > end:
                     raise StoreUnavailable(f"appending to the log: {e}", may_be_stored=True) from e.__cause__
+            except asyncpg.InsufficientPrivilegeError as e:
+                if not unknown:
+                    raise
+                message = f"appending to the log: the backend of a lost connection cannot be ended: {e}"
+                raise StoreUnavailable(message, may_be_stored=True) from e
             except (*LOST, asyncpg.TransactionRollbackError, StoreUnavailable) as e:
                 if time.monotonic() > end:
                     message = f"appending to the log: {e}"
@@ -288,7 +302,7 @@ class Commits:
 def _unknown(error: Exception) -> OutcomeUnknown | None:
     """Return what an error says if it leaves the outcome of a statement open. ``None``: nothing was done."""
     if isinstance(error, asyncpg.PostgresError):
-        if not isinstance(error, asyncpg.PostgresConnectionError | asyncpg.OperatorInterventionError):
+        if not isinstance(error, OPEN):
             return None  # an answer of the server: rolled back
     elif not isinstance(error, asyncpg.InterfaceError | asyncpg.InternalClientError | OSError | TimeoutError):
         return None

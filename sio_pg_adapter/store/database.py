@@ -18,11 +18,13 @@ from typing import Any, TypeAlias
 
 import asyncpg
 
+from sio_pg_adapter.addresses import read_address
 from sio_pg_adapter.errors import ConfigurationError, SchemaMismatch, SioPgError, StoreUnavailable
+from sio_pg_adapter.servers import check_support
 
 from .backends import QUERY_TIMEOUT
 from .failures import BROKEN, LOST, UNMIGRATED, connecting, translated
-from .fitness import ISOLATION, VALUE_AT_FAULT, Unfit, check_codecs, fitness_of
+from .fitness import ISOLATION, Unfit, check_codecs, fitness_of, is_about_value, support_of
 from .pooler import PoolerBetween, can_listen, hides_backend
 from .queries import Queries
 
@@ -139,7 +141,7 @@ class KeptConnection:
 
 def _another_may_serve(error: BaseException) -> bool:
     """Whether another connection might not give this error."""
-    return isinstance(error, (asyncpg.PostgresError, *BROKEN)) and not isinstance(error, VALUE_AT_FAULT)
+    return isinstance(error, (asyncpg.PostgresError, *BROKEN)) and not is_about_value(error)
 
 
 class Database:
@@ -167,6 +169,10 @@ class Database:
         if self.dsn is None:
             self._option = "dsn, or one of libpq's PG* variables,"
         self._listen_dsn = plain_dsn(listen_dsn, "listen_dsn")
+        self._address = read_address(self.dsn, self._option)
+        self._listen_address = (
+            self._address if self._listen_dsn is None else read_address(self._listen_dsn, "listen_dsn")
+        )
         if pool is not None and not callable(getattr(pool, "acquire", None)):
             raise ConfigurationError(f"pool takes an asyncpg.Pool, not a {type(pool).__name__}")
         self._given_pool = pool
@@ -197,10 +203,9 @@ class Database:
                 self._pool = self._given_pool
             else:
                 self._pool = await asyncpg.create_pool(
-                    self.dsn,
+                    connect=self._connect,
                     min_size=0,
                     max_size=4,  # ten processes share max_connections
-                    timeout=CONNECT_TIMEOUT,
                     command_timeout=QUERY_TIMEOUT,
                     max_inactive_connection_lifetime=60,
                     reset=_nothing_to_reset,
@@ -212,6 +217,8 @@ class Database:
                     self.pooled = await hides_backend(connection)
                     if self._given_pool is not None and self.must_fit:
                         await check_codecs(connection)
+                    if self.must_fit:
+                        await self._check_support(connection)
                     await self._check_version(connection)
                 finally:
                     await self.release(connection)
@@ -220,6 +227,9 @@ class Database:
             except BaseException:  # cancelled, too: what was opened is closed
                 await self.close()
                 raise
+
+    async def _connect(self, *_: object, **options: Any) -> Connection:
+        return await self._address.connect(asyncpg.connect, CONNECT_TIMEOUT, **options)
 
     def _check_size(self, pool: Pool, *, listens: bool) -> None:
         needed = KEPT + 1 if listens else KEPT
@@ -238,8 +248,8 @@ class Database:
         """
         name = {"application_name": "sio_pg_adapter"}
         with connecting("a pool", self._option):
-            connection = await asyncpg.connect(
-                self.dsn, timeout=CONNECT_TIMEOUT, statement_cache_size=0, server_settings=name
+            connection = await self._address.connect(
+                asyncpg.connect, CONNECT_TIMEOUT, statement_cache_size=0, server_settings=name
             )
         try:
             if await hides_backend(connection):
@@ -255,6 +265,10 @@ class Database:
         }
         return {"server_settings": settings}
 
+    async def _check_support(self, connection: Connection) -> None:
+        with contextlib.suppress(*UNMIGRATED):  # the check of the version says so
+            check_support(**await support_of(connection, self.queries))
+
     async def _check_version(self, connection: Connection) -> None:
         where = f"the tables of schema {self.schema!r}"
         command = "sio-pg migrate" + ("" if self.schema == "public" else f" --schema {shlex.quote(self.schema)}")
@@ -262,9 +276,14 @@ class Database:
             row = await connection.fetchrow(self.queries["version"])
         except UNMIGRATED as e:
             raise SchemaMismatch(f"{where} are not there: run `{command}`") from e
-        if row is None or not row["compatible"] <= SCHEMA_VERSION <= row["version"]:
-            version = row and row["version"]
-            newer = row is not None and row["compatible"] > SCHEMA_VERSION
+        if row is None:
+            raise SchemaMismatch(
+                f"{where} are empty, as after a TRUNCATE of all tables: run `{command}`, which repairs them. Leave "
+                "tables named sio_* out of what empties tables."
+            )
+        if not row["compatible"] <= SCHEMA_VERSION <= row["version"]:
+            version = row["version"]
+            newer = row["compatible"] > SCHEMA_VERSION
             action = "upgrade the package sio-pg-adapter" if newer else f"run `{command}`"
             raise SchemaMismatch(f"{where} are of version {version}, this package needs {SCHEMA_VERSION}: {action}")
         self.channel = row["channel"]
@@ -401,9 +420,9 @@ class Database:
             return connection, True
         with connecting("LISTEN", self._option if self._listen_dsn is None else "listen_dsn"):
             settings = {"application_name": "sio_pg_adapter listen"}
-            connection = await asyncpg.connect(
-                self._listen_dsn or self.dsn,
-                timeout=CONNECT_TIMEOUT,
+            connection = await self._listen_address.connect(
+                asyncpg.connect,
+                CONNECT_TIMEOUT,
                 statement_cache_size=0,  # a pooler is refused below, in this package's words
                 server_settings=settings,
             )

@@ -26,6 +26,14 @@ VALUE_AT_FAULT = (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError, 
 """Errors of PostgreSQL about a value. Another connection would give them, too."""
 
 
+def is_about_value(error: BaseException) -> bool:
+    """Whether an error is about a value.
+
+    A full queue of notifications has the class of a limit (async.c), and is not the value's fault.
+    """
+    return isinstance(error, VALUE_AT_FAULT) and "NOTIFY" not in str(error)
+
+
 class Unfit(StoreUnavailable):
     """A connection cannot be used. Another one may be fit."""
 
@@ -126,6 +134,12 @@ async def check_codecs(connection: Any) -> None:
                 f"the pool has a codec for the type {name!r}, which this package needs as asyncpg reads it. Remove "
                 "the codec, or give the manager a pool of its own."
             )
+
+
+async def support_of(connection: Any, queries: Queries) -> dict[str, Any]:
+    """Ask what the server is. The answer has the arguments of :func:`~sio_pg_adapter.servers.check_support`."""
+    facts: dict[str, Any] = json.loads(await connection.fetchval(queries["support"], timeout=QUERY_TIMEOUT))
+    return facts
 
 
 async def fitness_of(connection: Any, queries: Queries) -> Fitness:

@@ -173,6 +173,16 @@ SELECT json_build_object(
     'allowed', has_table_privilege('sio.sio_packets_0', 'INSERT') AND has_table_privilege('sio.sio_sessions', 'UPDATE')
 )::text
 
+-- name: support
+-- What the server is, as far as it may not do: another database that speaks its protocol, another encoding, or hidden
+-- rows.
+SELECT json_build_object(
+    'version', version(), 'encoding', current_setting('server_encoding'),
+    'hidden', (SELECT string_agg(c.relname, ', ' ORDER BY c.relname) FROM pg_catalog.pg_class c
+               WHERE c.relname LIKE 'sio\_%' AND c.relkind IN ('r', 'p') AND row_security_active(c.oid)
+                 AND c.relnamespace = (SELECT relnamespace FROM pg_catalog.pg_class
+                                       WHERE oid = 'sio.sio_lock'::regclass)))::text
+
 -- name: probe
 -- What the connection of a node that listens is, whether others see that it lives, and where the log ends.
 SELECT json_build_object(
@@ -183,7 +193,7 @@ SELECT json_build_object(
                   WHERE l.pid = pg_backend_pid() AND l.locktype = 'advisory' AND l.objid = number::bigint::oid)
               FROM sio.sio_nodes WHERE id = $1::text::uuid),
     'head', greatest((SELECT max("offset") FROM sio.sio_packets_0), (SELECT max("offset") FROM sio.sio_packets_1),
-                     (SELECT floor FROM sio.sio_log)))::text
+                     (SELECT floor FROM sio.sio_log), 0))::text
 
 -- name: due_to_prune
 -- Whether the pruner has work, and for how many seconds records are kept. Null keeps all of them: sessions last for

@@ -38,6 +38,8 @@ class LogReader:
     async def range(self, after: int, limit: int) -> tuple[int, list[Record]]:
         """Return the floor, and at most ``limit`` records above ``after`` (exclusive), in order."""
         rows = await self._database.fetch("range", after, limit)
+        if not rows:
+            raise StoreUnavailable("the table sio_log is empty: run `sio-pg migrate`, which repairs it")
         return rows[0]["floor"], [_readable(row) for row in rows if row["offset"] is not None]
 
     async def whole(self, record: Record) -> Record:

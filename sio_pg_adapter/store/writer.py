@@ -20,7 +20,7 @@ from sio_pg_adapter.log.records import Entry, MemberMove, Record, Written
 from .commits import Commits
 from .database import Database
 from .failures import refusal
-from .fitness import VALUE_AT_FAULT
+from .fitness import is_about_value
 
 BATCH_ENTRIES = 500
 """The largest batch, in entries."""
@@ -198,12 +198,14 @@ class LogWriter:
             with self._counters.spans.append(entries):
                 written = await self._commits.batch(entries)
             self._counters.wrote(entries)
-        except VALUE_AT_FAULT as e:
-            if len(batch) == 1:
-                self._fail([future for _, future in batch], PayloadTooLarge(f"PostgreSQL refuses the value: {e}"))
-            for entry_alone in batch if len(batch) > 1 else ():  # the others must not fail with it
-                await self._write([entry_alone])
         except Exception as e:
+            if is_about_value(e) and len(batch) > 1:
+                for entry_alone in batch:  # the others must not fail with it
+                    await self._write([entry_alone])
+                return
+            if is_about_value(e):
+                self._fail([future for _, future in batch], PayloadTooLarge(f"PostgreSQL refuses the value: {e}"))
+                return
             if not isinstance(e, SioPgError | asyncpg.PostgresError):
                 logger.exception("appending to the log failed")
             error = refusal("appending to the log", e) if isinstance(e, asyncpg.PostgresError) else e

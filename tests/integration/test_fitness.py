@@ -13,8 +13,11 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict
 
 from integration.test_epochs import make_database, query
-from sio_pg_adapter import ConfigurationError, StoreUnavailable
+from sio_pg_adapter import ConfigurationError, SchemaMismatch, StoreUnavailable
 from sio_pg_adapter.embedded import EmbeddedPostgres
+from sio_pg_adapter.migrate import upgrade
+from sio_pg_adapter.servers import check_support
+from sio_pg_adapter.store.commits import OutcomeUnknown, _unknown
 from support.asgi_client import Closed
 from support.proxy import Proxy
 from support.waiting import until
@@ -384,3 +387,128 @@ async def test_a_pool_that_is_too_small_is_refused_with_the_number_it_needs(star
     async with asyncpg.create_pool(pg_dsn, min_size=0, max_size=size) as pool:
         with pytest.raises(ConfigurationError, match=f"needs {size + 1} connections"):
             await start_node(dsn=None, manager={"pool": pool, **more})
+
+
+# -- hosts ------------------------------------------------------------------------------------------------------
+async def test_a_host_that_never_answers_does_not_keep_a_node_from_the_next_one(start_node, pg_dsn, monkeypatch):
+    """A machine that is gone refuses nothing."""
+    monkeypatch.setattr("sio_pg_adapter.addresses.HOST_TIMEOUT", 0.5)
+    taken = asyncio.Event()
+
+    async def never(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await taken.wait()
+        writer.close()
+
+    async with await asyncio.start_server(never, "127.0.0.1", 0) as silent, Proxy(pg_dsn).running() as way:
+        port = silent.sockets[0].getsockname()[1]
+        node = await start_node(dsn=way.dsn.replace("@", f"@127.0.0.1:{port},"))
+        async with node.client() as wire:
+            await node.sio.emit("e", 1)
+            assert await wire.event() == ["e", 1]
+        await node.sio.shutdown()
+        taken.set()
+
+
+# -- databases that cannot serve --------------------------------------------------------------------------------
+@pytest.mark.parametrize("encoding", ["SQL_ASCII", "LATIN1"])
+async def test_an_encoding_without_all_text_is_refused_by_name(encoding):
+    with EmbeddedPostgres() as server:
+        await query(
+            server.admin_dsn(),
+            f"CREATE DATABASE odd OWNER app TEMPLATE template0 ENCODING '{encoding}' LC_COLLATE 'C' LC_CTYPE 'C'",
+        )
+        with pytest.raises(ConfigurationError, match=f"{encoding}.*UTF8"):
+            await asyncio.to_thread(upgrade, server.dsn("odd"))
+
+
+@pytest.mark.parametrize(
+    ("version", "name"),
+    [
+        ("CockroachDB CCL v23.1.11 (x86_64-pc-linux-gnu)", "CockroachDB"),
+        ("PostgreSQL 11.2-YB-2.19.0.0-b0 on x86_64-pc-linux-gnu", "YB"),
+        ("PostgreSQL 8.0.2 on i686-pc-linux-gnu, Redshift 1.0.28422", "Redshift"),
+    ],
+)
+def test_what_only_speaks_like_postgresql_is_refused_by_name(version, name):
+    with pytest.raises(ConfigurationError, match=name):
+        check_support(version, "UTF8")
+    check_support("PostgreSQL 18.1 on x86_64-pc-linux-gnu, compiled by gcc", "UTF8")
+
+
+async def test_row_level_security_is_refused_by_name(start_node, db):
+    for how in ("ENABLE", "FORCE"):
+        await db.execute(f"ALTER TABLE sio_sessions {how} ROW LEVEL SECURITY")
+    with pytest.raises(ConfigurationError, match=r"row level security.*sio_sessions"):
+        await start_node()
+
+
+async def test_tables_that_were_emptied_are_named_and_migrate_repairs_them(start_node, pg_dsn, db):
+    named = "SELECT relname FROM pg_class WHERE relname LIKE 'sio\\_%' AND relkind = 'r'"
+    tables = {row[0] for row in await db.fetch(named)} - {"sio_alembic_version"}
+    await db.execute(f"TRUNCATE {', '.join(tables)}")
+    with pytest.raises(SchemaMismatch, match=r"empty.*sio-pg migrate"):
+        await start_node()
+    await asyncio.to_thread(upgrade, pg_dsn)
+    node = await start_node()
+    async with node.client() as wire:
+        await node.sio.emit("e", 1)
+        assert await wire.event() == ["e", 1]
+
+
+async def test_a_node_goes_on_when_its_tables_were_emptied_and_repaired(
+    start_node, quick_probes, pg_dsn, db, expected_errors
+):
+    expected_errors += ["the log is another one"]
+    node = await start_node()
+    async with node.client():
+        await node.sio.emit("e", 1)
+        await db.execute("TRUNCATE sio_log, sio_epochs, sio_marker, sio_nodes, sio_sessions, sio_packets CASCADE")
+        await reason(node, "LISTEN")
+        await asyncio.to_thread(upgrade, pg_dsn)
+    await healthy(node)
+    async with contextlib.AsyncExitStack() as stack:
+        again = await comes_back(stack, node)
+        await node.sio.emit("e", 2)
+        assert await again.event() == ["e", 2]
+
+
+# -- errors of the server about itself --------------------------------------------------------------------------
+async def test_a_full_queue_of_notifications_is_not_the_fault_of_the_event(start_node):
+    """The limit on the queue is a setting from PostgreSQL 17 on."""
+    with EmbeddedPostgres(settings={"max_notify_queue_pages": "64"}) as server:
+        node = await start_node(dsn=await make_database(server))
+        idle = await asyncpg.connect(server.dsn("history"))
+        await idle.execute("LISTEN x")
+        await idle.execute("BEGIN")
+        with contextlib.suppress(asyncpg.ProgramLimitExceededError):
+            for _ in range(100):
+                await query(server.dsn("history"), "SELECT pg_notify('y', repeat('x', 7900))")
+        with pytest.raises(StoreUnavailable, match="NOTIFY"):
+            for _ in range(400):  # the last page of the queue takes some
+                await node.sio.emit("e")
+        await idle.close()
+        await node.sio.emit("e")
+        await node.sio.shutdown()
+
+
+@pytest.mark.parametrize("code", ["08006", "57P01", "58000", "58030", "XX000"])
+def test_what_an_error_leaves_open_may_be_stored(code):
+    """A pooler may answer with any of these after the commit."""
+    assert _unknown(asyncpg.PostgresError.new({"C": code, "M": "lost"})) is not None
+
+
+async def test_a_backend_that_may_not_be_ended_leaves_an_append_open(start_store, db, monkeypatch):
+    store = await start_store()
+    await store.emit()
+
+    async def not_allowed(*_: object) -> None:
+        raise asyncpg.InsufficientPrivilegeError("permission denied to terminate process")
+
+    async def lost(*_: object) -> None:
+        raise OutcomeUnknown("the answer did not come")
+
+    monkeypatch.setattr("sio_pg_adapter.store.commits.end_backend", not_allowed)
+    store.log._commits._send = lost
+    with pytest.raises(StoreUnavailable) as error:
+        await store.emit()
+    assert error.value.may_be_stored
