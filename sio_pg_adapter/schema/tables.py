@@ -156,8 +156,8 @@ def _log(made: MetaData) -> None:
         Column("room", Text),
         Column("offset", BigInteger, nullable=False),
         PrimaryKeyConstraint("namespace", "room", name="sio_room_floors_pkey"),
-        comment="The highest offset of each room that retention deleted. A session at a lower offset may have lost "
-        "an event.",
+        comment="The highest offset that retention deleted of each room that a session is or was in. A session at a "
+        "lower offset may have lost an event.",
     )
 
 
@@ -262,7 +262,7 @@ def _sessions(made: MetaData) -> None:
         ForeignKeyConstraint(["session"], [sessions.c.id], name="sio_rooms_session_fkey", ondelete="CASCADE"),
         comment="Memberships. A session is in a room at the offsets above joined_at and below left_at.",
     )
-    Index("sio_rooms_members", rooms.c.namespace, rooms.c.room, postgresql_where=rooms.c.left_at.is_(None))
+    Index("sio_rooms_members", rooms.c.namespace, rooms.c.room)
     Index("sio_rooms_ended", rooms.c.session, rooms.c.left_at, postgresql_where=rooms.c.left_at.isnot(None))
     Table(
         "sio_expiry_handlers",

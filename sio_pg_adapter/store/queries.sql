@@ -255,9 +255,10 @@ WHERE coalesce(stopped_at, died_at) < clock_timestamp() - make_interval(secs => 
       AND EXISTS (SELECT FROM sio.sio_nodes o WHERE o.recovery_seconds IS NULL AND o.number > n.number)
 
 -- name: drop_room_floors
--- Delete room floors below the start of every session, because nobody can ask about them.
+-- Delete room floors that no session can ask for.
 DELETE FROM sio.sio_room_floors
 WHERE "offset" <= (SELECT coalesce(min(start_offset), 9223372036854775807) FROM sio.sio_sessions)
+   OR NOT sio.sio_needs_floor(namespace, room, "offset")
 
 -- name: status_nodes
 -- Nodes as presence shows them, with the number of their sessions. Nodes that ended are left out, unless they left

@@ -217,7 +217,7 @@ CREATE TABLE sio.sio_rooms (
 COMMENT ON TABLE sio.sio_rooms IS
     'Memberships. A session is in a room at the offsets above joined_at and below left_at.';
 
-CREATE INDEX sio_rooms_members ON sio.sio_rooms USING btree (namespace, room) WHERE (left_at IS NULL);
+CREATE INDEX sio_rooms_members ON sio.sio_rooms USING btree (namespace, room);
 
 CREATE INDEX sio_rooms_ended ON sio.sio_rooms USING btree (session, left_at) WHERE (left_at IS NOT NULL);
 
@@ -237,7 +237,8 @@ CREATE TABLE sio.sio_room_floors (
 );
 
 COMMENT ON TABLE sio.sio_room_floors IS
-    'The highest offset of each room that retention deleted. A session at a lower offset may have lost an event.';
+    'The highest offset that retention deleted of each room that a session is or was in. A session at a lower '
+    'offset may have lost an event.';
 
 -- Unlogged: its rows live and die in one transaction. VACUUM never truncates it, because that takes a lock that emits
 -- would wait for.
@@ -1246,6 +1247,20 @@ BEGIN
     RETURN false;
 END $$;
 
+-- Returns whether a session may ask for the floor of a room: it is a member, or has been one, from below the floor on. So
+-- there are no more floors than memberships, however many rooms there ever were.
+CREATE FUNCTION sio.sio_needs_floor(p_namespace text, p_room text, p_floor bigint)
+ RETURNS boolean
+ LANGUAGE plpgsql
+ STABLE
+AS $$
+BEGIN
+    RETURN EXISTS (SELECT FROM sio.sio_rooms
+                   WHERE namespace = p_namespace AND room = p_room AND joined_at < p_floor)
+        OR EXISTS (SELECT FROM sio.sio_sessions WHERE namespace = p_namespace AND sid = p_room)
+        OR p_room = '' AND EXISTS (SELECT FROM sio.sio_sessions WHERE namespace = p_namespace);
+END $$;
+
 -- Truncates the segment that is not active, if all of its records are older than p_keep seconds. Returns how many they
 -- were, and 0 if it is too early. Returns null if the segment is empty, if records of the active segment lie between its
 -- records, or if the role may not truncate. The caller has locked the row of sio_log.
@@ -1270,7 +1285,7 @@ BEGIN
     ELSIF v_youngest >= v_before THEN
         RETURN 0;
     END IF;
-    -- Floors below the start of every session are left out, because nobody can ask about them.
+    -- Floors that no session can ask for are left out.
     IF v_segment = 0 THEN
         WITH rooms AS (
             SELECT namespace, room, kind = 0 AS counts, max("offset") AS last, max(created_at) AS youngest,
@@ -1282,7 +1297,7 @@ BEGIN
             INSERT INTO sio.sio_room_floors AS f (namespace, room, "offset")
             SELECT namespace, room, max(last) FROM rooms
             WHERE counts AND last > (SELECT coalesce(min(start_offset), 9223372036854775807) FROM sio.sio_sessions)
-            GROUP BY 1, 2
+            GROUP BY 1, 2 HAVING sio.sio_needs_floor(namespace, room, max(last))
             ON CONFLICT (namespace, room) DO UPDATE SET "offset" = greatest(f."offset", excluded."offset")
         )
         SELECT sum(records), max(youngest) INTO v_count, v_youngest FROM rooms;
@@ -1299,7 +1314,7 @@ BEGIN
             INSERT INTO sio.sio_room_floors AS f (namespace, room, "offset")
             SELECT namespace, room, max(last) FROM rooms
             WHERE counts AND last > (SELECT coalesce(min(start_offset), 9223372036854775807) FROM sio.sio_sessions)
-            GROUP BY 1, 2
+            GROUP BY 1, 2 HAVING sio.sio_needs_floor(namespace, room, max(last))
             ON CONFLICT (namespace, room) DO UPDATE SET "offset" = greatest(f."offset", excluded."offset")
         )
         SELECT sum(records), max(youngest) INTO v_count, v_youngest FROM rooms;
@@ -1355,7 +1370,7 @@ BEGIN
         UNION ALL
         SELECT namespace, room, "offset" FROM sio.sio_packet_rooms
         WHERE "offset" > v_floor AND "offset" <= v_upto) g
-    GROUP BY 1, 2
+    GROUP BY 1, 2 HAVING sio.sio_needs_floor(g.namespace, g.room, max(g."offset"))
     ON CONFLICT (namespace, room) DO UPDATE SET "offset" = greatest(f."offset", excluded."offset");
     -- From the floor on: deleted rows are still in the index, and a scan from its start would walk them each time.
     DELETE FROM sio.sio_packet_rooms WHERE "offset" > v_floor AND "offset" <= v_upto;

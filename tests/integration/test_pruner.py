@@ -56,7 +56,8 @@ async def test_case_54_expired_sessions_go_with_their_rooms(pg_dsn, store, db):
 
 
 async def test_old_records_go_and_floors_tell_of_it(pg_dsn, store, db):
-    await store.open()
+    await store.open(rooms={"x": [(0, None)], "y": [(0, None)]})
+    await store.open("t", "q", namespace="/n")
     x = await store.emit("x")
     xy = await store.emit("x", "y")
     everybody = await store.emit()
@@ -70,6 +71,32 @@ async def test_old_records_go_and_floors_tell_of_it(pg_dsn, store, db):
     assert floors == {("/", "x"): xy, ("/", "y"): xy, ("/", ""): everybody, ("/n", ""): everybody + 1}
     assert x < xy and await db.fetchval("SELECT count(*) FROM sio_packet_rooms") == 0
     assert (await store.reader.range(0, 10))[0] == new - 1
+
+
+@pytest.mark.parametrize("whole", [False, True])
+async def test_floors_are_kept_only_of_rooms_that_a_session_is_or_was_in(pg_dsn, store, db, whole):
+    await store.open(rooms={"in": [(0, None)]})
+    await store.open("t", "q")
+    for room in ("was in", "late"):
+        if room == "was in":
+            await store.move(Kind.ENTER, "s", room)
+        await store.emit(room)
+        await store.emit("another")
+        await store.move(Kind.LEAVE if room == "was in" else Kind.ENTER, "s", room)
+    for room in ("in", "s", "t", "u", *(f"room {i}" for i in range(50))):
+        await store.emit(room)
+    await store.emit("another", "in")
+    last = await store.emit(namespace="/nobody")
+    await age(db, last)
+    if whole:
+        await db.execute("SELECT setval('sio_active_segment', 1)")
+    assert await db.fetchval("SELECT sio_trim(60, 1000)") > 50
+    rooms = [row[0] for row in await db.fetch("SELECT room FROM sio_room_floors ORDER BY 1")]
+    assert rooms == ["in", "s", "t", "was in"]
+    await db.execute("DELETE FROM sio_sessions WHERE sid = 't'; DELETE FROM sio_rooms WHERE room = 'was in'")
+    await db.execute(QUERIES["drop_room_floors"])
+    rooms = [row[0] for row in await db.fetch("SELECT room FROM sio_room_floors ORDER BY 1")]
+    assert rooms == ["in", "s"]
 
 
 async def test_a_young_record_keeps_those_behind_it_however_old(pg_dsn, store, db):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import secrets
+from collections.abc import AsyncIterator, Iterator
 
 import asyncpg
+import psycopg
 import pytest
 
 from integration.test_migrate import introspect
@@ -46,6 +48,53 @@ async def test_an_owner_without_any_other_right_migrates_and_runs_nodes(pg_empty
         assert await owner.fetchval(QUERIES["trim"], KEEP, MANY) == MANY
         await asyncio.to_thread(migrate.downgrade, pg_empty_dsn)
         assert introspect(pg_empty_dsn) == before
+    finally:
+        await owner.close()
+
+
+# -- default privileges -----------------------------------------------------------------------------------------
+@pytest.fixture
+def anybody(pg_admin, pg_admin_dsn, pg_empty_dsn) -> Iterator[str]:
+    """A role that has every right on whatever the owner creates, as Supabase's "anon", and so has PUBLIC."""
+    name = f"anybody_{secrets.token_hex(4)}"
+    pg_admin.execute(f"CREATE ROLE {name}")
+    with psycopg.connect(pg_empty_dsn, autocommit=True) as owner:
+        for kind in ("TABLES", "SEQUENCES", "FUNCTIONS"):
+            owner.execute(f"ALTER DEFAULT PRIVILEGES GRANT ALL ON {kind} TO {name} WITH GRANT OPTION")
+            owner.execute(f"ALTER DEFAULT PRIVILEGES GRANT ALL ON {kind} TO PUBLIC")
+        owner.execute("CREATE TABLE sio_of_the_application ()")
+    yield name
+    with psycopg.connect(pg_empty_dsn, autocommit=True) as owner:
+        for kind in ("TABLES", "SEQUENCES", "FUNCTIONS"):
+            owner.execute(f"ALTER DEFAULT PRIVILEGES REVOKE ALL ON {kind} FROM {name}, PUBLIC")
+        owner.execute("ALTER DEFAULT PRIVILEGES GRANT EXECUTE ON FUNCTIONS TO PUBLIC")
+        owner.execute(f"REVOKE ALL ON ALL TABLES IN SCHEMA public FROM {name}")
+    pg_admin.execute(f"DROP ROLE {name}")
+
+
+async def test_default_privileges_open_nothing(pg_empty_dsn, anybody, start_node):
+    await asyncio.to_thread(migrate.upgrade, pg_empty_dsn)
+    owner = await asyncpg.connect(pg_empty_dsn)
+    try:
+        open_to = await owner.fetch(
+            """
+            SELECT c.relname, a.privilege_type FROM pg_class c, aclexplode(c.relacl) a
+            WHERE c.relname LIKE 'sio\\_%' AND c.relname !~ 'alembic' AND a.grantee <> c.relowner
+            UNION ALL
+            SELECT p.proname, a.privilege_type FROM pg_proc p, aclexplode(p.proacl) a
+            WHERE p.proname LIKE 'sio\\_%' AND a.grantee <> p.proowner AND (a.grantee <> 0 OR p.prosecdef)
+            """
+        )
+        assert {row[0] for row in open_to} == {"sio_of_the_application"}
+        assert not await owner.fetchval(
+            f"SELECT has_function_privilege('{anybody}', oid, 'EXECUTE') FROM pg_proc WHERE proname = 'sio_emit'"
+        )
+        node = await start_node(dsn=pg_empty_dsn)
+        async with node.client() as wire:
+            await emit_async(owner, "e")
+            assert await wire.event() == ["e"]
+        await node.sio.shutdown()
+        await asyncio.to_thread(migrate.downgrade, pg_empty_dsn)
     finally:
         await owner.close()
 

@@ -50,7 +50,7 @@ async def epochs(db) -> int:
 
 
 async def test_a_large_log_goes_as_a_whole_and_begins_no_epoch(pg_dsn, store, db):
-    await store.open()
+    await store.open(rooms={room: [(0, None)] for room in ("r", *(f"r{i}" for i in range(7)))})
     last = await store.emit("r")
     began = await epochs(db)
     await db.execute("UPDATE sio_packets SET created_at = created_at - interval '1 hour'")

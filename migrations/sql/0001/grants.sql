@@ -3,3 +3,32 @@
 REVOKE ALL ON FUNCTION sio.sio_emit, sio.sio_emit_encoded, sio.sio_outbox_take, sio.sio_outbox_append,
     sio.sio_outbox_epoch, sio.sio_outbox_bounds
 FROM PUBLIC;
+
+-- ALTER DEFAULT PRIVILEGES may have granted rights on all of this at its creation, to PUBLIC or to a role that anybody may
+-- use through an HTTP interface. Nobody but the owner has a right until it is granted for these tables. The other
+-- functions stay with PUBLIC, because they run with the rights of the caller.
+DO $$
+DECLARE v_revoke text;
+BEGIN
+    FOR v_revoke IN
+        SELECT format('REVOKE ALL ON %s %s FROM %s', o.kind, o.name,
+                      CASE WHEN a.grantee = 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(a.grantee)) END)
+        FROM (SELECT CASE relkind WHEN 'S' THEN 'SEQUENCE' ELSE 'TABLE' END AS kind, oid::regclass::text AS name,
+                     relowner AS owner, relacl AS acl
+              FROM pg_class
+              WHERE relkind IN ('r', 'S') AND relname LIKE 'sio\_%'
+                AND relnamespace = (SELECT relnamespace FROM pg_class WHERE oid = 'sio.sio_lock'::regclass)
+                AND oid >= 'sio.sio_lock'::regclass  -- created here, and not by the application
+              UNION ALL
+              SELECT 'FUNCTION', oid::regprocedure::text, proowner, proacl
+              FROM pg_proc
+              WHERE proname LIKE 'sio\_%'
+                AND pronamespace = (SELECT relnamespace FROM pg_class WHERE oid = 'sio.sio_lock'::regclass)
+                AND oid >= 'sio.sio_lock'::regclass) o,
+            aclexplode(o.acl) a
+        WHERE a.grantee <> o.owner AND (o.kind <> 'FUNCTION' OR a.grantee <> 0)
+        GROUP BY o.kind, o.name, a.grantee
+    LOOP
+        EXECUTE v_revoke;
+    END LOOP;
+END $$;

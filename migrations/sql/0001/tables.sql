@@ -195,7 +195,7 @@ CREATE TABLE sio.sio_rooms (
 COMMENT ON TABLE sio.sio_rooms IS
     'Memberships. A session is in a room at the offsets above joined_at and below left_at.';
 
-CREATE INDEX sio_rooms_members ON sio.sio_rooms (namespace, room) WHERE left_at IS NULL;
+CREATE INDEX sio_rooms_members ON sio.sio_rooms (namespace, room);
 
 CREATE INDEX sio_rooms_ended ON sio.sio_rooms (session, left_at) WHERE left_at IS NOT NULL;
 
@@ -212,7 +212,8 @@ CREATE TABLE sio.sio_room_floors (
 );
 
 COMMENT ON TABLE sio.sio_room_floors IS
-    'The highest offset of each room that retention deleted. A session at a lower offset may have lost an event.';
+    'The highest offset that retention deleted of each room that a session is or was in. A session at a lower offset '
+    'may have lost an event.';
 
 -- Unlogged: its rows live and die in one transaction. VACUUM never truncates it, because that takes a lock that emits
 -- would wait for.
