@@ -48,8 +48,8 @@ class AsyncPostgresManager(AsyncManager):
 
     :param dsn: an asyncpg or libpq URL. ``None``: the ``SIO_PG_DSN`` environment variable, then libpq's ``PG*``
                 variables.
-    :param pool: an application's ``asyncpg.Pool``, to use instead of an own one. Two or three of its connections are
-                 kept as long as the manager runs.
+    :param pool: an application's ``asyncpg.Pool``, to use instead of one of its own. Two or three of its connections
+                 are kept as long as the manager runs.
     :param listen_dsn: a direct connection for LISTEN, where ``dsn`` goes through a transaction pooler.
     :param schema: the schema of the tables. One schema is one log and one cluster.
     :param write_only: ``True`` in a process that only emits.

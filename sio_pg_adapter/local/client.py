@@ -312,16 +312,15 @@ class Client:
         self._is_cut = True
         return True
 
-    def depart(self) -> State:
-        """Take it out of the node. Acknowledgements are no longer waited for. Return the state it was in."""
-        former, self.state = self.state, State.LEFT
+    def depart(self) -> None:
+        """Take it out of the node. Acknowledgements are no longer waited for."""
+        self.state = State.LEFT
         self._waiting.clear()
         self._bytes_waiting = 0
         acks, self.acks = self.acks, {}
         for ack in acks.values():
             if ack.gone is not None:
                 ack.gone()
-        return former
 
     def begin_end(self) -> bool:
         """Begin what its end takes. Return whether that is new."""

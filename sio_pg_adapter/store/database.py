@@ -148,7 +148,7 @@ class Database:
     """The tables of a node, and its connections to them.
 
     :param dsn: an asyncpg or libpq URL. ``None``: ``SIO_PG_DSN``, then libpq's ``PG*`` variables.
-    :param pool: an application's ``asyncpg.Pool``, to use instead of an own one.
+    :param pool: an application's ``asyncpg.Pool``, to use instead of one of its own.
     :param listen_dsn: where to listen, if not at ``dsn``.
     :param schema: the schema of the tables.
     :ivar pooled: whether a pooler serves all connections but the one that listens, so that no backend can be named.
@@ -455,7 +455,7 @@ class Database:
 
         :raises StoreUnavailable: if the database did not answer.
         """
-        with translated(query):
+        with translated(query, may_be_stored=None):
             async with self.reader as connection:
                 rows: list[asyncpg.Record] = await connection.fetch(self.queries[query], *args, timeout=QUERY_TIMEOUT)
                 return rows

@@ -37,23 +37,26 @@ UNMIGRATED = (
 
 
 @contextlib.contextmanager
-def translated(doing: str) -> Iterator[None]:
-    """Raise the errors of asyncpg as this package's, with their cause. For statements that change nothing."""
+def translated(doing: str, *, may_be_stored: bool | None = False) -> Iterator[None]:
+    """Raise the errors of asyncpg as this package's, with their cause. For statements that store no event.
+
+    :param may_be_stored: as in :class:`~sio_pg_adapter.errors.StoreUnavailable`. ``None`` for a read.
+    """
     try:
         yield
     except SioPgError:  # translated already. StoreUnavailable is an OSError, too
         raise
     except asyncpg.PostgresError as e:
-        raise refusal(doing, e) from e
+        raise refusal(doing, e, may_be_stored=may_be_stored) from e
     except LOST as e:
-        raise StoreUnavailable(f"{doing}: {type(e).__name__}: {e}".rstrip(": ")) from e
+        raise StoreUnavailable(f"{doing}: {type(e).__name__}: {e}".rstrip(": "), may_be_stored=may_be_stored) from e
 
 
-def refusal(doing: str, error: asyncpg.PostgresError) -> SioPgError:
+def refusal(doing: str, error: asyncpg.PostgresError, *, may_be_stored: bool | None = False) -> SioPgError:
     """Return the error for an answer of the server that says that it did nothing."""
     if isinstance(error, UNMIGRATED):
         return SchemaMismatch(f"{doing}: {error}. Run `sio-pg migrate` to bring the database to this version.")
-    return StoreUnavailable(f"{doing}: {type(error).__name__}: {error}")
+    return StoreUnavailable(f"{doing}: {type(error).__name__}: {error}", may_be_stored=may_be_stored)
 
 
 @contextlib.contextmanager

@@ -120,7 +120,7 @@ class Listener:
         self._connection, self._pooled = await self._database.listen_connection()
         self._lost.clear()
         try:
-            with translated("LISTEN"):
+            with translated("LISTEN", may_be_stored=None):
                 self._connection.add_termination_listener(self._on_termination)
                 self._heard = self._channels()
                 for channel in self._heard:
@@ -152,7 +152,7 @@ class Listener:
         if self._connection is None:
             return False
         try:
-            with translated("the LISTEN connection"):
+            with translated("the LISTEN connection", may_be_stored=None):
                 if self._on_probe is None:
                     await self._connection.fetchval("SELECT 1", timeout=PROBE_TIMEOUT)
                 else:

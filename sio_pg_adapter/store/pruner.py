@@ -188,7 +188,7 @@ class Pruner:
 
     @contextlib.asynccontextmanager
     async def _connection(self) -> AsyncIterator[Connection]:
-        with translated("pruning"):
+        with translated("pruning", may_be_stored=None):
             async with self._database.connection() as connection:
                 yield connection
 

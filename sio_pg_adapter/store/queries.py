@@ -26,6 +26,3 @@ class Queries:
 
     def __getitem__(self, name: str) -> str:
         return self._statements[name]
-
-    def __iter__(self) -> object:
-        return iter(self._statements)

@@ -1,6 +1,6 @@
 -- The statements that this package runs, each with a name and a sentence. "sio." stands for the schema.
 --
--- All changes of the log and of sessions go through three functions, sio_append_batch, sio_append_event and
+-- Nodes append to the log and change sessions by three functions, sio_append_batch, sio_append_event and
 -- sio_move_members.
 --
 -- The log is sio_packets, and its rows are in two segments. Frequent statements read each segment with its own ORDER BY

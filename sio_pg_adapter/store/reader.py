@@ -102,7 +102,7 @@ async def read_attachment(database: Database, key: str) -> tuple[str, tuple[byte
 
     :raises StoreUnavailable: if it cannot be read, or retention has deleted it.
     """
-    with translated("attachment"):
+    with translated("attachment", may_be_stored=None):
         async with database.reader as connection:
             data = await connection.fetchval(database.queries["attachment"], key, timeout=ATTACHMENT_TIMEOUT)
     if data is None:

@@ -391,7 +391,8 @@ BEGIN
     RETURN NULL;
 END $$;
 
--- Appends. All changes of the log and of sessions go through sio_append_batch, sio_append_event and sio_move_members.
+-- Appends. A node changes the log and sessions by sio_append_batch, sio_append_event and sio_move_members. Transactional
+-- emits (outbox.sql), expiry, retention and epochs have functions of their own.
 
 -- Appends one record of a kind other than an event, and returns its offset. The caller holds the log's lock.
 CREATE FUNCTION sio.sio_put_record(p_batch bigint, p_kind integer, p_namespace text, p_room text, p_sid text, p_generation bigint DEFAULT NULL::bigint, p_as_of bigint DEFAULT NULL::bigint, p_node uuid DEFAULT NULL::uuid, p_data text DEFAULT NULL::text)

@@ -194,7 +194,7 @@ class Sessions:
 
         ``None`` if a newer claim holds it, or it has ended.
         """
-        with translated("reading what a client missed"):
+        with translated("reading what a client missed", may_be_stored=None):
             async with self._database.connection() as connection:
                 rows = await connection.fetch(self._database.queries["page"], held.id, held.generation, after, limit)
         if not rows:
