@@ -409,7 +409,9 @@ async def test_a_session_whose_time_is_up_is_left_to_its_expiry_handlers(start_n
         await db.execute("UPDATE sio_sessions SET expires_at = clock_timestamp() - interval '1 s'")
         for room in ("x", wire.sid, None):
             await node.sio.disconnect_sockets(room)
-        assert await db.fetchval("SELECT count(*) FROM sio_sessions") == 1
+        with pytest.raises(KeyError, match=wire.sid):
+            await node.sio.save_session(wire.sid, {"late": True})
+        assert await db.fetchval("SELECT count(*) FROM sio_sessions WHERE data = '{}'") == 1
 
 
 async def test_where_nobody_is_nothing_is_written(start_node, db):

@@ -161,8 +161,8 @@ CREATE FUNCTION sio.sio_save(p_namespace text, p_sid text, p_data text, p_args j
 LANGUAGE sql AS $$
     UPDATE sio.sio_sessions SET data = p_data
     WHERE namespace = p_namespace AND sid = p_sid
-      AND (p_args->>'id' IS NULL OR id = (p_args->>'id')::bigint
-           AND (p_args->>'generation')::bigint IN (generation, settled))
+      AND CASE WHEN p_args->>'id' IS NULL THEN expires_at IS NULL OR expires_at > clock_timestamp()
+          ELSE id = (p_args->>'id')::bigint AND (p_args->>'generation')::bigint IN (generation, settled) END
       AND (p_args->>'expected' IS NULL OR data = p_data
            OR encode(sha256(convert_to(data, 'UTF8')), 'hex') = p_args->>'expected')
     RETURNING json_build_object('id', id)
