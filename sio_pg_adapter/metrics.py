@@ -98,6 +98,11 @@ class _Families:
         self.reconnects = CounterMetricFamily(
             "sio_pg_listener_reconnects", "LISTEN connections that replaced a lost one.", labels=manager
         )
+        self.healthy = GaugeMetricFamily(
+            "sio_pg_healthy",
+            "1 while events can get from here to all clients, and from all nodes here.",
+            labels=manager,
+        )
         self.listening = GaugeMetricFamily("sio_pg_listening", "1 while the node listens.", labels=manager)
         self.lag = GaugeMetricFamily(
             "sio_pg_cursor_lag", "Offsets between the cursor and the last one that the node knows of.", labels=manager
@@ -123,6 +128,7 @@ class _Families:
         if manager.write_only:
             return
         self.reconnects.add_metric([name], 0 if node is None else node.reconnects)
+        self.healthy.add_metric([name], int(node is not None and node.health().ok))
         self.listening.add_metric([name], int(node is not None and node.listening))
         self.lag.add_metric([name], 0 if node is None else node.cursor.lag)
         self._read_clients(name, manager)

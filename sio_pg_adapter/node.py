@@ -184,7 +184,9 @@ class Node:
         self.listener: Listener | None = None
         self._following: asyncio.Future[None] | None = None
         self._probed_head = 0
-        self.requests.serve(Service.STATUS, lambda *_: status(self.clients, self.cursor, self.reconnects))
+        self.requests.serve(
+            Service.STATUS, lambda *_: status(self.clients, self.cursor, self.reconnects, self.health().reason)
+        )
 
     def _presence(self, setup: Setup) -> Presence:
         return Presence(

@@ -83,6 +83,7 @@ def _node(row: Any, answers: dict[str, Any] | None) -> dict[str, Any]:
         "lag": None,
         "lag_seconds": None,
         "reconnects": answer.get("reconnects"),
+        "reason": answer.get("reason"),
     }
 
 

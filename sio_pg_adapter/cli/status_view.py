@@ -79,6 +79,9 @@ def _nodes(status: dict[str, Any], *, narrow: bool) -> Iterator[RenderableType]:
     for state, explanation in _EXPLANATIONS.items():
         if ids := [node["id"][:8] for node in nodes if node["state"] == state]:
             yield Text(f"{', '.join(ids)}: {explanation}", style="yellow")
+    for node in nodes:
+        if node["reason"]:
+            yield Text(f"{node['id'][:8]}: {terminal.printable(node['reason'])}", style="yellow")
     if status["note"] is not None:
         yield Text(status["note"], style="yellow")
 

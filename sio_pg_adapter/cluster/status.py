@@ -10,8 +10,11 @@ from sio_pg_adapter.local.clients import Clients
 from sio_pg_adapter.local.cursor import Cursor
 
 
-def status(clients: Clients, cursor: Cursor, reconnects: int) -> dict[str, Any]:
-    """Return where a node runs, how many clients and sessions it holds, and how far it has applied the log."""
+def status(clients: Clients, cursor: Cursor, reconnects: int, reason: str) -> dict[str, Any]:
+    """Return where a node runs, how many clients and sessions it holds, and how far it has applied the log.
+
+    :param reason: why the node is not well. Empty if it is.
+    """
     return {
         "host": socket.gethostname()[:100],
         "process": os.getpid(),
@@ -19,4 +22,5 @@ def status(clients: Clients, cursor: Cursor, reconnects: int) -> dict[str, Any]:
         "sessions": sum(client.held is not None for client in clients),
         "cursor": cursor.offset,
         "reconnects": reconnects,
+        "reason": reason,
     }

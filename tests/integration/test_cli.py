@@ -93,6 +93,7 @@ async def test_status_of_two_nodes_with_sessions(start_node, db, capsys):
                 "lag": 0,
                 "lag_seconds": 0.0,
                 "reconnects": 0,
+                "reason": "",
             }
         assert status["sessions"] == {
             "live": 2,

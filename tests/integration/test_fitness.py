@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from urllib.parse import quote
 
@@ -266,13 +268,21 @@ async def test_records_that_nothing_announced_are_found_by_two_probes(start_node
         assert await wire.event() == ["e", 1]
 
 
-async def test_health_says_why_an_append_cannot_be_made(start_node, quick_probes, db, monkeypatch):
+async def node_status(dsn: str) -> str:
+    """Return what `sio-pg status` shows."""
+    command = [sys.executable, "-m", "sio_pg_adapter", "status", "--dsn", dsn]
+    done = await asyncio.to_thread(subprocess.run, command, check=True, capture_output=True, text=True)
+    return done.stdout
+
+
+async def test_health_says_why_an_append_cannot_be_made(start_node, quick_probes, pg_dsn, db, monkeypatch):
     monkeypatch.setattr("sio_pg_adapter.store.listener.PROBE_TIMEOUT", 0.3)
     node = await start_node()
     async with db.transaction():
         await db.execute("LOCK TABLE sio_lock IN EXCLUSIVE MODE")
         emit = asyncio.create_task(node.sio.emit("e"))
         await reason(node, "writer has not answered")
+        assert "writer has not answered" in await node_status(pg_dsn)
     with contextlib.suppress(StoreUnavailable):
         await emit
     await healthy(node)

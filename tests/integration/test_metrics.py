@@ -302,7 +302,7 @@ async def test_the_listener_reconnects(start_node, db):
     assert scraped("listening") == 1 and scraped("listener_reconnects_total") == 0
     assert await terminate(db, LISTENING) == 1
     await until(lambda: not node.manager.node.listener.connected)
-    assert scraped("listening") == 0
+    assert scraped("listening") == scraped("healthy") == 0
     await until(lambda: node.manager.node.listener.reconnects)
     assert scraped("listening") == 1 and scraped("listener_reconnects_total") == 1
 
