@@ -42,7 +42,7 @@ def build(config: Config) -> socketio.AsyncServer:
         from sio_pg_adapter.store import commits  # noqa: PLC0415
 
         if config.get("ring_only"):
-            commits._carried = lambda _entries: None  # noqa: SLF001 - notifications then hold offsets alone
+            commits.carried = lambda _entries: None  # notifications then hold offsets alone
         manager = AsyncPostgresManager(config["dsn"], schema=config["schema"])
         return AsyncServer(async_mode="asgi", client_manager=manager, connection_state_recovery=True)
     manager = PatientRedisManager(config["redis"]) if kind == "socketio-redis" else None

@@ -17,20 +17,14 @@ from typing import Any
 import asyncpg
 
 from sio_pg_adapter.errors import StoreUnavailable
-from sio_pg_adapter.log.payload import compact, pack
+from sio_pg_adapter.log.payload import pack
 from sio_pg_adapter.log.records import Entry, Kind, MemberMove, Record, Written
 
 from .backends import QUERY_TIMEOUT, Backend, backend_of, end_backend
+from .batches import INLINE_BYTES, carried, columns, lone_event
 from .database import Connection, Database
 from .failures import LOST
 from .reader import ATTACHMENT_TIMEOUT
-
-CARRY_BYTES = 7_600
-"""How much of a batch a notification carries, in bytes. PostgreSQL takes 7,999 bytes in all."""
-
-INLINE_BYTES = 64 * 1024
-"""The largest body in the log itself, in bytes. A larger one is written to the attachment table before the log's lock
-is taken: writing 50 MB under it would hold up all appends."""
 
 GIVE_UP_AFTER = 5.0
 """For how long an append is tried again after its connection was lost before anything was stored, in seconds."""
@@ -167,14 +161,14 @@ class Commits:
                 [False] * len(large),
                 timeout=ATTACHMENT_TIMEOUT,
             )
-        query, arguments = "write_event", _lone_event(entries)
+        query, arguments = "write_event", lone_event(entries)
         if not arguments or large:
             query, arguments = "write", columns(entries, attachments)
-        carried = _carried(entries)
+        carry = carried(entries)
         self._sending = self._backend_of is connection
         try:
             row = await connection.fetchrow(
-                self._database.queries[query], batch_id, *arguments, carried, timeout=QUERY_TIMEOUT
+                self._database.queries[query], batch_id, *arguments, carry, timeout=QUERY_TIMEOUT
             )
         except Exception as e:
             if unknown := _unknown(e):
@@ -307,41 +301,3 @@ def _unknown(error: Exception) -> OutcomeUnknown | None:
     elif not isinstance(error, asyncpg.InterfaceError | asyncpg.InternalClientError | OSError | TimeoutError):
         return None
     return OutcomeUnknown(f"{type(error).__name__}: {error}")
-
-
-def _lone_event(entries: list[Entry]) -> tuple[Any, ...]:
-    """Return the arguments for a single event for one room. Empty if it is more than that."""
-    entry = entries[0]
-    if len(entries) > 1 or entry.kind is not Kind.EVENT or len(entry.rooms) > 1 or entry.skip_sids or entry.parts:
-        return ()
-    return entry.namespace, entry.rooms[0], entry.body
-
-
-def columns(entries: list[Entry], attachments: Sequence[str | None]) -> tuple[list[Any] | None, ...]:
-    """Return entries as the arrays that the statement "write" takes."""
-    apart = [key is not None for key in attachments]
-    return (
-        [int(e.kind) for e in entries],
-        [e.namespace for e in entries],
-        [e.rooms[0] for e in entries],
-        _column([json.dumps(e.rooms) if len(e.rooms) > 1 else None for e in entries]),
-        _column([json.dumps(e.skip_sids) if e.skip_sids else None for e in entries]),
-        _column([e.sid for e in entries]),
-        [None if a else e.body for a, e in zip(apart, entries, strict=True)],
-        _column([pack(e.parts) if e.parts and not a else None for a, e in zip(apart, entries, strict=True)]),
-        _column(list(attachments)),
-        _column([compact(e.args) if e.args else None for e in entries]),
-    )
-
-
-def _column(values: list[Any]) -> list[Any] | None:
-    """Return ``None`` for a column of nothing but ``None``: each element costs time, and unnest() fills up."""
-    return values if any(value is not None for value in values) else None
-
-
-def _carried(entries: list[Entry]) -> str | None:
-    """Return the batch's events as text, if they fit in a notification. Nodes that are up to date need not read."""
-    if sum(e.size for e in entries) > CARRY_BYTES or any(e.kind is not Kind.EVENT or e.parts for e in entries):
-        return None
-    text = compact([[e.namespace, e.rooms, e.skip_sids, e.body] for e in entries])
-    return text if len(text) <= CARRY_BYTES else None  # ASCII: characters are bytes

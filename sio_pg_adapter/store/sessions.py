@@ -16,7 +16,7 @@ from sio_pg_adapter.log.payload import check_depth, encode_json
 from sio_pg_adapter.log.records import Entry, Held, Kind, Record
 from sio_pg_adapter.log.verdict import Claim, Claimed, pid_hash
 
-from .commits import columns
+from .batches import columns
 from .database import Database
 from .failures import translated
 from .reader import record_of

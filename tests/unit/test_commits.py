@@ -1,24 +1,13 @@
-"""Batches: their columns, what a notification carries of them, and which errors leave their outcome open."""
+"""Which errors leave the outcome of a commit open."""
 
 from __future__ import annotations
-
-import json
-import uuid
 
 import asyncpg
 import pytest
 
-from sio_pg_adapter.log.payload import pack
-from sio_pg_adapter.log.records import Entry, Kind
-from sio_pg_adapter.store.commits import CARRY_BYTES, _carried, _column, _lone_event, _unknown, columns
-from sio_pg_adapter.store.reader import read_notification
+from sio_pg_adapter.store.commits import _unknown
 
 
-def event(*rooms, body='["e"]', skip=(), parts=(), namespace="/"):
-    return Entry(Kind.EVENT, namespace, rooms or ("",), tuple(skip), body=body, parts=tuple(parts))
-
-
-# -- a lost connection -----------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     "error",
     [
@@ -49,77 +38,3 @@ def test_an_error_of_the_connection_leaves_the_outcome_open(error):
 )
 def test_an_answer_of_the_server_means_that_nothing_was_done(error):
     assert _unknown(error) is None
-
-
-# -- a single event --------------------------------------------------------------------------------------
-def test_a_single_event_for_one_room_has_a_statement_of_its_own():
-    assert _lone_event([event("x", body='["a"]', namespace="/chat")]) == ("/chat", "x", '["a"]')
-
-
-@pytest.mark.parametrize(
-    "entries",
-    [
-        [event("x"), event("x")],
-        [event("x", "y")],
-        [event("x", skip=["a"])],
-        [event("x", parts=[b"a"])],
-        [Entry(Kind.ENTER, "/", ("x",), sid="a")],
-    ],
-)
-def test_anything_else_is_a_batch(entries):
-    assert _lone_event(entries) == ()
-
-
-# -- columns ---------------------------------------------------------------------------------------------
-def test_the_columns_of_a_batch():
-    key = str(uuid.uuid4())
-    entries = [
-        event("x", "y", body='["a"]', skip=["s"], parts=[b"1", b"2"]),
-        event(body='["large"]', parts=[b"3"]),
-        Entry(Kind.LEAVE, "/chat", ("z",), sid="t", args={"as_of": 7}),
-    ]
-    assert columns(entries, [None, key, None]) == (
-        [Kind.EVENT, Kind.EVENT, Kind.LEAVE],
-        ["/", "/", "/chat"],
-        ["x", "", "z"],
-        ['["x", "y"]', None, None],
-        ['["s"]', None, None],
-        [None, None, "t"],
-        ['["a"]', None, None],  # body and parts of the second are in the attachment table
-        [pack([b"1", b"2"]), None, None],
-        [None, key, None],
-        [None, None, '{"as_of":7}'],
-    )
-
-
-def test_a_column_of_nothing_is_not_sent():
-    _, _, _, rooms, skips, sids, bodies, parts, keys, args = columns([event("x"), event("y")], [None, None])
-    assert bodies == ['["e"]', '["e"]']
-    assert (rooms, skips, sids, parts, keys, args) == (None,) * 6
-    assert _column([None, 0]) == [None, 0]
-
-
-# -- what a notification carries -------------------------------------------------------------------------
-def test_the_events_of_a_small_batch_are_carried_and_read_as_they_were():
-    entries = [event("x", "y", body='["ü"]', skip=["s"], namespace="/chat"), event()]
-    carried = _carried(entries)
-    assert carried is not None and carried.isascii()
-    _, _, records = read_notification(f"4 6 {carried}")
-    assert records is not None
-    assert [(r.namespace, r.rooms, r.skip_sids, r.body) for r in records] == [
-        (e.namespace, e.rooms, e.skip_sids, e.body) for e in entries
-    ]
-
-
-@pytest.mark.parametrize(
-    "entries",
-    [
-        [event(), Entry(Kind.ENTER, "/", ("x",), sid="a")],
-        [event(parts=[b"a"])],
-        [event(body=json.dumps(["e", "x" * CARRY_BYTES]))],
-        [event(body=json.dumps(["e", "ü" * (CARRY_BYTES // 4)], ensure_ascii=False))],  # six bytes each, as text
-        [event(*(f"room {i}" for i in range(CARRY_BYTES // 8)))],
-    ],
-)
-def test_other_batches_are_read_from_the_log(entries):
-    assert _carried(entries) is None

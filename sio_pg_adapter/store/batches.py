@@ -1,0 +1,55 @@
+"""How a batch of entries is written to a statement's arguments, and to a notification."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from sio_pg_adapter.log.payload import compact, pack
+from sio_pg_adapter.log.records import Entry, Kind
+
+CARRY_BYTES = 7_600
+"""How much of a batch a notification carries, in bytes. PostgreSQL takes 7,999 bytes in all."""
+
+INLINE_BYTES = 64 * 1024
+"""The largest body in the log itself, in bytes. A larger one is written to the attachment table before the log's lock
+is taken: writing 50 MB under it would hold up all appends."""
+
+
+def lone_event(entries: list[Entry]) -> tuple[Any, ...]:
+    """Return the arguments for a single event for one room. Empty if it is more than that."""
+    entry = entries[0]
+    if len(entries) > 1 or entry.kind is not Kind.EVENT or len(entry.rooms) > 1 or entry.skip_sids or entry.parts:
+        return ()
+    return entry.namespace, entry.rooms[0], entry.body
+
+
+def columns(entries: list[Entry], attachments: Sequence[str | None]) -> tuple[list[Any] | None, ...]:
+    """Return entries as the arrays that the statement "write" takes."""
+    apart = [key is not None for key in attachments]
+    return (
+        [int(e.kind) for e in entries],
+        [e.namespace for e in entries],
+        [e.rooms[0] for e in entries],
+        _column([json.dumps(e.rooms) if len(e.rooms) > 1 else None for e in entries]),
+        _column([json.dumps(e.skip_sids) if e.skip_sids else None for e in entries]),
+        _column([e.sid for e in entries]),
+        [None if a else e.body for a, e in zip(apart, entries, strict=True)],
+        _column([pack(e.parts) if e.parts and not a else None for a, e in zip(apart, entries, strict=True)]),
+        _column(list(attachments)),
+        _column([compact(e.args) if e.args else None for e in entries]),
+    )
+
+
+def _column(values: list[Any]) -> list[Any] | None:
+    """Return ``None`` for a column of nothing but ``None``: each element costs time, and unnest() fills up."""
+    return values if any(value is not None for value in values) else None
+
+
+def carried(entries: list[Entry]) -> str | None:
+    """Return the batch's events as text, if they fit in a notification. Nodes that are up to date need not read."""
+    if sum(e.size for e in entries) > CARRY_BYTES or any(e.kind is not Kind.EVENT or e.parts for e in entries):
+        return None
+    text = compact([[e.namespace, e.rooms, e.skip_sids, e.body] for e in entries])
+    return text if len(text) <= CARRY_BYTES else None  # ASCII: characters are bytes
