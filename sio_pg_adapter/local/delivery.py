@@ -95,7 +95,16 @@ class Delivery:
             sent += 1
         self._counters.stored += sent
         for client in slow:
-            self._endings.slow(client)
+            self._too_slow(client)
+
+    def _too_slow(self, client: Client) -> None:
+        if not client.cut():
+            return  # each further record of this tick calls for it as well
+        self._counters.cut += 1
+        logger.warning(
+            "a client was disconnected: more than max_queued_packets or max_queued_bytes waited for %s", client.label
+        )
+        self._endings.slow(client)
 
     def _stored(self, record: Record, *, recoverable: bool) -> Frames:
         """Return a record's frames, made once: with its offset for clients that keep it, else without."""
@@ -185,4 +194,4 @@ class Delivery:
         too_much = client.exceeds_behind_replay(self._limit)  # before these: they may be large, and the only ones
         client.send_behind_replay(frames)
         if too_much:
-            self._endings.slow(client)
+            self._too_slow(client)

@@ -27,7 +27,7 @@ class PlainEndings:
         self._tasks.spawn(self._disconnect(client), "disconnect")
 
     def slow(self, client: Client) -> None:
-        pass
+        self._tasks.spawn(client.connection.cut(), "cut")
 
     async def say_goodbye(self) -> None:
         pass

@@ -12,7 +12,6 @@ from typing import Any
 
 from socketio import packet
 
-from sio_pg_adapter.counters import Counters
 from sio_pg_adapter.errors import SioPgError
 from sio_pg_adapter.local.client import Client
 from sio_pg_adapter.local.handling import handling
@@ -45,7 +44,6 @@ class Endings:
         host: Host,
         frames: FrameMaker,
         recovery: ConnectionStateRecovery | None,
-        counters: Counters,
         *,
         rooms: Rooms,
         sessions: Sessions,
@@ -55,7 +53,6 @@ class Endings:
         self._host = host
         self._frames = frames
         self._recovery = recovery
-        self._counters = counters
         self._rooms = rooms
         self._sessions = sessions
         self._pruner = pruner
@@ -88,17 +85,7 @@ class Endings:
 
     def slow(self, client: Client) -> None:
         """A client reads more slowly than it is sent. It is disconnected, and comes back to the log."""
-        if not client.cut():
-            return  # each further record of this tick calls for it as well
-        self._counters.cut += 1
-        logger.warning(
-            "a client was disconnected: more than max_queued_packets or max_queued_bytes waited for %s", client.label
-        )
-        self._tasks.spawn(self._cut(client), "cut")
-
-    async def _cut(self, client: Client) -> None:
-        client.connection.abort()
-        await hang_up(self._host, client.eio_sid, drop_queue=True)
+        self._tasks.spawn(client.connection.cut(), "cut")
 
     async def say_goodbye(self) -> None:
         """Close all connections in a way after which clients come back, to another node, and to their sessions."""

@@ -6,13 +6,12 @@ import inspect
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
-from engineio.packet import NOOP, Packet
-
 from sio_pg_adapter.local.client import Client
 from sio_pg_adapter.manager import AsyncPostgresManager
 from sio_pg_adapter.node import Node
 from sio_pg_adapter.wire import upstream
 from sio_pg_adapter.wire.frames import FrameMaker
+from sio_pg_adapter.wire.transport import close_transport
 
 Middleware = Callable[[str, dict[str, Any], Any], Awaitable[None]]
 
@@ -90,20 +89,8 @@ class Host:
         return True
 
 
-async def hang_up(host: Host, eio_sid: str, *, drop_queue: bool = False) -> None:
-    """Close an Engine.IO connection in a way after which clients come back by themselves.
-
-    Engine.IO's CLOSE packet would be final for the clients of python-socketio. So the transport just ends: a
-    websocket is closed, and a poll is answered with NOOP and the next one with status 400.
-
-    :param drop_queue: do not send what is queued, which may be more than the client ever takes.
-    """
+async def hang_up(host: Host, eio_sid: str) -> None:
+    """Close an Engine.IO connection, if it is open, in a way after which clients come back by themselves."""
     socket = host.eio.sockets.get(eio_sid)
-    if socket is None or socket.closed or socket.closing:
-        return
-    while drop_queue and not socket.queue.empty():
-        socket.queue.get_nowait()
-        socket.queue.task_done()
-    socket.queue.put_nowait(Packet(NOOP))  # ends a poll
-    socket.queue.put_nowait(None)  # ends the websocket's writer, which closes it
-    await socket.close(wait=False, abort=True, reason=host.reason.TRANSPORT_CLOSE)
+    if socket is not None:
+        await close_transport(socket)

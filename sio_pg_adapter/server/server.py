@@ -98,7 +98,6 @@ class AsyncServer(ClientMethods, ClusterMethods, socketio.AsyncServer):
             self._host,
             self._host.frames,
             self.manager.recovery,
-            self.manager.counters,
             rooms=rooms,
             sessions=sessions,
             pruner=pruner,

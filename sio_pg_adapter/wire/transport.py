@@ -16,6 +16,8 @@ import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from engineio.packet import NOOP, Packet
+
 from .frames import Frames
 
 if TYPE_CHECKING:
@@ -191,9 +193,32 @@ class Connection:
         if self.writing is not None:
             self.writing.cancel()
 
+    async def cut(self) -> None:
+        """Close it without what waits there, which may be more than the client ever takes."""
+        self.abort()
+        await close_transport(self.socket, drop_queue=True)
+
     @property
     def is_open(self) -> bool:
         return not (self.socket.closed or self.socket.closing)
+
+
+async def close_transport(socket: AsyncSocket, *, drop_queue: bool = False) -> None:
+    """Close an Engine.IO connection in a way after which clients come back by themselves.
+
+    Engine.IO's CLOSE packet would be final for the clients of python-socketio. So the transport just ends: a
+    websocket is closed, and a poll is answered with NOOP and the next one with status 400.
+
+    :param drop_queue: do not send what is queued.
+    """
+    if socket.closed or socket.closing:
+        return
+    while drop_queue and not socket.queue.empty():
+        socket.queue.get_nowait()
+        socket.queue.task_done()
+    socket.queue.put_nowait(Packet(NOOP))  # ends a poll
+    socket.queue.put_nowait(None)  # ends the websocket's writer, which closes it
+    await socket.close(wait=False, abort=True, reason=socket.server.reason.TRANSPORT_CLOSE)
 
 
 class Connections:

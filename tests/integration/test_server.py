@@ -73,6 +73,27 @@ async def test_case_2_a_plain_server_with_our_manager(pg_dsn, start_node):
         await plain.shutdown()
 
 
+async def test_a_slow_client_of_a_plain_server_is_disconnected_for_good(pg_dsn, start_node):
+    manager = AsyncPostgresManager(pg_dsn, max_queued_packets=20)
+    plain = socketio.AsyncServer(async_mode="asgi", client_manager=manager, monitor_clients=False)
+    left = []
+    plain.on("connect", lambda _sid, _environ: None)
+    plain.on("disconnect", lambda sid, reason: left.append((sid, reason)))
+    try:
+        async with AsgiClient(plain) as slow:
+            sid, _ = await slow.connect()
+            slow.stall()
+            for i in range(50):
+                await plain.emit("e", i)
+            await until(lambda: left)
+            slow.flow()
+        assert left == [(sid, plain.reason.TRANSPORT_CLOSE)]
+        assert manager.counters.cut == 1
+    finally:
+        await plain.manager.aclose()
+        await plain.shutdown()
+
+
 async def test_case_8_drop_and_rejoin(start_node):
     node = await start_node()
     async with node.client() as wire:
