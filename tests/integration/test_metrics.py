@@ -187,7 +187,7 @@ async def test_each_reason_of_a_fresh_session_is_counted(start_node, db, pg_dsn,
         elif reason is Reason.FOREIGN_OFFSET:
             auth["offset"] = "A" * 22
         elif reason is Reason.UNKNOWN_SESSION:
-            auth["pid"] = "nobody"
+            auth["pid"] = "n" * 32
         elif reason is Reason.FUTURE_OFFSET:
             auth["offset"] = node.manager.node.epochs.codec.encode(node.manager.node.cursor.offset + 1_000, "/")
         elif reason is Reason.DELETED_EVENTS:
