@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
+from collections.abc import Iterator
 from importlib.resources import files
 
 from sio_pg_adapter.options import checked_schema, in_schema
@@ -26,3 +27,6 @@ class Queries:
 
     def __getitem__(self, name: str) -> str:
         return self._statements[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._statements)

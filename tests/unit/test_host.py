@@ -13,6 +13,7 @@ from sio_pg_adapter import AsyncPostgresManager, AsyncServer
 from sio_pg_adapter.server.host import Host, hang_up
 from sio_pg_adapter.wire import upstream
 from sio_pg_adapter.wire.frames import frame
+from sio_pg_adapter.wire.transport import Connection
 
 
 def server(**options):
@@ -144,6 +145,7 @@ class Socket(support.local.Socket):
 
     def __init__(self):
         super().__init__("eio")
+        self.server = socketio.AsyncServer().eio
         self.closes = []
 
     async def close(self, **how):
@@ -159,7 +161,7 @@ async def test_a_connection_is_closed_so_that_its_client_comes_back(drop_queue, 
     sio, socket = server(), Socket()
     sio.eio.sockets["eio"] = socket
     socket.queue.put_nowait(frame("2[]"))
-    await hang_up(host(sio), "eio", drop_queue=drop_queue)
+    await (Connection(socket).cut() if drop_queue else hang_up(host(sio), "eio"))
     assert queued(socket) == [*before, NOOP, None]  # the end of a poll, and of a websocket's writer
     assert socket.closes == [{"wait": False, "abort": True, "reason": sio.reason.TRANSPORT_CLOSE}]
 
@@ -171,4 +173,5 @@ async def test_a_connection_that_is_closing_or_gone_is_left_alone(flag):
     sio.eio.sockets["eio"] = socket
     setattr(socket, flag, True)
     await hang_up(host(sio), "eio")
+    await Connection(socket).cut()
     assert queued(socket) == socket.closes == []
