@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import re
 import ssl
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -150,3 +151,18 @@ def _seconds(value: str, option: str) -> float | None:
         return float(value) or None  # 0 is no limit, as in libpq
     except ValueError:
         raise ConfigurationError(f"{option} is wrong: connect_timeout takes seconds") from None
+
+
+def plain_dsn(dsn: str | None, option: str) -> str | None:
+    """Return a URL without a driver's name: SQLAlchemy writes ``postgresql+asyncpg://``.
+
+    :param option: where it was given, for the error message, which shows nothing of the URL.
+    """
+    if dsn is None:
+        return None
+    if not isinstance(dsn, str):
+        raise ConfigurationError(f"{option} takes a PostgreSQL URL, not a {type(dsn).__name__}")
+    dsn = re.sub(r"^(postgres(?:ql)?)\+\w+://", r"\1://", dsn)
+    if not re.match(r"^postgres(ql)?://", dsn):
+        raise ConfigurationError(f"{option} takes a URL that begins with postgresql://")
+    return dsn

@@ -43,8 +43,9 @@ from .local.returns import Returns
 from .local.rooms import Rooms
 from .log.records import Outgoing
 from .options import ConnectionStateRecovery
-from .store.database import Connection, Database
+from .store.database import Database
 from .store.epochs import Epochs
+from .store.kept import Connection
 from .store.listener import Listener
 from .store.presence import Presence
 from .store.pruner import ExpiryHandlers, Pruner

@@ -14,8 +14,9 @@ from typing import Self
 
 from sio_pg_adapter.emitter import emit_async
 from sio_pg_adapter.errors import SioPgError, StoreUnavailable
-from sio_pg_adapter.store.database import Connection, Database
+from sio_pg_adapter.store.database import Database
 from sio_pg_adapter.store.failures import translated
+from sio_pg_adapter.store.kept import Connection
 
 EVENTS_PER_SECOND = 10
 

@@ -22,8 +22,9 @@ from sio_pg_adapter.log.records import Entry, Kind, MemberMove, Record, Written
 
 from .backends import QUERY_TIMEOUT, Backend, backend_of, end_backend
 from .batches import INLINE_BYTES, carried, columns, lone_event
-from .database import Connection, Database
+from .database import Database
 from .failures import LOST
+from .kept import Connection
 from .reader import ATTACHMENT_TIMEOUT
 
 GIVE_UP_AFTER = 5.0

@@ -4,6 +4,8 @@ A node keeps three connections from its start to its end: one that listens, one 
 come from a pool, for what can wait. That is so with an application's pool, too. If an ``emit`` had to take a
 connection when it is called, as many handlers as the pool has connections, each holding one and awaiting an emit,
 would wait for each other for ever.
+
+The module is long because a DSN, an application's pool and a pooler differ in most steps.
 """
 
 from __future__ import annotations
@@ -11,28 +13,22 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import re
-import shlex
 from collections.abc import AsyncIterator, Callable
 from typing import Any, TypeAlias
 
 import asyncpg
 
-from sio_pg_adapter.addresses import read_address
-from sio_pg_adapter.errors import ConfigurationError, SchemaMismatch, SioPgError, StoreUnavailable
+from sio_pg_adapter.addresses import plain_dsn, read_address
+from sio_pg_adapter.errors import ConfigurationError, StoreUnavailable
 from sio_pg_adapter.servers import check_support
 
 from .backends import QUERY_TIMEOUT
-from .failures import BROKEN, LOST, UNMIGRATED, connecting, translated
-from .fitness import ISOLATION, Unfit, check_codecs, fitness_of, is_about_value, support_of
+from .failures import LOST, UNMIGRATED, connecting, translated
+from .fitness import ISOLATION, Unfit, check_codecs, fitness_of, support_of
+from .kept import Connection, KeptConnection, another_may_serve
 from .pooler import PoolerBetween, can_listen, hides_backend
 from .queries import Queries
-
-SCHEMA_VERSION = 1
-"""The version of the tables that this package is made for.
-
-It works with tables for which ``sio_log.compatible <= SCHEMA_VERSION <= sio_log.version``.
-"""
+from .version import check_version
 
 CONNECT_TIMEOUT = 10.0
 """How long opening a connection, or getting one from the pool, may take, in seconds."""
@@ -53,9 +49,6 @@ KEPT = 2
 
 Pool: TypeAlias = asyncpg.Pool
 
-Connection: TypeAlias = asyncpg.Connection
-"""An asyncpg connection, or the proxy of one that a pool hands out."""
-
 
 async def _nothing_to_reset(connection: Connection) -> None:
     """Take the place of asyncpg's reset, which is a round trip at each release.
@@ -63,85 +56,6 @@ async def _nothing_to_reset(connection: Connection) -> None:
     What runs on this package's own pool sets and holds nothing beyond its transaction, and one that was left open is
     rolled back before this.
     """
-
-
-def _is_closed(connection: Connection) -> bool:
-    try:
-        return bool(connection.is_closed())
-    except asyncpg.InterfaceError:  # lost while nobody used it: the pool took it back by itself
-        return True
-
-
-class KeptConnection:
-    """A connection that is kept: ``async with kept as connection``, one at a time.
-
-    It is replaced when it is not fit any more: when it was lost, when the node follows another server, and after
-    every error that another connection may not give.
-
-    :ivar fault: why the last use failed. Empty if it did not.
-    """
-
-    def __init__(self, database: Database, name: str) -> None:
-        self._database = database
-        self._name = name
-        self._connection: Connection | None = None
-        self._era = 0
-        self._lock = asyncio.Lock()
-        self.fault = ""
-
-    async def __aenter__(self) -> Connection:
-        await self._lock.acquire()
-        try:
-            if self._connection is None or self._era != self._database.era or _is_closed(self._connection):
-                await self.drop()
-                self._era = self._database.era
-                self._connection = await self._database.fit_connection(self._name)
-        except BaseException as e:  # cancelled, too: nobody else would ever get it
-            self.fault = str(e) or type(e).__name__
-            self._lock.release()
-            raise
-        return self._connection
-
-    async def __aexit__(self, _: object, error: BaseException | None, __: object) -> None:
-        try:
-            if error is None:
-                self.fault = ""
-            elif _another_may_serve(error):
-                self.fault = f"{type(error).__name__}: {error}"
-                await self.drop()
-        finally:
-            self._lock.release()
-
-    async def check(self, timeout: float) -> None:
-        """Ask whether the connection is still fit, and note the fault if it is not."""
-        try:
-            async with asyncio.timeout(timeout), self as connection:
-                try:
-                    await self._database.judge(connection, self._name)
-                except (SioPgError, *LOST):
-                    await self.drop()
-                    raise
-        except TimeoutError:
-            self.fault = f"the connection of the {self._name} has not answered in {timeout:g} s"
-        except (SioPgError, *LOST) as e:
-            self.fault = f"{e}"
-
-    async def drop(self) -> None:
-        """Close the connection. Given back open, it would be the next that its pool hands out."""
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            await self._database.discard(connection)
-
-    async def give_back(self) -> None:
-        """Give the connection back to its pool."""
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            await self._database.release(connection)
-
-
-def _another_may_serve(error: BaseException) -> bool:
-    """Whether another connection might not give this error."""
-    return isinstance(error, (asyncpg.PostgresError, *BROKEN)) and not is_about_value(error)
 
 
 class Database:
@@ -218,8 +132,9 @@ class Database:
                     if self._given_pool is not None and self.must_fit:
                         await check_codecs(connection)
                     if self.must_fit:
-                        await self._check_support(connection)
-                    await self._check_version(connection)
+                        with contextlib.suppress(*UNMIGRATED):  # the check of the version says so
+                            check_support(**await support_of(connection, self.queries))
+                    self.channel = await check_version(connection, self.queries, self.schema)
                 finally:
                     await self.release(connection)
                 async with self.writer:
@@ -265,29 +180,6 @@ class Database:
         }
         return {"server_settings": settings}
 
-    async def _check_support(self, connection: Connection) -> None:
-        with contextlib.suppress(*UNMIGRATED):  # the check of the version says so
-            check_support(**await support_of(connection, self.queries))
-
-    async def _check_version(self, connection: Connection) -> None:
-        where = f"the tables of schema {self.schema!r}"
-        command = "sio-pg migrate" + ("" if self.schema == "public" else f" --schema {shlex.quote(self.schema)}")
-        try:
-            row = await connection.fetchrow(self.queries["version"])
-        except UNMIGRATED as e:
-            raise SchemaMismatch(f"{where} are not there: run `{command}`") from e
-        if row is None:
-            raise SchemaMismatch(
-                f"{where} are empty, as after a TRUNCATE of all tables: run `{command}`, which repairs them. Leave "
-                "tables named sio_* out of what empties tables."
-            )
-        if not row["compatible"] <= SCHEMA_VERSION <= row["version"]:
-            version = row["version"]
-            newer = row["compatible"] > SCHEMA_VERSION
-            action = "upgrade the package sio-pg-adapter" if newer else f"run `{command}`"
-            raise SchemaMismatch(f"{where} are of version {version}, this package needs {SCHEMA_VERSION}: {action}")
-        self.channel = row["channel"]
-
     async def close(self) -> None:
         """Give everything back. Safe to call twice."""
         await self.writer.give_back()
@@ -323,7 +215,7 @@ class Database:
         try:
             yield connection
         except BaseException as e:
-            if _another_may_serve(e):
+            if another_may_serve(e):
                 await self.discard(connection)
                 connection = None
             raise
@@ -463,18 +355,3 @@ class Database:
     async def fetch_value(self, query: str, *args: object) -> Any:
         """Return the first value of a named statement. See :meth:`fetch`."""
         return (await self.fetch(query, *args))[0][0]
-
-
-def plain_dsn(dsn: str | None, option: str) -> str | None:
-    """Return a URL without a driver's name: SQLAlchemy writes ``postgresql+asyncpg://``.
-
-    :param option: where it was given, for the error message, which shows nothing of the URL.
-    """
-    if dsn is None:
-        return None
-    if not isinstance(dsn, str):
-        raise ConfigurationError(f"{option} takes a PostgreSQL URL, not a {type(dsn).__name__}")
-    dsn = re.sub(r"^(postgres(?:ql)?)\+\w+://", r"\1://", dsn)
-    if not re.match(r"^postgres(ql)?://", dsn):
-        raise ConfigurationError(f"{option} takes a URL that begins with postgresql://")
-    return dsn

@@ -13,8 +13,9 @@ from typing import Any
 from sio_pg_adapter.errors import SioPgError
 from sio_pg_adapter.tasks import cancelled
 
-from .database import Connection, Database
+from .database import Database
 from .failures import LOST, translated
+from .kept import Connection
 
 PROBE_INTERVAL = 15.0
 """Seconds between two probes."""

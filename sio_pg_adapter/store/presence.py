@@ -14,9 +14,10 @@ import asyncpg
 from sio_pg_adapter.errors import StoreUnavailable
 
 from .backends import QUERY_TIMEOUT, Backend, backend_of, end_backend
-from .database import Connection, Database
+from .database import Database
 from .failures import translated
 from .fitness import Probe, probe_of
+from .kept import Connection
 
 
 class Presence:

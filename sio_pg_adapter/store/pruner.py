@@ -15,8 +15,9 @@ from typing import Any
 from sio_pg_adapter.errors import SioPgError
 from sio_pg_adapter.tasks import cancelled
 
-from .database import Connection, Database
+from .database import Database
 from .failures import translated
+from .kept import Connection
 
 INTERVAL = 60.0
 """Seconds between two looks. A look writes nothing if there is nothing to do."""

@@ -12,7 +12,7 @@ import pytest
 from integration.test_migrate import introspect
 from integration.test_segments import QUERIES, turned
 from sio_pg_adapter import SchemaMismatch, emit_async, migrate
-from sio_pg_adapter.store import database
+from sio_pg_adapter.store import version as tables
 from support.later import has_a_later_revision
 
 DOCS = Path(__file__).parents[2] / "docs" / "schema-changes.md"
@@ -24,7 +24,7 @@ async def versions(db):
 
 async def test_the_tables_say_what_this_package_needs_and_the_docs_say_so_too(db):
     version, compatible = await versions(db)
-    assert version == database.SCHEMA_VERSION
+    assert version == tables.SCHEMA_VERSION
     assert f"| {version} | {compatible} |" in DOCS.read_text(encoding="utf-8").splitlines()[-1]
 
 
@@ -42,7 +42,7 @@ async def test_the_tables_say_what_this_package_needs_and_the_docs_say_so_too(db
 async def test_case_91_a_node_starts_where_the_tables_serve_it(
     start_node, db, monkeypatch, version, compatible, says
 ):
-    monkeypatch.setattr(database, "SCHEMA_VERSION", 3)
+    monkeypatch.setattr(tables, "SCHEMA_VERSION", 3)
     await db.execute("UPDATE sio_log SET version = $1, compatible = $2", version, compatible)
     if says is None:
         await start_node()
@@ -55,7 +55,7 @@ async def test_case_91_a_node_starts_where_the_tables_serve_it(
 @contextlib.contextmanager
 def package_of(monkeypatch, version):
     with monkeypatch.context() as patch:
-        patch.setattr(database, "SCHEMA_VERSION", version)
+        patch.setattr(tables, "SCHEMA_VERSION", version)
         yield
 
 

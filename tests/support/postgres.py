@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from sio_pg_adapter.store.database import SCHEMA_VERSION, Database
+from sio_pg_adapter.store.database import Database
+from sio_pg_adapter.store.version import SCHEMA_VERSION
 
 
 class Postgres:

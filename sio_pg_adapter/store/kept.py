@@ -1,0 +1,98 @@
+"""Connections that are kept from the start of a node to its end."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, TypeAlias
+
+import asyncpg
+
+from sio_pg_adapter.errors import SioPgError
+
+from .failures import BROKEN, LOST
+from .fitness import is_about_value
+
+if TYPE_CHECKING:
+    from .database import Database
+
+Connection: TypeAlias = asyncpg.Connection
+"""An asyncpg connection, or the proxy of one that a pool hands out."""
+
+
+def _is_closed(connection: Connection) -> bool:
+    try:
+        return bool(connection.is_closed())
+    except asyncpg.InterfaceError:  # lost while nobody used it: the pool took it back by itself
+        return True
+
+
+class KeptConnection:
+    """A connection that is kept: ``async with kept as connection``, one at a time.
+
+    It is replaced when it is not fit any more: when it was lost, when the node follows another server, and after
+    every error that another connection may not give.
+
+    :ivar fault: why the last use failed. Empty if it did not.
+    """
+
+    def __init__(self, database: Database, name: str) -> None:
+        self._database = database
+        self._name = name
+        self._connection: Connection | None = None
+        self._era = 0
+        self._lock = asyncio.Lock()
+        self.fault = ""
+
+    async def __aenter__(self) -> Connection:
+        await self._lock.acquire()
+        try:
+            if self._connection is None or self._era != self._database.era or _is_closed(self._connection):
+                await self.drop()
+                self._era = self._database.era
+                self._connection = await self._database.fit_connection(self._name)
+        except BaseException as e:  # cancelled, too: nobody else would ever get it
+            self.fault = str(e) or type(e).__name__
+            self._lock.release()
+            raise
+        return self._connection
+
+    async def __aexit__(self, _: object, error: BaseException | None, __: object) -> None:
+        try:
+            if error is None:
+                self.fault = ""
+            elif another_may_serve(error):
+                self.fault = f"{type(error).__name__}: {error}"
+                await self.drop()
+        finally:
+            self._lock.release()
+
+    async def check(self, timeout: float) -> None:
+        """Ask whether the connection is still fit, and note the fault if it is not."""
+        try:
+            async with asyncio.timeout(timeout), self as connection:
+                try:
+                    await self._database.judge(connection, self._name)
+                except (SioPgError, *LOST):
+                    await self.drop()
+                    raise
+        except TimeoutError:
+            self.fault = f"the connection of the {self._name} has not answered in {timeout:g} s"
+        except (SioPgError, *LOST) as e:
+            self.fault = f"{e}"
+
+    async def drop(self) -> None:
+        """Close the connection. Given back open, it would be the next that its pool hands out."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            await self._database.discard(connection)
+
+    async def give_back(self) -> None:
+        """Give the connection back to its pool."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            await self._database.release(connection)
+
+
+def another_may_serve(error: BaseException) -> bool:
+    """Whether another connection might not give this error."""
+    return isinstance(error, (asyncpg.PostgresError, *BROKEN)) and not is_about_value(error)
