@@ -27,16 +27,18 @@ class Tasks:
         self._running: set[asyncio.Task[Any]] = set()
         self._closed = False
 
-    def spawn(self, work: Coroutine[Any, Any, Any], name: str) -> asyncio.Task[Any]:
+    def spawn(self, work: Coroutine[Any, Any, Any], name: str, *, awaited: bool = False) -> asyncio.Task[Any]:
         """Run a coroutine as a task that ends with its owner. Its exception, if any, is logged.
 
         After :meth:`close` the task is cancelled before its first step.
+
+        :param awaited: whether somebody awaits it and handles its exception, which is then not logged.
         """
         task = asyncio.get_running_loop().create_task(work, name=f"sio_pg {name}")
         if self._closed:
             task.cancel()
         self._running.add(task)
-        task.add_done_callback(self._done)
+        task.add_done_callback(self._running.discard if awaited else self._done)
         return task
 
     def _done(self, task: asyncio.Task[Any]) -> None:

@@ -23,6 +23,11 @@ class Clients:
     def __iter__(self) -> Iterator[Client]:
         return (client for of_namespace in self.by_sid.values() for client in of_namespace.values())
 
+    def on_connections(self) -> Iterator[Client]:
+        """Return the clients of all connections, those included that resume a session and are not addressed by its
+        sid yet."""
+        return (client for of_socket in self.by_socket.values() for client in of_socket.values())
+
     def add(self, client: Client) -> None:
         self.by_sid.setdefault(client.namespace, {})[client.sid] = client
         self.by_socket.setdefault(client.eio_sid, {})[client.namespace] = client

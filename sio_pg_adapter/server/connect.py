@@ -238,6 +238,7 @@ class Connect:
         claiming = node.tasks.spawn(
             node.sessions.claim(client.namespace, claim, cap, page=0 if in_memory else PAGE, identity=self._identity),
             "claim",
+            awaited=True,
         )
         try:
             async with asyncio.timeout(CLAIM_TIMEOUT):

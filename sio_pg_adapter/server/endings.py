@@ -14,6 +14,7 @@ from socketio import packet
 
 from sio_pg_adapter.errors import SioPgError
 from sio_pg_adapter.local.client import Client
+from sio_pg_adapter.local.clients import Clients
 from sio_pg_adapter.local.handling import handling
 from sio_pg_adapter.local.rooms import Rooms
 from sio_pg_adapter.options import ConnectionStateRecovery
@@ -23,6 +24,7 @@ from sio_pg_adapter.tasks import Tasks
 from sio_pg_adapter.wire.frames import FrameMaker
 
 from .host import Host, hang_up
+from .strays import Strays
 
 GOODBYE_WAIT = 10.0
 """How long a stop waits for disconnect handlers, in seconds."""
@@ -45,6 +47,7 @@ class Endings:
         frames: FrameMaker,
         recovery: ConnectionStateRecovery | None,
         *,
+        clients: Clients,
         rooms: Rooms,
         sessions: Sessions,
         pruner: Pruner,
@@ -58,6 +61,11 @@ class Endings:
         self._pruner = pruner
         self._tasks = tasks
         self.leaving: dict[tuple[str, str], Client] = {}
+        if recovery is not None:
+            strays = Strays(
+                lambda: [*clients.on_connections(), *self.leaving.values()], sessions, recovery.window, tasks
+            )
+            sessions.on_unknown = strays.suspect
 
     # -- what calls for an end ---------------------------------------------------------------------------
     def kicked(self, client: Client, data: str | None) -> None:

@@ -62,6 +62,7 @@ class Intake:
         except EngineIOError as e:
             logger.warning("a connection is closed, and its client comes back: %s: %s", self._names(socket.sid), e)
             await hang_up(self._host, socket.sid)
+            self._host.eio.sockets[socket.sid] = socket  # Engine.IO answers this request only if it finds it there
             raise
 
     async def message(self, eio_sid: str, data: Any) -> None:

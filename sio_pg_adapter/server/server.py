@@ -98,6 +98,7 @@ class AsyncServer(ClientMethods, ClusterMethods, socketio.AsyncServer):
             self._host,
             self._host.frames,
             self.manager.recovery,
+            clients=self.manager.clients,
             rooms=rooms,
             sessions=sessions,
             pruner=pruner,

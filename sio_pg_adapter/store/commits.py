@@ -28,7 +28,8 @@ from .kept import Connection
 from .reader import ATTACHMENT_TIMEOUT
 
 GIVE_UP_AFTER = 5.0
-"""For how long an append is tried again after its connection was lost before anything was stored, in seconds."""
+"""For how long an append is tried again after its connection was lost before anything was stored, in seconds. If a
+statement was sent and its answer was lost, there is as long again to find out whether it is stored."""
 
 RETRY = 0.1
 """Seconds between these tries: the database starts, or another server becomes the primary."""
@@ -127,6 +128,8 @@ class Commits:
                         return await send(connection)
                 return await after_loss(rows)
             except OutcomeUnknown as e:
+                if lost is None:  # its statement may have taken all the time
+                    end = max(end, time.monotonic() + GIVE_UP_AFTER)
                 unknown, lost = True, self._backend
                 await self._database.writer.drop()
                 # Behind a pooler the backend cannot be named, and so not be ended: it may commit at any time.

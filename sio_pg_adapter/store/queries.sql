@@ -106,6 +106,10 @@ SELECT greatest((SELECT max("offset") FROM sio.sio_packets_0), (SELECT max("offs
         FROM sio.sio_rooms WHERE session = s.id) AS rooms
 FROM sio.sio_sessions s WHERE s.id = $1::bigint AND s.generation = $2::bigint
 
+-- name: held_by
+-- The sessions that a node holds.
+SELECT id, generation FROM sio.sio_sessions WHERE node = $1::text::uuid
+
 -- name: session_data
 -- The session data of a sid, whatever node holds it.
 SELECT data FROM sio.sio_sessions

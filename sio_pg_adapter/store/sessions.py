@@ -6,11 +6,15 @@ that it holds names the generation of its claim, and does nothing if that is not
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import hashlib
 import json
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from sio_pg_adapter.errors import StoreUnavailable
 from sio_pg_adapter.log.memberships import Memberships, spans_of
 from sio_pg_adapter.log.payload import check_depth, encode_json
 from sio_pg_adapter.log.records import Entry, Held, Kind, Record
@@ -53,12 +57,16 @@ class Page:
 
 
 class Sessions:
-    """The sessions of all nodes, as this node reads and changes them."""
+    """The sessions of all nodes, as this node reads and changes them.
+
+    :ivar on_unknown: called when a session may have become this node's, and nobody here knows of it.
+    """
 
     def __init__(self, database: Database, writer: LogWriter, node: str) -> None:
         self._database = database
         self._writer = writer
         self._node = node
+        self.on_unknown: Callable[[], None] = lambda: None
 
     async def open(
         self,
@@ -84,7 +92,8 @@ class Sessions:
             "rooms": memberships.rows(),
         }
         entry = Entry(Kind.OPEN, namespace, sid=memberships.sid, body=data, args=args)
-        written = await self._writer.append(entry)
+        with self._noticed():
+            written = await self._writer.append(entry)
         key = written.result["id"]
         return None if key is None else Held(key, 1)
 
@@ -110,14 +119,36 @@ class Sessions:
             "page_bytes": CARRIED_BYTES,
         }
         entry = Entry(Kind.CLAIM, namespace, args=args, answer=CARRIED_BYTES if page else 0)
-        written = await self._writer.append(entry)
+        with self._noticed():
+            written = await self._writer.append(entry)
         if (result := written.result) is None:
             return None
         if result["missed"] is None:  # the count would have held up all appends
             after = max(claim.after or 0, result["start"])
-            [row] = await self._database.fetch("missed", result["id"], after, result["offset"], cap + 1)
+            try:
+                [row] = await self._database.fetch("missed", result["id"], after, result["offset"], cap + 1)
+            except BaseException:
+                self.on_unknown()
+                raise
             result |= dict(row)
         return Claimed.from_json(result, namespace)
+
+    @contextlib.contextmanager
+    def _noticed(self) -> Iterator[None]:
+        """Notice if nobody learns the outcome of an open or a claim."""
+        try:
+            yield
+        except StoreUnavailable as e:
+            if e.may_be_stored:
+                self.on_unknown()
+            raise
+        except asyncio.CancelledError:
+            self.on_unknown()
+            raise
+
+    async def held_here(self) -> set[Held]:
+        """Return the sessions that the store has as this node's."""
+        return {Held(row["id"], row["generation"]) for row in await self._database.fetch("held_by", self._node)}
 
     async def settle(self, held: Held) -> str | None:
         """End the former holder's right to write. Return its last session data, ``None`` if the session is lost."""

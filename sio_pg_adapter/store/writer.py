@@ -122,7 +122,7 @@ class LogWriter:
         self._task = asyncio.create_task(self._run(), name="sio_pg log writer")
 
     async def close(self) -> None:
-        """Write what is waiting, then end. Safe to call twice."""
+        """Write what is waiting, then end. If the database is away, what is waiting fails. Safe to call twice."""
         self._closing = True
         self._wake.set()
         if self._task is not None:
@@ -224,3 +224,14 @@ class LogWriter:
                 future.set_exception(error)
                 future.exception()  # the waiter may be gone: then the error is not reported
         self._on_failed()
+        if self._closing and isinstance(error, StoreUnavailable):
+            self._give_up()
+
+    def _give_up(self) -> None:
+        """Fail what waits: the database is away, and each batch would be tried for seconds before the end."""
+        while self._waiting:
+            _, future, places = self._waiting.popleft()
+            self._backlog.leave(places)
+            if not future.done():
+                future.set_exception(StoreUnavailable("appending to the log: closed while the database was away"))
+                future.exception()

@@ -57,6 +57,7 @@ class Websocket:
         self._connections = connections
         self._traffic = traffic
         self._wire: Wire | None = None
+        self._reading: asyncio.Task[Any] | None = None
         if (below := upstream.below(ws)) is not None:
             transport, is_open, compresses = below
             _send_at_once(transport)
@@ -76,15 +77,23 @@ class Websocket:
         socket.connected = socket.upgraded = True
         socket.server.logger.info("%s: Upgrade to websocket successful", socket.sid)
         writing = asyncio.create_task(self._write(), name="sio_pg websocket writer")
+        writing.add_done_callback(self._written)
+        self._reading = asyncio.current_task()
         try:
             await self._read()
-        except asyncio.CancelledError:  # by a web server that stops or has lost the client: end in order
+        except asyncio.CancelledError:  # by the cut, or a web server that stops or has lost the client: end in order
             logger.debug("a websocket's reader was cancelled")
+        self._reading = None
         socket.queue.put_nowait(None)  # ends the writer, which may have to wait for the client's close frame
         await socket.close(wait=False, abort=True, reason=socket.server.reason.TRANSPORT_CLOSE)
         await asyncio.wait((writing,))
         # Engine.IO forgets the sockets that are closed by now, but not one that another task is closing.
         socket.server.sockets.pop(socket.sid, None)
+
+    def _written(self, writing: asyncio.Task[None]) -> None:
+        """End the reader as well if the connection was cut. Where the transport is not known, nothing else ends it."""
+        if writing.cancelled() and self._reading is not None:
+            self._reading.cancel()
 
     async def _upgrade(self) -> bool:
         """Exchange the ping "probe", end the poll, and await the UPGRADE packet (Engine.IO protocol, "Upgrade")."""

@@ -106,7 +106,7 @@ async def test_a_recovery_is_a_span_with_its_verdict_within_the_requests_trace(s
         assert span.kind is SpanKind.SERVER and span.status.status_code is StatusCode.UNSET
         assert handler.parent.span_id == span.context.span_id
         traces.clear()
-        async with node.client(pid="nobody"):
+        async with node.client(pid="n" * 32):
             pass
         [span], [handler] = traces.of("recovery"), traces.of("handler")
         assert dict(span.attributes) == {

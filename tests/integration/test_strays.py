@@ -1,0 +1,90 @@
+"""Sessions that the store has as a node's and that no client there holds: they are let go."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from support.proxy import Proxy
+from support.waiting import until
+
+HELD = "SELECT count(*) FROM sio_sessions WHERE node IS NOT NULL"
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch):
+    monkeypatch.setattr("sio_pg_adapter.store.commits.QUERY_TIMEOUT", 0.5)
+    monkeypatch.setattr("sio_pg_adapter.store.commits.GIVE_UP_AFTER", 0.2)
+    monkeypatch.setattr("sio_pg_adapter.server.strays.SECOND_LOOK", 0.5)
+    monkeypatch.setattr("sio_pg_adapter.server.strays.RETRY", 0.1)
+
+
+async def held(db, count: int) -> None:
+    async def there() -> bool:
+        return await db.fetchval(HELD) == count
+
+    async with asyncio.timeout(20):
+        while not await there():
+            await asyncio.sleep(0.05)
+
+
+@pytest.mark.parametrize("comes_back", [True, False], ids=["claim", "open"])
+async def test_a_session_whose_answer_is_lost_for_good_is_let_go(start_node, pg_dsn, db, comes_back):
+    async with Proxy(pg_dsn).running() as way:
+        node = await start_node(dsn=way.dsn)
+        async with node.client() as stays:
+            async with node.client() as wire:
+                pass
+            await held(db, 1)
+            way.mute()
+            way.refuses = True
+            connecting = asyncio.create_task(
+                _connect(node, {"pid": wire.pid, "offset": wire.offset} if comes_back else {})
+            )
+            await held(db, 2)  # stored, and nobody learns of it
+            await connecting
+            way.refuses = False
+            await held(db, 1)
+            assert await db.fetchval("SELECT sid FROM sio_sessions WHERE node IS NOT NULL") == stays.sid
+            async with node.client(pid=wire.pid, offset=wire.offset) as again:
+                assert again.sid == wire.sid
+        await node.sio.shutdown()
+
+
+async def _connect(node, auth) -> None:
+    with pytest.raises(Exception, match=""):
+        async with node.client(**auth):
+            pass
+
+
+async def test_a_session_that_a_client_holds_stays(start_node, db):
+    node = await start_node()
+    async with node.client() as one, node.client() as two:
+        strays = node.manager.node.sessions.on_unknown.__self__
+        await strays.let_go()
+        assert await db.fetchval(HELD) == 2
+        await db.execute(
+            "INSERT INTO sio_sessions (namespace, sid, pid_hash, node, start, data) "
+            "SELECT namespace, 'stray', sha256('x'), node, start, data FROM sio_sessions WHERE sid = $1",
+            one.sid,
+        )
+        strays.suspect()
+        await held(db, 2)
+        assert {one.sid, two.sid} == {
+            row["sid"] for row in await db.fetch("SELECT sid FROM sio_sessions WHERE node IS NOT NULL")
+        }
+
+
+async def test_a_stop_while_the_database_is_away_does_not_try_each_batch(start_node, pg_dsn):
+    async with Proxy(pg_dsn).running() as way:
+        node = await start_node(dsn=way.dsn)
+        await node.sio.emit("e")
+        way.blackhole()
+        way.refuses = True
+        emits = [asyncio.create_task(node.sio.emit("e", "x" * 60_000)) for _ in range(700)]  # eleven batches
+        await until(lambda: node.manager.node.writer.waiting > 600)
+        await node.sio.shutdown()
+        outcomes = await asyncio.gather(*emits, return_exceptions=True)
+        assert all(isinstance(outcome, ConnectionError) for outcome in outcomes)
+        assert sum("closed while the database was away" in str(outcome) for outcome in outcomes) > 500
