@@ -91,7 +91,7 @@ class Websocket:
         socket.server.sockets.pop(socket.sid, None)
 
     def _written(self, writing: asyncio.Task[None]) -> None:
-        """End the reader as well if the connection was cut. Where the transport is not known, nothing else ends it."""
+        """End the reader as well if the connection was cut. If the transport is not known, nothing else ends it."""
         if writing.cancelled() and self._reading is not None:
             self._reading.cancel()
 
