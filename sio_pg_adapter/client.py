@@ -27,6 +27,8 @@ with asynchronous listeners: it takes the offset when they return their promise.
 a handler would deliver the event a second time after a drop, while the first call is still running. A handler that
 raises has received its event, too. The event is not repeated, because it would fail again on every reconnection, and
 it does not hold up later offsets.
+
+The client is one module, however long, because it is used without the rest of the package.
 """
 
 from __future__ import annotations

@@ -8,6 +8,8 @@ account "nobody". Nothing of it outlives the process that started it::
         connection = await asyncpg.connect(pg.dsn())
 
 The server has a database "app" of a role "app" without other rights, as an application has on a managed PostgreSQL.
+
+It is one module, however long, because it is used without the rest of the package.
 """
 
 from __future__ import annotations

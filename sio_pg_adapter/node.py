@@ -6,7 +6,7 @@ An event goes down this column, and up again on every node::
 
 Everything that changes what a client is due is a record of one log. The cursor passes each record once, in order, and
 the delivery does what it says to the clients of this node. Notifications only ring the cursor, or carry a copy of
-what the log holds.
+what the log holds. The module is long because all parts of a node meet in it.
 """
 
 from __future__ import annotations

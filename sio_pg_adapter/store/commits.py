@@ -23,7 +23,7 @@ from sio_pg_adapter.log.records import Entry, Kind, MemberMove, Record, Written
 from .backends import QUERY_TIMEOUT, Backend, backend_of, end_backend
 from .batches import INLINE_BYTES, carried, columns, lone_event
 from .database import Database
-from .failures import LOST
+from .failures import LOST, OutcomeUnknown, unknown_outcome
 from .kept import Connection
 from .reader import ATTACHMENT_TIMEOUT
 
@@ -33,19 +33,6 @@ statement was sent and its answer was lost, there is as long again to find out w
 
 RETRY = 0.1
 """Seconds between these tries: the database starts, or another server becomes the primary."""
-
-
-OPEN = (
-    asyncpg.PostgresConnectionError,
-    asyncpg.OperatorInterventionError,
-    asyncpg.PostgresSystemError,
-    asyncpg.InternalServerError,
-)
-"""Errors that a server or a pooler may answer after a commit: classes 08, 57, 58 and XX."""
-
-
-class OutcomeUnknown(Exception):  # noqa: N818 - never leaves this module
-    """The connection was lost before the answer came."""
 
 
 class Commits:
@@ -175,7 +162,7 @@ class Commits:
                 self._database.queries[query], batch_id, *arguments, carry, timeout=QUERY_TIMEOUT
             )
         except Exception as e:
-            if unknown := _unknown(e):
+            if unknown := unknown_outcome(e):
                 raise unknown from e
             raise
         finally:
@@ -246,7 +233,7 @@ class Commits:
                 timeout=QUERY_TIMEOUT,
             )
         except Exception as e:
-            if unknown := _unknown(e):
+            if unknown := unknown_outcome(e):
                 raise unknown from e
             raise
         offsets = row["offsets"]
@@ -295,13 +282,3 @@ class Commits:
                 async with self._database.writer as connection:
                     written += await self._send(connection, [entry], [None], secrets.randbits(62))
         return written
-
-
-def _unknown(error: Exception) -> OutcomeUnknown | None:
-    """Return what an error says if it leaves the outcome of a statement open. ``None``: nothing was done."""
-    if isinstance(error, asyncpg.PostgresError):
-        if not isinstance(error, OPEN):
-            return None  # an answer of the server: rolled back
-    elif not isinstance(error, asyncpg.InterfaceError | asyncpg.InternalClientError | OSError | TimeoutError):
-        return None
-    return OutcomeUnknown(f"{type(error).__name__}: {error}")

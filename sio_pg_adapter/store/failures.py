@@ -36,6 +36,19 @@ UNMIGRATED = (
 """Errors that mean that the tables are missing, or of another version."""
 
 
+OPEN = (
+    asyncpg.PostgresConnectionError,
+    asyncpg.OperatorInterventionError,
+    asyncpg.PostgresSystemError,
+    asyncpg.InternalServerError,
+)
+"""Errors that a server or a pooler may answer after a commit: classes 08, 57, 58 and XX."""
+
+
+class OutcomeUnknown(Exception):  # noqa: N818 - never leaves the store
+    """The connection was lost before the answer came."""
+
+
 @contextlib.contextmanager
 def translated(doing: str, *, may_be_stored: bool | None = False) -> Iterator[None]:
     """Raise the errors of asyncpg as this package's, with their cause. For statements that store no event.
@@ -79,3 +92,13 @@ def connecting(purpose: str, option: str) -> Iterator[None]:
                 f"{option} is wrong: its host or port cannot be read ({type(e).__name__}). In a user or password "
                 "write %2F for / and %40 for @."
             ) from None
+
+
+def unknown_outcome(error: Exception) -> OutcomeUnknown | None:
+    """Return what an error says if it leaves the outcome of a statement open. ``None``: nothing was done."""
+    if isinstance(error, asyncpg.PostgresError):
+        if not isinstance(error, OPEN):
+            return None  # an answer of the server: rolled back
+    elif not isinstance(error, asyncpg.InterfaceError | asyncpg.InternalClientError | OSError | TimeoutError):
+        return None
+    return OutcomeUnknown(f"{type(error).__name__}: {error}")

@@ -19,7 +19,7 @@ from sio_pg_adapter import ConfigurationError, SchemaMismatch, StoreUnavailable
 from sio_pg_adapter.embedded import EmbeddedPostgres
 from sio_pg_adapter.migrate import upgrade
 from sio_pg_adapter.servers import check_support
-from sio_pg_adapter.store.commits import OutcomeUnknown, _unknown
+from sio_pg_adapter.store.failures import OutcomeUnknown, unknown_outcome
 from support.asgi_client import Closed
 from support.proxy import Proxy
 from support.waiting import until
@@ -504,7 +504,7 @@ async def test_a_full_queue_of_notifications_is_not_the_fault_of_the_event(start
 @pytest.mark.parametrize("code", ["08006", "57P01", "58000", "58030", "XX000"])
 def test_what_an_error_leaves_open_may_be_stored(code):
     """A pooler may answer with any of these after the commit."""
-    assert _unknown(asyncpg.PostgresError.new({"C": code, "M": "lost"})) is not None
+    assert unknown_outcome(asyncpg.PostgresError.new({"C": code, "M": "lost"})) is not None
 
 
 async def test_a_backend_that_may_not_be_ended_leaves_an_append_open(start_store, db, monkeypatch):

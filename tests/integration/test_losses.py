@@ -9,7 +9,7 @@ import time
 import pytest
 
 from sio_pg_adapter import StoreUnavailable
-from sio_pg_adapter.store.commits import OutcomeUnknown
+from sio_pg_adapter.store.failures import OutcomeUnknown
 
 PACE = 1 / 200  # seconds between two emits: the rate of case 85
 OF_NODES = "backend_type = 'client backend' AND datname = current_database() AND pid <> pg_backend_pid()"

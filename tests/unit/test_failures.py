@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncpg
 import pytest
 
-from sio_pg_adapter.store.commits import _unknown
+from sio_pg_adapter.store.failures import unknown_outcome
 
 
 @pytest.mark.parametrize(
@@ -21,7 +21,7 @@ from sio_pg_adapter.store.commits import _unknown
     ],
 )
 def test_an_error_of_the_connection_leaves_the_outcome_open(error):
-    unknown = _unknown(error)
+    unknown = unknown_outcome(error)
     assert unknown is not None and type(error).__name__ in str(unknown)
 
 
@@ -37,4 +37,4 @@ def test_an_error_of_the_connection_leaves_the_outcome_open(error):
     ],
 )
 def test_an_answer_of_the_server_means_that_nothing_was_done(error):
-    assert _unknown(error) is None
+    assert unknown_outcome(error) is None
