@@ -8,6 +8,7 @@ import secrets
 from collections.abc import Callable
 
 from sio_pg_adapter.counters import Counters
+from sio_pg_adapter.log.names import EVERYBODY
 from sio_pg_adapter.log.records import Kind, Outgoing, Record
 from sio_pg_adapter.store.epochs import Epochs
 from sio_pg_adapter.wire.frames import FrameMaker, Frames
@@ -142,7 +143,8 @@ class Delivery:
 
     def catch_up(self, client: Client, recent: Recent, cursor: int) -> None:
         """Send a client the recent events it is due, and let it go live, in one tick."""
-        for record in recent.events(client.namespace, client.sent):
+        rooms = (EVERYBODY, client.sid, *client.memberships.rooms)
+        for record in recent.events(client.namespace, rooms, client.sent):
             if client.memberships.due(record):
                 self.replay(client, record)
         client.skip_to(cursor)

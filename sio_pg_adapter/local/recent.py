@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import itertools
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from sio_pg_adapter.log.records import Kind, Record
 
@@ -24,7 +24,7 @@ class Recent:
     """All applied records above ``base``.
 
     The records are indexed by those they may concern, so that a storm of claims does not cost its square: events by
-    namespace, records that move a sid by that sid, closed rooms by namespace.
+    room, records that move a sid by that sid, closed rooms by namespace.
     """
 
     def __init__(self, base: int) -> None:
@@ -35,11 +35,11 @@ class Recent:
         self._index: dict[tuple[str, str | None, bool], deque[Record]] = {}
 
     def add(self, record: Record) -> None:
-        key = _key(record)
-        indexed = self._index.get(key)
-        if indexed is None:
-            indexed = self._index[key] = deque()
-        indexed.append(record)
+        for key in _keys(record):
+            indexed = self._index.get(key)
+            if indexed is None:
+                indexed = self._index[key] = deque()
+            indexed.append(record)
         if record.kind is not Kind.EVENT:
             self._others.append(record)
             if len(self._others) > RECENT_OTHERS:
@@ -53,11 +53,11 @@ class Recent:
     def _forget_oldest(self, records: deque[Record]) -> Record:
         """Drop the oldest record. Nothing at or below it can be answered for any more."""
         oldest = records.popleft()
-        key = _key(oldest)
-        indexed = self._index[key]
-        indexed.popleft()  # records are added in the order of the log, so it is the first one here, too
-        if not indexed:
-            del self._index[key]
+        for key in _keys(oldest):
+            indexed = self._index[key]
+            indexed.popleft()  # records are added in the order of the log, so it is the first one here, too
+            if not indexed:
+                del self._index[key]
         self.base = max(self.base, oldest.offset)
         return oldest
 
@@ -65,9 +65,14 @@ class Recent:
         """Whether every applied record above the position is kept."""
         return position >= self.base
 
-    def events(self, namespace: str, position: int) -> list[Record]:
-        """Return the events of a namespace above the position, in order."""
-        return _above(self._index.get((namespace, None, True), ()), position)
+    def events(self, namespace: str, rooms: Iterable[str], position: int) -> list[Record]:
+        """Return the events for any of the rooms above the position, each once, in order."""
+        above = {
+            record.offset: record
+            for room in rooms
+            for record in _above(self._index.get((namespace, room, True), ()), position)
+        }
+        return [above[offset] for offset in sorted(above)]
 
     def moves(self, namespace: str, sid: str, position: int) -> list[Record]:
         """Return the records about a sid, and those that closed a room, above the position, in order."""
@@ -76,8 +81,10 @@ class Recent:
         return list(heapq.merge(of_sid, closed, key=lambda record: record.offset)) if closed else of_sid
 
 
-def _key(record: Record) -> tuple[str, str | None, bool]:
-    return record.namespace, record.sid, record.kind is Kind.EVENT
+def _keys(record: Record) -> list[tuple[str, str | None, bool]]:
+    if record.kind is Kind.EVENT:
+        return [(record.namespace, room, True) for room in dict.fromkeys(record.rooms)]
+    return [(record.namespace, record.sid, False)]
 
 
 def _above(records: Sequence[Record], position: int) -> list[Record]:

@@ -26,6 +26,9 @@ from .failures import translated
 from .reader import record_of
 from .writer import LogWriter
 
+PAGES_AT_ONCE = 2
+"""How many pages are read at a time. The pool has four connections."""
+
 CARRIED_EVENTS = 100
 """How many missed events a claim brings along."""
 
@@ -66,6 +69,7 @@ class Sessions:
         self._database = database
         self._writer = writer
         self._node = node
+        self._paging = asyncio.Semaphore(PAGES_AT_ONCE)
         self.on_unknown: Callable[[], None] = lambda: None
 
     async def open(
@@ -225,9 +229,12 @@ class Sessions:
 
         ``None`` if a newer claim holds it, or it has ended.
         """
-        with translated("reading what a client missed", may_be_stored=None):
-            async with self._database.connection() as connection:
-                rows = await connection.fetch(self._database.queries["page"], held.id, held.generation, after, limit)
+        async with self._paging:  # in turn: nobody waits at the pool for so long that its time is up
+            with translated("reading what a client missed", may_be_stored=None):
+                async with self._database.connection() as connection:
+                    rows = await connection.fetch(
+                        self._database.queries["page"], held.id, held.generation, after, limit
+                    )
         if not rows:
             return None
         records = [record_of(row) for row in rows if row["offset"] is not None]

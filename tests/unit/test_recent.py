@@ -16,9 +16,20 @@ def test_recent_covers_from_its_base():
         recent.add(record(offset))
     assert not recent.covers(9)
     assert recent.covers(10) and recent.covers(17) and recent.covers(99)
-    assert [r.offset for r in recent.events("/", 10)] == [11, 13, 17]
-    assert [r.offset for r in recent.events("/", 12)] == [13, 17]
-    assert recent.events("/", 17) == recent.events("/other", 10) == []
+    assert [r.offset for r in recent.events("/", [""], 10)] == [11, 13, 17]
+    assert [r.offset for r in recent.events("/", [""], 12)] == [13, 17]
+    assert recent.events("/", [""], 17) == recent.events("/other", [""], 10) == []
+
+
+def test_events_are_found_by_the_rooms_they_went_to_each_once_and_in_order():
+    recent = Recent(0)
+    for offset, rooms in enumerate([("x",), ("y", "x", "y"), ("z",), ("",), ("y",)], start=1):
+        recent.add(Record(offset, Kind.EVENT, "/", rooms))
+    assert [r.offset for r in recent.events("/", ["", "x", "y"], 0)] == [1, 2, 4, 5]
+    assert [r.offset for r in recent.events("/", ["z", "nobody"], 0)] == [3]
+    for offset in range(6, RECENT_RECORDS + 4):
+        recent.add(record(offset))
+    assert [r.offset for r in recent.events("/", ["x", "y", "z"], 0)] == [5] and recent.base == 3
 
 
 def test_recent_tells_what_is_about_a_sid_in_the_order_of_the_log():
@@ -45,7 +56,7 @@ def test_recent_is_bounded_in_records():
         recent.add(record(offset))
     assert recent.base == 2
     assert not recent.covers(1)
-    assert len(recent.events("/", 2)) == RECENT_RECORDS
+    assert len(recent.events("/", [""], 2)) == RECENT_RECORDS
 
 
 def test_a_storm_of_claims_does_not_push_events_out():
@@ -53,7 +64,7 @@ def test_a_storm_of_claims_does_not_push_events_out():
     recent.add(record(1))
     for i in range(2, RECENT_OTHERS + 2):
         recent.add(Record(i, Kind.CLAIM, "/", sid=f"s{i % 7}", generation=i))
-    assert recent.covers(0) and recent.events("/", 0) == [record(1)]
+    assert recent.covers(0) and recent.events("/", [""], 0) == [record(1)]
     recent.add(Record(RECENT_OTHERS + 2, Kind.CLAIM, "/", sid="s", generation=1))  # yet they are bounded, too
     assert recent.base == 2
     recent.add(Record(RECENT_OTHERS + 3, Kind.CLAIM, "/", sid="s", generation=2))
@@ -67,4 +78,4 @@ def test_recent_is_bounded_in_bytes():
         recent.add(record(offset, body))
     assert recent.base == 2
     recent.add(record(6, "x" * RECENT_BYTES))  # larger than all of it: nothing is kept, nothing is claimed
-    assert recent.base == 6 and recent.events("/", 6) == []
+    assert recent.base == 6 and recent.events("/", [""], 6) == []
