@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Any, Self
 
 from socketio import AsyncManager
@@ -235,7 +236,12 @@ class AsyncPostgresManager(AsyncManager):
 
     async def health(self) -> Health:
         """Return the state of this node, without asking the database."""
-        return Health(False, 0, 0, "stopped", 0) if self.node is None else self.node.health()
+        if self.node is None:
+            return Health(False, 0, 0, "stopped", 0, "the manager is not started")
+        health = self.node.health()
+        if self.leaving:
+            return replace(health, ok=False, reason="the clients were sent away: the process ends")
+        return health
 
     # -- emit ------------------------------------------------------------------------------------------------
     async def emit(

@@ -356,6 +356,8 @@ async def test_a_post_to_a_connection_that_was_closed_is_refused(start_node):
     node = await start_node()
     async with node.client() as wire:
         await node.manager.say_goodbye()
+        health = await node.manager.health()
+        assert not health.ok and "sent away" in health.reason
         transport = httpx.ASGITransport(socketio.ASGIApp(node.sio))
         async with httpx.AsyncClient(transport=transport, base_url="http://here") as http:
             at = {"EIO": "4", "transport": "polling"}
