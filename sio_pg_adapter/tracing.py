@@ -32,7 +32,7 @@ except ImportError as e:
 from sio_pg_adapter.counters import Spans
 from sio_pg_adapter.log.records import Entry, Kind, Record
 from sio_pg_adapter.log.verdict import Fresh, Recovered
-from sio_pg_adapter.server.connect import Lost
+from sio_pg_adapter.server.connect import ConnectAborted
 
 if TYPE_CHECKING:
     from sio_pg_adapter.manager import AsyncPostgresManager
@@ -99,7 +99,7 @@ def _errors(span: api.Span) -> Iterator[None]:
     """Record an error by its name only. Its text may show what was to be stored."""
     try:
         yield
-    except Lost:  # the connection or the session ended meanwhile, which is not an error
+    except ConnectAborted:  # the connection or the session ended meanwhile, which is not an error
         span.set_attribute("sio_pg.lost", True)
         raise
     except Exception as e:

@@ -75,7 +75,7 @@ _REFUSED: dict[str, Any] = {"message": "Connection refused by server"}
 logger = logging.getLogger("sio_pg_adapter")
 
 
-class Lost(Exception):  # noqa: N818 - not an error
+class ConnectAborted(Exception):  # noqa: N818 - not an error
     """The connect cannot go on: closed, kicked, or its session claimed by another connection."""
 
 
@@ -121,7 +121,7 @@ class Connect:
                 await self.refuse()  # as python-socketio: one CONNECT in a namespace
                 return
             await self._decide(client)
-        except Lost:
+        except ConnectAborted:
             await asyncio.shield(self._end_apart(client))
         except asyncio.CancelledError:
             self._end_apart(client)
@@ -176,7 +176,7 @@ class Connect:
     def _environ(self) -> dict[str, Any]:
         environ = self._host.environ.get(self._eio_sid)
         if environ is None:
-            raise Lost  # closed meanwhile
+            raise ConnectAborted  # closed meanwhile
         return environ
 
     async def _read_auth(self) -> Presented:
@@ -307,7 +307,7 @@ class Connect:
         while not node.cursor.recent.covers(as_of):
             loaded = await node.sessions.memberships(self._held(client), session.sid, memberships.start)
             if loaded is None:
-                raise Lost
+                raise ConnectAborted
             as_of, memberships = loaded
             if not await node.cursor.passed(as_of, CURSOR_WAIT):
                 raise StoreUnavailable("this node is too far behind the log to recover a session")
@@ -315,9 +315,9 @@ class Connect:
             memberships.apply(record)
             if record.kind is Kind.KICK:
                 client.end_session()
-                raise Lost
+                raise ConnectAborted
             if record.kind is Kind.CLAIM:
-                raise Lost
+                raise ConnectAborted
         self._check(client)
         client.follow(memberships)
         former = node.clients.current(client.sid, client.namespace)
@@ -349,7 +349,7 @@ class Connect:
         self._check(client)
         data = await node.sessions.settle(self._held(client))
         if data is None:
-            raise Lost
+            raise ConnectAborted
         client.save(json.loads(data))
 
     # -- the application ---------------------------------------------------------------------------------
@@ -377,7 +377,7 @@ class Connect:
     # -- ends ----------------------------------------------------------------------------------------------
     def _check(self, client: Client) -> None:
         if not client.lasts:
-            raise Lost
+            raise ConnectAborted
 
     async def _refuse(self, client: Client, reason: dict[str, Any]) -> None:
         """The application refused: the session is over, and nothing of it is shown."""
@@ -413,7 +413,7 @@ class Connect:
     # -- out -------------------------------------------------------------------------------------------------
     def _held(self, client: Client) -> Held:
         if client.held is None:
-            raise Lost  # kicked meanwhile
+            raise ConnectAborted  # kicked meanwhile
         return client.held
 
     async def _send(self, kind: int, data: Any = None) -> None:
@@ -439,7 +439,7 @@ class Connect:
             while not self._finish(client):
                 await self._taken(client)
                 await self._next_page(client, None)
-        except Lost:
+        except ConnectAborted:
             await self._leave(client)
         except SioPgError as e:
             logger.warning("a replay broke, and its client comes back: %s: %s", client.label, e)
@@ -487,14 +487,14 @@ class Connect:
         page = await node.sessions.page(self._held(client), client.sent, PAGE)
         self._check(client)
         if page is None:
-            raise Lost
+            raise ConnectAborted
         if page.lost:
             logger.warning("what a client missed was deleted, and its session ends: %s", client.label)
             node.counters.broken += 1
             await node.sessions.end(self._held(client))
             client.lose_session()
             await hang_up(self._host, self._eio_sid)
-            raise Lost
+            raise ConnectAborted
         if page.records and not node.epochs.knows(page.records[-1].offset):
             await node.continuity.check()  # a new epoch has begun. Its key signs the offsets on the wire
             self._check(client)

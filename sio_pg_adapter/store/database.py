@@ -24,7 +24,7 @@ from sio_pg_adapter.servers import check_support
 
 from .backends import QUERY_TIMEOUT
 from .failures import LOST, UNMIGRATED, connecting, translated
-from .fitness import ISOLATION, Unfit, check_codecs, fitness_of, support_of
+from .fitness import ISOLATION, UnfitConnection, check_codecs, fitness_of, support_of
 from .kept import Connection, KeptConnection, another_may_serve
 from .pooler import PoolerBetween, can_listen, hides_backend
 from .queries import Queries
@@ -67,7 +67,7 @@ class Database:
     :param schema: the schema of the tables.
     :ivar pooled: whether a pooler serves all connections but the one that listens, so that no backend can be named.
     :ivar channel: the channel that announces appends.
-    :ivar era: counts how often its connections were called back, to be opened anew.
+    :ivar era: counts how often its connections were called back, to be reopened.
     :ivar server: the server whose log the node follows, as ``sio_fingerprint()`` names it.
     :ivar settled: whether it is certain that this server has the log that the node follows. Until then only the
                    reader is used.
@@ -250,7 +250,7 @@ class Database:
             fitness = await fitness_of(connection, self.queries)
         fitness.check_isolation()
         if fault := fitness.fault():
-            raise Unfit(f"connecting to PostgreSQL for {purpose}: {fault}")
+            raise UnfitConnection(f"connecting to PostgreSQL for {purpose}: {fault}")
         if self.server is None and (self.settled or purpose == "reader"):
             self.server, self.channel = fitness.server, fitness.channel or ""
         if not self._serves(fitness.server, purpose) and self.on_moved is not None:
@@ -258,7 +258,7 @@ class Database:
             if purpose != "reader":  # the check reads on that connection
                 await asyncio.wait({deciding}, timeout=CHECK_WAIT)
         if not self._serves(fitness.server, purpose):
-            raise Unfit(
+            raise UnfitConnection(
                 f"connecting to PostgreSQL for {purpose}: this is another server than that of the other connections. "
                 "Check the hosts of the DSN, of listen_dsn and of the pooler"
             )
@@ -280,7 +280,7 @@ class Database:
         return self.settled and server == self.server
 
     def reopen(self) -> None:
-        """Have all connections but the one that listens opened anew, at their next use."""
+        """Have all connections but the one that listens reopened at their next use."""
         self.era += 1
 
     def forget_server(self) -> None:

@@ -34,7 +34,7 @@ def is_about_value(error: BaseException) -> bool:
     return isinstance(error, VALUE_AT_FAULT) and "NOTIFY" not in str(error)
 
 
-class Unfit(StoreUnavailable):
+class UnfitConnection(StoreUnavailable):
     """A connection cannot be used. Another one may be fit."""
 
 
