@@ -483,8 +483,9 @@ async def test_a_node_goes_on_when_its_tables_were_emptied_and_repaired(
 
 
 # -- errors of the server about itself --------------------------------------------------------------------------
-async def test_a_full_queue_of_notifications_is_not_the_fault_of_the_event(start_node):
-    """The limit on the queue is a setting from PostgreSQL 17 on."""
+async def test_a_full_queue_of_notifications_is_not_the_fault_of_the_event(start_node, monkeypatch):
+    """Always on the wheel's PostgreSQL: the limit on the queue is a setting from 17 on."""
+    monkeypatch.delenv("SIO_PG_EMBEDDED_BIN", raising=False)
     with EmbeddedPostgres(settings={"max_notify_queue_pages": "64"}) as server:
         node = await start_node(dsn=await make_database(server))
         idle = await asyncpg.connect(server.dsn("history"))
