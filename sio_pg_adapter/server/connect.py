@@ -405,6 +405,10 @@ class Connect:
     async def _leave(self, client: Client) -> None:
         """The connection did not last. The session can be recovered again, unless it has ended."""
         if client.state is not State.LEFT and client.ended and client.closed is None:
+            if (
+                client.recovered and not client.is_answered
+            ):  # JavaScript ends with it, Python ignores it before CONNECT
+                await self._send(packet.DISCONNECT)
             await self._turn_away(_REFUSED, connected=client.is_answered)
         await self._endings.leave(client, client.closed or self._host.reason.TRANSPORT_CLOSE)
         if not client.ended:
