@@ -113,6 +113,21 @@ async def test_case_27_server_disconnects(cluster, js, session_rows, by):
     assert session_rows(first["sid"]) == 0
 
 
+@each_version
+async def test_case_111_disconnected_while_it_recovers(cluster, js, user, session_rows, version):
+    """JavaScript ends at the DISCONNECT. The CONNECT_ERROR behind it, which Python needs, does not reach it."""
+    client = await js.connect(cluster.a.url, version=version, auth={"user": user})
+    first = await client.state()
+    await client.away()
+    steps = [{"op": "disconnect", "sid": "$sid"}]
+    await cluster.a.control("script", hook="connect", user=user, steps=steps)
+    await client.do("reconnection", on=True)
+    await client.do("connect")
+    await client.take(lambda m: m.get("reason") == "io server disconnect", "the server's disconnect")
+    await never_again(cluster, first["pid"], first["sid"])
+    assert session_rows(first["sid"]) == 0
+
+
 async def test_case_27_first_connect_refused_leaves_nothing(cluster, js, user, session_rows):
     steps = [{"op": "refuse", "message": "no"}]
     await cluster.a.control("script", hook="connect", user=user, steps=steps)
