@@ -105,7 +105,7 @@ async def test_frames_are_made_once_for_all_who_get_an_offset_and_once_for_the_o
             assert await wire.event() == ["e", 1]
         for wire in (three, four):
             assert await wire.recv() == '2["e",1]'
-    record = node.manager.node.cursor.recent.events("/", 0)[-1]
+    record = node.manager.node.cursor.recent.events("/", [""], 0)[-1]
     assert sorted(record.frames) == [False, True]
 
 

@@ -264,7 +264,7 @@ async def test_case_111_a_kick_between_claim_and_connect(start_node, db, kicker)
             go.set()
             frame = await again.recv()
             assert not frame.startswith(("0", "2")), frame
-            assert again.waiting() == []
+            assert [frame[0] for frame in again.waiting()] in ([], ["4"])  # for Python's clients
         assert await db.fetchval("SELECT count(*) FROM sio_sessions") == 0
         assert a.manager.clients.by_sid == {} and a.manager.rooms == {}
         entered.clear()
