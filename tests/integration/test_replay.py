@@ -109,11 +109,11 @@ async def test_answers_and_questions_wait_behind_a_replay(start_node, short_page
 
 
 async def test_pages_wait_for_their_turn_and_not_at_the_pool(start_node, monkeypatch):
-    monkeypatch.setattr("sio_pg_adapter.store.database.CONNECT_TIMEOUT", 0.5)
     node = await start_node()
     async with node.client() as wire:
+        monkeypatch.setattr("sio_pg_adapter.store.database.CONNECT_TIMEOUT", 1.0)
         held = node.manager.clients.current(wire.sid, "/").held
         sessions, statements = node.manager.node.sessions, node.manager.database.queries._statements
-        monkeypatch.setitem(statements, "page", f"SELECT page.* FROM pg_sleep(0.1), ({statements['page']}) page")
+        monkeypatch.setitem(statements, "page", f"SELECT page.* FROM pg_sleep(0.2), ({statements['page']}) page")
         pages = await asyncio.gather(*(sessions.page(held, 0, 10) for _ in range(40)))
         assert [page.records for page in pages] == [[]] * 40

@@ -13,13 +13,16 @@ from support.waiting import until
 HELD = "SELECT count(*) FROM sio_sessions WHERE node IS NOT NULL"
 
 
-@pytest.fixture(autouse=True)
-def impatient(monkeypatch):
-    monkeypatch.setattr("sio_pg_adapter.store.commits.QUERY_TIMEOUT", 0.5)
-    monkeypatch.setattr("sio_pg_adapter.store.database.QUERY_TIMEOUT", 0.5)
-    monkeypatch.setattr("sio_pg_adapter.store.commits.GIVE_UP_AFTER", 0.2)
-    monkeypatch.setattr("sio_pg_adapter.server.strays.SECOND_LOOK", 0.5)
-    monkeypatch.setattr("sio_pg_adapter.server.strays.RETRY", 0.1)
+@pytest.fixture
+def be_impatient(monkeypatch):
+    def set_limits():
+        monkeypatch.setattr("sio_pg_adapter.store.commits.QUERY_TIMEOUT", 0.5)
+        monkeypatch.setattr("sio_pg_adapter.store.database.QUERY_TIMEOUT", 0.5)
+        monkeypatch.setattr("sio_pg_adapter.store.commits.GIVE_UP_AFTER", 0.2)
+        monkeypatch.setattr("sio_pg_adapter.server.strays.SECOND_LOOK", 0.5)
+        monkeypatch.setattr("sio_pg_adapter.server.strays.RETRY", 0.1)
+
+    return set_limits
 
 
 async def held(db, count: int) -> None:
@@ -29,7 +32,7 @@ async def held(db, count: int) -> None:
 
 
 @pytest.mark.parametrize("comes_back", [True, False], ids=["claim", "open"])
-async def test_a_session_whose_answer_is_lost_for_good_is_let_go(start_node, pg_dsn, db, comes_back):
+async def test_a_session_whose_answer_is_lost_for_good_is_let_go(start_node, pg_dsn, db, be_impatient, comes_back):
     async with Proxy(pg_dsn).running() as way:
         node = await start_node(dsn=way.dsn)
         async with node.client() as stays:
@@ -37,6 +40,7 @@ async def test_a_session_whose_answer_is_lost_for_good_is_let_go(start_node, pg_
                 pass
             await held(db, 1)
             await until(lambda: not node.manager.node.endings.leaving)
+            be_impatient()
             way.mute()
             way.refuses = True
             connecting = asyncio.create_task(turned_away(node, {"pid": wire.pid} if comes_back else {}))
@@ -56,9 +60,10 @@ async def turned_away(node, auth) -> None:
             pass
 
 
-async def test_a_session_that_a_client_holds_stays(start_node, db):
+async def test_a_session_that_a_client_holds_stays(start_node, db, be_impatient):
     node = await start_node()
     async with node.client() as one, node.client() as two:
+        be_impatient()
         strays = node.manager.node.sessions.on_unknown.__self__
         await strays.let_go()
         assert await db.fetchval(HELD) == 2
@@ -74,10 +79,11 @@ async def test_a_session_that_a_client_holds_stays(start_node, db):
         }
 
 
-async def test_a_stop_while_the_database_is_away_does_not_try_each_batch(start_node, pg_dsn):
+async def test_a_stop_while_the_database_is_away_does_not_try_each_batch(start_node, pg_dsn, be_impatient):
     async with Proxy(pg_dsn).running() as way:
         node = await start_node(dsn=way.dsn)
         await node.sio.emit("e")
+        be_impatient()
         way.blackhole()
         way.refuses = True
         emits = [asyncio.create_task(node.sio.emit("e", "x" * 60_000)) for _ in range(700)]  # eleven batches
