@@ -130,7 +130,7 @@ class Cursor:
     def offer(self, prev: int, last: int, records: list[Record] | None) -> None:
         """Take the announcement of an append: the offset before it, its last one, and its records if they came along.
 
-        Offsets have gaps where a transaction was rolled back, so ``prev`` is what tells whether a record is missing.
+        Offsets have gaps where a transaction was rolled back. Only ``prev`` shows whether a record is missing.
         """
         self.head = max(self.head, last)
         if last <= self.offset:

@@ -1,8 +1,8 @@
 """Whose connect or disconnect handler is running.
 
 In such a handler the sid means the connection that the handler is about, even after another connection has taken the
-sid over. Tasks inherit context variables, so the mark says for itself when its handler has ended: from then on a task
-that the handler started means whoever has the sid.
+sid over. Tasks inherit context variables, so the mark itself records that its handler has ended. From then on, in a
+task that the handler started, the sid means the connection that has it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What this package asks of python-socketio's client manager, and of whoever ends connections."""
+"""What this package asks of python-socketio's client manager, and of the part that ends connections."""
 
 from __future__ import annotations
 
