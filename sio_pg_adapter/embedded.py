@@ -126,7 +126,7 @@ class EmbeddedPostgres:
         except PermissionError as e:
             self.stop()
             raise EmbeddedPostgresError(f"the embedded PostgreSQL cannot start as the account 'nobody': {e}") from e
-        except BaseException:
+        except BaseException:  # interrupted, too: no server and no directory is left
             self.stop()
             raise
         return self
@@ -308,7 +308,7 @@ class EmbeddedPostgres:
                     not self._account or self._can_run("/bin/sh", "-c", 'cd "$1"', "sh", str(path))
                 ):
                     return path
-            except BaseException:
+            except BaseException:  # interrupted, too: no directory is left
                 path.rmdir()
                 raise
             path.rmdir()

@@ -69,7 +69,7 @@ class Continuity:
                     self._database.settle()
             except SioPgError as e:
                 logger.warning("the log of the server cannot be checked, trying again: %s", e)
-                await asyncio.sleep(RETRY)
+                await asyncio.sleep(RETRY)  # nothing announces that the database is back
             else:
                 self._cursor.ring()
                 return

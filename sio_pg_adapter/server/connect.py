@@ -449,7 +449,7 @@ class Connect:
             logger.warning("a replay broke, and its client comes back: %s: %s", client.label, e)
             self._node.counters.broken += 1
             await hang_up(self._host, self._eio_sid)
-        except Exception:
+        except Exception:  # a fault of this package: the client recovers over a new connection
             logger.exception("a replay broke, and its client comes back: %s", client.label)
             self._node.counters.broken += 1
             await hang_up(self._host, self._eio_sid)

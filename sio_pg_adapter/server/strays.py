@@ -55,7 +55,7 @@ class Strays:
                 await self.let_go()
             except SioPgError:  # the database is away. Whoever needs it now says so
                 self._suspected = True
-                await asyncio.sleep(RETRY)
+                await asyncio.sleep(RETRY)  # nothing announces that the database is back
 
     async def let_go(self) -> None:
         """Let go the sessions that no client holds, neither now nor once everything that is under way has ended."""

@@ -132,7 +132,7 @@ class Commits:
                     message = f"appending to the log: {e}"
                     raise StoreUnavailable(message, may_be_stored=unknown) from e
                 await self._database.writer.drop()
-            await asyncio.sleep(RETRY)
+            await asyncio.sleep(RETRY)  # nothing announces that the database is back
 
     async def _name_backend(self, connection: Connection) -> None:
         if self._backend_of is not connection:

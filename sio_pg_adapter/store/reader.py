@@ -56,7 +56,7 @@ def _readable(row: asyncpg.Record) -> Record:
     """Return a row of the log as a record. One that cannot be read becomes an event for nobody: the walk goes on."""
     try:
         return record_of(row)
-    except Exception:
+    except Exception:  # one record must not stop all nodes
         logger.exception("record %s of the log cannot be read", row["offset"])
         return Record(row["offset"], Kind.EVENT, "", (), ())
 

@@ -131,7 +131,7 @@ class Sessions:
             after = max(claim.after or 0, result["start"])
             try:
                 [row] = await self._database.fetch("missed", result["id"], after, result["offset"], cap + 1)
-            except BaseException:
+            except BaseException:  # cancelled, too: the claim was granted, and nobody holds it
                 self.on_unknown()
                 raise
             result |= dict(row)
