@@ -253,7 +253,7 @@ class Messages:
     async def _read(self, key: str, cursor: int) -> None:
         try:
             text, parts = await read_attachment(self._database, key)
-        except SioPgError as e:
+        except (SioPgError, LookupError, ValueError) as e:
             logger.warning("a message of another node is lost: %s", e)
             return
         self._cursor.when(cursor, lambda: self._handle(json.loads(text), parts))

@@ -101,6 +101,11 @@ class Continuity:
         logger.error("retention deleted records that this node had not read, up to offset %s", floor)
         self._close_all()
 
+    def missed(self, namespace: str) -> None:
+        """A record of a namespace could not be applied. Its clients come back, and their replays decide."""
+        for client in [client for client in self._clients if client.namespace == namespace]:
+            self._endings.taken(client)
+
     async def _close_unheld(self) -> None:
         """Close the clients whose sessions are no longer this node's, or have ended."""
         clients = [client for client in self._clients if client.held is not None]

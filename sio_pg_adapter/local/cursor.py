@@ -50,6 +50,9 @@ class Watcher(Protocol):
     def skipped(self, floor: int) -> None:
         """Retention deleted records that this node had not read, up to an offset."""
 
+    def missed(self, namespace: str) -> None:
+        """A record of the namespace could not be applied."""
+
 
 class Notices:
     """The appends that are announced while a range of the log is being read."""
@@ -181,8 +184,16 @@ class Cursor:
         try:
             self._apply(record)
         except Exception:  # a record that cannot be applied must not stop those that follow it
-            logger.exception("record %s of the log could not be applied", record.offset)
-        self.recent.add(record)
+            logger.exception(
+                "record %s of the log could not be applied: the clients of the namespace %s are disconnected, and"
+                " those that missed it get new sessions",
+                record.offset,
+                record.namespace,
+            )
+            self._watcher.missed(record.namespace)
+            self.recent = Recent(record.offset)  # replays read it from the log, where it decides
+        else:
+            self.recent.add(record)
         self.offset = record.offset
         self.head = max(self.head, record.offset)
 

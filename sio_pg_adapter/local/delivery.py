@@ -66,6 +66,8 @@ class Delivery:
             self._event(record)
         elif record.kind is Kind.CLOSE:
             self._close_room(record)
+        elif record.kind is Kind.UNREADABLE:
+            raise ValueError(f"it cannot be read: {record.data}")
         elif record.sid is not None:
             client = self._clients.current(record.sid, record.namespace)
             if client is not None:

@@ -257,10 +257,16 @@ def pack(parts: Iterable[bytes]) -> bytes:
 
 
 def unpack(data: bytes) -> Iterator[bytes]:
-    """Yield the byte strings that :func:`pack` joined."""
+    """Yield the byte strings that :func:`pack` joined.
+
+    :raises ValueError: if the data ends in the middle of one.
+    """
     position = 0
     while position < len(data):
+        start = position + _LENGTH.size
+        if start > len(data) or start + _LENGTH.unpack_from(data, position)[0] > len(data):
+            raise ValueError(f"{len(data)} bytes end in the middle of a packed string")
         (length,) = _LENGTH.unpack_from(data, position)
-        position += _LENGTH.size
+        position = start
         yield data[position : position + length]
         position += length

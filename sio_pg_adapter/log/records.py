@@ -12,8 +12,12 @@ from .payload import encode_client_event
 
 
 class Kind(enum.IntEnum):
-    """What a record of the log says, or an entry of a batch does. Kinds from 10 on leave no record."""
+    """What a record of the log says, or an entry of a batch does. Kinds from 10 on leave no record.
 
+    A record that this node cannot read is ``UNREADABLE``. Its clients may be due what it says.
+    """
+
+    UNREADABLE = -1
     EVENT = 0
     ENTER = 1
     LEAVE = 2

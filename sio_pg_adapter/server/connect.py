@@ -24,7 +24,7 @@ import asyncio
 import inspect
 import json
 import logging
-from typing import Any
+from typing import Any, NoReturn
 
 from socketio import exceptions, packet
 
@@ -32,7 +32,7 @@ from sio_pg_adapter.errors import ConfigurationError, SioPgError, StoreUnavailab
 from sio_pg_adapter.local.client import Client, State
 from sio_pg_adapter.local.handling import handling
 from sio_pg_adapter.log.names import text_name
-from sio_pg_adapter.log.records import Held, Kind
+from sio_pg_adapter.log.records import Held, Kind, Record
 from sio_pg_adapter.log.verdict import (
     Claim,
     Claimed,
@@ -493,12 +493,9 @@ class Connect:
         if page is None:
             raise ConnectAborted
         if page.lost:
-            logger.warning("what a client missed was deleted, and its session ends: %s", client.label)
-            node.counters.broken += 1
-            await node.sessions.end(self._held(client))
-            client.lose_session()
-            await hang_up(self._host, self._eio_sid)
-            raise ConnectAborted
+            await self._lose(client, "was deleted")
+        for record in page.records:
+            await self._require_readable(client, record)
         if page.records and not node.epochs.knows(page.records[-1].offset):
             await node.continuity.check()  # a new epoch has begun. Its key signs the offsets on the wire
             self._check(client)
@@ -509,10 +506,24 @@ class Connect:
                 return  # the rest is read again, once the client has taken these
             whole = record if record.attachment is None else await node.reader.whole(record)
             self._check(client)
+            await self._require_readable(client, whole)
             node.delivery.replay(client, whole)
             size += whole.size
         if len(page.records) < PAGE:
             client.skip_to(page.head)
+
+    async def _require_readable(self, client: Client, record: Record) -> None:
+        if record.kind is Kind.UNREADABLE:
+            await self._lose(client, f"cannot be read (record {record.offset}, {record.data})")
+
+    async def _lose(self, client: Client, why: str) -> NoReturn:
+        """End the session of a client that cannot be sent all it missed. It comes back, and gets a new one."""
+        logger.warning("what a client missed %s, and its session ends: %s", why, client.label)
+        self._node.counters.broken += 1
+        await self._node.sessions.end(self._held(client))
+        client.lose_session()
+        await hang_up(self._host, self._eio_sid)
+        raise ConnectAborted
 
     async def _taken(self, client: Client) -> None:
         """Wait until the client has taken what was queued, or is gone."""

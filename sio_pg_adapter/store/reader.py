@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 
 import asyncpg
 
@@ -14,8 +13,6 @@ from sio_pg_adapter.log.records import Kind, Record
 from .database import Database
 from .epochs import Epochs
 from .failures import translated
-
-logger = logging.getLogger("sio_pg_adapter")
 
 ATTACHMENT_TIMEOUT = 60.0
 """How long reading or writing a large body may take, in seconds: 50 MB on a slow disk."""
@@ -40,29 +37,42 @@ class LogReader:
         rows = await self._database.fetch("range", after, limit)
         if not rows:
             raise StoreUnavailable("the table sio_log is empty: run `sio-pg migrate`, which repairs it")
-        return rows[0]["floor"], [_readable(row) for row in rows if row["offset"] is not None]
+        return rows[0]["floor"], [readable(row) for row in rows if row["offset"] is not None]
 
     async def whole(self, record: Record) -> Record:
-        """Return an event with its body, if that is in the attachment table."""
+        """Return an event with its body, if that is in the attachment table.
+
+        :raises StoreUnavailable: if it cannot be read, or retention has deleted the event.
+        """
         if record.attachment is None:
             return record
-        body, parts = await read_attachment(self._database, record.attachment)
+        try:
+            body, parts = await read_attachment(self._database, record.attachment)
+        except LookupError as e:
+            _, records = await self.range(record.offset - 1, 1)
+            if [other.offset for other in records] == [record.offset]:  # retention deletes both together
+                return _unreadable(record.offset, record.namespace, e)
+            raise StoreUnavailable("an event was deleted while its body was being read", may_be_stored=None) from e
+        except ValueError as e:
+            return _unreadable(record.offset, record.namespace, e)
         return Record(
             record.offset, record.kind, record.namespace, record.rooms, record.skip_sids, body=body, parts=parts
         )
 
 
-def _readable(row: asyncpg.Record) -> Record:
-    """Return a row of the log as a record. One that cannot be read becomes an event for nobody: the walk goes on."""
+def readable(row: asyncpg.Record) -> Record:
+    """Return a row of the log as a record. It is ``UNREADABLE`` if its columns do not make one."""
     try:
-        return record_of(row)
-    except Exception:  # one record must not stop all nodes
-        logger.exception("record %s of the log cannot be read", row["offset"])
-        return Record(row["offset"], Kind.EVENT, "", (), ())
+        return _record_of(row)
+    except (ValueError, TypeError, AttributeError) as e:  # one record must not stop all nodes
+        return _unreadable(row["offset"], row["namespace"], e)
 
 
-def record_of(row: asyncpg.Record) -> Record:
-    """Return a row of the log as a record."""
+def _unreadable(offset: int, namespace: str, reason: Exception) -> Record:
+    return Record(offset, Kind.UNREADABLE, namespace, data=f"{type(reason).__name__}: {reason}")
+
+
+def _record_of(row: asyncpg.Record) -> Record:
     return Record(
         offset=row["offset"],
         kind=Kind(row["kind"]),
@@ -100,12 +110,13 @@ def read_notification(payload: str, cursor: int = 0) -> tuple[int, int, list[Rec
 async def read_attachment(database: Database, key: str) -> tuple[str, tuple[bytes, ...]]:
     """Return a large body and its binary parts.
 
-    :raises StoreUnavailable: if it cannot be read, or retention has deleted it.
+    :raises LookupError: if it is not there.
+    :raises StoreUnavailable: if it cannot be read.
     """
     with translated("attachment", may_be_stored=None):
         async with database.reader as connection:
             data = await connection.fetchval(database.queries["attachment"], key, timeout=ATTACHMENT_TIMEOUT)
     if data is None:
-        raise StoreUnavailable(f"the attachment {key} is gone: retention deleted it while it was being read")
+        raise LookupError(f"the attachment {key} is gone")
     body, *parts = unpack(data)
     return body.decode(), tuple(parts)

@@ -23,7 +23,7 @@ from sio_pg_adapter.log.verdict import Claim, Claimed, pid_hash
 from .batches import columns
 from .database import Database
 from .failures import translated
-from .reader import record_of
+from .reader import readable
 from .writer import LogWriter
 
 PAGES_AT_ONCE = 2
@@ -237,5 +237,5 @@ class Sessions:
                     )
         if not rows:
             return None
-        records = [record_of(row) for row in rows if row["offset"] is not None]
+        records = [readable(row) for row in rows if row["offset"] is not None]
         return Page(rows[0]["head"], rows[0]["lost"], records)

@@ -369,19 +369,6 @@ async def test_a_codec_of_a_type_that_the_statements_use_is_refused_by_name(star
             await start_node(dsn=None, manager={"pool": pool})
 
 
-async def test_a_record_that_cannot_be_read_stops_nobody(start_node, db, expected_errors):
-    expected_errors += ["of the log cannot be read"]
-    node, other = await start_node(), await start_node()
-    async with node.client() as wire:
-        await db.execute(
-            'INSERT INTO sio_packets_0 ("offset", kind, namespace, room)'
-            " SELECT nextval('sio_packets_offset_seq'), 99, '/', ''"
-        )
-        await other.sio.emit("e", 1)
-        assert await wire.event() == ["e", 1]
-    await healthy(node)
-
-
 async def test_large_bodies_are_delivered_while_handlers_hold_the_whole_pool(start_node, pg_dsn):
     async with asyncpg.create_pool(pg_dsn, min_size=0, max_size=4) as pool:
         node, other = await start_node(dsn=None, manager={"pool": pool}), await start_node()

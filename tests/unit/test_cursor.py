@@ -62,9 +62,13 @@ class Watcher:
 
     def __init__(self):
         self.holes = []
+        self.unapplied = []
 
     def skipped(self, floor):
         self.holes.append(floor)
+
+    def missed(self, namespace):
+        self.unapplied.append(namespace)
 
 
 @pytest.fixture
@@ -281,8 +285,9 @@ async def test_a_record_that_cannot_be_applied_stops_nothing(caplog):
             raise ValueError("broken")
         applied.append(one.offset)
 
-    cursor = Cursor(log)
-    await cursor.start(apply, Watcher())
+    cursor, watcher = Cursor(log), Watcher()
+    await cursor.start(apply, watcher)
     cursor.offer(0, 2, [record(1), record(2)])
     await cursor.close()
     assert applied == [2] and "record 1 of the log could not be applied" in caplog.text
+    assert watcher.unapplied == ["/"] and not cursor.recent.covers(0) and cursor.recent.covers(1)

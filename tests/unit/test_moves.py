@@ -40,6 +40,8 @@ class Nobody:
 
     def skipped(self, floor): ...
 
+    def missed(self, namespace): ...
+
 
 class WritingNode(Local):
     """The local side of a node, on a stand-in for PostgreSQL that gives the next batch offset 8."""
