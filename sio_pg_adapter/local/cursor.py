@@ -185,8 +185,7 @@ class Cursor:
             self._apply(record)
         except Exception:  # a record that cannot be applied must not stop those that follow it
             logger.exception(
-                "record %s of the log could not be applied: the clients of the namespace %s are disconnected, and"
-                " those that missed it get new sessions",
+                "record %s of the log could not be applied: the clients of the namespace %s are disconnected",
                 record.offset,
                 record.namespace,
             )
