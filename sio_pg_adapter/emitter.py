@@ -10,7 +10,7 @@ needed::
 
 Errors of the caller's connection pass through unchanged. They belong to the caller's transaction, which the caller
 rolls back, and repeats if the error allows it. If the database is not migrated, the error gets a note that names
-``sio-pg migrate``. Drivers are recognized by the modules that have been imported.
+``sio-pg migrate``. Drivers are recognized by their classes, without an import of the driver.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""One node at a time, from a start to a stop: safe to start twice, to stop twice, and to stop before a start."""
+"""Starts and stops the node. It is safe to start twice, to stop twice, and to stop before a start."""
 
 from __future__ import annotations
 

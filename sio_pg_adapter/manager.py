@@ -1,7 +1,7 @@
 """``AsyncPostgresManager``: the client manager that python-socketio talks to.
 
-Its hooks are a line or two over a node. It is longer than other modules because python-socketio asks for all of them
-in one class, and because it is a public class with its documentation.
+Each hook is a line or two that calls the node. The module is longer than others because python-socketio asks for all
+hooks in one class, and because the class is public and documented.
 """
 
 from __future__ import annotations

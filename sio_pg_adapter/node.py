@@ -1,12 +1,12 @@
-"""A node, composed: everything that lives from a start of the manager to its stop. This page is the architecture.
+"""A node, composed: everything that lives from a start of the manager to its stop.
 
-An event goes down this column, and up again on every node::
+An event goes down to the log, and from there to the clients of every node::
 
     server -> manager -> node -> store (the log) | store -> local (cursor, delivery) -> wire
 
 Everything that changes what a client is due is a record of one log. The cursor passes each record once, in order, and
-the delivery does what it says to the clients of this node. Notifications only ring the cursor, or carry a copy of
-what the log holds. The module is long because all parts of a node meet in it.
+the delivery does what it says to the clients of this node. Notifications only announce records, or carry a copy of
+them. The module is long because all parts of a node meet in it. ``docs/architecture.md`` is a map of the code.
 """
 
 from __future__ import annotations
@@ -282,7 +282,8 @@ class Node:
         if payload.startswith("{"):
             self.messages.receive(payload)
         elif channel == self.database.channel:
-            # The answer to this node's own append brings its records. Heard before it, they would be read again.
+            # The answer to this node's own append brings its records. If a notification that comes first were not
+            # skipped, the cursor might read them from the table.
             if backend != self.writer.backend:
                 self.cursor.offer(*read_notification(payload, self.cursor.offset))
         elif payload.startswith("released "):
@@ -322,7 +323,7 @@ class Node:
         return Health(not reason, self.cursor.offset, self.cursor.lag, state, held, reason)
 
     def _fault(self) -> str:
-        """Return why an event may not get from here to a client, or from elsewhere to a client of this node."""
+        """Return why events from this node, or for its clients, may not arrive."""
         database = self.database
         if self.listener is not None and not self.listener.connected:
             return f"LISTEN: {self.listener.fault or 'not connected'}"

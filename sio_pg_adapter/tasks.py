@@ -21,7 +21,7 @@ async def cancelled(task: asyncio.Task[None] | None) -> None:
 
 
 class Tasks:
-    """Tasks that run an application's code or wait for it, as opposed to a node's own loops."""
+    """The tasks of an owner, such as a node, that end with it. A node's own loops are not among them."""
 
     def __init__(self) -> None:
         self._running: set[asyncio.Task[Any]] = set()

@@ -12,7 +12,7 @@ from sio_pg_adapter.store.writer import LogWriter
 from .cursor import Cursor
 
 EFFECT_WAIT = 5.0
-"""How long an append waits for this node's cursor, in seconds. By then it is in the log: the node is behind."""
+"""How long an append waits for this node's cursor, in seconds. It is in the log in any case, and will take effect."""
 
 logger = logging.getLogger("sio_pg_adapter")
 

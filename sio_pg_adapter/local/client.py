@@ -17,9 +17,9 @@
     any                    end_session     the same     its session is over for good
     any                    close           the same     its connection is closed, for a reason
     any                    cut             the same     it is too slow, and its connection is being closed
-    any                    begin_end       the same     what its end takes has begun. True the first time
+    any                    begin_end       the same     the work of its end begins. True the first time
     any                    depart          LEFT         it is taken out of the node's lists. Safe to call twice
-    any                    finish          the same     all that its end takes is done
+    any                    finish          the same     the work of its end is done
 
 In any other state a verb raises :class:`InvalidTransition`, which is an error of this package. Code outside of this
 file asks a client, and never assigns. The file is long because the table and its verbs are read together.
@@ -82,19 +82,19 @@ class Client:
 
     :ivar connection: its Engine.IO connection, shared with the clients of its other namespaces.
     :ivar memberships: its rooms over the log.
-    :ivar sent: the offset up to which it has been sent what it is due. Nothing at or below it is ever sent: replays
-                read the log beyond the cursor, and the cursor passes there later.
+    :ivar sent: the offset up to which it has been sent what it is due. Nothing at or below it is sent any more. A
+                replay may read beyond the cursor, which passes the same records later.
     :ivar presented: the data of its CONNECT packet.
     :ivar recoverable: it has a session, or will have one, and is given offsets.
     :ivar recovered: its connection continues an earlier session.
     :ivar after: the offset that a recovered client presented.
-    :ivar claimed: the tick since which its claim is known to be the newest, and its memberships to be whole.
+    :ivar claimed: the tick in which its claim was the newest that the cursor had met.
     :ivar held: its session, once that is stored.
-    :ivar data: its session data, as far as that is not in the store.
+    :ivar data: its session data as this node last knew it. Once it has a session, the data in the store counts.
     :ivar accepted: the application accepted it.
     :ivar ended: its session is over for good.
     :ivar closed: why its connection was closed.
-    :ivar gone: set when all that its end takes is done.
+    :ivar gone: set when the work of its end is done.
     """
 
     namespace: str
@@ -157,7 +157,7 @@ class Client:
         live = self._frames_put - max(self._frames_replayed, self._frames_put - queue.qsize())
         if live > limit.packets:
             return True
-        if self._bytes_put > limit.bytes:  # since the last count. What was sent meanwhile is not known: count again
+        if self._bytes_put > limit.bytes:  # some of it may be sent by now: count what waits
             waiting = upstream.queued(queue)[-live:] if live > 0 else []
             sizes = [len(frame.data or "") for frame in waiting if frame is not None]
             self._bytes_put = sum(sizes) - max(sizes, default=0)  # a single large frame is not the client's fault
@@ -209,7 +209,7 @@ class Client:
         self.data = data
 
     def confirm_claim(self) -> None:
-        """The cursor has just met the claim: until the loop turns, it is known to be the newest."""
+        """The cursor has passed the claim. What is known of the session holds for this tick."""
         self._require(State.CONNECTING)
         self.claimed = Tick()
 
@@ -239,14 +239,14 @@ class Client:
         self._waiting.clear()
         self._bytes_waiting = 0
         self._frames_replayed, self._bytes_put = self._frames_put, 0  # from here on what waits for it counts
-        return self.memberships.forget_past()  # the store knows the rooms it was in earlier
+        return self.memberships.forget_past()  # the store has the rooms it was in earlier
 
     # -- sending -----------------------------------------------------------------------------------------
     def put(self, frames: Frames) -> None:
         """Write frames to its connection, or queue them there, as one piece.
 
-        The ``send`` of an Engine.IO socket may find that the client timed out, and would run the application's
-        disconnect handler in the middle of a broadcast.
+        It does not use the ``send`` of the Engine.IO socket. If that finds that the client timed out, it runs the
+        application's disconnect handler in the middle of a broadcast.
         """
         connection = self.connection
         socket = connection.socket
@@ -271,7 +271,7 @@ class Client:
             self._bytes_waiting += sum(len(frame.data) for frame in frames)
 
     def skip_to(self, offset: int) -> None:
-        """Nothing that it is due lies between what it was sent and the offset."""
+        """It is due nothing more up to the offset."""
         self.sent = max(self.sent, offset)
 
     def save(self, data: Any) -> None:
@@ -323,7 +323,7 @@ class Client:
                 ack.gone()
 
     def begin_end(self) -> bool:
-        """Begin what its end takes. Return whether that is new."""
+        """Begin the work of its end. Return whether that is new."""
         begun, self._is_ending = self._is_ending, True
         return not begun
 

@@ -24,8 +24,7 @@ class Clients:
         return (client for of_namespace in self.by_sid.values() for client in of_namespace.values())
 
     def on_connections(self) -> Iterator[Client]:
-        """Return the clients of all connections, those included that resume a session and are not addressed by its
-        sid yet."""
+        """Return the clients of all connections. Some resume a session and do not have its sid in ``by_sid`` yet."""
         return (client for of_socket in self.by_socket.values() for client in of_socket.values())
 
     def add(self, client: Client) -> None:

@@ -51,7 +51,7 @@ class Continuity:
 
         After a reconnect the log may be another one: restored, truncated, or of a standby that lacks the last
         commits. If this node applied records that are lost, no other node knows of them, and its clients' sessions
-        are over. If its cursor is still valid, a session may be lost that was opened after it.
+        are over. If its cursor is still valid, only sessions that were opened above it may be lost.
         """
         async with self._checking:
             await self._compare()

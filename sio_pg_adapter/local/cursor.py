@@ -1,8 +1,8 @@
 """The cursor: it passes every record of the log once, in order, in one synchronous step each.
 
-A ring says that there may be something above the cursor. It may carry the records. If they follow the cursor without
-a gap they are applied at once, else the range above the cursor is read. A lost, late or double ring, a reconnect and
-a start all end in the same range query, so none of them is a special case.
+:meth:`Cursor.offer` announces an append, often with its records. If they follow the cursor without a gap, they are
+applied at once. Otherwise, or after :meth:`Cursor.ring`, the range above the cursor is read. A lost, late or repeated
+announcement, a reconnect and a start all end in that range query. So none of them is a special case.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ PAGE = 500
 """How many records a range read returns."""
 
 NOTICE_BYTES = 4 * 1024 * 1024
-"""How much is kept of the appends that are announced while a range is being read, in bytes. The rest is read."""
+"""How many bytes of announced appends are kept while a range is being read. If there are more, all are read."""
 
 RETRY = 0.5
 """Seconds until a range read that failed is tried again."""
@@ -117,7 +117,7 @@ class Cursor:
         self._apply, self._watcher = apply, watcher
         self.offset = self.head = await self._reader.head()
         self.recent = Recent(self.offset)
-        self._wake_waiting()  # messages came since the node listens
+        self._wake_waiting()  # the node listens already, and messages may wait for this offset
         self._task = asyncio.create_task(self._run(), name="sio_pg cursor")
 
     async def close(self) -> None:
@@ -138,7 +138,7 @@ class Cursor:
         self.head = max(self.head, last)
         if last <= self.offset:
             return
-        if self._reading:  # the read began at the cursor, and what it returns is applied from there
+        if self._reading:  # the read may return these records, too: they are applied after it
             self._notices.keep(prev, last, records)
         elif records and prev <= self.offset and self._reader.epochs.knows(last):
             self._sweep(records)
@@ -158,7 +158,7 @@ class Cursor:
             return True
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.when(offset, lambda: None if future.done() else future.set_result(None))
-        if offset > self.head:  # not announced yet. Announced records are applied, being read, or kept until then
+        if offset > self.head:  # not announced yet. What is announced gets applied without this
             self._ring.set()
         done, _ = await asyncio.wait((future,), timeout=timeout)
         future.cancel()

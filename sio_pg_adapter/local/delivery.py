@@ -51,8 +51,8 @@ class Delivery:
         self._limit = limit
         self._counters = counters
         self._returns = returns
-        # Drawn by each node, and not from 1 for each sid: a late answer of a former connection, or to another node,
-        # must not answer a new question.
+        # Each node begins at a random number. If each sid began at 1, a late answer (of a former connection, or to
+        # another node) could pass for the answer to a new question.
         self._ack_ids = itertools.count(secrets.randbelow(1 << 31) + 1)
 
     # -- the log ---------------------------------------------------------------------------------------
@@ -102,7 +102,7 @@ class Delivery:
 
     def _too_slow(self, client: Client) -> None:
         if not client.cut():
-            return  # each further record of this tick calls for it as well
+            return  # known already: it is called for each further record of this tick
         self._counters.cut += 1
         logger.warning(
             "a client was disconnected: more than max_queued_packets or max_queued_bytes waited for %s", client.label
@@ -110,7 +110,7 @@ class Delivery:
         self._endings.slow(client)
 
     def _stored(self, record: Record, *, recoverable: bool) -> Frames:
-        """Return a record's frames, made once: with its offset for clients that keep it, else without."""
+        """Return a record's frames, with its offset for clients that keep offsets. Both forms are made once."""
         frames: Frames | None = record.frames.get(recoverable)
         if frames is None:
             offset = self._epochs.encode(record.offset, record.namespace) if recoverable else None
@@ -137,7 +137,7 @@ class Delivery:
 
     # -- from replay to live -----------------------------------------------------------------------------
     def replay(self, client: Client, record: Record) -> None:
-        """Send a client an event that it is due."""
+        """Send a client an event that it missed while it was away or its connect was decided."""
         if client.recovered and client.held is not None:
             self._returns.sent(client.held, client.after)
         client.send_event(record.offset, self._stored(record, recoverable=client.recoverable))
@@ -154,7 +154,7 @@ class Delivery:
 
     # -- events that are not stored ------------------------------------------------------------------------
     def unstored(self, outgoing: Outgoing) -> None:
-        """Send an event to the live clients of this node, and forget it. Clients that are too slow do not get it."""
+        """Send an event to the live clients of this node. Clients for which too much waits do not get it."""
         plain: Frames | None = None
         tailed: Frames | None = None
         recipients = [
@@ -172,7 +172,10 @@ class Delivery:
                 client.put(plain)
 
     def only_here(self, outgoing: Outgoing) -> None:
-        """Send an event that no other node gets. A client that is not live yet gets what is for its sid later."""
+        """Send an event that no other node gets.
+
+        If it is for the sid of a client that is not live yet, that client gets it when it goes live.
+        """
         self.unstored(outgoing)
         for client in self._rooms.awaited(outgoing):
             frames = self._frames.unstored(outgoing) if client.recoverable else self._frames.event(outgoing)
@@ -181,7 +184,7 @@ class Delivery:
     def question(self, outgoing: Outgoing, ack: Callable[[Client], Ack]) -> list[tuple[Client, int]]:
         """Send an event that wants an acknowledgement to the clients of this node, behind their replays.
 
-        :param ack: returns who waits for a client's acknowledgement.
+        :param ack: returns what to do with a client's acknowledgement.
         :returns: the clients that were asked, with the ids of their acknowledgements.
         """
         recipients = self._rooms.recipients(outgoing)
@@ -194,8 +197,8 @@ class Delivery:
         return asked
 
     def send_behind_replay(self, client: Client, frames: Frames) -> None:
-        """Send a client what is in no log, behind its replay. One that does not take it is disconnected."""
-        too_much = client.exceeds_behind_replay(self._limit)  # before these: they may be large, and the only ones
+        """Send a client what is not in the log, behind its replay. If too much waits for it, it is disconnected."""
+        too_much = client.exceeds_behind_replay(self._limit)  # asked first: large frames alone are no reason
         client.send_behind_replay(frames)
         if too_much:
             self._too_slow(client)

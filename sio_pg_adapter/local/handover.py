@@ -6,7 +6,7 @@ import asyncio
 from collections import OrderedDict
 
 REMEMBERED = 20_000
-"""How many handovers are remembered or waited for: more than a storm has."""
+"""How many handovers are remembered or waited for: more than happen when all clients of a node reconnect."""
 
 
 class Handover:

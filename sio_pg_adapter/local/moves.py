@@ -1,4 +1,4 @@
-"""Sids entering and leaving rooms: by records of the log if the client has a session, in memory if it has none."""
+"""Sids entering and leaving rooms: by records of the log, or in memory for this node's clients without a session."""
 
 from __future__ import annotations
 
@@ -69,17 +69,17 @@ class Moves:
         await self._appender.change(Entry(kind, namespace, (room,), sid=sid, args=args))
 
     def _is_certainly_in(self, client: Client, room: str) -> bool:
-        """Whether a client that was just claimed is in a room, known without a query.
+        """Whether a client that has just claimed its session is in a room, known without a query.
 
-        Most connect handlers enter the same rooms on recovery. This holds only in the tick of the claim, whose rooms
-        they are, and not if this node is about to take clients out of the room: the call that came first counts
-        first.
+        Most connect handlers enter the same rooms on recovery, and need no query for it. The rooms came with the
+        claim, so they are certain only in that tick. They are not certain if an earlier call on this node is about to
+        take clients out of the room.
         """
         now = client.claimed is not None and client.claimed.lasts
         return now and room in client.memberships.current() and not self._appender.is_leaving(client.namespace, room)
 
     def _move_in_memory(self, kind: Kind, client: Client, room: str) -> None:
-        """Move a client that has no session, or none yet. Its rooms are stored with its session."""
+        """Move a client that has no session, or none yet. If it gets one, its rooms are stored with that."""
         live = client.state is State.LIVE
         if kind is Kind.ENTER:
             client.memberships.enter(room, self._cursor.offset)

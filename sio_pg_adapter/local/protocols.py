@@ -22,7 +22,7 @@ class RoomTable(Protocol):
 
 
 class Endings(Protocol):
-    """Ends connections, for what the cursor or a slow client calls for. No method awaits."""
+    """Ends connections. The cursor and the delivery call these methods, which do not await, except the last one."""
 
     def taken(self, client: Client) -> None:
         """Another connection claimed the session of a client of this node."""

@@ -1,4 +1,4 @@
-"""The last applied records, in memory. Every replay ends in them."""
+"""The last applied records, in memory. Every replay ends with them."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ which must not push out the events that the clients missed."""
 class Recent:
     """All applied records above ``base``.
 
-    The records are indexed by those they may concern, so that a storm of claims does not cost its square: events by
-    room, records that move a sid by that sid, closed rooms by namespace.
+    The records are indexed: events by room, records about a sid by that sid, closed rooms by namespace. So each of
+    many clients that come back at once finds its own records without a look at the others.
     """
 
     def __init__(self, base: int) -> None:
@@ -51,7 +51,7 @@ class Recent:
             self._size -= self._forget_oldest(self._events).size
 
     def _forget_oldest(self, records: deque[Record]) -> Record:
-        """Drop the oldest record. Nothing at or below it can be answered for any more."""
+        """Drop the oldest record. From then on no position below it is covered."""
         oldest = records.popleft()
         for key in _keys(oldest):
             indexed = self._index[key]
@@ -62,7 +62,7 @@ class Recent:
         return oldest
 
     def covers(self, position: int) -> bool:
-        """Whether every applied record above the position is kept."""
+        """Whether every applied record above the position is still here."""
         return position >= self.base
 
     def events(self, namespace: str, rooms: Iterable[str], position: int) -> list[Record]:

@@ -10,8 +10,8 @@ from sio_pg_adapter.log.records import Held
 MOST_RETURNS = 5
 """How often in a row a session is sent what it missed above the same offset. Then the client gets a new session.
 
-A client that cannot take an event would otherwise reconnect for ever. A few tries more than one are for connections
-that break while an event is on its way.
+A client that cannot take an event would otherwise reconnect for ever. It gets several tries, because a connection may
+also break while an event is on its way.
 """
 
 _SESSIONS = 10_000

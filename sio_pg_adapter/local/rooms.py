@@ -33,7 +33,7 @@ class Rooms:
             self._table.basic_enter_room(client.sid, client.namespace, room, eio_sid=client.eio_sid)
 
     def leave(self, client: Client, room: str) -> None:
-        """Take a live client out of a room. The store knows that it was there."""
+        """Take a live client out of a room. Only the store still knows that it was there."""
         client.memberships.forget(room)
         self._table.basic_leave_room(client.sid, client.namespace, room)
 
@@ -47,7 +47,7 @@ class Rooms:
             self.enter(client, room)
 
     def depart(self, client: Client) -> None:
-        """Take a client out of this node: from here on it reads as away. Its memberships stay with it."""
+        """Take a client out of this node: from here on it counts as away. Its memberships stay with it."""
         if client.state is State.LIVE:
             for room in (*client.memberships.current(), client.sid, None):
                 if client.sid in self._table.rooms.get(client.namespace, {}).get(room, ()):
@@ -60,8 +60,10 @@ class Rooms:
         return self._clients.current(room, namespace) is not None
 
     def members(self, namespace: str, rooms: tuple[str, ...]) -> Iterator[str]:
-        """Yield the sids of live clients in any of the rooms, each once. Do not await meanwhile: nothing is
-        copied."""
+        """Yield the sids of live clients in any of the rooms, each once.
+
+        Do not await between two of them: the table is not copied, and may change.
+        """
         of_namespace = self._table.rooms.get(namespace)
         if not of_namespace:
             return
@@ -76,7 +78,7 @@ class Rooms:
                     yield sid
 
     def recipients(self, outgoing: Outgoing) -> list[Client]:
-        """Return the connected clients that an event is for, those in a replay included."""
+        """Return the connected clients that an event is for, including those in a replay."""
         namespace = outgoing.namespace
         clients = self._clients.by_sid.get(namespace, {})
         recipients = [clients[sid] for sid in self.members(namespace, outgoing.rooms) if sid in clients]
@@ -88,7 +90,10 @@ class Rooms:
         return [client for client in recipients if client.sid not in outgoing.skip_sids]
 
     def awaited(self, outgoing: Outgoing) -> list[Client]:
-        """Return the clients that are not live yet, and whose sid an event is for: their connect handlers send it."""
+        """Return the clients that are not live yet and whose sid an event is for.
+
+        Most such events come from the connect handler of that client.
+        """
         clients = [self._clients.current(room, outgoing.namespace) for room in outgoing.rooms]
         return [
             client

@@ -8,8 +8,8 @@ import asyncio
 class Tick:
     """The time from its making until the loop turns.
 
-    A task that was suspended in between finds it over: whatever resumes the task stands behind ``_end`` in the loop's
-    queue. So what was known of this node's memory when it was made still holds while it lasts.
+    Once the task that made it has been suspended, it is over: ``_end`` stands before that task's resumption in the
+    loop's queue. So while that task finds that it lasts, nothing in this node's memory has changed behind its back.
     """
 
     def __init__(self) -> None:

@@ -17,7 +17,7 @@ from .names import EVERYBODY
 from .records import Kind, Record
 
 Span = tuple[int, int | None]
-"""A member at the offsets above the first and below the second number. ``None``: until now."""
+"""In the room at the offsets above the first and below the second number. ``None``: still in it."""
 
 
 def spans_of(rows: Iterable[tuple[str, int, int | None]]) -> dict[str, list[Span]]:
@@ -49,7 +49,7 @@ class Memberships:
             spans.append((at, None))
 
     def leave(self, room: str, at: int) -> None:
-        """Take it out of the room from ``at`` on, whatever came later."""
+        """Take it out of the room from ``at`` on, also if it entered again later."""
         ended = [(a, at if b is None or b > at else b) for a, b in self.rooms.get(room, ())]
         spans: list[Span] = [(a, b) for a, b in ended if b > a + 1]  # the others hold no offset
         if spans:

@@ -41,7 +41,7 @@ class Record:
     :ivar generation: the generation that a claim raised the session to.
     :ivar as_of: the offset that a leave counts from, if that is not its own.
     :ivar data: the session data of a session that a kick ended, as JSON.
-    :ivar attachment: the key of body and parts in the attachment table, until they are read.
+    :ivar attachment: the key of body and parts in the attachment table. ``None`` once they are read.
     :ivar frames: the event's frames, made once for all recipients by the delivery.
     """
 
@@ -175,7 +175,7 @@ class MemberMove:
 class Written:
     """The outcome of an entry.
 
-    :ivar offset: the offset of its record, or of the record that had already done the same. 0 if there is none.
+    :ivar offset: the offset of its record, or of an earlier record that had done the same. 0 if there is none.
     :ivar refused: the room is a client's own, so nothing was written.
     :ivar result: the answer of a session function.
     """

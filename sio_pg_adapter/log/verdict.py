@@ -1,5 +1,4 @@
-"""What a reconnecting client claims, and the verdict. A client presents its ``pid`` and the offset of its last
-event."""
+"""What a reconnecting client presents (its ``pid`` and the offset of its last event), and the verdict on that."""
 
 from __future__ import annotations
 
@@ -102,7 +101,7 @@ class Claimed:
     """A session as the store had it when it was claimed, as of the offset of the claim.
 
     :ivar former: the generation of the connection that still holds it. ``None`` if the client was away.
-    :ivar missed: how many events it is due. Exact where it could exceed the cap.
+    :ivar missed: how many events it is due. It may be too high, but only if it does not exceed the cap.
     :ivar lost: whether retention deleted something that it may be due.
     :ivar page: the first events it is due, in order, up to ``upto``. ``upto`` is ``None`` if no page was read.
     """
@@ -166,5 +165,5 @@ def verdict(claim: Claim, session: Claimed | None, limit: int) -> Recovered | Fr
         return Fresh(Reason.DELETED_EVENTS)
     if session.missed > limit:
         return Fresh(Reason.TOO_MANY_MISSED)
-    # The client keeps the offset of an earlier session until its next event.
+    # The client may present an offset of an earlier session, if it has received no event since.
     return Recovered(max(claim.after or 0, session.memberships.start))

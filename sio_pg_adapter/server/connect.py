@@ -9,10 +9,13 @@ A recovery::
     CONNECT in -> claim -> verdict -> the former connection lets go -> middlewares, handler
                -> first page of what was missed -> CONNECT out -> pages -> live
 
-The claim brings the first page along, unless this node has the missed events in memory. That makes it one round trip
-if nothing waits between the claim and the CONNECT. If something did (the former connection, a middleware, the
-handler), the page is read again, with the generation. By then another connection may have claimed the session, and
-this node may not have noticed. The handler may also have left rooms as of the offset that the client presented.
+The claim brings the first page along. It does not if this node has the missed events in memory, or if another
+connection may still hold the session. If no other task runs between the claim and the CONNECT, one round trip is
+enough.
+
+Otherwise the page is read after the handler. Another connection may have claimed the session by then, and this node
+may not know it yet. So the statement names the generation, and returns no row if there is a newer one. The handler
+may also have left rooms as of the offset that the client presented.
 
 After every await the connection may be closed, the client kicked, or the session claimed by another connection. Each
 is checked where it would matter.
@@ -68,7 +71,7 @@ PAGE = 500
 """How many events a page of a replay has."""
 
 PAGE_BYTES = 4 * 1024 * 1024
-"""How large a page becomes before it ends, in bytes. At most two pages of a client are in memory."""
+"""How much of a page is sent before the next one is read, in bytes. At most two pages of a client are in memory."""
 
 _REFUSED: dict[str, Any] = {"message": "Connection refused by server"}
 
@@ -102,9 +105,10 @@ class Connect:
         await self._send(packet.CONNECT_ERROR, "Unable to connect")
 
     async def run(self) -> None:
-        """Do all of it. If it breaks, the Engine.IO connection is closed, and the client comes back by itself.
+        """Take the client from its CONNECT packet to live.
 
-        A CONNECT_ERROR would be final for the client.
+        If that breaks, the Engine.IO connection is closed, and the client comes back by itself. A CONNECT_ERROR would
+        be final for the client.
         """
         client = None
         try:
@@ -208,7 +212,7 @@ class Connect:
         await self._replay(client)
 
     async def _open(self, client: Client, pid: str | None) -> None:
-        """Store the session, with what its handler saved and entered: before the client knows its pid."""
+        """Store the session, with the data and rooms that its handler gave it, before the client knows its pid."""
         if pid is None:
             return
         data = encode_session(client.data)
@@ -231,7 +235,10 @@ class Connect:
 
     # -- an earlier session ------------------------------------------------------------------------------
     async def _claim(self, client: Client, claim: Claim, recovery: ConnectionStateRecovery) -> Claimed | None:
-        """Return the session, claimed, and met by this node's cursor. ``None`` if it cannot come back."""
+        """Claim the session, and wait until this node's cursor has passed the claim.
+
+        ``None`` if it cannot be recovered.
+        """
         node, cap = self._node, recovery.max_missed_packets
         await self._limit.wait(claim.pid)
         in_memory = claim.after is not None and node.cursor.recent.covers(claim.after)
@@ -259,7 +266,7 @@ class Connect:
         if session is None or isinstance(decision, Fresh):
             if isinstance(decision, Fresh):
                 logger.info("a client gets a new session: %s: %s", client.label, decision.reason)
-            if session is not None:  # it cannot be recovered exactly, so its time is up
+            if session is not None:  # it cannot be recovered exactly, so it expires at once
                 await node.sessions.release(Held(session.id, session.generation), seconds=0.0)
             return None
         node.clients.rename(client, session.sid)  # it was admitted under a sid of its own
@@ -294,14 +301,14 @@ class Connect:
             return
         client.accept()
         self._check(client)
-        # The page is there before CONNECT goes out: by then it is certain that the session is this connection's.
+        # The page is read before CONNECT goes out, because that shows that the session is still this connection's.
         pid = None if always_connect else claim.pid
         if client.claimed is None or not client.claimed.lasts or not self._carried_page(client, session, pid):
             await self._next_page(client, pid)
         await self._replay(client)
 
     async def _follow_log(self, client: Client, session: Claimed) -> None:
-        """Follow the log from the offset of the claim, as of which the session was loaded, without a gap."""
+        """Bring the session's rooms from the offset of the claim up to the cursor, and follow the log from there."""
         node = self._node
         as_of, memberships = session.offset, session.memberships
         while not node.cursor.recent.covers(as_of):
@@ -328,8 +335,8 @@ class Connect:
     async def _take_over(self, client: Client, session: Claimed) -> None:
         """Let a connection that still holds the session end first.
 
-        Its disconnect handler runs before this connection's connect handler, and what it saves counts. It is waited
-        for no longer than two seconds.
+        Its disconnect handler runs before this connection's connect handler, and the session data that it saves
+        counts. This waits for two seconds at most.
         """
         if session.former is None:
             return
@@ -405,9 +412,8 @@ class Connect:
     async def _leave(self, client: Client) -> None:
         """The connection did not last. The session can be recovered again, unless it has ended."""
         if client.state is not State.LEFT and client.ended and client.closed is None:
-            if (
-                client.recovered and not client.is_answered
-            ):  # JavaScript ends with it, Python ignores it before CONNECT
+            if client.recovered and not client.is_answered:
+                # JavaScript clients stop at this packet. Python clients ignore it before CONNECT.
                 await self._send(packet.DISCONNECT)
             await self._turn_away(_REFUSED, connected=client.is_answered)
         await self._endings.leave(client, client.closed or self._host.reason.TRANSPORT_CLOSE)
@@ -467,7 +473,8 @@ class Connect:
     def _carried_page(self, client: Client, session: Claimed, pid: str | None) -> bool:
         """Send the page that came with the claim, behind the CONNECT. ``False`` if a page has to be read.
 
-        This is the tick in which the claim arrived: its rooms, its generation and its losses still hold.
+        In this same tick :meth:`_follow_log` applied all that the cursor met after the claim. So what the claim
+        returned still holds.
         """
         if session.upto is None and not self._node.cursor.recent.covers(client.sent):
             return False
@@ -503,7 +510,7 @@ class Connect:
         size = 0
         for record in page.records:
             if size > PAGE_BYTES:
-                return  # the rest is read again, once the client has taken these
+                return  # the rest is read again, once these have left the queue
             whole = record if record.attachment is None else await node.reader.whole(record)
             self._check(client)
             await self._require_readable(client, whole)
@@ -526,7 +533,7 @@ class Connect:
         raise ConnectAborted
 
     async def _taken(self, client: Client) -> None:
-        """Wait until the client has taken what was queued, or is gone."""
+        """Wait until the connection's queue is empty and what was in it is sent, or the client is gone."""
         queue = asyncio.ensure_future(client.connection.socket.queue.join())
         gone = asyncio.ensure_future(client.gone.wait())
         await asyncio.wait((queue, gone), return_when=asyncio.FIRST_COMPLETED)

@@ -1,5 +1,7 @@
-"""How connections end: dropped, kicked, taken over, too slow, or by the server's own stop. And what each end
-takes."""
+"""How connections end, and what is done then.
+
+A client may drop, be kicked, be too slow, have its session taken over, or be sent away because the server stops.
+"""
 
 from __future__ import annotations
 
@@ -92,11 +94,11 @@ class Endings:
             self._tasks.spawn(self.leave(client, self._host.reason.TRANSPORT_CLOSE), "leave")
 
     def slow(self, client: Client) -> None:
-        """A client reads more slowly than it is sent. It is disconnected, and comes back to the log."""
+        """A client reads more slowly than it is sent. It is disconnected, and recovers from the log."""
         self._tasks.spawn(client.connection.cut(), "cut")
 
     async def say_goodbye(self) -> None:
-        """Close all connections in a way after which clients come back, to another node, and to their sessions."""
+        """Close all connections in a way that makes clients recover on another node."""
         closing: list[asyncio.Task[Any]]
         closing = [asyncio.create_task(hang_up(self._host, eio_sid)) for eio_sid in list(self._host.eio.sockets)]
         closing += [asyncio.create_task(client.gone.wait()) for client in self.leaving.values()]
@@ -107,10 +109,10 @@ class Endings:
 
     # -- an end ------------------------------------------------------------------------------------------
     async def leave(self, client: Client, reason: str) -> None:
-        """Do all that the end of a client's connection takes.
+        """Do the work of the end of a client's connection.
 
-        Its rooms are taken down now. Then its disconnect handler runs. Then its session is released. A session that
-        is over for good is deleted before the handler runs, so that its pid is dead at once.
+        The client leaves the node's rooms now. Then its disconnect handler runs. Then its session is released. A
+        session that is over for good is deleted before the handler runs, so that its pid is dead at once.
         """
         if not client.begin_end():
             await client.gone.wait()

@@ -19,7 +19,7 @@ Middleware = Callable[[str, dict[str, Any], Any], Awaitable[None]]
 class Host:
     """A Socket.IO server, as the intake, a CONNECT and the endings see it.
 
-    :param sio: the server. It is extended, and so has no type.
+    :param sio: the server. It has no type here, because its module imports this one.
     :param middlewares: the functions that run before the connect handler, by namespace.
     """
 

@@ -142,7 +142,7 @@ class AsyncServer(ClientMethods, ClusterMethods, socketio.AsyncServer):
         """Register a handler for sessions whose time is up without a recovery. It works as a decorator, too.
 
         It is called in one process of the cluster, at least once and normally once, with no transaction open. Once a
-        node with a handler has started, only nodes with one delete the expired sessions of its namespaces.
+        node with a handler has started, only such nodes delete the expired sessions of the handler's namespaces.
 
         :param handler: ``async def handler(sid, namespace, session)``. An exception is logged, and counts as a call.
         :param namespace: the namespace whose sessions it is for. Without it, those of all namespaces.

@@ -1,4 +1,4 @@
-"""Sessions that the store has as this node's, and that no client here holds.
+"""Sessions that the store gives to this node, and that no client here holds.
 
 The answer to an open or a claim may never come, or come when nobody waits for it any more. The session would not
 expire while this node lives, so it is let go.

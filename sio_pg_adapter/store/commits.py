@@ -1,7 +1,7 @@
 """Commits: one batch of entries, one transaction, one notification.
 
-If the connection is lost during a commit, the batch may be stored or not. That is found out, and only a batch that
-certainly is not stored is sent again.
+If the connection is lost during a commit, the batch may be stored or not. :class:`Commits` finds out, and sends it
+again only if it is certainly not stored.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from .kept import Connection
 from .reader import ATTACHMENT_TIMEOUT
 
 GIVE_UP_AFTER = 5.0
-"""For how long an append is tried again after its connection was lost before anything was stored, in seconds. If a
-statement was sent and its answer was lost, there is as long again to find out whether it is stored."""
+"""For how many seconds a batch is tried again while connections are lost and nothing is stored. If the answer to a
+statement is lost, as many seconds remain from then on to find out whether it is stored."""
 
 RETRY = 0.1
 """Seconds between these tries: the database starts, or another server becomes the primary."""
@@ -38,8 +38,8 @@ RETRY = 0.1
 class Commits:
     """Stores batches on the connection that writes.
 
-    :param on_appended: called as soon as a batch is committed: with the offset before it, its last one, and its
-                        records if they are known without a read.
+    :param on_appended: called as soon as a batch is committed. It takes the offset before the batch, its last one,
+                        and its records if they are known without a read.
     :param node: the node that claims.
     """
 
@@ -58,7 +58,7 @@ class Commits:
     def backend(self) -> int | None:
         """The process id of the backend that is storing a batch of this node.
 
-        ``None`` between batches: the backend may be lost by then, and its process id belong to another node's.
+        ``None`` between batches: the backend may be gone by then, and another node's backend may have its process id.
         ``None`` behind a pooler as well, where the backend serves others, too.
         """
         if not self._sending or self._backend is None or self._database.pooled:
@@ -190,7 +190,7 @@ class Commits:
             for offset, result in zip(offsets, results or [None] * len(entries), strict=True)
         ]
         records: list[Record] | None = None
-        if not any(entry.kind is Kind.KICK for entry in entries):  # only the log knows the session data in its record
+        if not any(entry.kind is Kind.KICK for entry in entries):  # only the log has the session data of a kick
             records = [
                 self._record(entry, offset, outcome.result)
                 for entry, offset, outcome in zip(entries, offsets, written, strict=True)
@@ -270,7 +270,8 @@ class Commits:
     async def _after_loss(self, entries: list[Entry], rows: list[asyncpg.Record]) -> list[Written]:
         """Return the outcomes of a batch that was committed and whose answer was lost.
 
-        Events have their offsets. The others are done again: that changes nothing, and their answers are needed.
+        Events have their offsets. The other entries are sent again, because their answers are needed. That does no
+        harm: a second claim only raises the generation once more.
         """
         self._on_appended(rows[0]["offset"] - 1, rows[-1]["offset"], None)
         events = iter([row["offset"] for row in rows if row["kind"] == Kind.EVENT])

@@ -1,9 +1,10 @@
 """The connections of a node to its tables.
 
 A node keeps three connections from its start to its end: one that listens, one that writes, one that reads. Others
-come from a pool, for what can wait. That is so with an application's pool, too. If an ``emit`` had to take a
-connection when it is called, as many handlers as the pool has connections, each holding one and awaiting an emit,
-would wait for each other for ever.
+come from a pool, for what can wait.
+
+It also keeps them if the pool is the application's. Suppose that each ``emit`` took a connection, that handlers hold
+all connections of the pool, and that each of them awaits an emit. They would wait for ever.
 
 The module is long because a DSN, an application's pool and a pooler differ in most steps.
 """
@@ -53,8 +54,8 @@ Pool: TypeAlias = asyncpg.Pool
 async def _nothing_to_reset(connection: Connection) -> None:
     """Take the place of asyncpg's reset, which is a round trip at each release.
 
-    What runs on this package's own pool sets and holds nothing beyond its transaction, and one that was left open is
-    rolled back before this.
+    Nothing that runs on this package's own pool outlasts its transaction: no setting and no lock. If a transaction
+    was left open, asyncpg has rolled it back before this.
     """
 
 
@@ -67,7 +68,7 @@ class Database:
     :param schema: the schema of the tables.
     :ivar pooled: whether a pooler serves all connections but the one that listens, so that no backend can be named.
     :ivar channel: the channel that announces appends.
-    :ivar era: counts how often its connections were called back, to be reopened.
+    :ivar era: counts how often its connections had to be reopened.
     :ivar server: the server whose log the node follows, as ``sio_fingerprint()`` names it.
     :ivar settled: whether it is certain that this server has the log that the node follows. Until then only the
                    reader is used.
@@ -159,7 +160,7 @@ class Database:
     async def _settings(self) -> dict[str, Any]:
         """Return how an own pool connects: in the way that a pooler can handle, if there is one.
 
-        Not always so. Without prepared statements a write took 1.5 and a range read 4 times as long.
+        Only then: without prepared statements a write took 1.5 times as long, and a range read 4 times.
         """
         name = {"application_name": "sio_pg_adapter"}
         with connecting("a pool", self._option):

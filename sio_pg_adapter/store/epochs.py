@@ -9,7 +9,7 @@ from sio_pg_adapter.log.offsets import Epoch, OffsetCodec
 from .database import Database
 
 FRESH = 1.0
-"""For how long the epochs that were read last count as all there are, in seconds."""
+"""For how many seconds after a read a node assumes that it knows all epochs."""
 
 
 class Epochs:

@@ -42,11 +42,11 @@ OPEN = (
     asyncpg.PostgresSystemError,
     asyncpg.InternalServerError,
 )
-"""Errors that a server or a pooler may answer after a commit: classes 08, 57, 58 and XX."""
+"""Errors that a server or a pooler may send although a commit was done: classes 08, 57, 58 and XX."""
 
 
 class OutcomeUnknown(Exception):  # noqa: N818 - never leaves the store
-    """The connection was lost before the answer came."""
+    """Whether a batch is in the log that this node follows is not known. Most often its connection was lost."""
 
 
 @contextlib.contextmanager

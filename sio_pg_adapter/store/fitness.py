@@ -1,4 +1,4 @@
-"""What a connection must be. It is asked in one round trip when a connection is opened, and again by the probe.
+"""What a connection must be. One statement checks that when a connection is opened. The probe checks it again.
 
 A connection is fit if it leads to the server whose log the node follows, and if that server lets the node write. The
 connection that listens must also listen on its channels, and hold the lock that shows that the node lives. A
@@ -19,8 +19,8 @@ from .backends import QUERY_TIMEOUT
 from .queries import Queries
 
 ISOLATION = "read committed"
-"""The isolation level of all statements. In a stricter one a statement reads as of a moment before the log's lock was
-granted to it, and misses the records that were committed while it waited."""
+"""The isolation level of all statements. In a stricter one, a statement reads as of a moment before it got the log's
+lock. It misses the records that were committed while it waited."""
 
 VALUE_AT_FAULT = (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError, asyncpg.ProgramLimitExceededError)
 """Errors of PostgreSQL about a value. Another connection would give them, too."""

@@ -29,8 +29,8 @@ def _is_closed(connection: Connection) -> bool:
 class KeptConnection:
     """A connection that is kept: ``async with kept as connection``, one at a time.
 
-    It is replaced when it is not fit any more: when it was lost, when the node follows another server, and after
-    every error that another connection may not give.
+    It is replaced when it was lost, when the node follows another server, and when the probe finds it unfit. It is
+    also replaced after every error that another connection might not give.
 
     :ivar fault: why the last use failed. Empty if it did not.
     """
@@ -81,7 +81,7 @@ class KeptConnection:
             self.fault = f"{e}"
 
     async def drop(self) -> None:
-        """Close the connection. Given back open, it would be the next that its pool hands out."""
+        """Close the connection. If it were given back open, its pool would hand it out next."""
         connection, self._connection = self._connection, None
         if connection is not None:
             await self._database.discard(connection)

@@ -40,9 +40,9 @@ class Listener:
                        It never awaits.
     :param on_probe: awaited with the connection and the seconds that it may take, while nothing else happens. It
                      returns why the connection has to be replaced, or nothing.
-    :ivar fault: why it does not listen.
     :param on_ready: awaited with the connection on each (re)connect, before anything else. If it raises, the
                      connection counts as failed.
+    :ivar fault: why it does not listen.
     """
 
     def __init__(
@@ -143,7 +143,7 @@ class Listener:
                 for channel in self._heard:
                     await asyncio.wait_for(connection.remove_listener(channel, self._on_notify), 2)
         if self._pooled:
-            # Given back open, it would be the next that the pool hands out.
+            # If it were given back open, the pool would hand it out next.
             await (self._database.release if for_good else self._database.discard)(connection)
             return
         with contextlib.suppress(*LOST):

@@ -87,7 +87,7 @@ class Pruner:
         await cancelled(task)
 
     def look_in(self, seconds: float) -> None:
-        """Look when a session's time is up, so that its handler does not wait for the next regular look."""
+        """Look when a session's time is up. Its expiry handler then does not wait for the next regular look."""
         if self._handlers is None or self._task is None:
             return
 

@@ -1,7 +1,8 @@
 """Sessions in the store: opened, claimed, settled, released, ended, and what they are due.
 
-Every change goes through the log's writer, so it takes the log's lock before any row. What a node writes for a client
-that it holds names the generation of its claim, and does nothing if that is not the newest.
+Every change takes the log's lock before it locks a row. All but :meth:`Sessions.end_all` go through the log's writer.
+What a node writes for a client that it holds names the generation of its claim. If there is a newer claim, it does
+nothing, except that session data still counts until the newer claim is settled.
 """
 
 from __future__ import annotations
@@ -109,7 +110,7 @@ class Sessions:
         ``None`` if there is no session, its time is up, or it is another identity's.
 
         :param cap: missed events beyond this number are not counted.
-        :param page: how many missed events may come along. Fewer do if they are large.
+        :param page: how many missed events may come along, up to :data:`CARRIED_EVENTS`. Fewer do if they are large.
         :param identity: whose client it is.
         """
         args = {
@@ -155,7 +156,10 @@ class Sessions:
         return {Held(row["id"], row["generation"]) for row in await self._database.fetch("held_by", self._node)}
 
     async def settle(self, held: Held) -> str | None:
-        """End the former holder's right to write. Return its last session data, ``None`` if the session is lost."""
+        """End the former holder's right to write. Return the session's data.
+
+        ``None`` if the session has ended, or a newer claim holds it.
+        """
         written = await self._writer.append(Entry(Kind.SETTLE, args=held.args()))
         return None if written.result is None else str(written.result["data"])
 
@@ -173,7 +177,7 @@ class Sessions:
         return None if written.result is None else str(written.result["data"])
 
     async def end_all(self, held: list[Held]) -> None:
-        """End sessions for good, on the connection that reads: the writer waits until this is done.
+        """End sessions for good, on the connection that reads: the writer may not be used until this is done.
 
         :raises StoreUnavailable: if the database did not answer.
         """

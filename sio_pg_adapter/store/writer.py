@@ -38,7 +38,8 @@ logger = logging.getLogger("sio_pg_adapter")
 class Backlog:
     """Places in a queue, given out in the order in which they were asked for.
 
-    A semaphore does the same, but searches all the waiters it woke at each release: of a batch of 500, 500 times.
+    A semaphore does the same, but each release searches all waiters that it has woken. For a batch of 500 that is 500
+    searches.
 
     :param places: how many may be taken at once.
     """
@@ -86,9 +87,9 @@ class Backlog:
 class LogWriter:
     """Writes entries in batches.
 
-    :param on_appended: called as soon as a batch is committed, before any of its waiters goes on: with the offset
-                        before it, its last one, and its records if they are known without a read.
-    :param on_failed: called when a batch failed. It may be stored all the same.
+    :param on_appended: called as soon as a batch is committed, before any of its waiters goes on. It takes the offset
+                        before the batch, its last one, and its records if they are known without a read.
+    :param on_failed: called when a batch failed. Some of it may be stored all the same.
     """
 
     def __init__(
@@ -139,7 +140,7 @@ class LogWriter:
     async def append_event(self, entry: Entry) -> Written:
         """Append an event in the order of the calls. While :data:`BACKLOG` events wait to be written, wait.
 
-        :raises StoreUnavailable: as :meth:`append`. If it is cancelled while it waits for its turn it is not stored.
+        :raises StoreUnavailable: as :meth:`append`. If the call is cancelled while it waits, nothing is stored.
         """
         await self._backlog.take()
         return await self._enqueue(entry, places=1)

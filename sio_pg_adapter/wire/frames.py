@@ -24,8 +24,8 @@ _BINARY = BINARY_EVENT - EVENT
 """What a packet's type is raised by if it has binary parts (Socket.IO protocol, "Packet format")."""
 
 _UNSTORED_TAIL = "null"
-"""The last argument of an unstored event that would otherwise end in a string, which clients keep as an offset. It
-also follows a ``null``, so that a client that strips one ``null`` always strips this one."""
+"""The last argument of some unstored events. After a string, it keeps clients from taking the string for an offset.
+After a ``null``, it lets a client that strips one ``null`` strip this one."""
 
 logger = logging.getLogger("sio_pg_adapter")
 

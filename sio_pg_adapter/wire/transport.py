@@ -1,11 +1,17 @@
 """Writing to connections, and a shortcut for websockets: one frame, made once, written to every recipient's
 transport.
 
-The regular path, which python-engineio takes for every packet of every client, is a queue, a task that waits on it
-with a timeout, a message to the ASGI server, and an encoder there: five sixths of the CPU of a large fan-out. It is
-still taken whenever the shortcut could overtake or overrun something: while packets wait in the queue or one of them
-is being sent, while the client reads more slowly than it is sent, during an upgrade, and under a server whose
-transport is not known. So the order and the limit for slow clients are those of the queue.
+On the regular path, python-engineio puts every packet of every client in a queue. A task waits on that queue with a
+timeout, and sends a message to the ASGI server, which encodes it. That takes five sixths of the CPU of a large
+fan-out.
+
+The regular path is still taken where the shortcut could overtake something or send too much:
+
+- while packets wait in the queue, or one of them is being sent;
+- while the client reads more slowly than it is sent;
+- during an upgrade, and under a server whose transport is not known.
+
+So the order, and the limit for slow clients, are those of the queue.
 """
 
 from __future__ import annotations
@@ -101,8 +107,7 @@ class Wire:
         transport = self._transport
         if not self._idle or not self._queue.empty() or transport.is_closing() or not self._is_open():
             return False
-        # After is_closing(): asyncio's TLS transport has no buffer any more once it was closed twice, as uvicorn
-        # does.
+        # Only after is_closing(): uvicorn closes asyncio's TLS transport twice, and then it has no buffer any more.
         if transport.get_write_buffer_size() + self._held_bytes > UNSENT_BYTES:
             self.flush()  # it may be taken at once
             if transport.get_write_buffer_size() > UNSENT_BYTES:

@@ -17,7 +17,10 @@ Below = tuple[asyncio.Transport, Callable[[], bool], bool]
 
 
 def engineio_options(server: Any) -> dict[str, Any]:
-    """Return the keywords that a server which is being made passes to Engine.IO, which ignores unknown ones."""
+    """Return the keywords that a server passes to Engine.IO, while the server is being made.
+
+    Engine.IO ignores those that it does not know.
+    """
     frame = inspect.currentframe()
     while frame is not None:
         if frame.f_locals.get("self") is server and "engineio_options" in frame.f_locals:

@@ -51,10 +51,11 @@ END $$;
 
 -- Stage two: appends the event to the log.
 --
--- Little is done under the lock. The function sets no search_path, and names operators in full instead, because a process
--- is slow right after a long wait, and everybody waits for it. The snapshot of a repeatable
--- read or serializable transaction may be older than the last append, so the function reads sequences instead of tables.
--- Only a transaction that takes a snapshot for each statement looks for records above the sequence.
+-- Little is done under the lock, because a process is slow right after a long wait, and everybody waits for it. So the
+-- function sets no search_path, and names operators in full instead.
+--
+-- The snapshot of a repeatable read or serializable transaction may be older than the last append, so the function reads
+-- sequences instead of tables. Only a read committed transaction looks for records above the sequence.
 CREATE FUNCTION sio.sio_outbox_append() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER AS $$
 DECLARE v_segment bigint; v_last bigint; v_offset bigint; v_unused varchar;

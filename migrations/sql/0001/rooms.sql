@@ -141,7 +141,7 @@ BEGIN
 END $$;
 
 -- Returns the records of a batch whose answer was lost, above an offset known from before it. It waits until no append is
--- in progress, and one statement does that and reads, for the reason given above.
+-- in progress. One statement waits and reads, for the same reason as in sio_move_members.
 CREATE FUNCTION sio.sio_stored_batch(p_after bigint, p_batch bigint) RETURNS TABLE ("offset" bigint, kind smallint)
 LANGUAGE plpgsql AS $$
 #variable_conflict use_column
