@@ -147,7 +147,9 @@ class Node:
         self.epochs = Epochs(database)
         self.reader = LogReader(database, self.epochs)
         self.cursor = Cursor(self.reader, setup.cork)
-        self.writer = LogWriter(database, self.cursor.offer, self.cursor.ring, self.id, setup.counters)
+        self.writer = LogWriter(
+            database, self.cursor.offer, self.cursor.ring, self.id, setup.counters, lambda: self.cursor.offset
+        )
         self.appender = Appender(self.writer, self.cursor, follows=setup.follows)
         self.sessions = Sessions(database, self.writer, self.id)
         self.presence = self._presence(setup)

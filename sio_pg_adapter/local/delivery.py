@@ -78,6 +78,7 @@ class Delivery:
         if not clients:
             return
         slow: list[Client] = []
+        broken: list[Client] = []
         sent = 0
         for sid in self._rooms.members(record.namespace, record.rooms):
             client = clients.get(sid)
@@ -94,9 +95,12 @@ class Delivery:
                 logger.exception(
                     "an event could not be sent: %s is disconnected, and recovers from the log", client.label
                 )
-                slow.append(client)
+                broken.append(client)
+                continue
             sent += 1
         self._counters.stored += sent
+        for client in broken:  # before the next record, so that none of the later ones is sent
+            self._endings.broken(client)
         for client in slow:
             self._too_slow(client)
 
@@ -133,7 +137,8 @@ class Delivery:
         for client in self._clients.unsettled(record.namespace):
             client.memberships.apply(record)
         for sid in list(self._rooms.members(record.namespace, record.rooms)):
-            self._rooms.leave(self._clients.by_sid[record.namespace][sid], record.rooms[0])
+            if member := self._clients.current(sid, record.namespace):
+                self._rooms.leave(member, record.rooms[0])
 
     # -- from replay to live -----------------------------------------------------------------------------
     def replay(self, client: Client, record: Record) -> None:

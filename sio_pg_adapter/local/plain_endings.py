@@ -26,6 +26,9 @@ class PlainEndings:
     def kicked(self, client: Client, data: str | None) -> None:
         self._tasks.spawn(self._disconnect(client), "disconnect")
 
+    def broken(self, client: Client) -> None:
+        self.slow(client)
+
     def slow(self, client: Client) -> None:
         self._tasks.spawn(client.connection.cut(), "cut")
 

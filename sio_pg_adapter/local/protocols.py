@@ -30,6 +30,9 @@ class Endings(Protocol):
     def kicked(self, client: Client, data: str | None) -> None:
         """The server disconnected a client of this node. ``data`` is its last session data, as JSON."""
 
+    def broken(self, client: Client) -> None:
+        """An event could not be sent to a client of this node, so none of the later ones may be."""
+
     def slow(self, client: Client) -> None:
         """A client reads more slowly than it is sent."""
 

@@ -93,6 +93,10 @@ class Endings:
             self.leaving[client.namespace, client.sid] = client
             self._tasks.spawn(self.leave(client, self._host.reason.TRANSPORT_CLOSE), "leave")
 
+    def broken(self, client: Client) -> None:
+        """An event could not be sent. The client leaves in this tick, and comes back to the log."""
+        self.taken(client)
+
     def slow(self, client: Client) -> None:
         """A client reads more slowly than it is sent. It is disconnected, and recovers from the log."""
         self._tasks.spawn(client.connection.cut(), "cut")

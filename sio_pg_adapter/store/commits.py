@@ -41,15 +41,20 @@ class Commits:
     :param on_appended: called as soon as a batch is committed. It takes the offset before the batch, its last one,
                         and its records if they are known without a read.
     :param node: the node that claims.
+    :param cursor: returns the offset up to which this node has read the log.
     """
 
     def __init__(
-        self, database: Database, on_appended: Callable[[int, int, list[Record] | None], None], node: str
+        self,
+        database: Database,
+        on_appended: Callable[[int, int, list[Record] | None], None],
+        node: str,
+        cursor: Callable[[], int],
     ) -> None:
         self._database = database
         self._on_appended = on_appended
         self._node = node
-        self._last = 0  # the highest offset known here
+        self._cursor = cursor
         self._backend: Backend | None = None
         self._backend_of: Connection | None = None
         self._sending = False
@@ -103,13 +108,14 @@ class Commits:
         :param after_loss: called with the rows in the log if it is stored and its answer was lost.
         """
         end = time.monotonic() + GIVE_UP_AFTER
+        after = self._cursor()  # before the first try: the cursor may pass what this stores
         unknown = False
         lost: Backend | None = None
         while True:
             try:
                 async with self._database.writer as connection:
                     await self._name_backend(connection)
-                    rows = await self._stored_rows(connection, lost, batch_id) if unknown else None
+                    rows = await self._stored_rows(connection, lost, after, batch_id) if unknown else None
                     unknown = False
                     if rows is None:
                         return await send(connection)
@@ -169,7 +175,7 @@ class Commits:
             self._sending = False
         self._confirm(row)
         if query == "write_event":
-            offset = self._last = row["at"]
+            offset = row["at"]
             self._on_appended(offset - 1, offset, [self._record(entries[0], offset, None)])
             return [Written(offset)]
         return self._committed(entries, row["prev"], row["offsets"], row["results"])
@@ -198,7 +204,6 @@ class Commits:
             ]
         last = max((offset for offset in offsets if offset is not None), default=0)
         if last > prev:
-            self._last = last
             self._on_appended(prev, last, records)
         return written
 
@@ -242,7 +247,6 @@ class Commits:
         self._confirm(row)
         last = max(offsets, default=0)
         if last > 0:
-            self._last = last
             self._on_appended(row["prev"], last, None)
         return [Written(max(map(abs, offsets), default=0))]  # a record that had already done the same counts, too
 
@@ -253,18 +257,18 @@ class Commits:
 
     # -- a connection lost during a commit -----------------------------------------------------------------
     async def _stored_rows(
-        self, connection: Connection, backend: Backend | None, batch_id: int
+        self, connection: Connection, backend: Backend | None, after: int, batch_id: int
     ) -> list[asyncpg.Record] | None:
         """Return the rows of a batch whose answer was lost. ``None``: there are none, and never will be.
+
+        :param after: they are above this offset. Without it the whole log would be read, under its lock.
 
         It ends the old backend, waits until it is gone, then waits for the log's lock.
         """
         queries = self._database.queries
         if backend is not None:
             await end_backend(connection, queries, backend)
-        rows: list[asyncpg.Record] = await connection.fetch(
-            queries["batch"], self._last, batch_id, timeout=QUERY_TIMEOUT
-        )
+        rows: list[asyncpg.Record] = await connection.fetch(queries["batch"], after, batch_id, timeout=QUERY_TIMEOUT)
         return rows or None
 
     async def _after_loss(self, entries: list[Entry], rows: list[asyncpg.Record]) -> list[Written]:

@@ -91,7 +91,7 @@ class Presence:
 
     async def held(self) -> set[tuple[int, int]]:
         """Return the sessions that are this node's by the tables, by id and generation."""
-        rows = await self._database.fetch("node_sessions", self._id)
+        rows = await self._database.fetch("held_by", self._id)
         return {(row["id"], row["generation"]) for row in rows}
 
     async def leave(self) -> None:

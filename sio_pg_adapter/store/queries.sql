@@ -155,10 +155,6 @@ WHERE n.id = o.id AND n.missed_at IS NOT NULL RETURNING o.died_at IS NOT NULL AS
 SELECT replace(id::text, '-', '') AS id FROM sio.sio_nodes
 WHERE id <> $1::text::uuid AND stopped_at IS NULL AND sio.sio_node_alive(number, role)
 
--- name: node_sessions
--- The sessions that a node still holds.
-SELECT id, generation FROM sio.sio_sessions WHERE node = $1::text::uuid
-
 -- name: node_stop
 -- Note that a node stops in order. Sessions that it could not release expire from now on. Its options still count for
 -- how long records are kept.

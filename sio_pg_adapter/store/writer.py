@@ -90,6 +90,7 @@ class LogWriter:
     :param on_appended: called as soon as a batch is committed, before any of its waiters goes on. It takes the offset
                         before the batch, its last one, and its records if they are known without a read.
     :param on_failed: called when a batch failed. Some of it may be stored all the same.
+    :param cursor: returns the offset up to which this node has read the log.
     """
 
     def __init__(
@@ -99,10 +100,11 @@ class LogWriter:
         on_failed: Callable[[], None],
         node: str,
         counters: Counters,
+        cursor: Callable[[], int] = lambda: 0,
     ) -> None:
         self._on_failed = on_failed
         self._counters = counters
-        self._commits = Commits(database, on_appended, node)
+        self._commits = Commits(database, on_appended, node, cursor)
         self._waiting: deque[tuple[Entry | MemberMove, asyncio.Future[Written], int]] = deque()
         self._backlog = Backlog(BACKLOG)
         self._wake = asyncio.Event()

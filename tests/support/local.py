@@ -48,6 +48,9 @@ class Ended:
     def kicked(self, client: Client, data: str | None) -> None:
         self.calls.append(("kicked", client.sid, data))
 
+    def broken(self, client: Client) -> None:
+        self.calls.append(("broken", client.sid))
+
     def slow(self, client: Client) -> None:
         self.calls.append(("slow", client.sid))
 

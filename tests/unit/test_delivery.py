@@ -99,7 +99,7 @@ async def test_a_connection_that_raises_keeps_no_event_from_the_others(caplog):
     broken.connection.socket.queue = Broken()
     local.delivery.apply(record(1))
     assert sent(other) == ['2["e"]']
-    assert local.ended.calls == [("slow", "broken")] and "broken pipe" in caplog.text
+    assert local.ended.calls == [("broken", "broken")] and "broken pipe" in caplog.text
 
 
 # -- records about a sid or a room -----------------------------------------------------------------------
