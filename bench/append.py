@@ -22,7 +22,10 @@ from sio_pg_adapter.store.queries import Queries
 EVENT = '["n",{"pad":"' + "x" * 180 + '"}]'
 LEFT_OUT = {  # of sio_append_event, by what stands in its place
     "without the log's lock": (r"\n\s*LOCK TABLE [^;]*;", ""),
-    "without the look at the epoch": (r"EXISTS \(SELECT FROM [^()]*\.sio_marker WHERE [^()]*\(\)\)", "true"),
+    "without the look at the epoch": (
+        r"EXISTS \(\s*SELECT FROM [^()]*\.sio_marker\s+WHERE [^()]*\(\)[^()]*\)",
+        "true",
+    ),
 }
 
 
@@ -54,7 +57,7 @@ async def measure(dsn: str, schema: str, count: int) -> dict[str, float]:
         "a bare insert and notification": lambda: connection.fetchval(ONE, BODY)
     }
     for name, query in (await variants(connection, schema)).items():
-        ways[name] = lambda query=query: connection.fetchval(query, 1, "/", "bench", EVENT, carry)
+        ways[name] = lambda query=query: connection.fetchval(query, 1, "/", "bench", EVENT, None, carry)
     ways["sio.emit, all of it"] = lambda: sio.emit("n", {"pad": "x" * 180}, room="bench")
     took: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(count):

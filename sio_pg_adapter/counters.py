@@ -88,10 +88,13 @@ class Counters:
     cut: int = 0
     spans: Spans = field(default_factory=Spans)
 
-    def wrote(self, entries: Sequence[Entry]) -> None:
-        """Count a batch that is in the log."""
+    def wrote(self, entries: Sequence[Entry], *, duplicates: int = 0) -> None:
+        """Count a batch that is in the log.
+
+        :param duplicates: how many of its events were in the log already, and were not stored again.
+        """
         self.batches.observe(len(entries))
-        self.appended += [entry.kind for entry in entries].count(Kind.EVENT)
+        self.appended += [entry.kind for entry in entries].count(Kind.EVENT) - duplicates
 
     def sent_from_log(self, *, recovered: bool) -> None:
         """Count an event that was sent behind a CONNECT: missed, or emitted while a first connect was decided."""

@@ -21,13 +21,13 @@ import json as stdlib_json
 import re
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
 from sio_pg_adapter.errors import ConfigurationError
-from sio_pg_adapter.log.names import EVERYBODY, first_named, namespace_name, text_names
+from sio_pg_adapter.log.names import EVERYBODY, first_named, key_name, namespace_name, text_names
 from sio_pg_adapter.log.payload import encode_client_event, pack
 from sio_pg_adapter.store.queries import Queries
 
@@ -39,7 +39,7 @@ SYNC = (
 ASYNC = "an asyncpg Connection, a psycopg AsyncConnection, or an SQLAlchemy AsyncConnection or AsyncSession"
 """The connections that :func:`emit_async` takes, for messages."""
 
-Values = tuple[str, str, str | None, str | None, str, bytes | None]
+Values = tuple[str, str, str | None, str | None, str, bytes | None, str | None]
 """The parameters of the statement "emit"."""
 
 UNMIGRATED = ("42883", "3F000")
@@ -55,9 +55,10 @@ def emit(
     to: Any = None,
     skip_sid: Any = None,
     namespace: str | None = None,
+    key: str | None = None,
     schema: str = "public",
     json: ModuleType | Any = stdlib_json,
-) -> None:
+) -> bool | None:
     """Send an event if and when the connection's transaction commits.
 
     :param connection: a psycopg ``Connection``, an SQLAlchemy ``Connection`` or ``Session`` (also a
@@ -66,18 +67,22 @@ def emit(
     :param data: one argument, a tuple of several, or ``None``, as in python-socketio's ``emit``.
     :param room: a room, a list of rooms, or ``None`` for everybody in the namespace. ``to`` is an alias.
     :param skip_sid: the sid, or a list of the sids, of clients that do not get the event.
+    :param key: an idempotency key, up to 512 bytes. If the log has an event with this key in the namespace, this
+                one is not sent, which is no error.
     :param schema: the schema of the tables.
     :param json: the module to encode with.
+    :returns: ``None`` without a key. With one, ``False`` if the log has an event with this key. ``True`` means that
+              the event will be stored at the commit, unless another event with the key is committed first.
     :raises NotSerializable: before anything is sent. The message names the key or the argument.
     :raises PayloadTooLarge: before anything is sent.
-    :raises ConfigurationError: the connection is of another kind.
+    :raises ConfigurationError: the connection is of another kind, or the key is empty.
     """
-    values = _encoded(event, data, namespace, first_named(to, room), skip_sid, json)
+    values = _encoded(event, data, namespace, first_named(to, room), skip_sid, key, json)
     driver = _driver(connection)
     if driver is Driver.SQLALCHEMY:
         with _hint(schema):
-            connection.execute(_clause(schema), _parameters(values, "named"))
-        return
+            result = connection.execute(_clause(schema), _parameters(values, "named"))
+        return _stored(result.fetchone()) if key is not None else None
     if driver is Driver.PSYCOPG:  # psycopg's plain cursor: the connection's own class may take other placeholders
         cursor, style = sys.modules["psycopg"].Cursor(connection), "format"
     elif driver is None and (generic := _dbapi(connection)):
@@ -88,6 +93,7 @@ def emit(
     try:
         with _hint(schema):
             cursor.execute(_statement(schema, style), _parameters(values, style))
+        return _stored(cursor.fetchone()) if key is not None else None
     finally:
         cursor.close()
 
@@ -101,27 +107,35 @@ async def emit_async(
     to: Any = None,
     skip_sid: Any = None,
     namespace: str | None = None,
+    key: str | None = None,
     schema: str = "public",
     json: ModuleType | Any = stdlib_json,
-) -> None:
+) -> bool | None:
     """Send an event as :func:`emit` does, on an asynchronous connection.
 
     :param connection: an asyncpg ``Connection``, also one of a pool, a psycopg ``AsyncConnection``, or an
                        SQLAlchemy ``AsyncConnection`` or ``AsyncSession``.
     """
-    values = _encoded(event, data, namespace, first_named(to, room), skip_sid, json)
+    values = _encoded(event, data, namespace, first_named(to, room), skip_sid, key, json)
     driver = _driver(connection)
     with _hint(schema):
         if driver is Driver.ASYNCPG:
-            await connection.execute(_statement(schema, "numeric_dollar"), *values)
+            row = await connection.fetchrow(_statement(schema, "numeric_dollar"), *values)
         elif driver is Driver.PSYCOPG_ASYNC:
             async with sys.modules["psycopg"].AsyncCursor(connection) as cursor:
                 await cursor.execute(_statement(schema, "format"), values)
+                row = await cursor.fetchone() if key is not None else None
         elif driver is Driver.SQLALCHEMY_ASYNC:
-            await connection.execute(_clause(schema), _parameters(values, "named"))
+            row = (await connection.execute(_clause(schema), _parameters(values, "named"))).fetchone()
         else:
             hint = ". Use emit() for a synchronous connection" if driver or _dbapi(connection) else ""
             raise ConfigurationError(f"emit_async() and connection= take {ASYNC}. It was {_type(connection)}{hint}")
+    return _stored(row) if key is not None else None
+
+
+def _stored(row: Any) -> bool:
+    """Return the only value of a row, of whatever kind the application lets its rows be."""
+    return bool(next(iter(row.values())) if isinstance(row, Mapping) else row[0])
 
 
 @contextmanager
@@ -149,10 +163,17 @@ def _sqlstate(error: BaseException | None) -> str | None:
 
 
 def _encoded(
-    event: object, data: object, namespace: object, room: object, skip_sid: object, json: ModuleType | Any
+    event: object,
+    data: object,
+    namespace: object,
+    room: object,
+    skip_sid: object,
+    key: object,
+    json: ModuleType | Any,
 ) -> Values:
     rooms = text_names(room, "room") or (EVERYBODY,)
     skip_sids = text_names(skip_sid, "skip_sid")
+    name = key_name(key)
     body, parts = encode_client_event(event, data, json)
     return (
         namespace_name(namespace),
@@ -161,6 +182,7 @@ def _encoded(
         stdlib_json.dumps(skip_sids) if skip_sids else None,
         body,
         pack(parts) if parts else None,
+        name,
     )
 
 

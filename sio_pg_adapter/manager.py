@@ -257,7 +257,8 @@ class AsyncPostgresManager(AsyncManager):
         ignore_queue: bool = False,
         volatile: bool = False,
         connection: Any = None,
-    ) -> None:
+        key: str | None = None,
+    ) -> bool | None:
         """Send an event to a client, a room, several rooms, or everybody in the namespace, on any node.
 
         Returns when this node has passed it on to its own clients' connections.
@@ -266,19 +267,28 @@ class AsyncPostgresManager(AsyncManager):
         :param ignore_queue: send it to this node's clients only. It is not stored.
         :param connection: the event becomes part of this connection's transaction, and is sent when that commits, see
                            :func:`sio_pg_adapter.emit_async`. Returns at once.
+        :param key: an idempotency key. If the log has an event with this key in the namespace, this one is not
+                    stored.
+        :returns: ``None`` without a key. With one, whether the event was stored. With ``connection``, ``True`` means
+                  that it will be, unless another event with the key is committed first.
+        :raises ConfigurationError: if the key is empty, or the options do not store the event.
         :raises NotSerializable: before anything is stored. It names the key or the argument.
         :raises PayloadTooLarge: before anything is stored.
         :raises StoreUnavailable: says whether the event may be stored.
         """
+        for option, value in (("connection", connection), ("key", key)):
+            if value is not None and (callback is not None or volatile or ignore_queue):
+                raise ConfigurationError(f"{option}= stores the event: callback, volatile and ignore_queue do not")
         if connection is not None:
-            if callback is not None or volatile or ignore_queue:
-                raise ConfigurationError("connection= stores the event: callback, volatile and ignore_queue do not")
             more = {"skip_sid": skip_sid, "namespace": namespace, "schema": self.database.schema, "json": self.json}
-            await emit_async(connection, event, data, room=first_named(to, room), **more)
-            return
+            return await emit_async(connection, event, data, room=first_named(to, room), key=key, **more)
         outgoing = Outgoing.encoded(
-            event, data, namespace=namespace, room=room, to=to, skip_sid=skip_sid, json=self.json
+            event, data, namespace=namespace, room=room, to=to, skip_sid=skip_sid, key=key, json=self.json
         )
+        if key is not None and outgoing.namespace in self.unstored:
+            raise ConfigurationError(
+                f"key= needs a stored event: those of {outgoing.namespace!r} are not, as the Admin UI's"
+            )
         self._frames.check(outgoing)
         if callback is not None:
             self._check_question(callback, outgoing)
@@ -290,7 +300,9 @@ class AsyncPostgresManager(AsyncManager):
         elif volatile or outgoing.namespace in self.unstored:
             await node.send_unstored(outgoing)
         else:
-            await node.appender.event(outgoing)
+            stored = await node.appender.event(outgoing)
+            return stored if key is not None else None
+        return None
 
     def _check_question(self, callback: object, outgoing: Outgoing) -> None:
         if not callable(callback):

@@ -29,13 +29,16 @@ class Appender:
         self._follows = follows
         self._leaving: Counter[tuple[str, str]] = Counter()
 
-    async def event(self, outgoing: Outgoing) -> None:
+    async def event(self, outgoing: Outgoing) -> bool:
         """Append an event. Return when this node has sent it to its own clients.
 
+        :returns: whether it was stored. ``False``: the log has an event with its key, which this node has sent.
         :raises PayloadTooLarge: if PostgreSQL refuses it. Nothing is stored.
         :raises StoreUnavailable: says whether it may be stored.
         """
-        await self._effect(await self._writer.append_event(Entry.event(outgoing)))
+        written = await self._writer.append_event(Entry.event(outgoing))
+        await self._effect(written)
+        return not written.duplicate
 
     async def change(self, entry: Entry | MemberMove) -> None:
         """Append a move, a closed room or a kick. Return when it has taken effect on this node.

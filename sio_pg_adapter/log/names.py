@@ -78,6 +78,20 @@ def room_name(value: object) -> str:
     return room
 
 
+def key_name(value: object) -> str | None:
+    """Return the idempotency key of an event as it is stored. ``None`` is no key.
+
+    :raises ConfigurationError: if it is empty.
+    :raises NotSerializable: see :func:`text_name`.
+    """
+    if value is None:
+        return None
+    key = text_name(value, "key")
+    if not key:
+        raise ConfigurationError("key takes text that is not empty, or None for an event without a key.")
+    return key
+
+
 def first_named(to: object, room: object) -> object:
     """Return ``to`` if it names a room, else ``room``.
 

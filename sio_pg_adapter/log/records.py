@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
 
-from .names import EVERYBODY, first_named, namespace_name, text_names
+from .names import EVERYBODY, first_named, key_name, namespace_name, text_names
 from .payload import encode_client_event
 
 
@@ -74,6 +74,7 @@ class Outgoing:
     :ivar skip_sids: clients that do not get it.
     :ivar body: the JSON array of its name and arguments.
     :ivar parts: its binary parts.
+    :ivar key: its idempotency key.
     """
 
     namespace: str
@@ -81,6 +82,7 @@ class Outgoing:
     skip_sids: tuple[str, ...]
     body: str
     parts: tuple[bytes, ...] = ()
+    key: str | None = None
 
     @classmethod
     def encoded(
@@ -92,17 +94,19 @@ class Outgoing:
         room: Any,
         to: Any = None,
         skip_sid: Any = None,
+        key: Any = None,
         json: ModuleType,
     ) -> Outgoing:
         """Check and encode what ``emit`` was given. ``to`` wins over ``room``.
 
-        :raises ConfigurationError: if a list of rooms names none.
+        :raises ConfigurationError: if a list of rooms names none, or the key is empty.
         :raises NotSerializable: naming the key, the argument or the name.
         :raises PayloadTooLarge: if the event or a name is too large.
         """
         rooms = text_names(first_named(to, room), "room") or (EVERYBODY,)
         skip_sids = text_names(skip_sid, "skip_sid")
-        return cls(namespace_name(namespace), rooms, skip_sids, *encode_client_event(event, data, json))
+        name, key = namespace_name(namespace), key_name(key)
+        return cls(name, rooms, skip_sids, *encode_client_event(event, data, json), key)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +124,7 @@ class Held:
 class Entry:
     """A change to append in a batch. :class:`Kind` lists them.
 
-    :ivar args: the arguments of its SQL function.
+    :ivar args: the arguments of its SQL function, or the key of an event.
     :ivar answer: the most bytes that the function's answer may have. They count toward the size of a batch.
     """
 
@@ -143,7 +147,13 @@ class Entry:
             outgoing.skip_sids,
             body=outgoing.body,
             parts=outgoing.parts,
+            args={} if outgoing.key is None else {"key": outgoing.key},
         )
+
+    @property
+    def key(self) -> str | None:
+        """The idempotency key of an event."""
+        return self.args.get("key") if self.kind is Kind.EVENT else None
 
     @property
     def size(self) -> int:
@@ -178,8 +188,10 @@ class Written:
     :ivar offset: the offset of its record, or of an earlier record that had done the same. 0 if there is none.
     :ivar refused: the room is a client's own, so nothing was written.
     :ivar result: the answer of a session function.
+    :ivar duplicate: the log has an event with the same key, so nothing was written.
     """
 
     offset: int
     result: Any = None
     refused: bool = False
+    duplicate: bool = False

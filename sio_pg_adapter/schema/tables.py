@@ -98,11 +98,12 @@ def metadata_in(schema: str | None) -> MetaData:
         Column("carried", Text, nullable=False),
         Column("above", BigInteger),
         Column("immediate", Boolean, nullable=False),
+        Column("key", Text),
         prefixes=["UNLOGGED"],
         comment="Events of open transactions, with the columns of sio_packets. Other transactions always see it "
         "empty. channel: the channel of the notification. carried: the record that the notification "
         "carries. above: the last offset at the time of the emit, null if an epoch is to begin. immediate: the "
-        "application has set its constraints IMMEDIATE.",
+        "application has set its constraints IMMEDIATE. key: the idempotency key.",
     )
     return made
 
@@ -138,6 +139,17 @@ def _log(made: MetaData) -> None:
         Index(f"{packets.name}_attachment", packets.c.attachment, postgresql_where=with_attachment)
         rooms = _packet_rooms(made, f"sio_packet_rooms_{segment}", f"The rooms of events in {packets.name}.")
         Index(f"{rooms.name}_offset", rooms.c.offset)
+    keys = Table(
+        "sio_keys",
+        made,
+        Column("namespace", Text),
+        Column("key", Text),
+        Column("offset", BigInteger, nullable=False),
+        PrimaryKeyConstraint("namespace", "key", name="sio_keys_pkey"),
+        comment="The idempotency keys of events in the log. offset: the event that has the key. Rows are inserted "
+        "under the log's lock, and deleted with their events.",
+    )
+    Index("sio_keys_offset", keys.c.offset)
     Table(
         "sio_attachments",
         made,

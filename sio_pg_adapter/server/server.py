@@ -207,7 +207,8 @@ class AsyncServer(ClientMethods, ClusterMethods, socketio.AsyncServer):
         *,
         connection: Any = None,
         volatile: bool = False,
-    ) -> None:
+        key: str | None = None,
+    ) -> bool | None:
         """Send an event. The parameters of ``socketio.AsyncServer.emit`` mean the same here.
 
         :param callback: called with the answer of a client. If the event is for several clients, it is called once,
@@ -216,6 +217,12 @@ class AsyncServer(ClientMethods, ClusterMethods, socketio.AsyncServer):
                            ``AsyncConnection``. The event is sent if and when its transaction commits. Errors of the
                            connection pass through.
         :param volatile: ``True``: the event is not stored, and so never replayed.
+        :param key: an idempotency key, up to 512 bytes. If the log has an event with this key in the namespace, this
+                    one is not stored, which is no error.
+        :returns: ``None`` without a key. With one, ``True`` if the event was stored, and ``False`` if the log had one
+                  with this key. With ``connection``, ``True`` means that it will be stored, unless another event with
+                  the key is committed first.
+        :raises ConfigurationError: if the key is empty, or comes with ``volatile``, ``callback`` or ``ignore_queue``.
         :raises NotSerializable: before anything is stored or sent. It names the key or the argument.
         :raises StoreUnavailable: if the database does not answer. It says whether the event may be stored.
         """
@@ -224,8 +231,10 @@ class AsyncServer(ClientMethods, ClusterMethods, socketio.AsyncServer):
         more = {"connection": connection} if connection is not None else {}
         if volatile:
             more["volatile"] = True
+        if key is not None:
+            more["key"] = key
         try:
-            await self.manager.emit(
+            return await self.manager.emit(
                 event,
                 data,
                 namespace,
@@ -236,9 +245,10 @@ class AsyncServer(ClientMethods, ClusterMethods, socketio.AsyncServer):
                 **more,
             )
         except SioPgError as e:
-            if namespace not in self.manager.unstored:
+            if namespace not in self.manager.unstored or key is not None:
                 raise
             logger.debug("not reported to the Admin UI: %s", e)
+            return None
 
     async def shutdown(self) -> None:
         """Stop background work, and the manager. Safe to call twice."""

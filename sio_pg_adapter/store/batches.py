@@ -1,4 +1,4 @@
-"""How a batch of entries is written to a statement's arguments, and to a notification."""
+"""How a batch of entries is written to a statement's arguments, and to a notification, and what its answer means."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from sio_pg_adapter.log.payload import compact, pack
-from sio_pg_adapter.log.records import Entry, Kind
+from sio_pg_adapter.log.records import Entry, Kind, Written
 
 CARRY_BYTES = 7_600
 """How much of a batch a notification carries, in bytes. PostgreSQL takes 7,999 bytes in all."""
@@ -22,7 +22,7 @@ def lone_event(entries: list[Entry]) -> tuple[Any, ...]:
     entry = entries[0]
     if len(entries) > 1 or entry.kind is not Kind.EVENT or len(entry.rooms) > 1 or entry.skip_sids or entry.parts:
         return ()
-    return entry.namespace, entry.rooms[0], entry.body
+    return entry.namespace, entry.rooms[0], entry.body, entry.key
 
 
 def columns(entries: list[Entry], attachments: Sequence[str | None]) -> tuple[list[Any] | None, ...]:
@@ -53,3 +53,31 @@ def carried(entries: list[Entry]) -> str | None:
         return None
     text = compact([[e.namespace, e.rooms, e.skip_sids, e.body] for e in entries])
     return text if len(text) <= CARRY_BYTES else None  # ASCII: characters are bytes
+
+
+def outcomes(entries: list[Entry], offsets: list[int | None], results: list[str | None] | None) -> list[Written]:
+    """Return the outcomes of a batch, from the answer of the statement "write"."""
+    return [
+        Written(
+            abs(offset or 0),
+            None if result is None else json.loads(result),
+            refused=offset is None,
+            duplicate=entry.kind is Kind.EVENT and (offset or 0) < 0,
+        )
+        for entry, offset, result in zip(entries, offsets, results or [None] * len(entries), strict=True)
+    ]
+
+
+def outcomes_by_key(offsets: list[int | None], events: list[int]) -> list[Written]:
+    """Return the outcomes of the keyed events of a batch that is in the log and whose answer was lost.
+
+    :param offsets: the offsets of the events that have the keys. ``None``: the event is gone meanwhile.
+    :param events: the offsets of the batch's own events. Those of the keyed ones are taken out.
+    """
+    written: list[Written] = []
+    for offset in offsets:
+        own = offset in events
+        written.append(Written(offset or 0, duplicate=not own))
+        if offset is not None and own:  # of several events of the batch with one key, the first was stored
+            events.remove(offset)
+    return written

@@ -7,7 +7,6 @@ again only if it is certainly not stored.
 from __future__ import annotations
 
 import asyncio
-import json
 import secrets
 import time
 import uuid
@@ -21,7 +20,7 @@ from sio_pg_adapter.log.payload import pack
 from sio_pg_adapter.log.records import Entry, Kind, MemberMove, Record, Written
 
 from .backends import QUERY_TIMEOUT, Backend, backend_of, end_backend
-from .batches import INLINE_BYTES, carried, columns, lone_event
+from .batches import INLINE_BYTES, carried, columns, lone_event, outcomes, outcomes_by_key
 from .database import Database
 from .failures import LOST, OutcomeUnknown, unknown_outcome
 from .kept import Connection
@@ -116,8 +115,8 @@ class Commits:
                 async with self._database.writer as connection:
                     await self._name_backend(connection)
                     rows = await self._stored_rows(connection, lost, after, batch_id) if unknown else None
-                    unknown = False
                     if rows is None:
+                        unknown = False
                         return await send(connection)
                 return await after_loss(rows)
             except OutcomeUnknown as e:
@@ -176,6 +175,8 @@ class Commits:
         self._confirm(row)
         if query == "write_event":
             offset = row["at"]
+            if offset < 0:
+                return [Written(-offset, duplicate=True)]
             self._on_appended(offset - 1, offset, [self._record(entries[0], offset, None)])
             return [Written(offset)]
         return self._committed(entries, row["prev"], row["offsets"], row["results"])
@@ -191,10 +192,7 @@ class Commits:
     def _committed(
         self, entries: list[Entry], prev: int, offsets: list[int | None], results: list[str | None] | None
     ) -> list[Written]:
-        written = [
-            Written(abs(offset or 0), None if result is None else json.loads(result), refused=offset is None)
-            for offset, result in zip(offsets, results or [None] * len(entries), strict=True)
-        ]
+        written = outcomes(entries, offsets, results)
         records: list[Record] | None = None
         if not any(entry.kind is Kind.KICK for entry in entries):  # only the log has the session data of a kick
             records = [
@@ -278,12 +276,25 @@ class Commits:
         harm: a second claim only raises the generation once more.
         """
         self._on_appended(rows[0]["offset"] - 1, rows[-1]["offset"], None)
-        events = iter([row["offset"] for row in rows if row["kind"] == Kind.EVENT])
+        events = [row["offset"] for row in rows if row["kind"] == Kind.EVENT]
+        keyed = iter(await self._keyed([entry for entry in entries if entry.key is not None], events))
+        unkeyed = iter(events)
         written: list[Written] = []
         for entry in entries:
-            if entry.kind is Kind.EVENT:
-                written.append(Written(next(events)))
-            else:
+            if entry.kind is not Kind.EVENT:
                 async with self._database.writer as connection:
                     written += await self._send(connection, [entry], [None], secrets.randbits(62))
+            elif entry.key is not None:
+                written.append(next(keyed))
+            else:
+                written.append(Written(next(unkeyed)))
         return written
+
+    async def _keyed(self, entries: list[Entry], events: list[int]) -> list[Written]:
+        """Return the outcomes of the events with a key. Their offsets are taken out of those of the batch."""
+        if not entries:
+            return []
+        names = [entry.namespace for entry in entries], [entry.key for entry in entries]
+        async with self._database.writer as connection:
+            rows = await connection.fetch(self._database.queries["keyed_events"], *names, timeout=QUERY_TIMEOUT)
+        return outcomes_by_key([row["offset"] for row in rows], events)

@@ -33,8 +33,10 @@ FROM sio.sio_append_batch($1::bigint, $2::smallint[], $3::text[], $4::text[], $5
                           $8::text[], $9::bytea[], $10::text[]::uuid[], $11::text[], $12::text)
 
 -- name: write_event
--- Append one event for one room, and return its offset.
-SELECT sio.sio_append_event($1::bigint, $2::text, $3::text, $4::text, $5::text) AS at, sio.sio_fingerprint() AS server
+-- Append one event for one room, and return its offset. It is minus that of the event that has the same key, if there is
+-- one. Nothing is appended then.
+SELECT sio.sio_append_event($1::bigint, $2::text, $3::text, $4::text, $5::text, $6::text) AS at,
+       sio.sio_fingerprint() AS server
 
 -- name: move_members
 -- Move all members of some rooms, or kick them.
@@ -44,7 +46,7 @@ FROM sio.sio_move_members($1::bigint, $2::smallint, $3::text, $4::text[], $5::te
 -- name: emit
 -- Emit an event as part of the caller's transaction. It enters the log when that transaction commits.
 SELECT sio.sio_emit_encoded(CAST($1 AS text), CAST($2 AS text), CAST($3 AS text), CAST($4 AS text), CAST($5 AS text),
-                            CAST($6 AS bytea))
+                            CAST($6 AS bytea), CAST($7 AS text))
 
 -- name: attach
 -- Store large bodies, before the log's lock is taken for the records that refer to them.
@@ -67,6 +69,11 @@ WHERE pid = $1::integer AND (extract(epoch FROM backend_start) * 1000000)::bigin
 -- name: batch
 -- The records of a batch whose answer was lost, once no append is in progress.
 SELECT "offset", kind FROM sio.sio_stored_batch($1::bigint, $2::bigint)
+
+-- name: keyed_events
+-- The offsets of the events that have these keys, in the order of the keys. Null if there is none.
+SELECT sio.sio_keyed_event(k.namespace, k.key) AS "offset"
+FROM unnest($1::text[], $2::text[]) WITH ORDINALITY AS k (namespace, key, i) ORDER BY k.i
 
 -- name: range
 -- A page of the log above a cursor, in order. The floor is in the first row, even if there is no record.

@@ -135,6 +135,20 @@ COMMENT ON TABLE sio.sio_packet_rooms_1 IS
 
 CREATE INDEX sio_packet_rooms_1_offset ON sio.sio_packet_rooms_1 USING btree ("offset");
 
+CREATE TABLE sio.sio_keys (
+    namespace text NOT NULL,
+    key text NOT NULL,
+    "offset" bigint NOT NULL,
+    CONSTRAINT sio_keys_pkey PRIMARY KEY (namespace, key)
+);
+
+COMMENT ON TABLE sio.sio_keys IS
+    'The idempotency keys of events in the log. offset: the event that has the key. Rows are inserted under the '
+    'log''s lock, and deleted with their events.';
+
+-- Retention deletes the keys of a range of offsets.
+CREATE INDEX sio_keys_offset ON sio.sio_keys USING btree ("offset");
+
 CREATE TABLE sio.sio_attachments (
     id uuid NOT NULL,
     data bytea NOT NULL,
@@ -253,14 +267,15 @@ CREATE UNLOGGED TABLE sio.sio_outbox (
     channel text NOT NULL,
     carried text NOT NULL,
     above bigint,
-    immediate boolean NOT NULL
+    immediate boolean NOT NULL,
+    key text
 ) WITH (vacuum_truncate=off);
 
 COMMENT ON TABLE sio.sio_outbox IS
     'Events of open transactions, with the columns of sio_packets. Other transactions always see it empty. channel: '
     'the channel of the notification. carried: the record that the notification carries. above: the last offset at '
     'the time of the emit, null if an epoch is to begin. immediate: the application has set its constraints '
-    'IMMEDIATE.';
+    'IMMEDIATE. key: the idempotency key.';
 
 -- The number of the segment that is appended to. It is a sequence, which shows its present value whatever the snapshot.
 -- A repeatable read transaction that began before a switch therefore appends to the right segment.
@@ -372,6 +387,7 @@ BEGIN
     LOCK TABLE sio.sio_lock IN EXCLUSIVE MODE;
     DELETE FROM sio.sio_packets;
     DELETE FROM sio.sio_packet_rooms;
+    DELETE FROM sio.sio_keys;
     DELETE FROM sio.sio_rooms;  -- the foreign key does not cascade in the replica role
     DELETE FROM sio.sio_sessions;
     UPDATE sio.sio_log SET floor = (SELECT last_value FROM sio.sio_packets_offset_seq);
@@ -389,6 +405,66 @@ AS $$
 BEGIN
     EXECUTE format('INSERT INTO %I.%I SELECT ($1).*', TG_TABLE_SCHEMA, TG_TABLE_NAME || '_0') USING NEW;
     RETURN NULL;
+END $$;
+
+-- Idempotency keys. A key belongs to the first event that has it, for as long as that event is in the log.
+
+-- Returns the offset of the event that has a key, or null. The event itself is looked up, too, because rows of the log
+-- may have been deleted by hand, or left out of a dump.
+--
+-- The settings keep a plan that was made while the tables were empty from reading all of their later rows.
+CREATE FUNCTION sio.sio_keyed_event(p_namespace text, p_key text)
+ RETURNS bigint
+ LANGUAGE plpgsql
+ STABLE
+ SET search_path TO 'pg_catalog', 'pg_temp'
+ SET enable_seqscan TO 'off'
+ SET enable_bitmapscan TO 'off'
+AS $$
+BEGIN
+    RETURN (SELECT k."offset" FROM sio.sio_keys k
+            WHERE k.namespace = p_namespace AND k.key = p_key
+              AND ((SELECT p."offset" FROM sio.sio_packets_0 p WHERE p."offset" = k."offset") IS NOT NULL
+                   OR (SELECT p."offset" FROM sio.sio_packets_1 p WHERE p."offset" = k."offset") IS NOT NULL));
+END $$;
+
+-- Returns the offsets of a batch of events as sio_append_batch returns them, the first of them above p_prev. p_args: the
+-- key of each event, in JSON, or null. One event may have the key of another one of the batch, and the first is stored.
+CREATE FUNCTION sio.sio_keyed_offsets(p_prev bigint, p_namespaces text[], p_args text[])
+ RETURNS bigint[]
+ LANGUAGE plpgsql
+ STABLE
+ SET enable_seqscan TO 'off'
+ SET enable_bitmapscan TO 'off'
+AS $$
+BEGIN
+    RETURN ARRAY(
+        SELECT CASE WHEN o.met IS NOT NULL THEN -o.met
+                    WHEN o.is_first THEN o."offset"
+                    ELSE -min(o."offset") OVER (PARTITION BY o.namespace, o.key) END
+        FROM (SELECT e.*, p_prev + count(*) FILTER (WHERE e.met IS NULL AND e.is_first) OVER (ORDER BY e.i) AS "offset"
+              FROM (SELECT b.namespace, b.key, b.i,
+                           b.key IS NULL OR b.i = min(b.i) OVER (PARTITION BY b.namespace, b.key) AS is_first,
+                           (SELECT k."offset" FROM sio.sio_keys k
+                            WHERE k.namespace = b.namespace AND k.key = b.key
+                              AND ((SELECT p."offset" FROM sio.sio_packets_0 p WHERE p."offset" = k."offset") IS NOT NULL
+                                   OR (SELECT p."offset" FROM sio.sio_packets_1 p WHERE p."offset" = k."offset")
+                                      IS NOT NULL)) AS met
+                    FROM (SELECT u.namespace, u.args::json->>'key' AS key, u.i
+                          FROM unnest(p_namespaces, p_args) WITH ORDINALITY AS u (namespace, args, i)) b) e) o
+        ORDER BY o.i);
+END $$;
+
+-- Gives a key to an event that has just been appended. The caller holds the log's lock and has found no event with the
+-- key, so a row that is in the way belongs to an event that is gone. If the transaction is stricter than read committed,
+-- the row may also be newer than its snapshot. PostgreSQL then raises serialization_failure.
+CREATE FUNCTION sio.sio_take_key(p_namespace text, p_key text, p_offset bigint)
+ RETURNS void
+ LANGUAGE plpgsql
+AS $$
+BEGIN
+    INSERT INTO sio.sio_keys (namespace, key, "offset") VALUES (p_namespace, p_key, p_offset)
+    ON CONFLICT (namespace, key) DO UPDATE SET "offset" = excluded."offset";
 END $$;
 
 -- Appends. A node changes the log and sessions by sio_append_batch, sio_append_event and sio_move_members. Transactional
@@ -418,18 +494,20 @@ END $$;
 -- Appends a batch of waiting entries in order, with one lock, one commit and one notification.
 --
 -- Arrays have one element for each entry. p_room_lists: a JSON array of all rooms, if there are several.
--- p_skip_lists: a JSON array of the sids that do not get the event. p_args: the arguments of the functions below.
+-- p_skip_lists: a JSON array of the sids that do not get the event. p_args: the arguments of the functions below, or the
+-- key of an event.
 -- p_carry: the records for the notification, if they fit.
 --
 -- prev: the last offset before the batch. offsets: the offset of each entry. An entry that changed nothing has minus the
--- offset of the record that it met, or 0, and a refused entry has null. results: the answers of the session functions.
+-- offset of the record that it met, or 0, and a refused entry has null. An event whose key is taken changes nothing.
+-- results: the answers of the session functions.
 CREATE FUNCTION sio.sio_append_batch(p_batch bigint, p_kinds smallint[], p_namespaces text[], p_rooms text[], p_room_lists text[], p_skip_lists text[], p_sids text[], p_bodies text[], p_parts bytea[], p_attachments uuid[], p_args text[], p_carry text, OUT prev bigint, OUT offsets bigint[], OUT results text[])
  RETURNS record
  LANGUAGE plpgsql
 AS $$
 DECLARE
     v_segment bigint; v_last bigint; v_offset bigint; v_result json; v_channel text; v_rooms text[]; v_skips text[];
-    r record;
+    v_key text; r record;
 BEGIN
     LOCK TABLE sio.sio_lock IN EXCLUSIVE MODE;
     PERFORM sio.sio_check_isolation();
@@ -438,40 +516,55 @@ BEGIN
     SELECT CASE WHEN o.is_called THEN o.last_value ELSE o.last_value - 1 END, s.last_value INTO prev, v_segment
     FROM sio.sio_packets_offset_seq o, sio.sio_active_segment s;
     IF 0 = ALL (p_kinds) THEN
-        v_last := setval('sio.sio_packets_offset_seq', prev + cardinality(p_kinds));
+        IF p_args IS NULL THEN
+            v_last := setval('sio.sio_packets_offset_seq', prev + cardinality(p_kinds));
+            offsets := ARRAY(SELECT generate_series(prev + 1, v_last));
+        ELSE
+            offsets := sio.sio_keyed_offsets(prev, p_namespaces, p_args);
+            v_last := greatest(prev, (SELECT max(o) FROM unnest(offsets) o));
+            IF v_last > prev THEN
+                v_last := setval('sio.sio_packets_offset_seq', v_last);
+            END IF;
+            INSERT INTO sio.sio_keys (namespace, key, "offset")
+            SELECT e.namespace, e.args::json->>'key', offsets[e.i]
+            FROM unnest(p_namespaces, p_args) WITH ORDINALITY AS e (namespace, args, i)
+            WHERE e.args IS NOT NULL AND offsets[e.i] > 0
+            ON CONFLICT (namespace, key) DO UPDATE SET "offset" = excluded."offset";  -- as in sio_take_key()
+        END IF;
         IF v_segment = 0 THEN
             INSERT INTO sio.sio_packets_0 ("offset", kind, namespace, room, rooms, skip_sids, body, parts, attachment,
                                            batch)
-            SELECT prev + e.i, 0, e.namespace, e.room,
+            SELECT offsets[e.i], 0, e.namespace, e.room,
                    CASE WHEN e.rooms IS NOT NULL THEN ARRAY(SELECT json_array_elements_text(e.rooms::json)) END,
                    CASE WHEN e.skips IS NOT NULL THEN ARRAY(SELECT json_array_elements_text(e.skips::json)) END,
                    e.body, e.parts, e.attachment, p_batch
             FROM unnest(p_namespaces, p_rooms, p_room_lists, p_skip_lists, p_bodies, p_parts, p_attachments)
-                WITH ORDINALITY AS e (namespace, room, rooms, skips, body, parts, attachment, i);
+                WITH ORDINALITY AS e (namespace, room, rooms, skips, body, parts, attachment, i)
+            WHERE offsets[e.i] > 0;
         ELSE
             INSERT INTO sio.sio_packets_1 ("offset", kind, namespace, room, rooms, skip_sids, body, parts, attachment,
                                            batch)
-            SELECT prev + e.i, 0, e.namespace, e.room,
+            SELECT offsets[e.i], 0, e.namespace, e.room,
                    CASE WHEN e.rooms IS NOT NULL THEN ARRAY(SELECT json_array_elements_text(e.rooms::json)) END,
                    CASE WHEN e.skips IS NOT NULL THEN ARRAY(SELECT json_array_elements_text(e.skips::json)) END,
                    e.body, e.parts, e.attachment, p_batch
             FROM unnest(p_namespaces, p_rooms, p_room_lists, p_skip_lists, p_bodies, p_parts, p_attachments)
-                WITH ORDINALITY AS e (namespace, room, rooms, skips, body, parts, attachment, i);
+                WITH ORDINALITY AS e (namespace, room, rooms, skips, body, parts, attachment, i)
+            WHERE offsets[e.i] > 0;
         END IF;
-        offsets := ARRAY(SELECT generate_series(prev + 1, v_last));
         IF EXISTS (SELECT FROM unnest(p_room_lists) l WHERE l IS NOT NULL) THEN
             IF v_segment = 0 THEN
                 INSERT INTO sio.sio_packet_rooms_0 (namespace, room, "offset")
                 SELECT DISTINCT p_namespaces[l.i], x.room, offsets[l.i]
                 FROM unnest(p_room_lists) WITH ORDINALITY AS l (rooms, i)
                     CROSS JOIN LATERAL json_array_elements_text(l.rooms::json) WITH ORDINALITY AS x (room, j)
-                WHERE l.rooms IS NOT NULL AND x.j > 1;
+                WHERE l.rooms IS NOT NULL AND x.j > 1 AND offsets[l.i] > 0;
             ELSE
                 INSERT INTO sio.sio_packet_rooms_1 (namespace, room, "offset")
                 SELECT DISTINCT p_namespaces[l.i], x.room, offsets[l.i]
                 FROM unnest(p_room_lists) WITH ORDINALITY AS l (rooms, i)
                     CROSS JOIN LATERAL json_array_elements_text(l.rooms::json) WITH ORDINALITY AS x (room, j)
-                WHERE l.rooms IS NOT NULL AND x.j > 1;
+                WHERE l.rooms IS NOT NULL AND x.j > 1 AND offsets[l.i] > 0;
             END IF;
         END IF;
     ELSE
@@ -484,6 +577,8 @@ BEGIN
             v_result := NULL;
             CASE r.kind
             WHEN 0 THEN
+                v_key := r.args::json->>'key';
+                v_offset := CASE WHEN v_key IS NOT NULL THEN -sio.sio_keyed_event(r.namespace, v_key) END;
                 v_rooms := NULL;
                 v_skips := NULL;
                 IF r.rooms IS NOT NULL THEN
@@ -493,7 +588,9 @@ BEGIN
                     v_skips := ARRAY(SELECT json_array_elements_text(r.skips::json));
                 END IF;
                 -- The further rooms are written at once, because a claim behind the event in this batch reads them.
-                IF v_segment = 0 THEN
+                IF v_offset < 0 THEN
+                    NULL;  -- the key is taken
+                ELSIF v_segment = 0 THEN
                     INSERT INTO sio.sio_packets_0 ("offset", kind, namespace, room, rooms, skip_sids, body, parts,
                                                    attachment, batch)
                     VALUES (nextval('sio.sio_packets_offset_seq'), 0, r.namespace, r.room, v_rooms, v_skips, r.body,
@@ -513,6 +610,9 @@ BEGIN
                         INSERT INTO sio.sio_packet_rooms_1 (namespace, room, "offset")
                         SELECT DISTINCT r.namespace, x.room, v_offset FROM unnest(v_rooms[2:]) AS x (room);
                     END IF;
+                END IF;
+                IF v_key IS NOT NULL AND v_offset > 0 THEN
+                    PERFORM sio.sio_take_key(r.namespace, v_key, v_offset);
                 END IF;
             WHEN 1, 2 THEN
                 v_offset := sio.sio_move(p_batch, r.kind, r.namespace, r.room, r.sid, r.args::json);
@@ -538,16 +638,18 @@ BEGIN
         -- The notification only rings while a listener sits idle in a transaction. The queue holds 8 GB, and once it is
         -- full every commit with a notification fails.
         PERFORM pg_notify(v_channel, prev || ' ' || v_last || CASE
-            WHEN p_carry IS NULL OR pg_notification_queue_usage() > 0.1 THEN '' ELSE ' ' || p_carry END);
+            WHEN p_carry IS NULL OR v_last - prev < cardinality(p_kinds) OR pg_notification_queue_usage() > 0.1 THEN ''
+            ELSE ' ' || p_carry END);
     END IF;
 END $$;
 
 -- Appends one event for one room, which is what a quiet node emits, and returns its offset. The offset before it is one
--- less, or belongs to a rolled-back transaction or a former epoch.
+-- less, or belongs to a rolled-back transaction or a former epoch. If its key is taken, nothing is appended, and minus
+-- the offset of the event with that key is returned.
 --
 -- It takes no arrays. Apart from the commit, they would take half of the time, here and in the client. It runs as few
 -- statements as possible, since each one finds the processor's caches cold on a node that does other work in between.
-CREATE FUNCTION sio.sio_append_event(p_batch bigint, p_namespace text, p_room text, p_body text, p_carry text)
+CREATE FUNCTION sio.sio_append_event(p_batch bigint, p_namespace text, p_room text, p_body text, p_key text, p_carry text)
  RETURNS bigint
  LANGUAGE plpgsql
 AS $$
@@ -569,6 +671,12 @@ BEGIN
     IF NOT v_known THEN
         PERFORM sio.sio_check_epoch();
     END IF;
+    IF p_key IS NOT NULL THEN
+        v_offset := -sio.sio_keyed_event(p_namespace, p_key);
+        IF v_offset < 0 THEN
+            RETURN v_offset;
+        END IF;
+    END IF;
     IF v_segment = 0 THEN
         INSERT INTO sio.sio_packets_0 AS p ("offset", kind, namespace, room, body, batch)
         VALUES (nextval('sio.sio_packets_offset_seq'), 0, p_namespace, p_room, p_body, p_batch)
@@ -581,6 +689,9 @@ BEGIN
         RETURNING p."offset", pg_notify(v_channel, concat(p."offset" - 1, ' ', p."offset", CASE
             WHEN pg_notification_queue_usage() <= 0.1 THEN ' ' || p_carry END))::varchar
         INTO v_offset, v_notified;
+    END IF;
+    IF p_key IS NOT NULL THEN
+        PERFORM sio.sio_take_key(p_namespace, p_key, v_offset);
     END IF;
     RETURN v_offset;
 END $$;
@@ -1322,6 +1433,7 @@ BEGIN
         DELETE FROM sio.sio_attachments a USING sio.sio_packets_1 p
         WHERE p.attachment IS NOT NULL AND a.id = p.attachment;
     END IF;
+    DELETE FROM sio.sio_keys WHERE "offset" > (SELECT floor FROM sio.sio_log) AND "offset" <= v_last;
     IF v_youngest < v_before AND sio.sio_lock_segment(v_segment) THEN
         IF v_segment = 0 THEN
             SELECT max("offset") INTO v_last_locked FROM sio.sio_packets_0;
@@ -1375,6 +1487,7 @@ BEGIN
     ON CONFLICT (namespace, room) DO UPDATE SET "offset" = greatest(f."offset", excluded."offset");
     -- From the floor on: deleted rows are still in the index, and a scan from its start would walk them each time.
     DELETE FROM sio.sio_packet_rooms WHERE "offset" > v_floor AND "offset" <= v_upto;
+    DELETE FROM sio.sio_keys WHERE "offset" > v_floor AND "offset" <= v_upto;
     WITH gone AS (
         DELETE FROM sio.sio_packets WHERE "offset" > v_floor AND "offset" <= v_upto RETURNING attachment
     ), bodies AS (
@@ -1473,7 +1586,7 @@ BEGIN
         SET CONSTRAINTS sio.sio_outbox_append DEFERRED;
         INSERT INTO sio.sio_outbox
         VALUES (OLD.namespace, OLD.room, OLD.rooms, OLD.skip_sids, OLD.body, OLD.parts, OLD.attachment,
-                OLD.channel, OLD.carried, OLD.above, true);
+                OLD.channel, OLD.carried, OLD.above, true, OLD.key);
         RETURN NULL;
     END IF;
     IF pg_catalog.current_setting('synchronous_commit') OPERATOR(pg_catalog.=) 'off' THEN
@@ -1494,6 +1607,9 @@ BEGIN
                OR (SELECT p."offset" FROM sio.sio_packets_1 p WHERE p."offset" OPERATOR(pg_catalog.>) v_last
                    ORDER BY p."offset" LIMIT 1) IS NOT NULL) THEN
         PERFORM sio.sio_outbox_epoch(OLD.above);
+    END IF;
+    IF OLD.key IS NOT NULL AND sio.sio_keyed_event(OLD.namespace, OLD.key) IS NOT NULL THEN
+        RETURN NULL;  -- another event with the key was first. The pruner deletes a large body to which nothing refers
     END IF;
     -- The offset before it is one less, or belongs to a rolled-back transaction or a former epoch.
     IF v_segment OPERATOR(pg_catalog.=) 0 THEN
@@ -1519,6 +1635,9 @@ BEGIN
             SELECT DISTINCT OLD.namespace, r.room, v_offset FROM pg_catalog.unnest(OLD.rooms[2:]) AS r (room);
         END IF;
     END IF;
+    IF OLD.key IS NOT NULL THEN
+        PERFORM sio.sio_take_key(OLD.namespace, OLD.key, v_offset);
+    END IF;
     RETURN NULL;
 END $$;
 
@@ -1532,9 +1651,13 @@ REVOKE ALL ON FUNCTION sio.sio_outbox_append FROM PUBLIC;
 --
 -- p_body: the JSON array of the event's name and arguments. p_parts: its binary parts, each after its length in four
 -- bytes. p_rooms: a JSON array of all rooms if there are several, of which p_room is the first. p_skips: a JSON array of
--- the sids that do not get the event.
-CREATE FUNCTION sio.sio_emit_encoded(p_namespace text, p_room text, p_rooms text, p_skips text, p_body text, p_parts bytea)
- RETURNS void
+-- the sids that do not get the event. p_key: the idempotency key.
+--
+-- Returns whether the event will be stored: false if the log has an event with the key, and null without a key. The key
+-- is taken at the commit, under the log's lock. An append would otherwise wait, under that lock, for the key of an open
+-- transaction, which may itself wait for the lock. So an event with the key that is committed in between wins.
+CREATE FUNCTION sio.sio_emit_encoded(p_namespace text, p_room text, p_rooms text, p_skips text, p_body text, p_parts bytea, p_key text DEFAULT NULL::text)
+ RETURNS boolean
  LANGUAGE plpgsql
  SECURITY DEFINER
  SET search_path TO 'pg_catalog', 'pg_temp'
@@ -1559,7 +1682,7 @@ BEGIN
             ' come back and get it again. Rename the event', v_name);
     END IF;
     -- Most events have none of these. JSON text is never shorter than the names in it.
-    IF v_size > 65536 OR p_parts IS NOT NULL OR p_rooms IS NOT NULL OR p_skips IS NOT NULL
+    IF v_size > 65536 OR p_parts IS NOT NULL OR p_rooms IS NOT NULL OR p_skips IS NOT NULL OR p_key IS NOT NULL
        OR octet_length(p_namespace) + octet_length(p_room) > 512 THEN
         IF p_rooms IS NOT NULL THEN
             v_rooms := ARRAY(SELECT json_array_elements_text(p_rooms::json));
@@ -1594,6 +1717,13 @@ BEGIN
         IF v_size > 268435456 THEN
             RAISE program_limit_exceeded USING MESSAGE = 'an event is larger than 256 MiB';
         END IF;
+        IF p_key = '' THEN
+            RAISE invalid_parameter_value USING MESSAGE = 'the key of an event is not empty; leave it out, or null';
+        ELSIF octet_length(p_key) > 512 THEN
+            RAISE program_limit_exceeded USING MESSAGE = 'the key of an event is longer than 512 bytes';
+        ELSIF sio.sio_keyed_event(p_namespace, p_key) IS NOT NULL THEN
+            RETURN false;
+        END IF;
         IF v_size > 65536 THEN  -- now and not under the log's lock, where 50 MB held up others for 1.7 s
             v_attachment := gen_random_uuid();
             INSERT INTO sio.sio_attachments (id, data, ephemeral)
@@ -1610,19 +1740,21 @@ BEGIN
     SELECT p_namespace, p_room, v_rooms, v_skips, CASE WHEN v_attachment IS NULL THEN p_body END,
            CASE WHEN v_attachment IS NULL THEN p_parts END, v_attachment, (SELECT channel FROM sio.sio_log),
            CASE WHEN octet_length(c.carried) <= 7600 THEN c.carried ELSE '' END,
-           sio.sio_last_in_epoch(), false
+           sio.sio_last_in_epoch(), false, p_key
     FROM (SELECT CASE WHEN v_size < 7600 AND p_parts IS NULL AND pg_notification_queue_usage() < 0.1 THEN
               ' ' || json_build_array(json_build_array(
                   p_namespace, coalesce(v_rooms, ARRAY[p_room]), coalesce(v_skips, ARRAY[]::text[]),
                   p_body))::text END) AS c (carried);
+    RETURN CASE WHEN p_key IS NOT NULL THEN true END;
 END $$;
 
 REVOKE ALL ON FUNCTION sio.sio_emit_encoded FROM PUBLIC;
 
 -- Emits an event from SQL. A null room is refused: 'user:' || id with a null id must not reach everybody. An empty room
--- among others is left out. An empty array of rooms reaches nobody.
-CREATE FUNCTION sio.sio_emit(event text, data json DEFAULT NULL::json, room text DEFAULT ''::text, rooms text[] DEFAULT '{""}'::text[], namespace text DEFAULT '/'::text, skip_sids text[] DEFAULT '{}'::text[])
- RETURNS void
+-- among others is left out. An empty array of rooms reaches nobody, so nothing is stored and the key is not taken.
+-- Returns what sio_emit_encoded returns, and null if the event reaches nobody.
+CREATE FUNCTION sio.sio_emit(event text, data json DEFAULT NULL::json, room text DEFAULT ''::text, rooms text[] DEFAULT '{""}'::text[], namespace text DEFAULT '/'::text, skip_sids text[] DEFAULT '{}'::text[], key text DEFAULT NULL::text)
+ RETURNS boolean
  LANGUAGE plpgsql
  SECURITY DEFINER
  SET search_path TO 'pg_catalog', 'pg_temp'
@@ -1638,7 +1770,7 @@ BEGIN
         RAISE program_limit_exceeded USING MESSAGE = 'sio_emit: the name of an event is longer than 512 bytes';
     END IF;
     IF room = '' AND cardinality(rooms) = 0 THEN
-        RETURN;
+        RETURN NULL;
     END IF;
     v_rooms := ARRAY(SELECT r FROM unnest(room || rooms) WITH ORDINALITY AS x (r, i)
                      WHERE r <> '' GROUP BY r ORDER BY min(i));
@@ -1649,15 +1781,17 @@ BEGIN
         END IF;
         v_rooms := ARRAY[''];
     END IF;
-    PERFORM sio.sio_emit_encoded(
+    RETURN sio.sio_emit_encoded(
         namespace, v_rooms[1], CASE WHEN cardinality(v_rooms) > 1 THEN array_to_json(v_rooms)::text END,
         CASE WHEN cardinality(skip_sids) > 0 THEN array_to_json(skip_sids)::text END,
-        '[' || to_json(event)::text || coalesce(',' || data::text, '') || ']', NULL);
+        '[' || to_json(event)::text || coalesce(',' || data::text, '') || ']', NULL, key);
 END $$;
 
 COMMENT ON FUNCTION sio.sio_emit IS
     'Sends a Socket.IO event if and when this transaction commits. data: one argument, as JSON. Without it the '
-    'event has no argument. room, rooms: who gets the event. Without them everybody in the namespace gets it.';
+    'event has no argument. room, rooms: who gets the event. Without them everybody in the namespace gets it. key: '
+    'an event whose key an event in the log has is not stored. Returns whether it will be stored, and null without '
+    'a key.';
 
 REVOKE ALL ON FUNCTION sio.sio_emit FROM PUBLIC;
 

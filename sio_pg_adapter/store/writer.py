@@ -200,7 +200,7 @@ class LogWriter:
             entries = [entry for entry, _ in batch]
             with self._counters.spans.append(entries):
                 written = await self._commits.batch(entries)
-            self._counters.wrote(entries)
+            self._counters.wrote(entries, duplicates=sum(result.duplicate for result in written))
         except Exception as e:
             if is_about_value(e) and len(batch) > 1:
                 for entry_alone in batch:  # the others must not fail with it

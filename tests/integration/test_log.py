@@ -102,7 +102,7 @@ LOCK = re.compile(r"\n\s*LOCK TABLE [^;]*;")
 
 WAYS = [
     ("sio_append_batch", WRITE, ONE),
-    ("sio_append_event", Queries("public")["write_event"], ("/", "", '["e"]', None)),
+    ("sio_append_event", Queries("public")["write_event"], ("/", "", '["e"]', None, None)),
 ]
 ways = pytest.mark.parametrize("way", WAYS, ids=[name for name, *_ in WAYS])
 

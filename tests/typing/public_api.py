@@ -89,7 +89,7 @@ async def handlers() -> None:
 async def server(session: object) -> None:
     assert_type(sio.recovered("sid", "/chat"), bool)
     assert_type(await sio.fetch_rooms("sid"), list[str])
-    assert_type(await sio.emit("event", {"id": 7}, room="room", connection=session), None)
+    assert_type(await sio.emit("event", {"id": 7}, room="room", connection=session), bool | None)
     await sio.emit("event", None, None, None, None, None, None, False, session)  # type: ignore[call-arg]
     assert_type(await sio.disconnect("sid"), None)
     assert_type(await manager.health(), Health)
@@ -102,14 +102,15 @@ async def server(session: object) -> None:
 
 class Chat(AsyncNamespace):
     async def on_say(self, sid: str, text: str) -> None:
-        assert_type(await self.emit("said", text, room="room", volatile=True), None)
+        assert_type(await self.emit("said", text, room="room", key="key"), bool | None)
         assert_type(self.recovered(sid), bool)
         assert_type(await self.fetch_rooms(sid), list[str])
 
 
 async def elsewhere(connection: object) -> None:
-    assert_type(emit(connection, "event", room=["a", "b"]), None)
-    assert_type(await emit_async(connection, "event"), None)
+    assert_type(emit(connection, "event", room=["a", "b"], key="key"), bool | None)
+    assert_type(await emit_async(connection, "event", key="key"), bool | None)
+    emit(connection, "event", key=7)  # type: ignore[arg-type]
     emit(connection, 7)  # type: ignore[arg-type]
     assert_type(migrate.sql("chat"), str)
 

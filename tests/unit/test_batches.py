@@ -19,7 +19,7 @@ def event(*rooms, body='["e"]', skip=(), parts=(), namespace="/"):
 
 # -- a single event --------------------------------------------------------------------------------------
 def test_a_single_event_for_one_room_has_a_statement_of_its_own():
-    assert lone_event([event("x", body='["a"]', namespace="/chat")]) == ("/chat", "x", '["a"]')
+    assert lone_event([event("x", body='["a"]', namespace="/chat")]) == ("/chat", "x", '["a"]', None)
 
 
 @pytest.mark.parametrize(

@@ -26,11 +26,13 @@ END $$;
 -- Appends a batch of waiting entries in order, with one lock, one commit and one notification.
 --
 -- Arrays have one element for each entry. p_room_lists: a JSON array of all rooms, if there are several.
--- p_skip_lists: a JSON array of the sids that do not get the event. p_args: the arguments of the functions below.
+-- p_skip_lists: a JSON array of the sids that do not get the event. p_args: the arguments of the functions below, or the
+-- key of an event.
 -- p_carry: the records for the notification, if they fit.
 --
 -- prev: the last offset before the batch. offsets: the offset of each entry. An entry that changed nothing has minus the
--- offset of the record that it met, or 0, and a refused entry has null. results: the answers of the session functions.
+-- offset of the record that it met, or 0, and a refused entry has null. An event whose key is taken changes nothing.
+-- results: the answers of the session functions.
 CREATE FUNCTION sio.sio_append_batch(
     p_batch bigint, p_kinds smallint[], p_namespaces text[], p_rooms text[], p_room_lists text[], p_skip_lists text[],
     p_sids text[], p_bodies text[], p_parts bytea[], p_attachments uuid[], p_args text[], p_carry text,
@@ -38,7 +40,7 @@ CREATE FUNCTION sio.sio_append_batch(
 LANGUAGE plpgsql AS $$
 DECLARE
     v_segment bigint; v_last bigint; v_offset bigint; v_result json; v_channel text; v_rooms text[]; v_skips text[];
-    r record;
+    v_key text; r record;
 BEGIN
     LOCK TABLE sio.sio_lock IN EXCLUSIVE MODE;
     PERFORM sio.sio_check_isolation();
@@ -47,40 +49,55 @@ BEGIN
     SELECT CASE WHEN o.is_called THEN o.last_value ELSE o.last_value - 1 END, s.last_value INTO prev, v_segment
     FROM sio.sio_packets_offset_seq o, sio.sio_active_segment s;
     IF 0 = ALL (p_kinds) THEN
-        v_last := setval('sio.sio_packets_offset_seq', prev + cardinality(p_kinds));
+        IF p_args IS NULL THEN
+            v_last := setval('sio.sio_packets_offset_seq', prev + cardinality(p_kinds));
+            offsets := ARRAY(SELECT generate_series(prev + 1, v_last));
+        ELSE
+            offsets := sio.sio_keyed_offsets(prev, p_namespaces, p_args);
+            v_last := greatest(prev, (SELECT max(o) FROM unnest(offsets) o));
+            IF v_last > prev THEN
+                v_last := setval('sio.sio_packets_offset_seq', v_last);
+            END IF;
+            INSERT INTO sio.sio_keys (namespace, key, "offset")
+            SELECT e.namespace, e.args::json->>'key', offsets[e.i]
+            FROM unnest(p_namespaces, p_args) WITH ORDINALITY AS e (namespace, args, i)
+            WHERE e.args IS NOT NULL AND offsets[e.i] > 0
+            ON CONFLICT (namespace, key) DO UPDATE SET "offset" = excluded."offset";  -- as in sio_take_key()
+        END IF;
         IF v_segment = 0 THEN
             INSERT INTO sio.sio_packets_0 ("offset", kind, namespace, room, rooms, skip_sids, body, parts, attachment,
                                            batch)
-            SELECT prev + e.i, 0, e.namespace, e.room,
+            SELECT offsets[e.i], 0, e.namespace, e.room,
                    CASE WHEN e.rooms IS NOT NULL THEN ARRAY(SELECT json_array_elements_text(e.rooms::json)) END,
                    CASE WHEN e.skips IS NOT NULL THEN ARRAY(SELECT json_array_elements_text(e.skips::json)) END,
                    e.body, e.parts, e.attachment, p_batch
             FROM unnest(p_namespaces, p_rooms, p_room_lists, p_skip_lists, p_bodies, p_parts, p_attachments)
-                WITH ORDINALITY AS e (namespace, room, rooms, skips, body, parts, attachment, i);
+                WITH ORDINALITY AS e (namespace, room, rooms, skips, body, parts, attachment, i)
+            WHERE offsets[e.i] > 0;
         ELSE
             INSERT INTO sio.sio_packets_1 ("offset", kind, namespace, room, rooms, skip_sids, body, parts, attachment,
                                            batch)
-            SELECT prev + e.i, 0, e.namespace, e.room,
+            SELECT offsets[e.i], 0, e.namespace, e.room,
                    CASE WHEN e.rooms IS NOT NULL THEN ARRAY(SELECT json_array_elements_text(e.rooms::json)) END,
                    CASE WHEN e.skips IS NOT NULL THEN ARRAY(SELECT json_array_elements_text(e.skips::json)) END,
                    e.body, e.parts, e.attachment, p_batch
             FROM unnest(p_namespaces, p_rooms, p_room_lists, p_skip_lists, p_bodies, p_parts, p_attachments)
-                WITH ORDINALITY AS e (namespace, room, rooms, skips, body, parts, attachment, i);
+                WITH ORDINALITY AS e (namespace, room, rooms, skips, body, parts, attachment, i)
+            WHERE offsets[e.i] > 0;
         END IF;
-        offsets := ARRAY(SELECT generate_series(prev + 1, v_last));
         IF EXISTS (SELECT FROM unnest(p_room_lists) l WHERE l IS NOT NULL) THEN
             IF v_segment = 0 THEN
                 INSERT INTO sio.sio_packet_rooms_0 (namespace, room, "offset")
                 SELECT DISTINCT p_namespaces[l.i], x.room, offsets[l.i]
                 FROM unnest(p_room_lists) WITH ORDINALITY AS l (rooms, i)
                     CROSS JOIN LATERAL json_array_elements_text(l.rooms::json) WITH ORDINALITY AS x (room, j)
-                WHERE l.rooms IS NOT NULL AND x.j > 1;
+                WHERE l.rooms IS NOT NULL AND x.j > 1 AND offsets[l.i] > 0;
             ELSE
                 INSERT INTO sio.sio_packet_rooms_1 (namespace, room, "offset")
                 SELECT DISTINCT p_namespaces[l.i], x.room, offsets[l.i]
                 FROM unnest(p_room_lists) WITH ORDINALITY AS l (rooms, i)
                     CROSS JOIN LATERAL json_array_elements_text(l.rooms::json) WITH ORDINALITY AS x (room, j)
-                WHERE l.rooms IS NOT NULL AND x.j > 1;
+                WHERE l.rooms IS NOT NULL AND x.j > 1 AND offsets[l.i] > 0;
             END IF;
         END IF;
     ELSE
@@ -93,6 +110,8 @@ BEGIN
             v_result := NULL;
             CASE r.kind
             WHEN 0 THEN
+                v_key := r.args::json->>'key';
+                v_offset := CASE WHEN v_key IS NOT NULL THEN -sio.sio_keyed_event(r.namespace, v_key) END;
                 v_rooms := NULL;
                 v_skips := NULL;
                 IF r.rooms IS NOT NULL THEN
@@ -102,7 +121,9 @@ BEGIN
                     v_skips := ARRAY(SELECT json_array_elements_text(r.skips::json));
                 END IF;
                 -- The further rooms are written at once, because a claim behind the event in this batch reads them.
-                IF v_segment = 0 THEN
+                IF v_offset < 0 THEN
+                    NULL;  -- the key is taken
+                ELSIF v_segment = 0 THEN
                     INSERT INTO sio.sio_packets_0 ("offset", kind, namespace, room, rooms, skip_sids, body, parts,
                                                    attachment, batch)
                     VALUES (nextval('sio.sio_packets_offset_seq'), 0, r.namespace, r.room, v_rooms, v_skips, r.body,
@@ -122,6 +143,9 @@ BEGIN
                         INSERT INTO sio.sio_packet_rooms_1 (namespace, room, "offset")
                         SELECT DISTINCT r.namespace, x.room, v_offset FROM unnest(v_rooms[2:]) AS x (room);
                     END IF;
+                END IF;
+                IF v_key IS NOT NULL AND v_offset > 0 THEN
+                    PERFORM sio.sio_take_key(r.namespace, v_key, v_offset);
                 END IF;
             WHEN 1, 2 THEN
                 v_offset := sio.sio_move(p_batch, r.kind, r.namespace, r.room, r.sid, r.args::json);
@@ -147,16 +171,19 @@ BEGIN
         -- The notification only rings while a listener sits idle in a transaction. The queue holds 8 GB, and once it is
         -- full every commit with a notification fails.
         PERFORM pg_notify(v_channel, prev || ' ' || v_last || CASE
-            WHEN p_carry IS NULL OR pg_notification_queue_usage() > 0.1 THEN '' ELSE ' ' || p_carry END);
+            WHEN p_carry IS NULL OR v_last - prev < cardinality(p_kinds) OR pg_notification_queue_usage() > 0.1 THEN ''
+            ELSE ' ' || p_carry END);
     END IF;
 END $$;
 
 -- Appends one event for one room, which is what a quiet node emits, and returns its offset. The offset before it is one
--- less, or belongs to a rolled-back transaction or a former epoch.
+-- less, or belongs to a rolled-back transaction or a former epoch. If its key is taken, nothing is appended, and minus
+-- the offset of the event with that key is returned.
 --
 -- It takes no arrays. Apart from the commit, they would take half of the time, here and in the client. It runs as few
 -- statements as possible, since each one finds the processor's caches cold on a node that does other work in between.
-CREATE FUNCTION sio.sio_append_event(p_batch bigint, p_namespace text, p_room text, p_body text, p_carry text)
+CREATE FUNCTION sio.sio_append_event(
+    p_batch bigint, p_namespace text, p_room text, p_body text, p_key text, p_carry text)
 RETURNS bigint
 LANGUAGE plpgsql AS $$
 DECLARE v_segment bigint; v_channel text; v_known boolean; v_offset bigint; v_notified varchar;
@@ -177,6 +204,12 @@ BEGIN
     IF NOT v_known THEN
         PERFORM sio.sio_check_epoch();
     END IF;
+    IF p_key IS NOT NULL THEN
+        v_offset := -sio.sio_keyed_event(p_namespace, p_key);
+        IF v_offset < 0 THEN
+            RETURN v_offset;
+        END IF;
+    END IF;
     IF v_segment = 0 THEN
         INSERT INTO sio.sio_packets_0 AS p ("offset", kind, namespace, room, body, batch)
         VALUES (nextval('sio.sio_packets_offset_seq'), 0, p_namespace, p_room, p_body, p_batch)
@@ -189,6 +222,9 @@ BEGIN
         RETURNING p."offset", pg_notify(v_channel, concat(p."offset" - 1, ' ', p."offset", CASE
             WHEN pg_notification_queue_usage() <= 0.1 THEN ' ' || p_carry END))::varchar
         INTO v_offset, v_notified;
+    END IF;
+    IF p_key IS NOT NULL THEN
+        PERFORM sio.sio_take_key(p_namespace, p_key, v_offset);
     END IF;
     RETURN v_offset;
 END $$;

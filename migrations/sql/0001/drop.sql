@@ -5,7 +5,7 @@ DROP FUNCTION sio.sio_expired;
 
 DROP TABLE sio.sio_outbox, sio.sio_rooms, sio.sio_sessions, sio.sio_expiry_handlers, sio.sio_nodes, sio.sio_attachments,
     sio.sio_packet_rooms_0, sio.sio_packet_rooms_1, sio.sio_packet_rooms, sio.sio_packets_0, sio.sio_packets_1,
-    sio.sio_packets, sio.sio_room_floors, sio.sio_marker, sio.sio_epochs, sio.sio_log, sio.sio_lock;
+    sio.sio_packets, sio.sio_room_floors, sio.sio_keys, sio.sio_marker, sio.sio_epochs, sio.sio_log, sio.sio_lock;
 
 DROP SEQUENCE sio.sio_active_segment;
 
@@ -17,4 +17,5 @@ DROP FUNCTION sio.sio_fingerprint, sio.sio_check_isolation, sio.sio_last_in_epoc
     sio.sio_expire, sio.sio_take_expired, sio.sio_lock_segment, sio.sio_may_truncate, sio.sio_empty_segment,
     sio.sio_switch_segment, sio.sio_truncate_segment, sio.sio_trim, sio.sio_outbox_take, sio.sio_outbox_epoch,
     sio.sio_outbox_bounds, sio.sio_outbox_append, sio.sio_emit_encoded, sio.sio_emit, sio.sio_forget_rooms,
-    sio.sio_missed, sio.sio_needs_floor;
+    sio.sio_missed, sio.sio_needs_floor, sio.sio_keyed_event, sio.sio_keyed_offsets,
+    sio.sio_take_key;

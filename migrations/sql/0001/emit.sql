@@ -6,9 +6,13 @@
 --
 -- p_body: the JSON array of the event's name and arguments. p_parts: its binary parts, each after its length in four
 -- bytes. p_rooms: a JSON array of all rooms if there are several, of which p_room is the first. p_skips: a JSON array of
--- the sids that do not get the event.
+-- the sids that do not get the event. p_key: the idempotency key.
+--
+-- Returns whether the event will be stored: false if the log has an event with the key, and null without a key. The key
+-- is taken at the commit, under the log's lock. An append would otherwise wait, under that lock, for the key of an open
+-- transaction, which may itself wait for the lock. So an event with the key that is committed in between wins.
 CREATE FUNCTION sio.sio_emit_encoded(p_namespace text, p_room text, p_rooms text, p_skips text, p_body text,
-                                     p_parts bytea) RETURNS void
+                                     p_parts bytea, p_key text DEFAULT NULL) RETURNS boolean
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     v_rooms text[]; v_skips text[]; v_attachment uuid; v_at integer := 0;
@@ -30,7 +34,7 @@ BEGIN
             ' come back and get it again. Rename the event', v_name);
     END IF;
     -- Most events have none of these. JSON text is never shorter than the names in it.
-    IF v_size > 65536 OR p_parts IS NOT NULL OR p_rooms IS NOT NULL OR p_skips IS NOT NULL
+    IF v_size > 65536 OR p_parts IS NOT NULL OR p_rooms IS NOT NULL OR p_skips IS NOT NULL OR p_key IS NOT NULL
        OR octet_length(p_namespace) + octet_length(p_room) > 512 THEN
         IF p_rooms IS NOT NULL THEN
             v_rooms := ARRAY(SELECT json_array_elements_text(p_rooms::json));
@@ -65,6 +69,13 @@ BEGIN
         IF v_size > 268435456 THEN
             RAISE program_limit_exceeded USING MESSAGE = 'an event is larger than 256 MiB';
         END IF;
+        IF p_key = '' THEN
+            RAISE invalid_parameter_value USING MESSAGE = 'the key of an event is not empty; leave it out, or null';
+        ELSIF octet_length(p_key) > 512 THEN
+            RAISE program_limit_exceeded USING MESSAGE = 'the key of an event is longer than 512 bytes';
+        ELSIF sio.sio_keyed_event(p_namespace, p_key) IS NOT NULL THEN
+            RETURN false;
+        END IF;
         IF v_size > 65536 THEN  -- now and not under the log's lock, where 50 MB held up others for 1.7 s
             v_attachment := gen_random_uuid();
             INSERT INTO sio.sio_attachments (id, data, ephemeral)
@@ -81,17 +92,20 @@ BEGIN
     SELECT p_namespace, p_room, v_rooms, v_skips, CASE WHEN v_attachment IS NULL THEN p_body END,
            CASE WHEN v_attachment IS NULL THEN p_parts END, v_attachment, (SELECT channel FROM sio.sio_log),
            CASE WHEN octet_length(c.carried) <= 7600 THEN c.carried ELSE '' END,
-           sio.sio_last_in_epoch(), false
+           sio.sio_last_in_epoch(), false, p_key
     FROM (SELECT CASE WHEN v_size < 7600 AND p_parts IS NULL AND pg_notification_queue_usage() < 0.1 THEN
               ' ' || json_build_array(json_build_array(
                   p_namespace, coalesce(v_rooms, ARRAY[p_room]), coalesce(v_skips, ARRAY[]::text[]),
                   p_body))::text END) AS c (carried);
+    RETURN CASE WHEN p_key IS NOT NULL THEN true END;
 END $$;
 
 -- Emits an event from SQL. A null room is refused: 'user:' || id with a null id must not reach everybody. An empty room
--- among others is left out. An empty array of rooms reaches nobody.
+-- among others is left out. An empty array of rooms reaches nobody, so nothing is stored and the key is not taken.
+-- Returns what sio_emit_encoded returns, and null if the event reaches nobody.
 CREATE FUNCTION sio.sio_emit(event text, data json DEFAULT NULL, room text DEFAULT '', rooms text[] DEFAULT '{""}',
-                             namespace text DEFAULT '/', skip_sids text[] DEFAULT '{}') RETURNS void
+                             namespace text DEFAULT '/', skip_sids text[] DEFAULT '{}', key text DEFAULT NULL)
+RETURNS boolean
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE v_rooms text[];
 BEGIN
@@ -104,7 +118,7 @@ BEGIN
         RAISE program_limit_exceeded USING MESSAGE = 'sio_emit: the name of an event is longer than 512 bytes';
     END IF;
     IF room = '' AND cardinality(rooms) = 0 THEN
-        RETURN;
+        RETURN NULL;
     END IF;
     v_rooms := ARRAY(SELECT r FROM unnest(room || rooms) WITH ORDINALITY AS x (r, i)
                      WHERE r <> '' GROUP BY r ORDER BY min(i));
@@ -115,12 +129,14 @@ BEGIN
         END IF;
         v_rooms := ARRAY[''];
     END IF;
-    PERFORM sio.sio_emit_encoded(
+    RETURN sio.sio_emit_encoded(
         namespace, v_rooms[1], CASE WHEN cardinality(v_rooms) > 1 THEN array_to_json(v_rooms)::text END,
         CASE WHEN cardinality(skip_sids) > 0 THEN array_to_json(skip_sids)::text END,
-        '[' || to_json(event)::text || coalesce(',' || data::text, '') || ']', NULL);
+        '[' || to_json(event)::text || coalesce(',' || data::text, '') || ']', NULL, key);
 END $$;
 
 COMMENT ON FUNCTION sio.sio_emit IS
     'Sends a Socket.IO event if and when this transaction commits. data: one argument, as JSON. Without it the '
-    'event has no argument. room, rooms: who gets the event. Without them everybody in the namespace gets it.';
+    'event has no argument. room, rooms: who gets the event. Without them everybody in the namespace gets it. '
+    'key: an event whose key an event in the log has is not stored. Returns whether it will be stored, and null '
+    'without a key.';

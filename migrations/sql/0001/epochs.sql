@@ -87,6 +87,7 @@ BEGIN
     LOCK TABLE sio.sio_lock IN EXCLUSIVE MODE;
     DELETE FROM sio.sio_packets;
     DELETE FROM sio.sio_packet_rooms;
+    DELETE FROM sio.sio_keys;
     DELETE FROM sio.sio_rooms;  -- the foreign key does not cascade in the replica role
     DELETE FROM sio.sio_sessions;
     UPDATE sio.sio_log SET floor = (SELECT last_value FROM sio.sio_packets_offset_seq);

@@ -66,7 +66,7 @@ BEGIN
         SET CONSTRAINTS sio.sio_outbox_append DEFERRED;
         INSERT INTO sio.sio_outbox
         VALUES (OLD.namespace, OLD.room, OLD.rooms, OLD.skip_sids, OLD.body, OLD.parts, OLD.attachment,
-                OLD.channel, OLD.carried, OLD.above, true);
+                OLD.channel, OLD.carried, OLD.above, true, OLD.key);
         RETURN NULL;
     END IF;
     IF pg_catalog.current_setting('synchronous_commit') OPERATOR(pg_catalog.=) 'off' THEN
@@ -87,6 +87,9 @@ BEGIN
                OR (SELECT p."offset" FROM sio.sio_packets_1 p WHERE p."offset" OPERATOR(pg_catalog.>) v_last
                    ORDER BY p."offset" LIMIT 1) IS NOT NULL) THEN
         PERFORM sio.sio_outbox_epoch(OLD.above);
+    END IF;
+    IF OLD.key IS NOT NULL AND sio.sio_keyed_event(OLD.namespace, OLD.key) IS NOT NULL THEN
+        RETURN NULL;  -- another event with the key was first. The pruner deletes a large body to which nothing refers
     END IF;
     -- The offset before it is one less, or belongs to a rolled-back transaction or a former epoch.
     IF v_segment OPERATOR(pg_catalog.=) 0 THEN
@@ -111,6 +114,9 @@ BEGIN
             INSERT INTO sio.sio_packet_rooms_1 (namespace, room, "offset")
             SELECT DISTINCT OLD.namespace, r.room, v_offset FROM pg_catalog.unnest(OLD.rooms[2:]) AS r (room);
         END IF;
+    END IF;
+    IF OLD.key IS NOT NULL THEN
+        PERFORM sio.sio_take_key(OLD.namespace, OLD.key, v_offset);
     END IF;
     RETURN NULL;
 END $$;

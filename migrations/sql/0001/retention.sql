@@ -158,6 +158,7 @@ BEGIN
         DELETE FROM sio.sio_attachments a USING sio.sio_packets_1 p
         WHERE p.attachment IS NOT NULL AND a.id = p.attachment;
     END IF;
+    DELETE FROM sio.sio_keys WHERE "offset" > (SELECT floor FROM sio.sio_log) AND "offset" <= v_last;
     IF v_youngest < v_before AND sio.sio_lock_segment(v_segment) THEN
         IF v_segment = 0 THEN
             SELECT max("offset") INTO v_last_locked FROM sio.sio_packets_0;
@@ -209,6 +210,7 @@ BEGIN
     ON CONFLICT (namespace, room) DO UPDATE SET "offset" = greatest(f."offset", excluded."offset");
     -- From the floor on: deleted rows are still in the index, and a scan from its start would walk them each time.
     DELETE FROM sio.sio_packet_rooms WHERE "offset" > v_floor AND "offset" <= v_upto;
+    DELETE FROM sio.sio_keys WHERE "offset" > v_floor AND "offset" <= v_upto;
     WITH gone AS (
         DELETE FROM sio.sio_packets WHERE "offset" > v_floor AND "offset" <= v_upto RETURNING attachment
     ), bodies AS (

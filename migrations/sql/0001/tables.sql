@@ -119,6 +119,20 @@ CREATE INDEX sio_packet_rooms_0_offset ON sio.sio_packet_rooms_0 ("offset");
 
 CREATE INDEX sio_packet_rooms_1_offset ON sio.sio_packet_rooms_1 ("offset");
 
+CREATE TABLE sio.sio_keys (
+    namespace text NOT NULL,
+    key text NOT NULL,
+    "offset" bigint NOT NULL,
+    PRIMARY KEY (namespace, key)
+);
+
+COMMENT ON TABLE sio.sio_keys IS
+    'The idempotency keys of events in the log. offset: the event that has the key. Rows are inserted under the log''s '
+    'lock, and deleted with their events.';
+
+-- Retention deletes the keys of a range of offsets.
+CREATE INDEX sio_keys_offset ON sio.sio_keys ("offset");
+
 CREATE TABLE sio.sio_attachments (
     id uuid PRIMARY KEY,
     data bytea NOT NULL,
@@ -228,10 +242,12 @@ CREATE UNLOGGED TABLE sio.sio_outbox (
     channel text NOT NULL,
     carried text NOT NULL,
     above bigint,
-    immediate boolean NOT NULL
+    immediate boolean NOT NULL,
+    key text
 ) WITH (vacuum_truncate = off);
 
 COMMENT ON TABLE sio.sio_outbox IS
     'Events of open transactions, with the columns of sio_packets. Other transactions always see it empty. channel: '
     'the channel of the notification. carried: the record that the notification carries. above: the last offset at '
-    'the time of the emit, null if an epoch is to begin. immediate: the application has set its constraints IMMEDIATE.';
+    'the time of the emit, null if an epoch is to begin. immediate: the application has set its constraints IMMEDIATE. '
+    'key: the idempotency key.';

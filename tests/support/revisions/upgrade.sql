@@ -2,7 +2,8 @@
 ALTER TABLE sio.sio_packets ADD COLUMN priority smallint NOT NULL DEFAULT 0;
 
 -- Takes and returns the same as before.
-CREATE OR REPLACE FUNCTION sio.sio_append_event(p_batch bigint, p_namespace text, p_room text, p_body text, p_carry text)
+CREATE OR REPLACE FUNCTION sio.sio_append_event(
+    p_batch bigint, p_namespace text, p_room text, p_body text, p_key text, p_carry text)
 RETURNS bigint
 LANGUAGE plpgsql AS $$
 DECLARE v_segment bigint; v_channel text; v_known boolean; v_offset bigint; v_notified varchar;
@@ -23,6 +24,12 @@ BEGIN
     IF NOT v_known THEN
         PERFORM sio.sio_check_epoch();
     END IF;
+    IF p_key IS NOT NULL THEN
+        v_offset := -sio.sio_keyed_event(p_namespace, p_key);
+        IF v_offset < 0 THEN
+            RETURN v_offset;
+        END IF;
+    END IF;
     IF v_segment = 0 THEN
         INSERT INTO sio.sio_packets_0 AS p ("offset", kind, namespace, room, body, batch, priority)
         VALUES (nextval('sio.sio_packets_offset_seq'), 0, p_namespace, p_room, p_body, p_batch, 1)
@@ -35,6 +42,9 @@ BEGIN
         RETURNING p."offset", pg_notify(v_channel, concat(p."offset" - 1, ' ', p."offset", CASE
             WHEN pg_notification_queue_usage() <= 0.1 THEN ' ' || p_carry END))::varchar
         INTO v_offset, v_notified;
+    END IF;
+    IF p_key IS NOT NULL THEN
+        PERFORM sio.sio_take_key(p_namespace, p_key, v_offset);
     END IF;
     RETURN v_offset;
 END $$;
