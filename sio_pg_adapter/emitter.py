@@ -84,7 +84,8 @@ def emit(
             result = connection.execute(_clause(schema), _parameters(values, "named"))
         return _stored(result.fetchone()) if key is not None else None
     if driver is Driver.PSYCOPG:  # psycopg's plain cursor: the connection's own class may take other placeholders
-        cursor, style = sys.modules["psycopg"].Cursor(connection), "format"
+        psycopg = sys.modules["psycopg"]
+        cursor, style = psycopg.Cursor(connection, row_factory=psycopg.rows.tuple_row), "format"
     elif driver is None and (generic := _dbapi(connection)):
         cursor, style = generic[0].cursor(), generic[1]
     else:
@@ -122,7 +123,8 @@ async def emit_async(
         if driver is Driver.ASYNCPG:
             row = await connection.fetchrow(_statement(schema, "numeric_dollar"), *values)
         elif driver is Driver.PSYCOPG_ASYNC:
-            async with sys.modules["psycopg"].AsyncCursor(connection) as cursor:
+            psycopg = sys.modules["psycopg"]
+            async with psycopg.AsyncCursor(connection, row_factory=psycopg.rows.tuple_row) as cursor:
                 await cursor.execute(_statement(schema, "format"), values)
                 row = await cursor.fetchone() if key is not None else None
         elif driver is Driver.SQLALCHEMY_ASYNC:
@@ -134,7 +136,7 @@ async def emit_async(
 
 
 def _stored(row: Any) -> bool:
-    """Return the only value of a row, of whatever kind the application lets its rows be."""
+    """Return the only value of a row. A driver may be set to make rows that are dicts."""
     return bool(next(iter(row.values())) if isinstance(row, Mapping) else row[0])
 
 

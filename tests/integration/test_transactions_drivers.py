@@ -90,6 +90,19 @@ def with_psycopg_raw_cursors(dsn):
 
 
 @contextlib.contextmanager
+def with_psycopg_scalars(dsn):
+    with contextlib.closing(psycopg.connect(dsn, row_factory=psycopg.rows.scalar_row)) as c:
+        yield c, c.execute, c.commit, c.rollback
+
+
+@contextlib.contextmanager
+def with_generic_dicts(dsn):
+    with contextlib.closing(psycopg.connect(dsn, row_factory=psycopg.rows.dict_row)) as c:
+        wrapped = type("Ours", (GenericDriver,), {"__module__": "app.db"})(c)
+        yield wrapped, c.execute, c.commit, c.rollback
+
+
+@contextlib.contextmanager
 def with_generic(dsn):
     with contextlib.closing(psycopg.connect(dsn)) as c:
         wrapped = type("Ours", (GenericDriver,), {"__module__": "app.db"})(c)
@@ -130,8 +143,8 @@ def with_scoped_session(dsn):
 
 
 SYNC = [
-    with_psycopg, with_psycopg_raw_cursors, with_generic, with_sqlalchemy, with_sqlalchemy_raw, with_session,
-    with_scoped_session,
+    with_psycopg, with_psycopg_raw_cursors, with_psycopg_scalars, with_generic, with_generic_dicts, with_sqlalchemy,
+    with_sqlalchemy_raw, with_session, with_scoped_session,
 ]  # fmt: skip
 
 
@@ -147,7 +160,13 @@ def test_cases_79_80_synchronous(dsn, connected):
             emit(connection, event, data, **options)
         assert stored(dsn) == ([], 0)
         commit()
-    assert stored(dsn) == (ROWS, 1)
+        assert stored(dsn) == (ROWS, 1)
+        assert emit(connection, "keyed", key="ü %s :p1 $1") is True
+        commit()
+        assert emit(connection, "keyed", key="ü %s :p1 $1") is False
+        assert emit(connection, "keyed") is None
+        rollback()
+    assert len(stored(dsn)[0]) == len(ROWS) + 1
 
 
 # -- asynchronous --------------------------------------------------------------------------------------------
@@ -215,14 +234,14 @@ async def test_case_80_asynchronous(dsn, start_node, connected, through):
         manager = AsyncPostgresManager(dsn, write_only=True)
 
         async def send(connection, event, data=None, **options):
-            await manager.emit(event, data, connection=connection, **options)
+            return await manager.emit(event, data, connection=connection, **options)
 
     elif through == "server":
         node = await start_node()
         node.sio.register_namespace(AsyncNamespace("/ns"))
 
         async def send(connection, event, data=None, **options):
-            await node.sio.emit(event, data, connection=connection, **options)
+            return await node.sio.emit(event, data, connection=connection, **options)
 
     async with connected(dsn) as (connection, execute, commit, rollback):
         await execute("INSERT INTO orders VALUES (1)")
@@ -233,7 +252,16 @@ async def test_case_80_asynchronous(dsn, start_node, connected, through):
             await send(connection, event, data, **options)
         assert await asyncio.to_thread(stored, dsn) == ([], 0)
         await commit()
-    assert await asyncio.to_thread(stored, dsn) == (ROWS, 1)
+        assert await asyncio.to_thread(stored, dsn) == (ROWS, 1)
+        await execute("INSERT INTO orders VALUES (2)")
+        assert await send(connection, "keyed", key="ü %s :p1 $1") is True
+        await commit()
+        await execute("INSERT INTO orders VALUES (3)")
+        assert await send(connection, "keyed", key="ü %s :p1 $1") is False
+        assert await send(connection, "keyed") is None
+        await rollback()
+    rows, orders = await asyncio.to_thread(stored, dsn)
+    assert (len(rows), orders) == (len(ROWS) + 1, 2)
 
 
 # -- Django, which is configured once, in a process of its own ----------------------------------------------------

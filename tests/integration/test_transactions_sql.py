@@ -66,6 +66,9 @@ def stored(app):
         ("sio_emit('disconnected', '\"connect\"')", ("/", [""], [], '["disconnected","connect"]')),
         ("sio_emit('Connect')", ("/", [""], [], '["Connect"]')),
         (f"sio_emit_encoded('/', '', NULL, NULL, '[\"e\"]', '\\x{'0000000101' * 10}')", ("/", [""], [], '["e"]')),
+        ("sio_emit('e', key => repeat('ü', 256))", ("/", [""], [], '["e"]')),
+        ("sio_emit('e', key => NULL)", ("/", [""], [], '["e"]')),
+        ("sio_emit('e', rooms => ARRAY[]::text[], key => 'k')", None),
         ("sio_emit('e', '1', 'r', DEFAULT)", None),
         ("sio_emit('e', rooms => ARRAY[]::text[])", None),
     ],
@@ -96,6 +99,8 @@ def test_arguments(app, call, row):
         ("sio_emit('e', rooms => ARRAY['a', repeat('x', 513)])", psycopg.errors.ProgramLimitExceeded),
         ("sio_emit('e', skip_sids => ARRAY[repeat('x', 513)])", psycopg.errors.ProgramLimitExceeded),
         ("sio_emit('e', namespace => repeat('x', 513))", psycopg.errors.ProgramLimitExceeded),
+        ("sio_emit('e', key => '')", psycopg.errors.InvalidParameterValue),
+        ("sio_emit('e', key => repeat('ü', 257))", psycopg.errors.ProgramLimitExceeded),
         # what no encoder makes, and no node could take apart
         ("sio_emit_encoded('/', '', NULL, NULL, '{}', NULL)", psycopg.errors.InvalidParameterValue),
         ("sio_emit_encoded('/', '', NULL, NULL, '[1]', NULL)", psycopg.errors.InvalidParameterValue),
