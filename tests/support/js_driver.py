@@ -129,6 +129,10 @@ class JSClient:
     async def emit(self, event: str, *args: Any) -> None:
         await self.do("emit", event=event, args=pack(list(args)))
 
+    async def send(self, event: str, *args: Any) -> Any:
+        """Emit by the client's queue, which sends again what is not acknowledged. Return the acknowledgement."""
+        return unpack(await self.do("send", event=event, args=pack(list(args))))
+
     async def call(self, event: str, *args: Any) -> Any:
         """Emit, and return what the server's handler returned."""
         values = unpack(await self.do("emit", event=event, args=pack(list(args)), ack=True))

@@ -78,8 +78,19 @@ class ControlledNode:
         sio.on("connect", connect2 if config.two_argument_connect else connect, namespace=namespace)
         for handler in (disconnect, echo, join, leave, run):
             sio.on(handler.__name__, handler, namespace=namespace)
+        self._register_say(namespace)
         if config.middleware:
             self._register_middleware(namespace)
+
+    def _register_say(self, namespace: str) -> None:
+        async def say(sid: str, number: int, room: str, pause: float = 0) -> bool | None:
+            key = f"{self._users[namespace, sid]}:{number}"
+            stored = await self.sio.emit("said", number, room=room, namespace=namespace, key=key)
+            await self._note(hook="say", number=number, stored=stored)
+            await asyncio.sleep(pause)  # so that a test can lose the acknowledgement
+            return stored
+
+        self.sio.on("say", say, namespace=namespace)
 
     def _register_middleware(self, namespace: str) -> None:
         async def middleware(sid: str, environ: Json, auth: Any) -> None:

@@ -186,6 +186,10 @@ const commands = {
     return new Promise((resolve, reject) => c.socket.timeout(timeout_ms).emit(event, ...unpack(args),
       (error, ...values) => (error ? reject(error) : resolve(pack(values)))));
   },
+  // with the client's `retries` it waits in its queue until the server has acknowledged it
+  send: (c, { event, args = [] }) => new Promise((resolve, reject) => {
+    c.socket.emit(event, ...unpack(args), (error, ...values) => (error ? reject(error) : resolve(pack(values))));
+  }),
   "get-state": (c) => ({ ...state(c), count: c.tally.count }),
   stats: (c, { expected }) => c.tally.stats(expected),
   compare: (c, { other }) => compare(c.tally, clients.get(other).tally),
