@@ -9,9 +9,9 @@ import uuid
 from typing import Any, NoReturn
 
 from sio_pg_adapter.counters import Counters
-from sio_pg_adapter.log.names import EVERYBODY, text_name, text_names
+from sio_pg_adapter.log.names import EVERYBODY, key_name, text_name, text_names
 from sio_pg_adapter.log.payload import encode_client_event
-from sio_pg_adapter.log.records import Entry, Kind
+from sio_pg_adapter.log.records import Entry, Kind, Written
 from sio_pg_adapter.store.writer import LogWriter
 
 from . import terminal
@@ -22,18 +22,22 @@ def main(args: argparse.Namespace) -> int:
     """Check the arguments, store the event, and print its offset."""
     data = tuple(_argument(args, number, text) for number, text in enumerate(args.data, 1))
     body, _ = encode_client_event(args.event, data)
+    key = key_name(args.key)
     entry = Entry(
         Kind.EVENT,
         text_name(args.namespace, "--namespace"),
         text_names(args.room, "room") or (EVERYBODY,),
         text_names(args.skip_sid, "--skip-sid"),
         body=body,
+        args={} if key is None else {"key": key},
     )
-    offset = asyncio.run(_append(args, entry))
+    written = asyncio.run(_append(args, entry))
     if args.json:
-        terminal.print_json({"offset": offset})
+        terminal.print_json({"offset": written.offset, **({} if key is None else {"stored": not written.duplicate})})
+    elif written.duplicate:
+        print(f"not stored: the event at offset {written.offset} has the same key")
     else:
-        print(f"stored at offset {offset}")
+        print(f"stored at offset {written.offset}")
     return 0
 
 
@@ -49,11 +53,11 @@ def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is JavaScript, not JSON")
 
 
-async def _append(args: argparse.Namespace, entry: Entry) -> int:
+async def _append(args: argparse.Namespace, entry: Entry) -> Written:
     async with open_database(args) as database:
         log = LogWriter(database, lambda *_: None, lambda: None, uuid.uuid4().hex, Counters())
         log.start()
         try:
-            return (await log.append(entry)).offset
+            return await log.append(entry)
         finally:
             await log.close()

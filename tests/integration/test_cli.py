@@ -227,6 +227,11 @@ async def test_emit_reaches_those_it_is_for(start_node, db, capsys):
         assert await run("emit", "bye", "--skip-sid", first.sid, "--json") == 0
         assert await second.event() == ["bye"] and first.waiting() == []
         assert json.loads(capsys.readouterr().out) == {"offset": offset + 1}
+        for stored in (True, False):
+            assert await run("emit", "once", "--key", "k", "--json") == 0
+            assert json.loads(capsys.readouterr().out) == {"offset": offset + 2, "stored": stored}
+        assert await run("emit", "twice", "--key", "k") == 0
+        assert capsys.readouterr().out == f"not stored: the event at offset {offset + 2} has the same key\n"
 
 
 @pytest.mark.parametrize(
@@ -238,6 +243,7 @@ async def test_emit_reaches_those_it_is_for(start_node, db, capsys):
         (["emit", "e", "[NaN]"], 2, "argument 1 of the event is not JSON: NaN"),
         (["emit", "e", "1e400"], 1, "inf at [1]"),
         (["emit", "e", "--room", "x" * 600], 1, "room has 600 bytes"),
+        (["emit", "e", "--key", ""], 1, "key takes text that is not empty"),
         (["emit"], 2, "the following arguments are required: EVENT. See"),
         (["tail", "--last", "-1"], 2, "whole number"),
         (["status", "--timeout", "x"], 2, "takes seconds"),

@@ -25,7 +25,7 @@ from alembic.operations import Operations
 from alembic.runtime.environment import EnvironmentContext
 from alembic.script import ScriptDirectory
 from prometheus_client import REGISTRY
-from sqlalchemy import Boolean, Column, Integer, MetaData, NullPool, Table, create_engine, inspect, update
+from sqlalchemy import Boolean, Column, Integer, MetaData, NullPool, Table, Text, create_engine, inspect, update
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.orm import DeclarativeBase
 
@@ -174,7 +174,18 @@ async def after_monitoring(reader: Reader) -> None:
     assert type(reader.names["sio"].manager.counters.spans).__module__ == "sio_pg_adapter.tracing"
 
 
-GIVEN = {"transactions.md": orders}
+def messages(names: dict[str, Any], dsn: str) -> None:
+    url = dsn.replace("postgresql://", "postgresql+asyncpg://")
+    table = Table(
+        "messages", MetaData(), Column("id", Text, primary_key=True), Column("user", Text), Column("text", Text)
+    )
+    with create_engine(dsn.replace("postgresql://", "postgresql+psycopg://")).begin() as connection:
+        table.create(connection)
+    names |= {"engine": create_async_engine(url, poolclass=NullPool), "messages": table}
+    names |= {"message": {"id": "m", "text": "hello"}, "user": "u"}
+
+
+GIVEN = {"transactions.md": orders, "exactly-once.md": messages}
 AFTER: dict[str, Callable[[Reader], Any]] = {
     "command.md": after_command,
     "index.md": after_index,

@@ -157,6 +157,29 @@ async def test_a_range_at_the_head(db, log):
         assert await pages(db, "head") < PAGES
 
 
+async def test_an_event_with_a_key(db, log):
+    """The plans are made while no key is stored."""
+    await db.execute("VACUUM ANALYZE sio_keys")
+    one, many = {"key": "again"}, [json.dumps({"key": f"key {i}"}) for i in range(0, OTHERS, OTHERS // 20)]
+    batch = [0, [0] * 20, ["/"] * 20, ["r"] * 20, None, None, None, ['["e"]'] * 20, None, None, many, None]
+
+    async def rounds() -> None:
+        for i in range(ROUNDS):
+            assert await pages(db, "write", *entry(Kind.EVENT, body='["e"]', args=one)) < PAGES
+            assert await pages(db, "write", *batch) < PAGES
+            for key in ("again", f"{i} {secrets.token_hex(8)}"):
+                assert await pages(db, "write_event", 0, "/", "r", '["e"]', key, None) < PAGES
+                assert await pages(db, "emit", "/", "r", None, None, '["e"]', None, key) < PAGES
+
+    await rounds()
+    await db.execute("""
+        INSERT INTO sio_keys
+        SELECT namespace, 'key ' || "offset" - (SELECT min("offset") FROM sio_packets), "offset" FROM sio_packets
+        ON CONFLICT DO NOTHING""")
+    await rounds()
+    assert await db.fetchval("SELECT count(*) FROM sio_packets WHERE body = '[\"e\"]'") == 1 + 20 + 2 * ROUNDS
+
+
 async def test_a_session_that_is_opened(db, log):
     """It looks for what moved its sid above the node's cursor."""
     for i in range(ROUNDS):
