@@ -409,10 +409,21 @@ END $$;
 
 -- Idempotency keys. A key belongs to the first event that has it, for as long as that event is in the log.
 
+-- Returns whether a key is taken. It does not read the log, because an application's transaction that has read a segment
+-- keeps retention from truncating it until that transaction ends.
+CREATE FUNCTION sio.sio_has_key(p_namespace text, p_key text)
+ RETURNS boolean
+ LANGUAGE plpgsql
+ STABLE
+ SET enable_seqscan TO 'off'
+ SET enable_bitmapscan TO 'off'
+AS $$
+BEGIN
+    RETURN EXISTS (SELECT FROM sio.sio_keys k WHERE k.namespace = p_namespace AND k.key = p_key);
+END $$;
+
 -- Returns the offset of the event that has a key, or null. The event itself is looked up, too, because rows of the log
--- may have been deleted by hand, or left out of a dump.
---
--- The settings keep a plan that was made while the tables were empty from reading all of their later rows.
+-- may have been deleted by hand, or left out of a dump. The caller holds the log's lock.
 CREATE FUNCTION sio.sio_keyed_event(p_namespace text, p_key text)
  RETURNS bigint
  LANGUAGE plpgsql
@@ -1721,7 +1732,7 @@ BEGIN
             RAISE invalid_parameter_value USING MESSAGE = 'the key of an event is not empty; leave it out, or null';
         ELSIF octet_length(p_key) > 512 THEN
             RAISE program_limit_exceeded USING MESSAGE = 'the key of an event is longer than 512 bytes';
-        ELSIF sio.sio_keyed_event(p_namespace, p_key) IS NOT NULL THEN
+        ELSIF sio.sio_has_key(p_namespace, p_key) THEN
             RETURN false;
         END IF;
         IF v_size > 65536 THEN  -- now and not under the log's lock, where 50 MB held up others for 1.7 s

@@ -8,18 +8,28 @@ import uuid
 import pytest
 
 from sio_pg_adapter.log.payload import pack
-from sio_pg_adapter.log.records import Entry, Kind
-from sio_pg_adapter.store.batches import CARRY_BYTES, _column, carried, columns, lone_event
+from sio_pg_adapter.log.records import Entry, Kind, Written
+from sio_pg_adapter.store.batches import (
+    CARRY_BYTES,
+    _column,
+    carried,
+    columns,
+    lone_event,
+    outcomes,
+    outcomes_by_key,
+)
 from sio_pg_adapter.store.reader import read_notification
 
 
-def event(*rooms, body='["e"]', skip=(), parts=(), namespace="/"):
-    return Entry(Kind.EVENT, namespace, rooms or ("",), tuple(skip), body=body, parts=tuple(parts))
+def event(*rooms, body='["e"]', skip=(), parts=(), namespace="/", key=None):
+    args = {} if key is None else {"key": key}
+    return Entry(Kind.EVENT, namespace, rooms or ("",), tuple(skip), body=body, parts=tuple(parts), args=args)
 
 
 # -- a single event --------------------------------------------------------------------------------------
 def test_a_single_event_for_one_room_has_a_statement_of_its_own():
     assert lone_event([event("x", body='["a"]', namespace="/chat")]) == ("/chat", "x", '["a"]', None)
+    assert lone_event([event("x", key="k")]) == ("/", "x", '["e"]', "k")
 
 
 @pytest.mark.parametrize(
@@ -63,6 +73,43 @@ def test_a_column_of_nothing_is_not_sent():
     assert bodies == ['["e"]', '["e"]']
     assert (rooms, skips, sids, parts, keys, args) == (None,) * 6
     assert _column([None, 0]) == [None, 0]
+
+
+def test_the_column_of_arguments_has_the_keys_of_events():
+    assert columns([event(key='"ü"'), event()], [None, None])[-1] == ['{"key":"\\"\\u00fc\\""}', None]
+
+
+# -- the outcomes of its entries ---------------------------------------------------------------------------
+def test_outcomes_of_a_batch():
+    entries = [
+        event(),
+        event(key="k"),
+        *(Entry(Kind.ENTER, "/", ("x",), sid="a") for _ in range(4)),
+        Entry(Kind.SAVE),
+    ]
+    assert outcomes(entries, [7, -3, 8, -5, 0, None, 0], [None] * 6 + ['{"a":1}']) == [
+        Written(7),
+        Written(3, duplicate=True),
+        Written(8),
+        Written(5),
+        Written(0),
+        Written(0, refused=True),
+        Written(0, {"a": 1}),
+    ]
+    assert outcomes(entries[:1], [7], None) == [Written(7)]
+
+
+def test_outcomes_by_key_after_a_lost_answer():
+    """Of the events 11, 12 and 13 of a batch, two had keys. Others met keys, and the event of one of them is gone."""
+    events = [11, 12, 13]
+    assert outcomes_by_key([13, 4, 11, 13, None], events) == [
+        Written(13),
+        Written(4, duplicate=True),
+        Written(11),
+        Written(13, duplicate=True),
+        Written(0, duplicate=True),
+    ]
+    assert events == [12]
 
 
 # -- what a notification carries -------------------------------------------------------------------------

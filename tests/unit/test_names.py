@@ -5,7 +5,15 @@ from __future__ import annotations
 import pytest
 
 from sio_pg_adapter.errors import ConfigurationError, NotSerializable, PayloadTooLarge
-from sio_pg_adapter.log.names import MAX_NAME_BYTES, first_named, namespace_name, room_name, text_name, text_names
+from sio_pg_adapter.log.names import (
+    MAX_NAME_BYTES,
+    first_named,
+    key_name,
+    namespace_name,
+    room_name,
+    text_name,
+    text_names,
+)
 
 
 class Text(str):
@@ -91,3 +99,13 @@ def test_nobody_is_in_or_out_of_the_room_that_means_everybody():
     assert room_name("a") == "a"
     with pytest.raises(ConfigurationError, match="room takes a name that is not empty"):
         room_name("")
+
+
+def test_a_key_is_text_or_none():
+    assert (key_name(None), key_name("order-7"), key_name(" ")) == (None, "order-7", " ")
+    assert type(key_name(Text("a"))) is str
+    with pytest.raises(ConfigurationError, match="key takes text that is not empty"):
+        key_name("")
+    for other in (0, False, b"", ["a"]):
+        with pytest.raises(NotSerializable, match="key takes text"):
+            key_name(other)

@@ -73,7 +73,7 @@ BEGIN
             RAISE invalid_parameter_value USING MESSAGE = 'the key of an event is not empty; leave it out, or null';
         ELSIF octet_length(p_key) > 512 THEN
             RAISE program_limit_exceeded USING MESSAGE = 'the key of an event is longer than 512 bytes';
-        ELSIF sio.sio_keyed_event(p_namespace, p_key) IS NOT NULL THEN
+        ELSIF sio.sio_has_key(p_namespace, p_key) THEN
             RETURN false;
         END IF;
         IF v_size > 65536 THEN  -- now and not under the log's lock, where 50 MB held up others for 1.7 s

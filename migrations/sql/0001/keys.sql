@@ -1,9 +1,17 @@
 -- Idempotency keys. A key belongs to the first event that has it, for as long as that event is in the log.
 
+-- The settings of these functions keep a plan that was made while a table was empty from reading all of its later rows.
+
+-- Returns whether a key is taken. It does not read the log, because an application's transaction that has read a segment
+-- keeps retention from truncating it until that transaction ends.
+CREATE FUNCTION sio.sio_has_key(p_namespace text, p_key text) RETURNS boolean
+LANGUAGE plpgsql STABLE SET enable_seqscan = off SET enable_bitmapscan = off AS $$
+BEGIN
+    RETURN EXISTS (SELECT FROM sio.sio_keys k WHERE k.namespace = p_namespace AND k.key = p_key);
+END $$;
+
 -- Returns the offset of the event that has a key, or null. The event itself is looked up, too, because rows of the log
--- may have been deleted by hand, or left out of a dump.
---
--- The settings keep a plan that was made while the tables were empty from reading all of their later rows.
+-- may have been deleted by hand, or left out of a dump. The caller holds the log's lock.
 CREATE FUNCTION sio.sio_keyed_event(p_namespace text, p_key text) RETURNS bigint
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_bitmapscan = off AS $$
 BEGIN
