@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import re
 import statistics
 import time
@@ -58,6 +59,10 @@ async def measure(dsn: str, schema: str, count: int) -> dict[str, float]:
     }
     for name, query in (await variants(connection, schema)).items():
         ways[name] = lambda query=query: connection.fetchval(query, 1, "/", "bench", EVENT, None, carry)
+    event, keys = Queries(schema)["write_event"], itertools.count()
+    ways["sio_append_event with a key"] = lambda: connection.fetchval(
+        event, 1, "/", "bench", EVENT, f"key-{next(keys)}", carry
+    )
     ways["sio.emit, all of it"] = lambda: sio.emit("n", {"pad": "x" * 180}, room="bench")
     took: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(count):

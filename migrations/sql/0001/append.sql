@@ -54,10 +54,7 @@ BEGIN
             offsets := ARRAY(SELECT generate_series(prev + 1, v_last));
         ELSE
             offsets := sio.sio_keyed_offsets(prev, p_namespaces, p_args);
-            v_last := greatest(prev, (SELECT max(o) FROM unnest(offsets) o));
-            IF v_last > prev THEN
-                v_last := setval('sio.sio_packets_offset_seq', v_last);
-            END IF;
+            v_last := setval('sio.sio_packets_offset_seq', greatest(prev, (SELECT max(o) FROM unnest(offsets) o)));
             INSERT INTO sio.sio_keys (namespace, key, "offset")
             SELECT e.namespace, e.args::json->>'key', offsets[e.i]
             FROM unnest(p_namespaces, p_args) WITH ORDINALITY AS e (namespace, args, i)
