@@ -58,7 +58,7 @@ BEGIN
             INSERT INTO sio.sio_keys (namespace, key, "offset")
             SELECT e.namespace, e.args::json->>'key', offsets[e.i]
             FROM unnest(p_namespaces, p_args) WITH ORDINALITY AS e (namespace, args, i)
-            WHERE e.args IS NOT NULL AND offsets[e.i] > 0
+            WHERE e.args::json->>'key' IS NOT NULL AND offsets[e.i] > 0
             ON CONFLICT (namespace, key) DO UPDATE SET "offset" = excluded."offset";  -- as in sio_take_key()
         END IF;
         IF v_segment = 0 THEN
