@@ -15,7 +15,7 @@ from socketio import AsyncManager
 from socketio.packet import Packet
 
 from .counters import Counters
-from .emitter import emit_async
+from .emitter import emit_async, read_position
 from .errors import ConfigurationError, SioPgError
 from .lifecycle import Lifecycle
 from .local.client import Client, QueueLimit, State
@@ -309,6 +309,21 @@ class AsyncPostgresManager(AsyncManager):
         ]
         if not any(node.callbacks.acknowledged(client, id, data) for client in clients):
             self._get_logger().warning("Unknown callback received, ignoring.")
+
+    async def position(self, connection: Any = None, namespace: str | None = None) -> str:
+        """Return the end of the log as a position: of a connection's snapshot, or of now.
+
+        Read it in the snapshot that reads the application's state, in one statement with ``sio_position()`` or in a
+        transaction that is repeatable read. Then all events that were committed with what the snapshot sees are at or
+        below it, and all others are above it. The transaction's own events are not committed yet.
+
+        :param connection: as in :meth:`emit`, also on a hot standby. Its errors pass through. A serialization failure
+                           says that retention truncated the log in the meantime: repeat the transaction.
+        :raises StoreUnavailable: if the database cannot be reached.
+        """
+        if connection is not None:
+            return await read_position(connection, namespace, self.database.schema)
+        return await (await self.started()).reader.position(namespace_name(namespace))
 
     # -- rooms -------------------------------------------------------------------------------------------------
     async def enter_room(self, sid: str, namespace: str, room: str, eio_sid: str | None = None) -> None:

@@ -46,6 +46,10 @@ FROM sio.sio_move_members($1::bigint, $2::smallint, $3::text, $4::text[], $5::te
 SELECT sio.sio_emit_encoded(CAST($1 AS text), CAST($2 AS text), CAST($3 AS text), CAST($4 AS text), CAST($5 AS text),
                             CAST($6 AS bytea))
 
+-- name: position
+-- The end of the log as this statement sees it, signed for a namespace.
+SELECT sio.sio_position(CAST($1 AS text))
+
 -- name: attach
 -- Store large bodies, before the log's lock is taken for the records that refer to them.
 INSERT INTO sio.sio_attachments (id, data, ephemeral)
