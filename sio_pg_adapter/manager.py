@@ -326,9 +326,19 @@ class AsyncPostgresManager(AsyncManager):
         return await (await self.started()).reader.position(namespace_name(namespace))
 
     # -- rooms -------------------------------------------------------------------------------------------------
-    async def enter_room(self, sid: str, namespace: str, room: str, eio_sid: str | None = None) -> None:
-        """Add a client of any node, or a session that is away, to a room. It has taken effect on return."""
-        await (await self.started()).moves.enter(sid, namespace, room)
+    async def enter_room(
+        self, sid: str, namespace: str, room: str, eio_sid: str | None = None, *, since: str | None = None
+    ) -> str | None:
+        """Add a client of any node, or a session that is away, to a room. It has taken effect on return.
+
+        See :meth:`AsyncServer.enter_room`.
+        """
+        node = await self.started()
+        if since is None:
+            offset = await node.moves.enter(sid, namespace, room)
+        else:
+            offset = await node.positions.enter(sid, namespace, room, since)
+        return None if offset is None else await node.positions.of(offset, namespace_name(namespace))
 
     async def leave_room(self, sid: str, namespace: str, room: str) -> None:
         """Remove a client of any node, or a session that is away, from a room. It has taken effect on return."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from sio_pg_adapter.log.names import namespace_name, text_name
 from sio_pg_adapter.manager import AsyncPostgresManager
 
 
@@ -22,3 +23,15 @@ class PositionMethods:
         :raises StoreUnavailable: if the database cannot be reached.
         """
         return await self.manager.position(connection, namespace)
+
+    def last_position(self, sid: str, namespace: str | None = None) -> str | None:
+        """Return the position up to which a client of this node has received events in a session that is over.
+
+        It is what the client's offset proves as it connects, for the rooms that it was in. ``None`` if the client has
+        recovered its session, or has none, or presented no valid offset.
+        """
+        namespace = namespace_name(namespace)
+        client, node = self.manager.clients.addressed(text_name(sid, "sid"), namespace), self.manager.node
+        if client is None or client.proved is None or node is None:
+            return None
+        return node.epochs.position(client.proved, namespace)

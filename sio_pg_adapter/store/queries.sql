@@ -103,6 +103,11 @@ ORDER BY p."offset"
 SELECT sio.sio_missed($1::bigint, $2::bigint, $3::bigint, $4::integer) AS missed,
        sio.sio_lost($1::bigint, $2::bigint) AS lost
 
+-- name: since
+-- How many events there are for rooms above an offset of each, counted up to a limit, and the floor.
+SELECT (SELECT floor FROM sio.sio_log) AS floor,
+       sio.sio_count_since($1::text, $2::text[], $3::bigint[], $4::integer) AS missed
+
 -- name: memberships
 -- The rooms of a session, and the last offset for which they hold. There is no row if a newer claim holds the session.
 SELECT greatest((SELECT max("offset") FROM sio.sio_packets_0), (SELECT max("offset") FROM sio.sio_packets_1), 0) AS head,

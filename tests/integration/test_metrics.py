@@ -190,6 +190,8 @@ async def test_each_reason_of_a_fresh_session_is_counted(start_node, db, pg_dsn,
             auth["pid"] = "n" * 32
         elif reason is Reason.FUTURE_OFFSET:
             auth["offset"] = node.manager.node.epochs.codec.encode(node.manager.node.cursor.offset + 1_000, "/")
+        elif reason is Reason.STALE_OFFSET:
+            await db.execute('UPDATE sio_sessions SET stale_offset = (SELECT min("offset") FROM sio_packets)')
         elif reason is Reason.DELETED_EVENTS:
             await node.sio.emit("missed")
             await age(db)
