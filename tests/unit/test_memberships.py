@@ -80,9 +80,8 @@ def test_a_room_entered_from_an_earlier_offset_does_not_widen_the_others():
     memberships = Memberships("s", 50, {"now": [(50, None)]})
     memberships.enter_since("x", 20)
     memberships.enter_since("y", 30)
-    log = [event(offset, *rooms) for offset, *rooms in (
-        (20, "x"), (21, "x"), (22, "y"), (23, ""), (24, "s"), (25, "now", "x"), (31, "y"), (40, "now"), (51, ""), (52, "s")
-    )]  # fmt: skip
+    before = [event(20, "x"), event(21, "x"), event(22, "y"), event(23, ""), event(24, "s"), event(25, "now", "x")]
+    log = [*before, event(31, "y"), event(40, "now"), event(51, ""), event(52, "s")]
     assert [record.offset for record in log if memberships.due(record)] == [21, 25, 31, 51, 52]
     assert (memberships.start, memberships.joined) == (20, 50)
     assert [memberships.entered(room) for room in ("x", "y", "now", "s", "z")] == [20, 30, 50, 50, None]
