@@ -27,7 +27,10 @@ from support.nodes import Node
 WRITERS = 16
 READERS = 8
 DOCUMENTS = [f"doc {i}" for i in range(6)]
-SETTINGS = {"wal_level": "replica", "max_wal_senders": "4", "hot_standby": "on", "hot_standby_feedback": "on"}
+STANDBY = {"wal_level": "replica", "max_wal_senders": "4", "hot_standby": "on", "hot_standby_feedback": "on"}
+SLOW_COMMITS = {"fsync": "on", "commit_delay": "3000", "commit_siblings": "0"}
+"""A commit takes 3 ms, in which others would overtake it if the log's lock did not keep them from that."""
+
 STATE = "SELECT sio_position() AS position, ARRAY(SELECT change FROM changes WHERE document = $1) AS changes"
 
 __all__ = ["programs"]  # a fixture
@@ -128,10 +131,10 @@ class Run:
 async def start_run(programs: Path, start_node, monkeypatch) -> AsyncIterator[Any]:
     monkeypatch.setattr(connection, "PAGE", 7)
     monkeypatch.setattr("sio_pg_adapter.local.recent.RECENT_RECORDS", 100)
-    with EmbeddedPostgres(settings=SETTINGS) as primary:
+    with EmbeddedPostgres(settings=STANDBY | SLOW_COMMITS) as primary:
         dsn = await make_database(primary)
         await query(dsn, "CREATE TABLE changes (document text, change bigint)")
-        async with standby_of(primary, programs, SETTINGS) as standby:
+        async with standby_of(primary, programs, STANDBY) as standby:
 
             async def start(seed: int, joins: int) -> Run:
                 nodes = [await start_node(dsn=dsn), await start_node(dsn=dsn)]
