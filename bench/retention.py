@@ -189,7 +189,10 @@ async def costs(dsn: str, rows: int) -> Figures:
     await fill(connection, rows // 2, 0)
     await connection.execute("VACUUM ANALYZE")
     # The newest session is in twelve rooms of the log, two of which have a packet in the last twentieth of it.
-    await connection.execute("INSERT INTO sio_sessions VALUES (1, 'x', '/', 's', '{}', NULL, 1, 1, 0)")
+    await connection.execute(
+        "INSERT INTO sio_sessions (id, pid_hash, namespace, sid, start_offset, joined_at)"
+        " VALUES (1, 'x', '/', 's', 0, 0)"
+    )
     await connection.execute(
         "INSERT INTO sio_rooms SELECT 1, 'r' || i * 800, 0, NULL, '/' FROM generate_series(1, 12) i"
     )

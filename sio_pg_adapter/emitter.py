@@ -140,6 +140,27 @@ def _stored(row: Any) -> bool:
     return bool(next(iter(row.values())) if isinstance(row, Mapping) else row[0])
 
 
+async def read_position(connection: Any, namespace: object, schema: str) -> str:
+    """Return the position of the snapshot of a connection, see :meth:`AsyncPostgresManager.position`.
+
+    :param connection: as for :func:`emit_async`.
+    """
+    value = namespace_name(namespace)
+    driver = _driver(connection)
+    with _hint(schema):
+        if driver is Driver.ASYNCPG:
+            return str(await connection.fetchval(_statement(schema, "numeric_dollar", "position"), value))
+        if driver is Driver.PSYCOPG_ASYNC:
+            psycopg = sys.modules["psycopg"]
+            async with psycopg.AsyncCursor(connection, row_factory=psycopg.rows.tuple_row) as cursor:
+                await cursor.execute(_statement(schema, "format", "position"), (value,))
+                return str((await cursor.fetchone())[0])
+        if driver is Driver.SQLALCHEMY_ASYNC:
+            result = await connection.execute(_clause(schema, "position"), {"p1": value})
+            return str(result.scalar_one())
+    raise ConfigurationError(f"connection= takes {ASYNC}. It was {_type(connection)}")
+
+
 @contextmanager
 def _hint(schema: str) -> Iterator[None]:
     """Add a note to the error of a database that is not migrated: PostgreSQL's own hint is to add type casts."""
@@ -244,9 +265,9 @@ _MARKS = {
 
 
 @functools.lru_cache(maxsize=64)
-def _statement(schema: str, style: str) -> str:
+def _statement(schema: str, style: str, query: str = "emit") -> str:
     # The schema's name comes first and is data. It may contain text that looks like a parameter.
-    name, function, arguments = Queries(schema)["emit"].rpartition(".sio_emit_encoded(")
+    name, function, arguments = Queries(schema)[query].rpartition(".sio_")
     if style in ("format", "pyformat"):
         name = name.replace("%", "%%")
     return name + function + re.sub(r"\$(\d)", lambda m: _MARKS[style].format(m[1]), arguments)
@@ -257,6 +278,6 @@ def _parameters(values: Values, style: str) -> Any:
 
 
 @functools.lru_cache(maxsize=64)
-def _clause(schema: str) -> Any:
-    name, function, arguments = _statement(schema, "named").rpartition(".sio_emit_encoded(")
+def _clause(schema: str, query: str = "emit") -> Any:
+    name, function, arguments = _statement(schema, "named", query).rpartition(".sio_")
     return sys.modules["sqlalchemy"].text(name.replace(":", "\\:") + function + arguments)

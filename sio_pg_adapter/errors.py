@@ -6,6 +6,7 @@
     ├── NoAnswer               nodes or clients did not answer in time; carries the answers that arrived
     ├── NotSerializable        a value or a name cannot be stored as it is
     ├── PayloadTooLarge        an event is larger than the log accepts
+    ├── PositionLost           what came after a position is not stored, or too much to be sent
     ├── SchemaMismatch         the database is not migrated, or its tables are of an incompatible version
     ├── SessionConflict        a session was changed elsewhere while it was being changed here
     └── StoreUnavailable       the database cannot be reached, or it did not answer
@@ -79,6 +80,14 @@ class NotSerializable(SioPgError, TypeError):  # noqa: N818 - the name is part o
 
 class PayloadTooLarge(SioPgError, ValueError):  # noqa: N818 - the name is part of the public face
     """An event or a session is larger than the database stores in one value."""
+
+
+class PositionLost(SioPgError, socketio.exceptions.ConnectionRefusedError):  # noqa: N818 - the name is public
+    """The events after a position cannot all be sent: some are no longer stored, or they are too many.
+
+    The application loads its state again, with a position. If a connect handler or a middleware does not catch the
+    error, the client is refused: its ``connect_error`` event has the message.
+    """
 
 
 class SchemaMismatch(SioPgError):  # noqa: N818 - the name is part of the public face

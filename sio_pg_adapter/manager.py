@@ -15,7 +15,7 @@ from socketio import AsyncManager
 from socketio.packet import Packet
 
 from .counters import Counters
-from .emitter import emit_async
+from .emitter import emit_async, read_position
 from .errors import ConfigurationError, SioPgError
 from .lifecycle import Lifecycle
 from .local.client import Client, QueueLimit, State
@@ -322,10 +322,35 @@ class AsyncPostgresManager(AsyncManager):
         if not any(node.callbacks.acknowledged(client, id, data) for client in clients):
             self._get_logger().warning("Unknown callback received, ignoring.")
 
+    async def position(self, connection: Any = None, namespace: str | None = None) -> str:
+        """Return the end of the log as a position: of a connection's snapshot, or of now.
+
+        Read it in the snapshot that reads the application's state, in one statement with ``sio_position()`` or in a
+        transaction that is repeatable read. Then all events that were committed with what the snapshot sees are at or
+        below it, and all others are above it. The transaction's own events are not committed yet.
+
+        :param connection: as in :meth:`emit`, also on a hot standby. Its errors pass through. A serialization failure
+                           says that retention truncated the log in the meantime: repeat the transaction.
+        :raises StoreUnavailable: if the database cannot be reached.
+        """
+        if connection is not None:
+            return await read_position(connection, namespace, self.database.schema)
+        return await (await self.started()).reader.position(namespace_name(namespace))
+
     # -- rooms -------------------------------------------------------------------------------------------------
-    async def enter_room(self, sid: str, namespace: str, room: str, eio_sid: str | None = None) -> None:
-        """Add a client of any node, or a session that is away, to a room. It has taken effect on return."""
-        await (await self.started()).moves.enter(sid, namespace, room)
+    async def enter_room(
+        self, sid: str, namespace: str, room: str, eio_sid: str | None = None, *, since: str | None = None
+    ) -> str | None:
+        """Add a client of any node, or a session that is away, to a room. It has taken effect on return.
+
+        See :meth:`AsyncServer.enter_room`.
+        """
+        node = await self.started()
+        if since is None:
+            offset = await node.moves.enter(sid, namespace, room)
+        else:
+            offset = await node.positions.enter(sid, namespace, room, since)
+        return None if offset is None else await node.positions.of(offset, namespace_name(namespace))
 
     async def leave_room(self, sid: str, namespace: str, room: str) -> None:
         """Remove a client of any node, or a session that is away, from a room. It has taken effect on return."""

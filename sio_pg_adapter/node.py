@@ -38,6 +38,7 @@ from .local.cursor import Cursor
 from .local.delivery import Delivery
 from .local.handover import Handover
 from .local.moves import Moves
+from .local.positions import Positions
 from .local.protocols import Endings, RoomTable
 from .local.returns import Returns
 from .local.rooms import Rooms
@@ -173,6 +174,15 @@ class Node:
         self.moves = Moves(setup.clients, self.rooms, self.cursor, self.appender)
         self.continuity = Continuity(
             database, setup.clients, self.cursor, self.epochs, self.reader, self.sessions, self.presence, self.endings
+        )
+        self.positions = Positions(
+            setup.clients,
+            self.cursor,
+            self.epochs,
+            self.continuity,
+            self.sessions,
+            self.moves,
+            None if setup.recovery is None else setup.recovery.max_missed_packets,
         )
 
         # the other nodes

@@ -40,8 +40,10 @@ class Appender:
         await self._effect(written)
         return not written.duplicate
 
-    async def change(self, entry: Entry | MemberMove) -> None:
-        """Append a move, a closed room or a kick. Return when it has taken effect on this node.
+    async def change(self, entry: Entry | MemberMove) -> int:
+        """Append a move, a closed room or a kick. Return its offset when it has taken effect on this node.
+
+        The offset is that of an earlier record which had already done the same, or 0 if nothing was to be done.
 
         :raises ValueError: if the room is a client's own. Nothing is stored.
         :raises StoreUnavailable: says whether it may be stored.
@@ -53,6 +55,7 @@ class Appender:
         if written.refused:
             raise ValueError(f"cannot {'close' if entry.kind is Kind.CLOSE else 'enter'} a sid room")
         await self._effect(written)
+        return written.offset
 
     async def _effect(self, written: Written) -> None:
         if written.offset <= self._cursor.offset or not self._follows:

@@ -9,6 +9,8 @@
     CONNECTING             resume          CONNECTING   its claim of an earlier session was granted
     CONNECTING             confirm_claim   CONNECTING   the cursor met the claim in this tick
     CONNECTING             follow          CONNECTING   its rooms are those of the claimed session
+    CONNECTING             present         CONNECTING   it proved what it received of a session that is over
+    CONNECTING             enter_since     CONNECTING   it is in a room from an earlier position on
     CONNECTING             answered        CONNECTING   its CONNECT is answered
     CONNECTING, REPLAYING  begin_replay    REPLAYING    it is sent what it missed
     CONNECTING, REPLAYING  lose_session    the same     retention deleted what it missed
@@ -85,6 +87,8 @@ class Client:
     :ivar sent: the offset up to which it has been sent what it is due. Nothing at or below it is sent any more. A
                 replay may read beyond the cursor, which passes the same records later.
     :ivar presented: the data of its CONNECT packet.
+    :ivar proved: the offset of the last event that it has received, if the session of that is over.
+    :ivar since: the rooms that it entered from a position on: the offset, and the key of its epoch in hexadecimal.
     :ivar recoverable: it has a session, or will have one, and is given offsets.
     :ivar recovered: its connection continues an earlier session.
     :ivar after: the offset that a recovered client presented.
@@ -103,6 +107,8 @@ class Client:
     memberships: Memberships
     sent: int
     presented: Any = None
+    proved: int | None = None
+    since: dict[str, tuple[int, str]] = field(default_factory=dict)
     recoverable: bool = False
     recovered: bool = False
     after: int = 0
@@ -216,6 +222,18 @@ class Client:
     def follow(self, memberships: Memberships) -> None:
         self._require(State.CONNECTING)
         self.memberships = memberships
+
+    def present(self, offset: int) -> None:
+        """It has received all that it was due up to an offset, in a session that is over."""
+        self._require(State.CONNECTING)
+        self.proved = offset
+
+    def enter_since(self, room: str, offset: int, key: str) -> None:
+        """It is in a room from an offset on, and is sent what came for the room since then."""
+        self._require(State.CONNECTING)
+        self.memberships.enter_since(room, offset)
+        self.since[room] = (offset, key)
+        self.sent = min(self.sent, offset)
 
     def accept(self) -> None:
         """It is accepted. Also if its connection ended while its handler ran: then its disconnect handler runs."""

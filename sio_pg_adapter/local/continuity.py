@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 
-from sio_pg_adapter.errors import SioPgError
+from sio_pg_adapter.errors import PositionLost, SioPgError
 from sio_pg_adapter.store.database import Database
 from sio_pg_adapter.store.epochs import Epochs
 from sio_pg_adapter.store.presence import Presence
@@ -55,6 +55,21 @@ class Continuity:
         """
         async with self._checking:
             await self._compare()
+
+    async def offset_of(self, position: object, namespace: str, *, argument: str) -> int:
+        """Return the offset of a position, of an epoch that another node has just begun, too.
+
+        :param argument: the name of the argument that took it, for messages.
+        :raises ConfigurationError: if it is none, or that of another namespace.
+        :raises PositionLost: if it is of an epoch that the log does not have, or if the log has lost it since.
+        """
+        try:
+            return self._epochs.offset_of(position, namespace, argument=argument)
+        except PositionLost:
+            if not self._epochs.may_be_stale():
+                raise
+        await self.check()
+        return self._epochs.offset_of(position, namespace, argument=argument)
 
     async def follow(self) -> None:
         """Follow the server that connections lead to now, once its log is known.

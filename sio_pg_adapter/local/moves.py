@@ -24,19 +24,29 @@ class Moves:
         self._cursor = cursor
         self._appender = appender
 
-    async def enter(self, sid: str, namespace: str, room: str) -> None:
+    async def enter(self, sid: str, namespace: str, room: str, *, member: bool = False) -> int | None:
         """Add a sid to a room. It has taken effect on return.
 
+        Returns the offset above which it is in the room, ``None`` if its connection has ended.
+
+        :param member: change nothing. Only return where the sid entered the room.
         :raises ValueError: if the room is another client's own.
         """
         room, sid, namespace = room_name(room), text_name(sid, "sid"), namespace_name(namespace)
+        self.check_room(sid, namespace, room)
+        return await self._move(Kind.ENTER, sid, namespace, room, {"member": True} if member else {})
+
+    def check_room(self, sid: str, namespace: str, room: str) -> None:
+        """Check that a sid may enter a room.
+
+        :raises ValueError: if the room is another client's own.
+        """
         if room != sid and self._rooms.is_sid_room(namespace, room):
             raise ValueError("cannot enter a sid room")
-        await self._move(Kind.ENTER, sid, namespace, room)
 
     async def leave(self, sid: str, namespace: str, room: str) -> None:
         """Remove a sid from a room. It has taken effect on return."""
-        await self._move(Kind.LEAVE, text_name(sid, "sid"), namespace_name(namespace), room_name(room))
+        await self._move(Kind.LEAVE, text_name(sid, "sid"), namespace_name(namespace), room_name(room), {})
 
     async def close(self, room: str, namespace: str | None) -> None:
         """Remove everybody from a room. It has taken effect on return.
@@ -48,25 +58,28 @@ class Moves:
             raise ValueError("cannot close a sid room")
         await self._appender.change(Entry(Kind.CLOSE, namespace, (room,)))
 
-    async def _move(self, kind: Kind, sid: str, namespace: str, room: str) -> None:
-        if room == sid:
-            return  # a client is in its own room as long as it lives
+    async def _move(self, kind: Kind, sid: str, namespace: str, room: str, args: dict[str, Any]) -> int | None:
+        """Return the offset of the move, or of the one that had already done the same."""
         client = self._clients.addressed(sid, namespace)
-        args: dict[str, Any] = {}
+        if room == sid:  # a client is in its own room as long as it lives
+            return None if client is None else client.memberships.entered(room)
         if client is not None:
             await client.opened_or_failed()
             if client.state is State.LEFT and handled() is client:
-                return  # in its disconnect handler: its rooms were taken down when that began
+                return None  # in its disconnect handler: its rooms were taken down when that began
             if client.held is None:
                 self._move_in_memory(kind, client, room)
-                return
+                return client.memberships.entered(room)
             args["generation"] = client.held.generation
             own_handler = handled() is client and client.state is State.CONNECTING
             if kind is Kind.ENTER and own_handler and self._is_certainly_in(client, room):
-                return
+                return client.memberships.entered(room)
             if kind is Kind.LEAVE and own_handler:
                 args["as_of"] = client.after
-        await self._appender.change(Entry(kind, namespace, (room,), sid=sid, args=args))
+        offset = await self._appender.change(Entry(kind, namespace, (room,), sid=sid, args=args))
+        if offset == 0 and client is not None and client.memberships.entered(room) == 0:
+            return 0  # it entered the room while the log was empty
+        return offset or None
 
     def _is_certainly_in(self, client: Client, room: str) -> bool:
         """Whether a client that has just claimed its session is in a room, known without a query.

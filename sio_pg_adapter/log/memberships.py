@@ -32,12 +32,15 @@ def spans_of(rows: Iterable[tuple[str, int, int | None]]) -> dict[str, list[Span
 class Memberships:
     """The rooms of a sid over the log.
 
-    :ivar start: the start of the session. The sid belongs to everybody and to its own room from there on.
+    :ivar start: the start of the session: nothing at or below it is due.
+    :ivar joined: the sid belongs to everybody and to its own room above this offset, if that is above the start. Only
+                  rooms that were entered from an earlier position begin below it.
     """
 
     sid: str
     start: int
     rooms: dict[str, list[Span]] = field(default_factory=dict)
+    joined: int = 0
 
     def current(self) -> list[str]:
         """Return the rooms it is in now, without its own."""
@@ -48,6 +51,14 @@ class Memberships:
         if not spans or spans[-1][1] is not None:
             spans.append((at, None))
 
+    def enter_since(self, room: str, at: int) -> None:
+        """Enter a room from an offset on that may be below the start. No event has been sent yet."""
+        self.joined = max(self.joined, self.start)
+        self.start = min(self.start, at)
+        spans = self.rooms.get(room, ())  # entered and left already. The spans may not overlap
+        earlier: list[Span] = [(a, at + 1 if b is None or b > at else b) for a, b in spans if a < at]
+        self.rooms[room] = [*earlier, (at, None)]
+
     def leave(self, room: str, at: int) -> None:
         """Take it out of the room from ``at`` on, also if it entered again later."""
         ended = [(a, at if b is None or b > at else b) for a, b in self.rooms.get(room, ())]
@@ -56,6 +67,13 @@ class Memberships:
             self.rooms[room] = spans
         else:
             self.rooms.pop(room, None)
+
+    def entered(self, room: str) -> int | None:
+        """Return the offset above which it is in a room now. ``None`` if it is not."""
+        if room == self.sid:
+            return max(self.joined, self.start)
+        spans = self.rooms.get(room)
+        return spans[-1][0] if spans and spans[-1][1] is None else None
 
     def forget(self, room: str) -> None:
         """Take it out of the room, and drop the spans."""
@@ -81,7 +99,7 @@ class Memberships:
         if record.kind is not Kind.EVENT or self.sid in record.skip_sids or record.offset <= self.start:
             return False
         return any(
-            room in (EVERYBODY, self.sid)
+            (room in (EVERYBODY, self.sid) and record.offset > self.joined)
             or any(a < record.offset and (b is None or record.offset < b) for a, b in self.rooms.get(room, ()))
             for room in record.rooms
         )

@@ -26,8 +26,13 @@ class Reason(enum.StrEnum):
     UNKNOWN_SESSION = "unknown or expired session"
     FUTURE_OFFSET = "offset in the future"
     DELETED_EVENTS = "missed events no longer stored"
+    STALE_OFFSET = "offset of an earlier session"
     TOO_MANY_MISSED = "too many missed events"
     STUCK = "it does not get past an event"
+
+
+PROVES = frozenset((Reason.UNKNOWN_SESSION, Reason.DELETED_EVENTS, Reason.TOO_MANY_MISSED))
+"""The reasons with which the offset still says what the client has received."""
 
 
 def new_pid() -> str:
@@ -103,6 +108,7 @@ class Claimed:
     :ivar former: the generation of the connection that still holds it. ``None`` if the client was away.
     :ivar missed: how many events it is due. It may be too high, but only if it does not exceed the cap.
     :ivar lost: whether retention deleted something that it may be due.
+    :ivar stale: whether the client may have kept the offset from an earlier session.
     :ivar page: the first events it is due, in order, up to ``upto``. ``upto`` is ``None`` if no page was read.
     """
 
@@ -117,6 +123,7 @@ class Claimed:
     memberships: Memberships
     page: tuple[Record, ...] = ()
     upto: int | None = None
+    stale: bool = False
 
     @classmethod
     def from_json(cls, value: dict[str, Any], namespace: str = "/") -> Claimed:
@@ -129,12 +136,13 @@ class Claimed:
             offset=value["offset"],
             missed=value["missed"],
             lost=value["lost"],
-            memberships=Memberships(value["sid"], value["start"], spans_of(value["rooms"])),
+            memberships=Memberships(value["sid"], value["start"], spans_of(value["rooms"]), value.get("joined", 0)),
             page=tuple(
                 Record(offset, Kind.EVENT, namespace, tuple(to), tuple(skips or ()), body=body)
                 for offset, to, skips, body in value.get("page", ())
             ),
             upto=value.get("upto"),
+            stale=value.get("stale", False),
         )
 
 
@@ -161,6 +169,10 @@ def verdict(claim: Claim, session: Claimed | None, limit: int) -> Recovered | Fr
         return Fresh(Reason.UNKNOWN_SESSION)
     if claim.after is not None and claim.after >= session.offset:
         return Fresh(Reason.FUTURE_OFFSET)
+    if session.stale:
+        # A client keeps the offset of an earlier session until its next event. This one lies above the session's
+        # start, so the client has received nothing yet, or all up to there.
+        return Fresh(Reason.STALE_OFFSET)
     if session.lost:
         return Fresh(Reason.DELETED_EVENTS)
     if session.missed > limit:

@@ -244,6 +244,8 @@ def _sessions(made: MetaData) -> None:
         Column("generation", BigInteger, nullable=False, server_default=text("1")),
         Column("settled", BigInteger, nullable=False, server_default=text("1")),
         Column("start_offset", BigInteger, nullable=False),
+        Column("joined_at", BigInteger, nullable=False),
+        Column("stale_offset", BigInteger),
         Column("lost_below", BigInteger, nullable=False, server_default=text("0")),
         Column("created_at", _TIME, nullable=False, server_default=_NOW),
         Column("expires_at", _TIME),
@@ -256,7 +258,10 @@ def _sessions(made: MetaData) -> None:
         "id of a lost session is not issued again. identity: whose session it is, as the application says. "
         "Only a client with the same one claims it. node: the node that holds the session, null while it is "
         "away. generation: raised by each claim. settled: the generation of the holder whose writes count, "
-        "lower than generation while a claim waits for that holder. lost_below: a client at a lower offset may be "
+        "lower than generation while a claim waits for that holder. start_offset: the lowest offset that the "
+        "client can be at. joined_at: the offset above which it belongs to everybody and to its own room. Only rooms "
+        "that were entered from an earlier position begin below it. stale_offset: the offset of a former session "
+        "that the client keeps until it gets an event. lost_below: a client at a lower offset may be "
         "due an event of a membership that is not stored any more. expires_at: null while the session is held. "
         "expiry_node: the node that calls the expiry handler.",
     )

@@ -74,9 +74,24 @@ class ClientMethods(socketio.AsyncServer):
                 self.manager.node.callbacks.forget(callback)
         return args if len(args) > 1 else args[0] if args else None
 
-    async def enter_room(self, sid: str, room: str, namespace: str | None = None) -> None:
-        """Add a client of any node, or a session that is away, to a room. It has taken effect on return."""
-        await super().enter_room(sid, room, namespace_name(namespace))
+    async def enter_room(
+        self, sid: str, room: str, namespace: str | None = None, *, since: str | None = None
+    ) -> str | None:
+        """Add a client of any node, or a session that is away, to a room. It has taken effect on return.
+
+        Returns the position from which on the client is in the room. A client that is in the room already stays in it
+        from where it entered it. ``None`` if its connection has ended.
+
+        :param since: a position, in the client's connect handler or a middleware. The client gets the events for the
+                      room after it, and goes on live, in the order of the log with everything else. After a recovery
+                      this changes nothing, because the client is still in the room. ``None``: from now on.
+        :raises PositionLost: if not all events after the position can be sent. Nothing was sent. If the handler does
+                              not catch it, the client is refused.
+        :raises ConfigurationError: if ``since`` is no position of this namespace, or is given elsewhere.
+        """
+        namespace = namespace_name(namespace)
+        self.logger.info("%s is entering room %s [%s]", sid, room, namespace)
+        return await self.manager.enter_room(sid, namespace, room, since=since)
 
     async def leave_room(self, sid: str, room: str, namespace: str | None = None) -> None:
         """Remove a client of any node, or a session that is away, from a room. It has taken effect on return."""

@@ -37,6 +37,7 @@ from sio_pg_adapter.local.handling import handling
 from sio_pg_adapter.log.names import text_name
 from sio_pg_adapter.log.records import Held, Kind, Record
 from sio_pg_adapter.log.verdict import (
+    PROVES,
     Claim,
     Claimed,
     Fresh,
@@ -98,6 +99,7 @@ class Connect:
         self._namespace = namespace
         self._presented = presented
         self._identity: str | None = None
+        self._kept_offset: int | None = None  # what the client presents until it gets an event of a new session
         self._asking = ""  # which function of the application runs
 
     async def refuse(self) -> None:
@@ -170,6 +172,7 @@ class Connect:
             self._identity = _checked_identity(recovery.identity(self._environ(), presented.auth))
         client.offer_session()
         if presented.claim is not None:
+            self._kept_offset = presented.claim.after
             with self._node.counters.spans.recovery(self._namespace):
                 session = await self._claim(client, presented.claim, recovery)
                 if session is not None:
@@ -226,12 +229,22 @@ class Connect:
                 cursor=self._node.cursor.offset,
                 data=data,
                 identity=self._identity,
+                since=set(client.since.values()),
+                stale=self._stale(client),
             )
         finally:
             client.opened(held)
         if held is None:
             client.end_session()  # kicked meanwhile
         self._check(client)
+
+    def _stale(self, client: Client) -> int | None:
+        """Return the offset of an earlier session that the client keeps until its next event.
+
+        Above the start of the new one it would look like an event that the client received in it.
+        """
+        stale = self._kept_offset
+        return stale if stale is not None and stale > client.memberships.start else None
 
     # -- an earlier session ------------------------------------------------------------------------------
     async def _claim(self, client: Client, claim: Claim, recovery: ConnectionStateRecovery) -> Claimed | None:
@@ -266,6 +279,8 @@ class Connect:
         if session is None or isinstance(decision, Fresh):
             if isinstance(decision, Fresh):
                 logger.info("a client gets a new session: %s: %s", client.label, decision.reason)
+                if claim.after is not None and decision.reason in PROVES:
+                    client.present(claim.after)
             if session is not None:  # it cannot be recovered exactly, so it expires at once
                 await node.sessions.release(Held(session.id, session.generation), seconds=0.0)
             return None
@@ -312,7 +327,7 @@ class Connect:
         node = self._node
         as_of, memberships = session.offset, session.memberships
         while not node.cursor.recent.covers(as_of):
-            loaded = await node.sessions.memberships(self._held(client), session.sid, memberships.start)
+            loaded = await node.sessions.memberships(self._held(client), memberships)
             if loaded is None:
                 raise ConnectAborted
             as_of, memberships = loaded

@@ -55,6 +55,8 @@ class AsyncNamespace(socketio.AsyncNamespace):
     disconnect = _of_server(AsyncServer.disconnect)
     recovered = _of_server(AsyncServer.recovered)
     fetch_rooms = _of_server(AsyncServer.fetch_rooms)
+    last_position = _of_server(AsyncServer.last_position)
+    position = _of_server(AsyncServer.position)
     fetch_sockets = _of_server(AsyncServer.fetch_sockets)
     broadcast_call = _of_server(AsyncServer.broadcast_call)
     sockets_join = _of_server(AsyncServer.sockets_join)

@@ -30,6 +30,7 @@ from .cluster_api import ClusterMethods
 from .endings import Endings
 from .host import Host, Middleware
 from .intake import Intake
+from .position_api import PositionMethods
 
 ExpiryHandler = Callable[[str, str, Any], Any]
 
@@ -39,7 +40,7 @@ E = TypeVar("E", bound=ExpiryHandler)
 logger = logging.getLogger("sio_pg_adapter")
 
 
-class AsyncServer(ClientMethods, ClusterMethods, socketio.AsyncServer):
+class AsyncServer(ClientMethods, ClusterMethods, PositionMethods, socketio.AsyncServer):
     """A ``socketio.AsyncServer`` whose clients recover their connections.
 
     All of python-socketio's options, methods and decorators work unchanged.

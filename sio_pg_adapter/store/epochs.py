@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 from sio_pg_adapter.log.offsets import Epoch, OffsetCodec
+from sio_pg_adapter.log.positions import decode_position, encode_position
 
 from .database import Database
 
@@ -55,3 +56,11 @@ class Epochs:
 
     def encode(self, offset: int, namespace: str) -> str:
         return self.codec.encode(offset, namespace)
+
+    def position(self, offset: int, namespace: str) -> str:
+        """Return the position behind the record of an offset."""
+        return encode_position(offset, namespace, self.codec)
+
+    def offset_of(self, position: object, namespace: str, *, argument: str) -> int:
+        """Return the offset of a position. See :func:`decode_position` for its errors."""
+        return decode_position(position, namespace, self.codec, argument=argument)

@@ -48,6 +48,10 @@ FROM sio.sio_move_members($1::bigint, $2::smallint, $3::text, $4::text[], $5::te
 SELECT sio.sio_emit_encoded(CAST($1 AS text), CAST($2 AS text), CAST($3 AS text), CAST($4 AS text), CAST($5 AS text),
                             CAST($6 AS bytea), CAST($7 AS text))
 
+-- name: position
+-- The end of the log as this statement sees it, signed for a namespace.
+SELECT sio.sio_position(CAST($1 AS text))
+
 -- name: attach
 -- Store large bodies, before the log's lock is taken for the records that refer to them.
 INSERT INTO sio.sio_attachments (id, data, ephemeral)
@@ -105,6 +109,11 @@ ORDER BY p."offset"
 -- How many events a claimed session is due between two offsets, counted up to a limit, and whether some of them are gone.
 SELECT sio.sio_missed($1::bigint, $2::bigint, $3::bigint, $4::integer) AS missed,
        sio.sio_lost($1::bigint, $2::bigint) AS lost
+
+-- name: since
+-- How many events there are for rooms above an offset of each, counted up to a limit, and the floor.
+SELECT (SELECT floor FROM sio.sio_log) AS floor,
+       sio.sio_count_since($1::text, $2::text[], $3::bigint[], $4::integer) AS missed
 
 -- name: memberships
 -- The rooms of a session, and the last offset for which they hold. There is no row if a newer claim holds the session.

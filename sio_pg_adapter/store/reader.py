@@ -14,6 +14,9 @@ from .database import Database
 from .epochs import Epochs
 from .failures import translated
 
+TRIES = 3
+"""How often the end of the log is read. Retention truncates a segment once in minutes at most."""
+
 ATTACHMENT_TIMEOUT = 60.0
 """How long reading or writing a large body may take, in seconds: 50 MB on a slow disk."""
 
@@ -38,6 +41,19 @@ class LogReader:
         if not rows:
             raise StoreUnavailable("the table sio_log is empty: run `sio-pg migrate`, which repairs it")
         return rows[0]["floor"], [readable(row) for row in rows if row["offset"] is not None]
+
+    async def position(self, namespace: str) -> str:
+        """Return the position of the end of the log.
+
+        :raises StoreUnavailable: if the database did not answer.
+        """
+        for _ in range(TRIES - 1):
+            try:
+                return str(await self._database.fetch_value("position", namespace))
+            except StoreUnavailable as e:
+                if not isinstance(e.__cause__, asyncpg.SerializationError):
+                    raise  # the others: retention truncated a segment between the statement's snapshot and its locks
+        return str(await self._database.fetch_value("position", namespace))
 
     async def whole(self, record: Record) -> Record:
         """Return an event with its body, if that is in the attachment table.

@@ -195,6 +195,8 @@ CREATE TABLE sio.sio_sessions (
     generation bigint NOT NULL DEFAULT 1,
     settled bigint NOT NULL DEFAULT 1,
     start_offset bigint NOT NULL,
+    joined_at bigint NOT NULL,
+    stale_offset bigint,
     lost_below bigint NOT NULL DEFAULT 0,
     created_at timestamp with time zone NOT NULL DEFAULT clock_timestamp(),
     expires_at timestamp with time zone,
@@ -210,8 +212,11 @@ COMMENT ON TABLE sio.sio_sessions IS
     'session is not issued again. identity: whose session it is, as the application says. Only a client with the '
     'same one claims it. node: the node that holds the session, null while it is away. generation: raised by each '
     'claim. settled: the generation of the holder whose writes count, lower than generation while a claim waits for '
-    'that holder. lost_below: a client at a lower offset may be due an event of a membership that is not stored any '
-    'more. expires_at: null while the session is held. expiry_node: the node that calls the expiry handler.';
+    'that holder. start_offset: the lowest offset that the client can be at. joined_at: the offset above which it '
+    'belongs to everybody and to its own room. Only rooms that were entered from an earlier position begin below '
+    'it. stale_offset: the offset of a former session that the client keeps until it gets an event. lost_below: a '
+    'client at a lower offset may be due an event of a membership that is not stored any more. expires_at: null '
+    'while the session is held. expiry_node: the node that calls the expiry handler.';
 
 -- Partial, so that the updates of held sessions stay heap-only.
 CREATE INDEX sio_sessions_expires ON sio.sio_sessions USING btree (expires_at) WHERE (expires_at IS NOT NULL);
@@ -751,7 +756,8 @@ END $$;
 -- Appends that a sid enters (kind 1) or leaves (kind 2) a room. Returns the offset, minus the offset of an earlier record
 -- if nothing changed, 0 if the caller does not hold the sid any more, or null if the room is another client's own.
 --
--- p_args: generation, if the caller means only the connection that it holds. as_of, for a room that a recovery's handler
+-- p_args: generation, if the caller means only the connection that it holds. member, to enter no room that the sid is not
+-- in already. The answer is 0 then. as_of, for a room that a recovery's handler
 -- leaves: the membership ends at the offset that the client presented.
 CREATE FUNCTION sio.sio_move(p_batch bigint, p_kind integer, p_namespace text, p_room text, p_sid text, p_args json)
  RETURNS bigint
@@ -772,7 +778,9 @@ BEGIN
         IF v_offset IS NOT NULL THEN
             RETURN -v_offset;
         END IF;
-        IF EXISTS (SELECT FROM sio.sio_sessions WHERE namespace = p_namespace AND sid = p_room) THEN
+        IF p_args->>'member' IS NOT NULL THEN
+            RETURN 0;
+        ELSIF EXISTS (SELECT FROM sio.sio_sessions WHERE namespace = p_namespace AND sid = p_room) THEN
             RETURN NULL;
         END IF;
         v_offset := sio.sio_put_record(p_batch, 1, p_namespace, p_room, p_sid, p_generation => v_generation);
@@ -871,24 +879,41 @@ END $$;
 
 -- Sessions, as entries of a batch. The functions take and return JSON. The caller holds the log's lock.
 
--- Opens a session. p_args: pid_hash, identity (null for none), node, start (an offset), cursor (of the node, when it
--- noted the rooms) and rooms (an array of [room, joined, left]). Room changes and kicks above the cursor are not in
--- `rooms` yet, so the function follows them in log order. Returns the id, or null as the id if the session was
--- kicked.
+-- Opens a session. p_args: pid_hash, identity (null for none), node, start, joined and stale (offsets, see sio_sessions),
+-- cursor (of the node, when it noted the rooms) and rooms (an array of [room, joined, left]). Room changes and kicks above
+-- the cursor are not in `rooms` yet, so the function follows them in log order. Returns the id, or null as the id if the
+-- session was kicked.
+--
+-- since: the positions from which rooms were entered, each as [offset, key of its epoch]. If the log has lost one of them,
+-- or records above it, the id is null, and `lost` is true. If retention is deleting records, `lost` is false: it may not
+-- see this session, and would not note that a room lost a record. The lock keeps retention away until the commit. Nobody
+-- waits for it.
 CREATE FUNCTION sio.sio_open(p_namespace text, p_sid text, p_data text, p_args json)
  RETURNS json
  LANGUAGE plpgsql
 AS $$
-DECLARE v_session bigint; r record;
+DECLARE v_session bigint; v_free boolean; v_lost boolean; r record;
 BEGIN
-    INSERT INTO sio.sio_sessions (id, pid_hash, namespace, sid, identity, data, node, start_offset)
+    INSERT INTO sio.sio_sessions (id, pid_hash, namespace, sid, identity, data, node, start_offset, joined_at,
+                                  stale_offset)
     VALUES (('x' || left(p_args->>'pid_hash', 15))::bit(60)::bigint, decode(p_args->>'pid_hash', 'hex'), p_namespace,
-            p_sid, p_args->>'identity', coalesce(p_data, '{}'), (p_args->>'node')::uuid, (p_args->>'start')::bigint)
+            p_sid, p_args->>'identity', coalesce(p_data, '{}'), (p_args->>'node')::uuid, (p_args->>'start')::bigint,
+            (p_args->>'joined')::bigint, (p_args->>'stale')::bigint)
     ON CONFLICT (pid_hash) DO NOTHING
     RETURNING id INTO v_session;
     IF v_session IS NULL THEN  -- the same call, sent again
         RETURN (SELECT json_build_object('id', id) FROM sio.sio_sessions
                 WHERE pid_hash = decode(p_args->>'pid_hash', 'hex'));
+    END IF;
+    IF p_args->>'since' IS NOT NULL THEN
+        PERFORM FROM sio.sio_log WHERE floor <= (p_args->>'start')::bigint FOR SHARE SKIP LOCKED;
+        v_free := FOUND;
+        v_lost := (p_args->>'start')::bigint < (SELECT floor FROM sio.sio_log) OR EXISTS (
+            SELECT FROM json_array_elements(p_args->'since') x WHERE NOT sio.sio_in_log((x->>0)::bigint, x->>1));
+        IF v_lost OR NOT v_free THEN
+            DELETE FROM sio.sio_sessions WHERE id = v_session;
+            RETURN json_build_object('id', NULL, 'lost', v_lost);
+        END IF;
     END IF;
     INSERT INTO sio.sio_rooms (session, room, joined_at, left_at, namespace)
     SELECT v_session, x->>0, (x->>1)::bigint, (x->>2)::bigint, p_namespace
@@ -916,6 +941,18 @@ BEGIN
     RETURN json_build_object('id', v_session);
 END $$;
 
+-- Returns whether an offset is in this log: its epoch has the key that it was signed with, and did not end before it.
+CREATE FUNCTION sio.sio_in_log(p_offset bigint, p_key text)
+ RETURNS boolean
+ LANGUAGE sql
+ STABLE
+AS $$
+    SELECT p_offset IS NULL OR EXISTS (
+        SELECT FROM sio.sio_epochs e WHERE e.epoch = p_offset >> 40 AND encode(e.key, 'hex') = p_key
+          AND p_offset <= coalesce((SELECT x.began_after FROM sio.sio_epochs x WHERE x.epoch > e.epoch
+                                    ORDER BY x.epoch LIMIT 1), 9223372036854775807))
+$$;
+
 -- Claims a session for a node. The newest claim wins, because it raises the generation. Returns everything that the
 -- verdict needs. Returns null and changes nothing if there is no such session, or if it is another identity's.
 --
@@ -939,11 +976,8 @@ BEGIN
         RETURN NULL;
     END IF;
     v_after := (p_args->>'after')::bigint;
-    IF v_after IS NOT NULL AND NOT EXISTS (
-        SELECT FROM sio.sio_epochs e WHERE e.epoch = v_after >> 40 AND encode(e.key, 'hex') = p_args->>'key'
-          AND v_after <= coalesce((SELECT x.began_after FROM sio.sio_epochs x WHERE x.epoch > e.epoch
-                                   ORDER BY x.epoch LIMIT 1), 9223372036854775807)) THEN
-        RETURN NULL;  -- an offset of a record that this epoch has lost, or never had
+    IF NOT sio.sio_in_log(v_after, p_args->>'key') THEN
+        RETURN NULL;
     END IF;
     IF s.node IS NOT NULL THEN
         SELECT * INTO n FROM sio.sio_nodes WHERE id = s.node;
@@ -984,6 +1018,7 @@ BEGIN
     END IF;
     RETURN json_build_object(
         'id', s.id, 'sid', s.sid, 'generation', s.generation + 1, 'data', s.data, 'start', s.start_offset,
+        'joined', s.joined_at, 'stale', coalesce((p_args->>'after')::bigint = s.stale_offset, false),
         'former', CASE WHEN v_held THEN s.settled END, 'offset', v_offset, 'missed', v_missed, 'lost', v_lost,
         'page', coalesce(v_page, '[]'), 'upto', v_upto,
         'rooms', (SELECT coalesce(json_agg(json_build_array(room, joined_at, left_at)), '[]')
@@ -1070,7 +1105,7 @@ CREATE FUNCTION sio.sio_memberships(p_session bigint, p_after bigint)
  LANGUAGE sql
  STABLE
 AS $$
-    SELECT s.namespace, s.sid, x.room, s.start_offset, NULL::bigint
+    SELECT s.namespace, s.sid, x.room, s.joined_at, NULL::bigint
     FROM sio.sio_sessions s CROSS JOIN LATERAL (VALUES (''), (s.sid)) AS x (room)
     WHERE s.id = p_session
     UNION ALL
@@ -1132,6 +1167,44 @@ BEGIN
          ORDER BY x.room, x."offset" LIMIT p_limit)
     ) d
     ORDER BY 1 LIMIT p_limit;
+END $$;
+
+-- Returns how many events for some rooms there are above an offset of each, counted up to p_limit, for a session that is
+-- still to be opened. The scans are those of sio_due.
+CREATE FUNCTION sio.sio_count_since(p_namespace text, p_rooms text[], p_afters bigint[], p_limit integer)
+ RETURNS bigint
+ LANGUAGE plpgsql
+ STABLE
+ SET plan_cache_mode TO 'force_generic_plan'
+ SET enable_seqscan TO 'off'
+ SET enable_bitmapscan TO 'off'
+ SET enable_hashjoin TO 'off'
+ SET enable_mergejoin TO 'off'
+AS $$
+BEGIN
+    RETURN (SELECT count(*) FROM (
+        SELECT DISTINCT d."offset"
+        FROM unnest(p_rooms, p_afters) AS m (room, after) CROSS JOIN LATERAL (
+            (SELECT p."offset" FROM sio.sio_packets_0 p
+             WHERE p.kind = 0 AND p.namespace = p_namespace AND p.room <= m.room
+               AND (p.room, p."offset") > (m.room, m.after) AND (p.room, p."offset") < (m.room, 9223372036854775807)
+             ORDER BY p.room, p."offset" LIMIT p_limit)
+            UNION ALL
+            (SELECT x."offset" FROM sio.sio_packet_rooms_0 x
+             WHERE x.namespace = p_namespace AND x.room <= m.room
+               AND (x.room, x."offset") > (m.room, m.after) AND (x.room, x."offset") < (m.room, 9223372036854775807)
+             ORDER BY x.room, x."offset" LIMIT p_limit)
+            UNION ALL
+            (SELECT p."offset" FROM sio.sio_packets_1 p
+             WHERE p.kind = 0 AND p.namespace = p_namespace AND p.room <= m.room
+               AND (p.room, p."offset") > (m.room, m.after) AND (p.room, p."offset") < (m.room, 9223372036854775807)
+             ORDER BY p.room, p."offset" LIMIT p_limit)
+            UNION ALL
+            (SELECT x."offset" FROM sio.sio_packet_rooms_1 x
+             WHERE x.namespace = p_namespace AND x.room <= m.room
+               AND (x.room, x."offset") > (m.room, m.after) AND (x.room, x."offset") < (m.room, 9223372036854775807)
+             ORDER BY x.room, x."offset" LIMIT p_limit)
+        ) d LIMIT p_limit) c);
 END $$;
 
 -- Returns how many events a session is due above p_after and up to p_upto, counted up to p_limit.
@@ -1802,6 +1875,57 @@ COMMENT ON FUNCTION sio.sio_emit IS
     'a key.';
 
 REVOKE ALL ON FUNCTION sio.sio_emit FROM PUBLIC;
+
+-- Positions: the end of the log as a snapshot sees it.
+
+-- Returns the position of the calling statement's snapshot. All events that were committed with what the snapshot sees are
+-- at or below it, and all others are above it. Offsets become visible in their order, so it is the last offset that the
+-- snapshot sees. It also works on a hot standby, which has neither sequences nor unlogged tables to rely on.
+--
+-- A TRUNCATE is not MVCC-safe: an older snapshot finds the segment empty, and still sees the former floor. The segment's
+-- row of pg_class, as the snapshot sees it, then has another file than the segment. The records of the segment that is
+-- truncated are below those of the other one. So the other one has the last offset, if the snapshot sees any of its records.
+--
+-- log/positions.py reads the text: the offset, the first bytes of a digest that names the epoch's key, and a checksum of
+-- offset and namespace under that key. A digest of a digest cannot be extended.
+CREATE FUNCTION sio.sio_position(namespace text DEFAULT '/'::text)
+ RETURNS text
+ LANGUAGE plpgsql
+ STABLE SECURITY DEFINER
+ SET search_path TO 'pg_catalog', 'pg_temp'
+ SET enable_seqscan TO 'off'
+AS $$
+DECLARE
+    v_last_0 bigint; v_last_1 bigint; v_kept_0 boolean; v_kept_1 boolean; v_floor bigint; v_offset bigint; v_key bytea;
+BEGIN
+    IF namespace IS NULL THEN
+        RAISE null_value_not_allowed USING MESSAGE = 'sio_position: namespace is not null; leave it out for "/"';
+    END IF;
+    -- The statement locks the segments before it looks at their files, so neither can be truncated in between.
+    SELECT (SELECT "offset" FROM sio.sio_packets_0 ORDER BY "offset" DESC LIMIT 1),
+           (SELECT "offset" FROM sio.sio_packets_1 ORDER BY "offset" DESC LIMIT 1),
+           (SELECT relfilenode = pg_relation_filenode(oid) FROM pg_class WHERE oid = 'sio.sio_packets_0'::regclass),
+           (SELECT relfilenode = pg_relation_filenode(oid) FROM pg_class WHERE oid = 'sio.sio_packets_1'::regclass),
+           greatest((SELECT floor FROM sio.sio_log),
+                    (SELECT began_after FROM sio.sio_epochs ORDER BY epoch DESC LIMIT 1))
+    INTO v_last_0, v_last_1, v_kept_0, v_kept_1, v_floor;
+    IF NOT (v_kept_0 AND v_kept_1 OR v_kept_0 AND v_last_0 IS NOT NULL OR v_kept_1 AND v_last_1 IS NOT NULL) THEN
+        RAISE serialization_failure USING MESSAGE =
+            'could not serialize access: retention truncated the log after this transaction''s snapshot';
+    END IF;
+    v_offset := greatest(v_last_0, v_last_1, v_floor);
+    SELECT key INTO STRICT v_key FROM sio.sio_epochs WHERE epoch = v_offset >> 40;
+    RETURN translate(encode(
+        int8send(v_offset) || substring(sha256(v_key || 'id') FROM 1 FOR 4)
+        || substring(sha256(v_key || sha256(v_key || 'position' || int8send(v_offset) || convert_to(namespace, 'UTF8')))
+                     FROM 1 FOR 15), 'base64'), '+/', '-_');
+END $$;
+
+COMMENT ON FUNCTION sio.sio_position IS
+    'The end of the log as this statement sees it. A client that enters a room with since= gets the events after '
+    'it.';
+
+REVOKE ALL ON FUNCTION sio.sio_position FROM PUBLIC;
 
 CREATE TRIGGER sio_truncated AFTER TRUNCATE ON sio.sio_packets_0 FOR EACH STATEMENT EXECUTE FUNCTION sio.sio_truncated();
 

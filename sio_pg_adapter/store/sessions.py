@@ -11,11 +11,13 @@ import asyncio
 import contextlib
 import hashlib
 import json
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
-from sio_pg_adapter.errors import StoreUnavailable
+import asyncpg
+
+from sio_pg_adapter.errors import PositionLost, StoreUnavailable
 from sio_pg_adapter.log.memberships import Memberships, spans_of
 from sio_pg_adapter.log.payload import check_depth, encode_json
 from sio_pg_adapter.log.records import Entry, Held, Kind, Record
@@ -29,6 +31,9 @@ from .writer import LogWriter
 
 PAGES_AT_ONCE = 2
 """How many pages are read at a time. The pool has four connections."""
+
+TRIES, RETRY = 100, 0.05
+"""How often a session with a position is stored while retention deletes records, and how many seconds apart."""
 
 CARRIED_EVENTS = 100
 """How many missed events a claim brings along."""
@@ -82,25 +87,38 @@ class Sessions:
         cursor: int,
         data: str,
         identity: str | None = None,
+        since: Collection[tuple[int, str]] = (),
+        stale: int | None = None,
     ) -> Held | None:
         """Store a new session. ``None`` if its sid was kicked meanwhile.
 
         :param memberships: the rooms as this node knew them at ``cursor``. Later changes are added from the log.
         :param identity: whose session it is.
+        :param since: the positions from which rooms were entered: offset, and key of the epoch.
+        :param stale: the offset of an earlier session, above this one's start, that the client may present again.
+        :raises PositionLost: if the log has lost such a position or a record above it.
         """
         args = {
             "pid_hash": pid_hash(pid),
             "identity": identity,
             "node": self._node,
             "start": memberships.start,
+            "joined": max(memberships.start, memberships.joined),
+            "stale": stale,
+            "since": sorted(since) or None,
             "cursor": cursor,
             "rooms": memberships.rows(),
         }
         entry = Entry(Kind.OPEN, namespace, sid=memberships.sid, body=data, args=args)
-        with self._noticed():
-            written = await self._writer.append(entry)
-        key = written.result["id"]
-        return None if key is None else Held(key, 1)
+        for _ in range(TRIES):
+            with self._noticed():
+                result = (await self._writer.append(entry)).result
+            if (lost := result.get("lost")) is None:
+                return None if result["id"] is None else Held(result["id"], 1)
+            if lost:
+                raise PositionLost(f"a position of {memberships.sid} was lost before its session was stored")
+            await asyncio.sleep(RETRY)  # nothing announces that retention is done
+        raise StoreUnavailable("retention does not come to an end, so no session with a position can be stored")
 
     async def claim(
         self, namespace: str, claim: Claim, cap: int, page: int = 0, *, identity: str | None = None
@@ -221,25 +239,35 @@ class Sessions:
         rows = await self._database.fetch("session_rooms", namespace, sid)
         return list(rows[0]["rooms"]) if rows else None
 
-    async def memberships(self, held: Held, sid: str, start: int) -> tuple[int, Memberships] | None:
-        """Return the rooms, and the offset as of which they hold. ``None`` if a newer claim holds the session."""
+    async def memberships(self, held: Held, known: Memberships) -> tuple[int, Memberships] | None:
+        """Return the rooms, and the offset as of which they hold. ``None`` if a newer claim holds the session.
+
+        :param known: the rooms as of an earlier offset.
+        """
         rows = await self._database.fetch("memberships", held.id, held.generation)
         if not rows:
             return None
-        return rows[0]["head"], Memberships(sid, start, spans_of(json.loads(rows[0]["rooms"])))
+        return rows[0]["head"], replace(known, rooms=spans_of(json.loads(rows[0]["rooms"])))
+
+    async def count_since(self, namespace: str, rooms: Mapping[str, int], limit: int) -> tuple[int, int]:
+        """Return how many events there are for rooms above an offset of each, up to a limit, and the floor."""
+        [row] = await self._fetch("since", namespace, list(rooms), list(rooms.values()), limit)
+        return row["missed"], row["floor"]
 
     async def page(self, held: Held, after: int, limit: int) -> Page | None:
         """Return what the session is due above ``after`` (exclusive).
 
         ``None`` if a newer claim holds it, or it has ended.
         """
-        async with self._paging:  # in turn: nobody waits at the pool for so long that its time is up
-            with translated("reading what a client missed", may_be_stored=None):
-                async with self._database.connection() as connection:
-                    rows = await connection.fetch(
-                        self._database.queries["page"], held.id, held.generation, after, limit
-                    )
+        rows = await self._fetch("page", held.id, held.generation, after, limit)
         if not rows:
             return None
         records = [readable(row) for row in rows if row["offset"] is not None]
         return Page(rows[0]["head"], rows[0]["lost"], records)
+
+    async def _fetch(self, query: str, *args: object) -> list[asyncpg.Record]:
+        async with self._paging:  # in turn: nobody waits at the pool for so long that its time is up
+            with translated("reading what a client missed", may_be_stored=None):
+                async with self._database.connection() as connection:
+                    rows: list[asyncpg.Record] = await connection.fetch(self._database.queries[query], *args)
+                    return rows

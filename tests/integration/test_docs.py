@@ -31,7 +31,9 @@ from sqlalchemy.orm import DeclarativeBase
 
 import sio_pg_adapter
 from sio_pg_adapter import AsyncServer, ConnectionStateRecovery, SioPgError, cli, migrate, schema
+from support.asgi_client import AsgiClient
 from support.documents import ROOT, Block, block, document
+from support.pruning import prune_once
 
 PAGES = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").rglob("*.md"))
 RUN = ("python", "sql", "sh")
@@ -67,6 +69,8 @@ class Reader:
         self.env = {**os.environ, "PATH": programs, "SIO_PG_DSN": dsn}
 
     def here(self, text: str, dsn: str | None = None) -> str:
+        url = self.dsn.replace("postgresql://", "postgresql+asyncpg://")  # of SQLAlchemy
+        text = text.replace("postgresql+asyncpg://app@localhost/app", url)
         return text.replace("postgresql://app@localhost/app", dsn or self.dsn)
 
     async def python(self, text: str) -> None:
@@ -129,6 +133,41 @@ def orders(names: dict[str, Any], dsn: str) -> None:
         connection.execute("INSERT INTO orders VALUES (7, 1, false)")
 
 
+def paragraphs(_: dict[str, Any], dsn: str) -> None:
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        connection.execute("CREATE TABLE paragraphs (document integer, text text)")
+        connection.execute("INSERT INTO paragraphs VALUES (7, 'a')")
+
+
+async def after_positions(reader: Reader) -> None:
+    """A page, what is added after it, and a client that has the page's position."""
+    sio = reader.names["sio"]
+    served = httpx.ASGITransport(reader.names["app"])
+    async with httpx.AsyncClient(transport=served, base_url="http://here") as client:
+        page = (await client.get("/documents/7")).json()
+        assert page["paragraphs"] == ["a"]
+        await client.post("/documents/7", params={"text": "b"})
+        await client.post("/documents/8", params={"text": "c"})
+        async with AsgiClient(sio) as wire:
+            _, pid = await wire.connect(document=7, position=page["position"])
+            await client.post("/documents/7", params={"text": "d"})
+            assert [await wire.event(), await wire.event()] == [["paragraph", "b"], ["paragraph", "d"]]
+            await wire.drop()
+        await client.post("/documents/7", params={"text": "e"})
+        with psycopg.connect(reader.dsn, autocommit=True) as connection:
+            connection.execute("UPDATE sio_sessions SET expires_at = now()")
+        async with AsgiClient(sio) as again:
+            await again.connect(document=7, position=page["position"], pid=pid, offset=wire.offset)
+            assert await again.event() == ["paragraph", "e"]
+        with psycopg.connect(reader.dsn, autocommit=True) as connection:
+            connection.execute("UPDATE sio_packets SET created_at = created_at - interval '1 hour'")
+        await prune_once(reader.dsn)
+        async with AsgiClient(sio) as late:
+            late.send(f"0{json.dumps({'document': 7, 'position': page['position']})}")
+            assert await late.recv() == '4{"message":"reload"}'
+    await reader.names["engine"].dispose()
+
+
 def events_of(reader: Reader, *expected: str) -> None:
     with psycopg.connect(reader.dsn) as connection:
         rows = connection.execute('SELECT body FROM sio_packets WHERE kind = 0 ORDER BY "offset"').fetchall()
@@ -185,12 +224,13 @@ def messages(names: dict[str, Any], dsn: str) -> None:
     names |= {"message": {"id": "m", "text": "hello"}, "user": "u"}
 
 
-GIVEN = {"transactions.md": orders, "exactly-once.md": messages}
+GIVEN = {"exactly-once.md": messages, "positions.md": paragraphs, "transactions.md": orders}
 AFTER: dict[str, Callable[[Reader], Any]] = {
     "command.md": after_command,
     "index.md": after_index,
     "limits.md": after_limits,
     "monitoring.md": after_monitoring,
+    "positions.md": after_positions,
     "redis.md": after_redis,
     "transactions.md": after_transactions,
 }

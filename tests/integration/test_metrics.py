@@ -181,15 +181,15 @@ async def test_each_reason_of_a_fresh_session_is_counted(start_node, db, pg_dsn,
         await node.sio.emit("seen")
         await wire.event()
         await wire.drop()
-        auth = {"pid": wire.pid, "offset": wire.offset}
-        if reason is Reason.MALFORMED_PID:
-            auth["pid"] = "x" * 1_000
-        elif reason is Reason.FOREIGN_OFFSET:
-            auth["offset"] = "A" * 22
-        elif reason is Reason.UNKNOWN_SESSION:
-            auth["pid"] = "n" * 32
-        elif reason is Reason.FUTURE_OFFSET:
+        auth = {"pid": wire.pid, "offset": wire.offset} | {
+            Reason.MALFORMED_PID: {"pid": "x" * 1_000},
+            Reason.FOREIGN_OFFSET: {"offset": "A" * 22},
+            Reason.UNKNOWN_SESSION: {"pid": "n" * 32},
+        }.get(reason, {})
+        if reason is Reason.FUTURE_OFFSET:
             auth["offset"] = node.manager.node.epochs.codec.encode(node.manager.node.cursor.offset + 1_000, "/")
+        elif reason is Reason.STALE_OFFSET:
+            await db.execute('UPDATE sio_sessions SET stale_offset = (SELECT min("offset") FROM sio_packets)')
         elif reason is Reason.DELETED_EVENTS:
             await node.sio.emit("missed")
             await age(db)

@@ -66,7 +66,7 @@ async def test_what_an_old_generation_writes_does_nothing(store, db):
     assert await store.move(ENTER, "s", "y", generation=1) == 0
     assert await store.move(LEAVE, "s", "x", generation=1) == 0
     assert await store.sessions.page(old, 0, 10) is None
-    assert await store.sessions.memberships(old, "s", 0) is None
+    assert await store.sessions.memberships(old, Memberships("s", 0)) is None
 
     assert await db.fetchrow("SELECT * FROM sio_sessions") == before
     assert await store.sessions.rooms("/", "s") == ["x"]
@@ -183,7 +183,7 @@ async def test_a_room_that_was_closed_above_the_cursor_is_closed(store):
     await store.close_room("x")
     await store.emit("x")
     held = await store.open(rooms={"x": [(head, None)], "y": [(head, None)]}, cursor=head)
-    _, memberships = await store.sessions.memberships(held, "s", head)
+    _, memberships = await store.sessions.memberships(held, Memberships("s", head))
     assert memberships.rooms == {"x": [(head, closed)], "y": [(head, None)]}
 
 
@@ -193,7 +193,7 @@ async def test_moves_by_another_node_above_the_cursor_are_folded_in(store):
     left = await store.move(LEAVE, "s", "b")
     await store.move(ENTER, "t", "c")
     held = await store.open(rooms={"b": [(head, None)]}, cursor=head)
-    _, memberships = await store.sessions.memberships(held, "s", head)
+    _, memberships = await store.sessions.memberships(held, Memberships("s", head))
     assert memberships.rooms == {"a": [(entered, None)], "b": [(head, left)]}
 
 
@@ -203,7 +203,7 @@ async def test_a_room_entered_and_then_closed_above_the_cursor_is_closed(store):
     await store.close_room("x")
     held = await store.open(cursor=head)
     await store.emit("x")
-    _, memberships = await store.sessions.memberships(held, "s", head)
+    _, memberships = await store.sessions.memberships(held, Memberships("s", head))
     assert memberships.rooms == {}  # a span between neighbours holds no offset
     assert await store.due(held, head) == []
 
@@ -215,7 +215,7 @@ async def test_a_room_left_and_then_closed_above_the_cursor_was_left_first(store
     await store.emit("x")
     await store.close_room("x")
     held = await store.open(rooms={"x": [(head, None)]}, cursor=head)
-    _, memberships = await store.sessions.memberships(held, "s", head)
+    _, memberships = await store.sessions.memberships(held, Memberships("s", head))
     assert memberships.rooms == {"x": [(head, left)]}
     assert await store.due(held, head) == [due]
 
@@ -226,7 +226,7 @@ async def test_a_room_closed_and_then_entered_above_the_cursor_is_entered(store)
     closed = await store.close_room("x")
     entered = await store.move(ENTER, "s", "x")
     held = await store.open(rooms={"x": [(head, None)]}, cursor=head)
-    _, memberships = await store.sessions.memberships(held, "s", head)
+    _, memberships = await store.sessions.memberships(held, Memberships("s", head))
     assert memberships.rooms == {"x": [(head, closed), (entered, None)]}
 
 
@@ -237,7 +237,7 @@ async def test_the_store_and_the_node_fold_the_same(store):
     for kind, room in moves:
         await (store.close_room(room) if kind is None else store.move(kind, "s", room))
     held = await store.open(rooms={"z": [(head, None)]}, cursor=head)
-    _, stored = await store.sessions.memberships(held, "s", head)
+    _, stored = await store.sessions.memberships(held, Memberships("s", head))
     live = Memberships("s", head, {"z": [(head, None)]})
     for record in (await store.reader.range(head, 100))[1]:
         live.apply(record)

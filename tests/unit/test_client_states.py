@@ -38,6 +38,8 @@ VERBS = {
     "resume": lambda c: c.resume(Held(1, 2), after=7, data={}),
     "confirm_claim": lambda c: c.confirm_claim(),
     "follow": lambda c: c.follow(Memberships("s", 1)),
+    "present": lambda c: c.present(3),
+    "enter_since": lambda c: c.enter_since("x", 3, "key"),
     "answered": lambda c: c.answered(),
     "accept": lambda c: c.accept(),
     "begin_replay": lambda c: c.begin_replay(),

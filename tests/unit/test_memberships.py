@@ -76,6 +76,26 @@ def test_entered_left_and_entered_again_at_one_cursor_is_one_membership():
     assert len({(room, at) for room, at, _ in rows}) == len(rows)
 
 
+def test_a_room_entered_from_an_earlier_offset_does_not_widen_the_others():
+    memberships = Memberships("s", 50, {"now": [(50, None)]})
+    memberships.enter_since("x", 20)
+    memberships.enter_since("y", 30)
+    before = [event(20, "x"), event(21, "x"), event(22, "y"), event(23, ""), event(24, "s"), event(25, "now", "x")]
+    log = [*before, event(31, "y"), event(40, "now"), event(51, ""), event(52, "s")]
+    assert [record.offset for record in log if memberships.due(record)] == [21, 25, 31, 51, 52]
+    assert (memberships.start, memberships.joined) == (20, 50)
+    assert [memberships.entered(room) for room in ("x", "y", "now", "s", "z")] == [20, 30, 50, 50, None]
+
+
+@pytest.mark.parametrize(("at", "spans"), [
+    (20, [(20, None)]), (30, [(30, None)]), (40, [(30, 41), (40, None)]), (70, [(30, 60), (70, None)])
+])  # fmt: skip
+def test_a_room_that_was_left_is_entered_again_from_an_earlier_offset(at, spans):
+    memberships = Memberships("s", 10, {"x": [(30, 60)]})
+    memberships.enter_since("x", at)
+    assert memberships.rooms == {"x": spans}
+
+
 def test_rooms_of_others_and_of_other_sids_are_left_alone():
     memberships = Memberships("s", 0, {"x": [(2, None)]})
     for record in (

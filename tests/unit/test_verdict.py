@@ -119,6 +119,7 @@ SESSION = Claimed(
         (100, {}, Fresh("offset in the future")),
         (10**12, {}, Fresh("offset in the future")),
         (60, {"lost": True}, Fresh("missed events no longer stored")),
+        (60, {"stale": True}, Fresh("offset of an earlier session")),
         (None, {"lost": True}, Fresh("missed events no longer stored")),
         (60, {"missed": 20}, Recovered(60)),
         (60, {"missed": 21}, Fresh("too many missed events")),

@@ -4,6 +4,9 @@ REVOKE ALL ON FUNCTION sio.sio_emit, sio.sio_emit_encoded, sio.sio_outbox_take, 
     sio.sio_outbox_epoch, sio.sio_outbox_bounds
 FROM PUBLIC;
 
+-- A position is no secret, but reading one runs with the rights of the owner.
+REVOKE ALL ON FUNCTION sio.sio_position FROM PUBLIC;
+
 -- ALTER DEFAULT PRIVILEGES may have granted rights on all of this at its creation, to PUBLIC or to a role that anybody may
 -- use through an HTTP interface. Nobody but the owner has a right until it is granted for these tables. The other
 -- functions stay with PUBLIC, because they run with the rights of the caller.

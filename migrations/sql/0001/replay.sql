@@ -4,7 +4,7 @@
 CREATE FUNCTION sio.sio_memberships(p_session bigint, p_after bigint)
 RETURNS TABLE (namespace text, sid text, room text, joined_at bigint, left_at bigint)
 LANGUAGE sql STABLE AS $$
-    SELECT s.namespace, s.sid, x.room, s.start_offset, NULL::bigint
+    SELECT s.namespace, s.sid, x.room, s.joined_at, NULL::bigint
     FROM sio.sio_sessions s CROSS JOIN LATERAL (VALUES (''), (s.sid)) AS x (room)
     WHERE s.id = p_session
     UNION ALL
@@ -60,6 +60,38 @@ BEGIN
          ORDER BY x.room, x."offset" LIMIT p_limit)
     ) d
     ORDER BY 1 LIMIT p_limit;
+END $$;
+
+-- Returns how many events for some rooms there are above an offset of each, counted up to p_limit, for a session that is
+-- still to be opened. The scans are those of sio_due.
+CREATE FUNCTION sio.sio_count_since(p_namespace text, p_rooms text[], p_afters bigint[], p_limit integer) RETURNS bigint
+LANGUAGE plpgsql STABLE
+SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off
+SET enable_hashjoin = off SET enable_mergejoin = off AS $$
+BEGIN
+    RETURN (SELECT count(*) FROM (
+        SELECT DISTINCT d."offset"
+        FROM unnest(p_rooms, p_afters) AS m (room, after) CROSS JOIN LATERAL (
+            (SELECT p."offset" FROM sio.sio_packets_0 p
+             WHERE p.kind = 0 AND p.namespace = p_namespace AND p.room <= m.room
+               AND (p.room, p."offset") > (m.room, m.after) AND (p.room, p."offset") < (m.room, 9223372036854775807)
+             ORDER BY p.room, p."offset" LIMIT p_limit)
+            UNION ALL
+            (SELECT x."offset" FROM sio.sio_packet_rooms_0 x
+             WHERE x.namespace = p_namespace AND x.room <= m.room
+               AND (x.room, x."offset") > (m.room, m.after) AND (x.room, x."offset") < (m.room, 9223372036854775807)
+             ORDER BY x.room, x."offset" LIMIT p_limit)
+            UNION ALL
+            (SELECT p."offset" FROM sio.sio_packets_1 p
+             WHERE p.kind = 0 AND p.namespace = p_namespace AND p.room <= m.room
+               AND (p.room, p."offset") > (m.room, m.after) AND (p.room, p."offset") < (m.room, 9223372036854775807)
+             ORDER BY p.room, p."offset" LIMIT p_limit)
+            UNION ALL
+            (SELECT x."offset" FROM sio.sio_packet_rooms_1 x
+             WHERE x.namespace = p_namespace AND x.room <= m.room
+               AND (x.room, x."offset") > (m.room, m.after) AND (x.room, x."offset") < (m.room, 9223372036854775807)
+             ORDER BY x.room, x."offset" LIMIT p_limit)
+        ) d LIMIT p_limit) c);
 END $$;
 
 -- Returns how many events a session is due above p_after and up to p_upto, counted up to p_limit.

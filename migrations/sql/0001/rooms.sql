@@ -40,7 +40,8 @@ END $$;
 -- Appends that a sid enters (kind 1) or leaves (kind 2) a room. Returns the offset, minus the offset of an earlier record
 -- if nothing changed, 0 if the caller does not hold the sid any more, or null if the room is another client's own.
 --
--- p_args: generation, if the caller means only the connection that it holds. as_of, for a room that a recovery's handler
+-- p_args: generation, if the caller means only the connection that it holds. member, to enter no room that the sid is not
+-- in already. The answer is 0 then. as_of, for a room that a recovery's handler
 -- leaves: the membership ends at the offset that the client presented.
 CREATE FUNCTION sio.sio_move(p_batch bigint, p_kind integer, p_namespace text, p_room text, p_sid text, p_args json)
 RETURNS bigint
@@ -60,7 +61,9 @@ BEGIN
         IF v_offset IS NOT NULL THEN
             RETURN -v_offset;
         END IF;
-        IF EXISTS (SELECT FROM sio.sio_sessions WHERE namespace = p_namespace AND sid = p_room) THEN
+        IF p_args->>'member' IS NOT NULL THEN
+            RETURN 0;
+        ELSIF EXISTS (SELECT FROM sio.sio_sessions WHERE namespace = p_namespace AND sid = p_room) THEN
             RETURN NULL;
         END IF;
         v_offset := sio.sio_put_record(p_batch, 1, p_namespace, p_room, p_sid, p_generation => v_generation);

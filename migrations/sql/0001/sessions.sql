@@ -1,21 +1,38 @@
 -- Sessions, as entries of a batch. The functions take and return JSON. The caller holds the log's lock.
 
--- Opens a session. p_args: pid_hash, identity (null for none), node, start (an offset), cursor (of the node, when it
--- noted the rooms) and rooms (an array of [room, joined, left]). Room changes and kicks above the cursor are not in
--- `rooms` yet, so the function follows them in log order. Returns the id, or null as the id if the session was
--- kicked.
+-- Opens a session. p_args: pid_hash, identity (null for none), node, start, joined and stale (offsets, see sio_sessions),
+-- cursor (of the node, when it noted the rooms) and rooms (an array of [room, joined, left]). Room changes and kicks above
+-- the cursor are not in `rooms` yet, so the function follows them in log order. Returns the id, or null as the id if the
+-- session was kicked.
+--
+-- since: the positions from which rooms were entered, each as [offset, key of its epoch]. If the log has lost one of them,
+-- or records above it, the id is null, and `lost` is true. If retention is deleting records, `lost` is false: it may not
+-- see this session, and would not note that a room lost a record. The lock keeps retention away until the commit. Nobody
+-- waits for it.
 CREATE FUNCTION sio.sio_open(p_namespace text, p_sid text, p_data text, p_args json) RETURNS json
 LANGUAGE plpgsql AS $$
-DECLARE v_session bigint; r record;
+DECLARE v_session bigint; v_free boolean; v_lost boolean; r record;
 BEGIN
-    INSERT INTO sio.sio_sessions (id, pid_hash, namespace, sid, identity, data, node, start_offset)
+    INSERT INTO sio.sio_sessions (id, pid_hash, namespace, sid, identity, data, node, start_offset, joined_at,
+                                  stale_offset)
     VALUES (('x' || left(p_args->>'pid_hash', 15))::bit(60)::bigint, decode(p_args->>'pid_hash', 'hex'), p_namespace,
-            p_sid, p_args->>'identity', coalesce(p_data, '{}'), (p_args->>'node')::uuid, (p_args->>'start')::bigint)
+            p_sid, p_args->>'identity', coalesce(p_data, '{}'), (p_args->>'node')::uuid, (p_args->>'start')::bigint,
+            (p_args->>'joined')::bigint, (p_args->>'stale')::bigint)
     ON CONFLICT (pid_hash) DO NOTHING
     RETURNING id INTO v_session;
     IF v_session IS NULL THEN  -- the same call, sent again
         RETURN (SELECT json_build_object('id', id) FROM sio.sio_sessions
                 WHERE pid_hash = decode(p_args->>'pid_hash', 'hex'));
+    END IF;
+    IF p_args->>'since' IS NOT NULL THEN
+        PERFORM FROM sio.sio_log WHERE floor <= (p_args->>'start')::bigint FOR SHARE SKIP LOCKED;
+        v_free := FOUND;
+        v_lost := (p_args->>'start')::bigint < (SELECT floor FROM sio.sio_log) OR EXISTS (
+            SELECT FROM json_array_elements(p_args->'since') x WHERE NOT sio.sio_in_log((x->>0)::bigint, x->>1));
+        IF v_lost OR NOT v_free THEN
+            DELETE FROM sio.sio_sessions WHERE id = v_session;
+            RETURN json_build_object('id', NULL, 'lost', v_lost);
+        END IF;
     END IF;
     INSERT INTO sio.sio_rooms (session, room, joined_at, left_at, namespace)
     SELECT v_session, x->>0, (x->>1)::bigint, (x->>2)::bigint, p_namespace
@@ -43,6 +60,15 @@ BEGIN
     RETURN json_build_object('id', v_session);
 END $$;
 
+-- Returns whether an offset is in this log: its epoch has the key that it was signed with, and did not end before it.
+CREATE FUNCTION sio.sio_in_log(p_offset bigint, p_key text) RETURNS boolean
+LANGUAGE sql STABLE AS $$
+    SELECT p_offset IS NULL OR EXISTS (
+        SELECT FROM sio.sio_epochs e WHERE e.epoch = p_offset >> 40 AND encode(e.key, 'hex') = p_key
+          AND p_offset <= coalesce((SELECT x.began_after FROM sio.sio_epochs x WHERE x.epoch > e.epoch
+                                    ORDER BY x.epoch LIMIT 1), 9223372036854775807))
+$$;
+
 -- Claims a session for a node. The newest claim wins, because it raises the generation. Returns everything that the
 -- verdict needs. Returns null and changes nothing if there is no such session, or if it is another identity's.
 --
@@ -64,11 +90,8 @@ BEGIN
         RETURN NULL;
     END IF;
     v_after := (p_args->>'after')::bigint;
-    IF v_after IS NOT NULL AND NOT EXISTS (
-        SELECT FROM sio.sio_epochs e WHERE e.epoch = v_after >> 40 AND encode(e.key, 'hex') = p_args->>'key'
-          AND v_after <= coalesce((SELECT x.began_after FROM sio.sio_epochs x WHERE x.epoch > e.epoch
-                                   ORDER BY x.epoch LIMIT 1), 9223372036854775807)) THEN
-        RETURN NULL;  -- an offset of a record that this epoch has lost, or never had
+    IF NOT sio.sio_in_log(v_after, p_args->>'key') THEN
+        RETURN NULL;
     END IF;
     IF s.node IS NOT NULL THEN
         SELECT * INTO n FROM sio.sio_nodes WHERE id = s.node;
@@ -109,6 +132,7 @@ BEGIN
     END IF;
     RETURN json_build_object(
         'id', s.id, 'sid', s.sid, 'generation', s.generation + 1, 'data', s.data, 'start', s.start_offset,
+        'joined', s.joined_at, 'stale', coalesce((p_args->>'after')::bigint = s.stale_offset, false),
         'former', CASE WHEN v_held THEN s.settled END, 'offset', v_offset, 'missed', v_missed, 'lost', v_lost,
         'page', coalesce(v_page, '[]'), 'upto', v_upto,
         'rooms', (SELECT coalesce(json_agg(json_build_array(room, joined_at, left_at)), '[]')

@@ -176,6 +176,8 @@ CREATE TABLE sio.sio_sessions (
     generation bigint NOT NULL DEFAULT 1,
     settled bigint NOT NULL DEFAULT 1,
     start_offset bigint NOT NULL,
+    joined_at bigint NOT NULL,
+    stale_offset bigint,
     lost_below bigint NOT NULL DEFAULT 0,
     created_at timestamptz NOT NULL DEFAULT clock_timestamp(),
     expires_at timestamptz,
@@ -189,7 +191,9 @@ COMMENT ON TABLE sio.sio_sessions IS
     'session is not issued again. identity: whose session it is, as the application says. Only a client with the same '
     'one claims it. node: the node that holds the session, null while it is away. generation: raised by each claim. '
     'settled: the generation of the holder whose writes count, lower than generation while a claim waits for that '
-    'holder. lost_below: a client at a lower offset may be due an event of a membership that is not stored any more. '
+    'holder. start_offset: the lowest offset that the client can be at. joined_at: the offset above which it belongs to '
+    'everybody and to its own room. Only rooms that were entered from an earlier position begin below it. stale_offset: '
+    'the offset of a former session that the client keeps until it gets an event. lost_below: a client at a lower offset may be due an event of a membership that is not stored any more. '
     'expires_at: null while the session is held. expiry_node: the node that calls the expiry handler.';
 
 -- Partial, so that the updates of held sessions stay heap-only.

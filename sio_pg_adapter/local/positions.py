@@ -1,0 +1,139 @@
+"""Rooms that a client enters from a position on, while its connect is being decided."""
+
+from __future__ import annotations
+
+import contextlib
+
+from sio_pg_adapter.errors import ConfigurationError, PositionLost, StoreUnavailable
+from sio_pg_adapter.log.names import namespace_name, room_name, text_name
+from sio_pg_adapter.log.offsets import EPOCH_BITS
+from sio_pg_adapter.store.epochs import Epochs
+from sio_pg_adapter.store.sessions import Sessions
+
+from .client import Client, State
+from .clients import Clients
+from .continuity import Continuity
+from .cursor import Cursor
+from .handling import handled
+from .moves import Moves
+
+CURSOR_WAIT = 5.0
+"""How long a client waits for this node's cursor to reach a position, in seconds."""
+
+
+class Positions:
+    """Reads and writes positions for the clients of this node.
+
+    :param limit: ``max_missed_packets``. ``None`` if recovery is off.
+    """
+
+    def __init__(
+        self,
+        clients: Clients,
+        cursor: Cursor,
+        epochs: Epochs,
+        continuity: Continuity,
+        sessions: Sessions,
+        moves: Moves,
+        limit: int | None,
+    ) -> None:
+        self._clients = clients
+        self._cursor = cursor
+        self._epochs = epochs
+        self._continuity = continuity
+        self._sessions = sessions
+        self._moves = moves
+        self._limit = limit
+
+    async def of(self, offset: int, namespace: str) -> str:
+        """Return the position behind the record of an offset."""
+        if not self._epochs.knows(offset):
+            await self._continuity.check()  # a new epoch has begun, and the cursor is behind
+        return self._epochs.position(offset, namespace)
+
+    async def enter(self, sid: str, namespace: str, room: str, position: object) -> int | None:
+        """Add a client to a room from a position on.
+
+        Returns the offset of the position, or of where the client entered the room before. ``None`` if another
+        connection has taken its session over.
+
+        Its session is still to be stored, and nothing was sent to it. So its replay begins at the lowest of these
+        positions. What retention deletes before the session is stored is found then.
+
+        :raises ConfigurationError: if the position is none, or of another namespace, or if this is not the client's
+                                    connect handler or middleware.
+        :raises PositionLost: if not all events after it can be sent.
+        :raises StoreUnavailable: if the database does not answer.
+        """
+        room, sid, namespace = room_name(room), text_name(sid, "sid"), namespace_name(namespace)
+        client = self._connecting(sid, namespace)
+        self._moves.check_room(sid, namespace, room)
+        if client.state is State.LEFT:
+            return None
+        if client.recovered:
+            return await self._stay(client, room, position)
+        if (entered := client.memberships.entered(room)) is not None:
+            return entered
+        offset = await self._continuity.offset_of(position, namespace, argument="since")
+        key = self._epochs.codec.epochs[offset >> EPOCH_BITS].key.hex()
+        # Moves up to the position are applied before the room is entered, and those after it count.
+        if not await self._cursor.passed(offset, CURSOR_WAIT):
+            raise StoreUnavailable("this node is too far behind the log to enter a room from a position on")
+        await self._check_stored(client, room, offset)
+        self._connecting(sid, namespace)  # its handler may have returned without this task
+        if (entered := client.memberships.entered(room)) is not None:
+            return entered  # another task of its handler was faster
+        client.enter_since(room, offset, key)
+        return offset
+
+    def _connecting(self, sid: str, namespace: str) -> Client:
+        """Return the client whose connect handler or middleware is calling."""
+        client = handled()
+        if client is None or (client.sid, client.namespace) != (sid, namespace) or _has_ended(client):
+            raise ConfigurationError(
+                "since= works in the connect handler or a middleware, for the client that connects. Elsewhere leave "
+                "since out, and read what came before with sio.history()."
+            )
+        if not client.recoverable or self._limit is None:
+            raise ConfigurationError(
+                "since= needs a client with a session. Switch on connection_state_recovery, and let accepts return "
+                "True."
+            )
+        if client.state is State.REPLAYING or client.is_opening:
+            raise ConfigurationError(
+                "since= works before the client gets its answer. Leave always_connect out, and await enter_room() in "
+                "the connect handler."
+            )
+        return client
+
+    async def _stay(self, client: Client, room: str, position: object) -> int:
+        """Return where a recovered client entered a room. It is sent from its own offset on, whatever the position.
+
+        In another room it may be due events below that offset, and a later drop could not tell which of them it got.
+        """
+        with contextlib.suppress(PositionLost):  # it needs no position
+            await self._continuity.offset_of(position, client.namespace, argument="since")
+        offset = await self._moves.enter(client.sid, client.namespace, room, member=True)
+        if offset is None:
+            raise PositionLost(
+                f"the client has recovered its session, which is not in room {room!r}. Load the page again."
+            )
+        return offset
+
+    async def _check_stored(self, client: Client, room: str, offset: int) -> None:
+        """Check that all events after the client's positions are stored, and that they are not too many."""
+        assert self._limit is not None
+        rooms = {room: offset for room, (offset, _) in client.since.items()} | {room: offset}
+        missed, floor = await self._sessions.count_since(client.namespace, rooms, self._limit + 1)
+        if offset < floor:
+            raise PositionLost("events after the position are no longer stored. Load the page again.")
+        if missed > self._limit:
+            raise PositionLost(
+                f"there are more than {self._limit} events after the position, which is max_missed_packets. Load the "
+                "page again."
+            )
+
+
+def _has_ended(client: Client) -> bool:
+    """Whether it is a disconnect handler that is calling."""
+    return client.state in (State.LIVE, State.LEFT) and client.accepted

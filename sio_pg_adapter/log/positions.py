@@ -1,0 +1,82 @@
+"""Positions: offsets in a form that applications hand around, from a page that they render to the stream after it.
+
+``sio_position()`` in SQL writes the same text, so the checksum is made of SHA-256, which every PostgreSQL has. It is
+not the form of an offset on the wire. That says what a client has received, and a position says what a snapshot sees.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import re
+
+from sio_pg_adapter.errors import ConfigurationError, PositionLost
+
+from .offsets import EPOCH_BITS, Epoch, OffsetCodec
+
+_FORM = re.compile(r"[A-Za-z0-9_-]{36}")
+_OFFSET_BYTES = 8
+_KEY_BYTES = 4
+_CHECKSUM_BYTES = 15
+
+
+def encode_position(offset: int, namespace: str, codec: OffsetCodec) -> str:
+    """Return the position behind the record of an offset: that, the name of its epoch's key, and a checksum.
+
+    It is 36 characters of URL-safe base64.
+
+    :param codec: knows the epoch of the offset.
+    """
+    key = codec.epochs[offset >> EPOCH_BITS].key
+    raw = offset.to_bytes(_OFFSET_BYTES, "big") + _name(key) + _checksum(key, offset, namespace)
+    return base64.urlsafe_b64encode(raw).decode()
+
+
+def decode_position(text: object, namespace: str, codec: OffsetCodec, *, argument: str) -> int:
+    """Return the offset of a position.
+
+    :param argument: the name of the argument that took it, for messages.
+    :raises ConfigurationError: if it is none, or that of another namespace.
+    :raises PositionLost: if the log has no such epoch, or has lost the record since.
+    """
+    if not isinstance(text, str) or not _FORM.fullmatch(text):
+        raise ConfigurationError(
+            f"{argument} takes a position that sio.position(), sio_position() or enter_room() returned, "
+            f"not {_shown(text)}"
+        )
+    raw = base64.urlsafe_b64decode(text)
+    offset = int.from_bytes(raw[:_OFFSET_BYTES], "big")
+    name, checksum = raw[_OFFSET_BYTES : _OFFSET_BYTES + _KEY_BYTES], raw[_OFFSET_BYTES + _KEY_BYTES :]
+    epoch = codec.epochs.get(offset >> EPOCH_BITS)
+    if epoch is None or _name(epoch.key) != name:
+        raise PositionLost(
+            "the position is of an epoch that this log does not have. It was lost in a restore or failover, or it is "
+            "another log's. Load the page again."
+        )
+    if not hmac.compare_digest(_checksum(epoch.key, offset, namespace), checksum):
+        raise ConfigurationError(
+            f"{argument} has a position of another namespace than {namespace!r}, or a forged one. Pass namespace= "
+            "where you read the position."
+        )
+    if _lost(epoch, offset):
+        raise PositionLost("the position was lost in a crash, restore or failover. Load the page again.")
+    return offset
+
+
+def _lost(epoch: Epoch, offset: int) -> bool:
+    return epoch.end is not None and offset > epoch.end
+
+
+def _name(key: bytes) -> bytes:
+    """Return what names a key. The key of an epoch that began twice is another one."""
+    return hashlib.sha256(key + b"id").digest()[:_KEY_BYTES]
+
+
+def _checksum(key: bytes, offset: int, namespace: str) -> bytes:
+    value = b"position" + offset.to_bytes(_OFFSET_BYTES, "big") + namespace.encode()
+    return hashlib.sha256(key + hashlib.sha256(key + value).digest()).digest()[:_CHECKSUM_BYTES]
+
+
+def _shown(value: object) -> str:
+    return repr(value[:80]) if isinstance(value, str) else f"a {type(value).__name__}"

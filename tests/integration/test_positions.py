@@ -1,0 +1,166 @@
+"""Positions: an exact cut between what a snapshot sees and the events after it."""
+
+from __future__ import annotations
+
+import asyncio
+
+import asyncpg
+import psycopg
+import pytest
+import sqlalchemy
+from sqlalchemy.ext import asyncio as sqlalchemy_asyncio
+
+from integration.test_segments import MANY, QUERIES, fill, turned
+from sio_pg_adapter import ConfigurationError
+from sio_pg_adapter.store.pruner import Pruned
+from support.pruning import prune_once
+from support.store import Store
+
+
+def offset_of(store: Store, position: str, namespace: str = "/") -> int:
+    return store.manager.node.epochs.offset_of(position, namespace, argument="since")
+
+
+async def test_sql_and_python_write_the_same_position(store, db):
+    epochs = store.manager.node.epochs
+    empty = await db.fetchval("SELECT sio_position()")
+    assert empty == epochs.position(offset_of(store, empty), "/") == await store.manager.position()
+    for namespace in ("/", "/ünï", "/a b"):
+        head = await store.emit()
+        position = await db.fetchval("SELECT sio_position($1)", namespace)
+        assert position == epochs.position(head, namespace) == await store.manager.position(namespace=namespace)
+        assert offset_of(store, position, namespace) == head
+
+
+async def test_a_position_is_that_of_the_snapshot(store, db, pg_dsn):
+    """Events of transactions that are open then are above it, whichever offsets rolled-back ones have taken."""
+    await store.emit()
+    writer, other = await asyncpg.connect(pg_dsn), await asyncpg.connect(pg_dsn)
+    async with db.transaction(isolation="repeatable_read", readonly=True):
+        before = await store.manager.position(db)
+        await store.emit()
+        async with other.transaction():
+            await other.execute("SELECT sio_emit('e'); SET CONSTRAINTS ALL IMMEDIATE")
+        assert await store.manager.position(db) == before
+    transaction = writer.transaction()
+    await transaction.start()
+    head = await store.emit()
+    await writer.execute("SELECT sio_emit('open')")
+    open_position = await store.manager.position()
+    assert offset_of(store, open_position) == head
+    await transaction.commit()
+    assert offset_of(store, await store.manager.position()) == head + 1
+    await writer.close()
+    await other.close()
+
+
+async def test_a_position_counts_from_the_floor_when_nothing_is_stored(pg_dsn, store, db):
+    head = await store.emit()
+    await db.execute("UPDATE sio_packets SET created_at = created_at - interval '1 hour'")
+    async with db.transaction(isolation="repeatable_read"):
+        await db.execute("SELECT 1 FROM sio_log")
+        assert await prune_once(pg_dsn) == Pruned(records=1)
+        assert offset_of(store, await store.manager.position(db)) == head  # the deleted record, or the floor
+    assert offset_of(store, await store.manager.position(db)) == head
+
+
+async def test_a_snapshot_from_before_a_truncate_is_refused_if_nothing_else_says_where_it_ends(pg_dsn, store, db):
+    """The records are gone from under the snapshot, which still sees the former floor: an answer would be too low."""
+    await turned(db)
+    newest = await store.manager.position()
+    async with db.transaction(isolation="repeatable_read"):
+        await db.execute("SELECT 1 FROM sio_log")
+        assert await prune_once(pg_dsn) == Pruned(records=MANY)
+        with pytest.raises(asyncpg.SerializationError, match="retention truncated the log"):
+            async with db.transaction():
+                await store.manager.position(db)
+        await store.emit()  # above the snapshot
+        with pytest.raises(asyncpg.SerializationError, match="retention truncated the log"):
+            async with db.transaction():
+                await store.manager.position(db)
+    assert offset_of(store, await store.manager.position(db)) == offset_of(store, newest) + 1
+
+
+async def test_a_snapshot_from_before_a_truncate_still_has_the_other_segment(pg_dsn, store, db):
+    await turned(db)
+    young = await store.emit()
+    async with db.transaction(isolation="repeatable_read"):
+        await db.execute("SELECT 1 FROM sio_log")
+        await store.emit()
+        assert await prune_once(pg_dsn) == Pruned(records=MANY)
+        assert offset_of(store, await store.manager.position(db)) == young
+
+
+async def test_a_snapshot_from_before_a_switch_keeps_its_position(store, db, pg_dsn):
+    """A switch truncates the segment that it turns to."""
+    await fill(db)
+    newest = await store.manager.position()
+    other = await asyncpg.connect(pg_dsn)
+    async with db.transaction(isolation="repeatable_read"):
+        await db.execute("SELECT 1 FROM sio_log")
+        assert await other.fetchval(QUERIES["switch_segment"], 325.0) is True
+        await store.emit()
+        assert await store.manager.position(db) == newest
+    await other.close()
+
+
+async def test_a_position_is_read_on_each_kind_of_connection(store, pg_dsn):
+    head = await store.emit()
+    manager = store.manager
+    connection = await asyncpg.connect(pg_dsn)
+    engine = sqlalchemy_asyncio.create_async_engine(pg_dsn.replace("postgresql:", "postgresql+asyncpg:"))
+    async with (
+        await psycopg.AsyncConnection.connect(pg_dsn, row_factory=psycopg.rows.dict_row) as aconn,
+        engine.connect() as core,
+        sqlalchemy_asyncio.AsyncSession(engine) as session,
+    ):
+        for one in (connection, aconn, core, session):
+            assert offset_of(store, await manager.position(one)) == head
+            assert offset_of(store, await manager.position(one, "/x"), "/x") == head
+        await session.execute(sqlalchemy.text("SELECT 1"))
+    await engine.dispose()
+    await connection.close()
+    with psycopg.connect(pg_dsn) as sync, pytest.raises(ConfigurationError, match="connection= takes an asyncpg"):
+        await manager.position(sync)
+
+
+async def test_a_position_has_a_namespace(db):
+    with pytest.raises(asyncpg.NullValueNotAllowedError, match="namespace is not null"):
+        await db.fetchval("SELECT sio_position(NULL)")
+
+
+async def test_a_position_is_read_by_whom_it_is_granted_to(db, pg_admin):
+    grants = await db.fetch(
+        "SELECT grantee FROM information_schema.role_routine_grants WHERE routine_name = 'sio_position'"
+    )
+    assert [row["grantee"] for row in grants] == ["siopg_owner"]
+
+
+async def test_all_that_writes_at_once_is_on_one_side_of_a_position(store, db, pg_dsn):
+    """Each snapshot sees of 4 writers' transactions, a third rolled back, just those whose events are at or below its
+    position."""
+    await db.execute("CREATE TABLE state (writer integer, n integer)")
+
+    async def write(number: int) -> None:
+        connection = await asyncpg.connect(pg_dsn)
+        for n in range(60):
+            transaction = connection.transaction()
+            await transaction.start()
+            await connection.execute("INSERT INTO state VALUES ($1, $2)", number, n)
+            await connection.execute("SELECT sio_emit('n', json_build_array($1::integer, $2::integer))", number, n)
+            if n % 3:
+                await transaction.commit()
+            else:
+                await transaction.rollback()
+        await connection.close()
+
+    writers = [asyncio.create_task(write(number)) for number in range(4)]
+    cuts = []
+    while not all(task.done() for task in writers):
+        row = await db.fetchrow("SELECT sio_position() AS position, (SELECT count(*) FROM state) AS stored")
+        cuts.append((offset_of(store, row["position"]), row["stored"]))
+    for task in writers:
+        await task
+    assert len(cuts) > 10
+    for offset, stored in cuts:
+        assert await db.fetchval('SELECT count(*) FROM sio_packets WHERE "offset" <= $1', offset) == stored
