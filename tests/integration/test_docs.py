@@ -218,7 +218,9 @@ def messages(names: dict[str, Any], dsn: str) -> None:
     table = Table(
         "messages", MetaData(), Column("id", Text, primary_key=True), Column("user", Text), Column("text", Text)
     )
-    with create_engine(dsn.replace("postgresql://", "postgresql+psycopg://")).begin() as connection:
+    with create_engine(
+        dsn.replace("postgresql://", "postgresql+psycopg://"), poolclass=NullPool
+    ).begin() as connection:
         table.create(connection)
     names |= {"engine": create_async_engine(url, poolclass=NullPool), "messages": table}
     names |= {"message": {"id": "m", "text": "hello"}, "user": "u"}
