@@ -39,8 +39,8 @@ SYNC = (
 ASYNC = "an asyncpg Connection, a psycopg AsyncConnection, or an SQLAlchemy AsyncConnection or AsyncSession"
 """The connections that :func:`emit_async` takes, for messages."""
 
-Values = tuple[str, str, str | None, str | None, str, bytes | None]
-"""The parameters of the statement "emit"."""
+Values = tuple[str | bytes | None, ...]
+"""The parameters of a statement."""
 
 UNMIGRATED = ("42883", "3F000")
 """The SQLSTATEs undefined_function and invalid_schema_name: the errors of a database that is not migrated."""
@@ -73,23 +73,7 @@ def emit(
     :raises ConfigurationError: the connection is of another kind.
     """
     values = _encoded(event, data, namespace, first_named(to, room), skip_sid, json)
-    driver = _driver(connection)
-    if driver is Driver.SQLALCHEMY:
-        with _hint(schema):
-            connection.execute(_clause(schema), _parameters(values, "named"))
-        return
-    if driver is Driver.PSYCOPG:  # psycopg's plain cursor: the connection's own class may take other placeholders
-        cursor, style = sys.modules["psycopg"].Cursor(connection), "format"
-    elif driver is None and (generic := _dbapi(connection)):
-        cursor, style = generic[0].cursor(), generic[1]
-    else:
-        hint = ". Use emit_async() for an asynchronous connection" if driver else ""
-        raise ConfigurationError(f"emit() takes {SYNC}. It was {_type(connection)}{hint}")
-    try:
-        with _hint(schema):
-            cursor.execute(_statement(schema, style), _parameters(values, style))
-    finally:
-        cursor.close()
+    run(connection, "emit", values, schema, "emit")
 
 
 async def emit_async(
@@ -110,18 +94,50 @@ async def emit_async(
                        SQLAlchemy ``AsyncConnection`` or ``AsyncSession``.
     """
     values = _encoded(event, data, namespace, first_named(to, room), skip_sid, json)
+    await run_async(connection, "emit", values, schema, "emit")
+
+
+def run(connection: Any, query: str, values: Values, schema: str, caller: str) -> None:
+    """Run a statement of ``queries.sql`` on a synchronous connection of the application's.
+
+    :param caller: the public function that is called, for messages. Its asynchronous twin has the suffix "_async".
+    :raises ConfigurationError: the connection is of another kind.
+    """
+    driver = _driver(connection)
+    if driver is Driver.SQLALCHEMY:
+        with _hint(schema):
+            connection.execute(_clause(schema, query), _parameters(values, "named"))
+        return
+    if driver is Driver.PSYCOPG:  # psycopg's plain cursor: the connection's own class may take other placeholders
+        cursor, style = sys.modules["psycopg"].Cursor(connection), "format"
+    elif driver is None and (generic := _dbapi(connection)):
+        cursor, style = generic[0].cursor(), generic[1]
+    else:
+        hint = f". Use {caller}_async() for an asynchronous connection" if driver else ""
+        raise ConfigurationError(f"{caller}() takes {SYNC}. It was {_type(connection)}{hint}")
+    try:
+        with _hint(schema):
+            cursor.execute(_statement(schema, style, query), _parameters(values, style))
+    finally:
+        cursor.close()
+
+
+async def run_async(connection: Any, query: str, values: Values, schema: str, caller: str) -> None:
+    """Run a statement as :func:`run` does, on an asynchronous connection."""
     driver = _driver(connection)
     with _hint(schema):
         if driver is Driver.ASYNCPG:
-            await connection.execute(_statement(schema, "numeric_dollar"), *values)
+            await connection.execute(_statement(schema, "numeric_dollar", query), *values)
         elif driver is Driver.PSYCOPG_ASYNC:
             async with sys.modules["psycopg"].AsyncCursor(connection) as cursor:
-                await cursor.execute(_statement(schema, "format"), values)
+                await cursor.execute(_statement(schema, "format", query), values)
         elif driver is Driver.SQLALCHEMY_ASYNC:
-            await connection.execute(_clause(schema), _parameters(values, "named"))
+            await connection.execute(_clause(schema, query), _parameters(values, "named"))
         else:
-            hint = ". Use emit() for a synchronous connection" if driver or _dbapi(connection) else ""
-            raise ConfigurationError(f"emit_async() and connection= take {ASYNC}. It was {_type(connection)}{hint}")
+            hint = f". Use {caller}() for a synchronous connection" if driver or _dbapi(connection) else ""
+            raise ConfigurationError(
+                f"{caller}_async() and connection= take {ASYNC}. It was {_type(connection)}{hint}"
+            )
 
 
 @contextmanager
@@ -220,9 +236,9 @@ _MARKS = {
 
 
 @functools.lru_cache(maxsize=64)
-def _statement(schema: str, style: str) -> str:
+def _statement(schema: str, style: str, query: str = "emit") -> str:
     # The schema's name comes first and is data. It may contain text that looks like a parameter.
-    name, function, arguments = Queries(schema)["emit"].rpartition(".sio_emit_encoded(")
+    name, function, arguments = Queries(schema)[query].rpartition(".sio_")
     if style in ("format", "pyformat"):
         name = name.replace("%", "%%")
     return name + function + re.sub(r"\$(\d)", lambda m: _MARKS[style].format(m[1]), arguments)
@@ -233,6 +249,6 @@ def _parameters(values: Values, style: str) -> Any:
 
 
 @functools.lru_cache(maxsize=64)
-def _clause(schema: str) -> Any:
-    name, function, arguments = _statement(schema, "named").rpartition(".sio_emit_encoded(")
+def _clause(schema: str, query: str = "emit") -> Any:
+    name, function, arguments = _statement(schema, "named", query).rpartition(".sio_")
     return sys.modules["sqlalchemy"].text(name.replace(":", "\\:") + function + arguments)

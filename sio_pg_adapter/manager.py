@@ -20,6 +20,7 @@ from .errors import ConfigurationError, SioPgError
 from .lifecycle import Lifecycle
 from .local.client import Client, QueueLimit, State
 from .local.clients import Clients
+from .local.handling import handled
 from .local.plain_endings import PlainEndings
 from .local.protocols import Endings
 from .local.rooms import Rooms
@@ -28,6 +29,7 @@ from .log.names import EVERYBODY, first_named, namespace_name, text_name
 from .log.records import Entry, Kind, Outgoing
 from .node import Health, MakeEndings, Node, Setup
 from .options import ConnectionStateRecovery
+from .rooms import close_room_async, disconnect_async, enter_room_async, leave_room_async
 from .store.database import Database, Pool
 from .tasks import Tasks
 from .wire import upstream, websocket
@@ -311,17 +313,58 @@ class AsyncPostgresManager(AsyncManager):
             self._get_logger().warning("Unknown callback received, ignoring.")
 
     # -- rooms -------------------------------------------------------------------------------------------------
-    async def enter_room(self, sid: str, namespace: str, room: str, eio_sid: str | None = None) -> None:
-        """Add a client of any node, or a session that is away, to a room. It has taken effect on return."""
-        await (await self.started()).moves.enter(sid, namespace, room)
+    async def enter_room(
+        self, sid: str, namespace: str, room: str, eio_sid: str | None = None, *, connection: Any = None
+    ) -> None:
+        """Add a client of any node, or a session that is away, to a room. It has taken effect on return.
 
-    async def leave_room(self, sid: str, namespace: str, room: str) -> None:
-        """Remove a client of any node, or a session that is away, from a room. It has taken effect on return."""
-        await (await self.started()).moves.leave(sid, namespace, room)
+        :param connection: the change becomes part of this connection's transaction, see
+                           :func:`sio_pg_adapter.enter_room_async`. Returns at once.
+        """
+        if connection is None:
+            await (await self.started()).moves.enter(sid, namespace, room)
+            return
+        self.check_change("enter_room", namespace, sid, (room,))
+        await enter_room_async(connection, sid, room, namespace=namespace, schema=self.database.schema)
 
-    async def close_room(self, room: str, namespace: str | None = None) -> None:
-        """Remove everybody from a room, on all nodes, and sessions that are away. It has taken effect on return."""
-        await (await self.started()).moves.close(room, namespace)
+    async def leave_room(self, sid: str, namespace: str, room: str, *, connection: Any = None) -> None:
+        """Remove a client of any node, or a session that is away, from a room. It has taken effect on return.
+
+        :param connection: as for :meth:`enter_room`.
+        """
+        if connection is None:
+            await (await self.started()).moves.leave(sid, namespace, room)
+            return
+        self.check_change("leave_room", namespace, sid)
+        await leave_room_async(connection, sid, room, namespace=namespace, schema=self.database.schema)
+
+    async def close_room(self, room: str, namespace: str | None = None, *, connection: Any = None) -> None:
+        """Remove everybody from a room, on all nodes, and sessions that are away. It has taken effect on return.
+
+        :param connection: as for :meth:`enter_room`.
+        """
+        if connection is None:
+            await (await self.started()).moves.close(room, namespace)
+            return
+        self.check_change("close_room", namespace, None, (room,))
+        await close_room_async(connection, room, namespace=namespace, schema=self.database.schema)
+
+    def check_change(self, call: str, namespace: str | None, sid: str | None, rooms: tuple[str, ...] = ()) -> None:
+        """Check a change that is to be part of a transaction, as far as this node's clients are concerned.
+
+        :param rooms: rooms that are entered or closed.
+        :raises ConfigurationError: if the connect of the client is being decided by the handler that calls.
+        :raises ValueError: if a room is another client's own. The database does not know clients without a session.
+        """
+        namespace = namespace_name(namespace)
+        client = handled()
+        if client is not None and (client.sid, client.namespace) == (sid, namespace) and not client.is_answered:
+            raise ConfigurationError(
+                f"{call}() takes no connection= for the client whose connect is being decided, because its rooms are"
+                " stored with its session. Leave connection= out, or refuse the client."
+            )
+        if any(room != sid and self.clients.current(room, namespace) is not None for room in rooms):
+            raise ValueError(f"cannot {'close' if call == 'close_room' else 'enter'} a sid room")
 
     def get_rooms(self, sid: str, namespace: str) -> list[str]:
         """Return the rooms of a client of this node, its own first."""
@@ -395,8 +438,13 @@ class AsyncPostgresManager(AsyncManager):
         self.pending_disconnect.setdefault(namespace, []).append(sid)
         return self.eio_sid_from_sid(sid, namespace)
 
-    async def disconnect(self, sid: str, namespace: str, **kwargs: Any) -> None:
-        if kwargs.get("ignore_queue"):
+    async def disconnect(self, sid: str, namespace: str, *, connection: Any = None, **kwargs: Any) -> None:
+        if connection is not None:
+            if kwargs.get("ignore_queue"):
+                raise ConfigurationError("connection= goes through the log: ignore_queue does not")
+            self.check_change("disconnect", namespace, sid)
+            await disconnect_async(connection, sid, namespace=namespace, schema=self.database.schema)
+        elif kwargs.get("ignore_queue"):
             self.basic_disconnect(sid, namespace)
         else:
             await self.kick(sid, namespace)

@@ -22,7 +22,7 @@ SQL = Path(__file__).parents[1] / "sql" / "0001"
 # In this order, since functions in SQL must find the tables and functions that they name.
 SUBJECTS = (
     "tables", "epochs", "segments", "append", "rooms", "sessions", "replay", "presence", "expiry", "retention",
-    "outbox", "emit", "grants", "rows",
+    "outbox", "emit", "changes", "grants", "rows",
 )  # fmt: skip
 
 

@@ -74,17 +74,44 @@ class ClientMethods(socketio.AsyncServer):
                 self.manager.node.callbacks.forget(callback)
         return args if len(args) > 1 else args[0] if args else None
 
-    async def enter_room(self, sid: str, room: str, namespace: str | None = None) -> None:
-        """Add a client of any node, or a session that is away, to a room. It has taken effect on return."""
-        await super().enter_room(sid, room, namespace_name(namespace))
+    async def enter_room(self, sid: str, room: str, namespace: str | None = None, *, connection: Any = None) -> None:
+        """Add a client of any node, or a session that is away, to a room. It has taken effect on return.
 
-    async def leave_room(self, sid: str, room: str, namespace: str | None = None) -> None:
-        """Remove a client of any node, or a session that is away, from a room. It has taken effect on return."""
-        await super().leave_room(sid, room, namespace_name(namespace))
+        :param connection: a connection as for :meth:`emit`. The change is part of its transaction, at its place among
+                           the transaction's events, and takes effect when that commits. The call returns at once. It
+                           is refused in the connect handler of the same client, and in transactions stricter than
+                           READ COMMITTED.
+        :raises ValueError: if the room is another client's own.
+        """
+        name = namespace_name(namespace)
+        if connection is None:
+            await super().enter_room(sid, room, name)
+        else:
+            await self.manager.enter_room(sid, name, room, connection=connection)
 
-    async def close_room(self, room: str, namespace: str | None = None) -> None:
-        """Remove everybody from a room, on all nodes, and sessions that are away. It has taken effect on return."""
-        await super().close_room(room, namespace_name(namespace))
+    async def leave_room(self, sid: str, room: str, namespace: str | None = None, *, connection: Any = None) -> None:
+        """Remove a client of any node, or a session that is away, from a room. It has taken effect on return.
+
+        :param connection: as for :meth:`enter_room`. No event that is emitted later in the transaction, or commits
+                           after it, reaches the client in that room.
+        """
+        name = namespace_name(namespace)
+        if connection is None:
+            await super().leave_room(sid, room, name)
+        else:
+            await self.manager.leave_room(sid, name, room, connection=connection)
+
+    async def close_room(self, room: str, namespace: str | None = None, *, connection: Any = None) -> None:
+        """Remove everybody from a room, on all nodes, and sessions that are away. It has taken effect on return.
+
+        :param connection: as for :meth:`enter_room`.
+        :raises ValueError: if the room is a client's own.
+        """
+        name = namespace_name(namespace)
+        if connection is None:
+            await super().close_room(room, name)
+        else:
+            await self.manager.close_room(room, name, connection=connection)
 
     def rooms(self, sid: str, namespace: str | None = None) -> list[str]:
         """Return the rooms of a client of this node. :meth:`fetch_rooms` knows those of any node."""
@@ -188,9 +215,17 @@ class ClientMethods(socketio.AsyncServer):
         elif not saved:
             raise KeyError(f"no session {sid!r} in namespace {namespace!r}")
 
-    async def disconnect(self, sid: str, namespace: str | None = None, ignore_queue: bool = False) -> None:
-        """Disconnect a client of any node, and end its session for good, also while it is away."""
+    async def disconnect(
+        self, sid: str, namespace: str | None = None, ignore_queue: bool = False, *, connection: Any = None
+    ) -> None:
+        """Disconnect a client of any node, and end its session for good, also while it is away.
+
+        :param connection: as for :meth:`enter_room`. Disconnect handlers run after the commit.
+        """
         sid, namespace = text_name(sid, "sid"), namespace_name(namespace)
+        if connection is not None:
+            await self.manager.disconnect(sid, namespace, ignore_queue=ignore_queue, connection=connection)
+            return
         client = self.manager.clients.addressed(sid, namespace)
         node = await self.manager.started()
         if client is not None and client.held is None:

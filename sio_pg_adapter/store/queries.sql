@@ -46,6 +46,11 @@ FROM sio.sio_move_members($1::bigint, $2::smallint, $3::text, $4::text[], $5::te
 SELECT sio.sio_emit_encoded(CAST($1 AS text), CAST($2 AS text), CAST($3 AS text), CAST($4 AS text), CAST($5 AS text),
                             CAST($6 AS bytea))
 
+-- name: change
+-- Change rooms, or disconnect, as part of the caller's transaction.
+SELECT sio.sio_change(CAST($1 AS text), CAST($2 AS text), CAST($3 AS text), CAST($4 AS text), CAST($5 AS text),
+                      CAST($6 AS text))
+
 -- name: attach
 -- Store large bodies, before the log's lock is taken for the records that refer to them.
 INSERT INTO sio.sio_attachments (id, data, ephemeral)
