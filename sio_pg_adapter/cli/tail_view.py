@@ -55,6 +55,10 @@ def _append_event(line: Text, record: TailRecord) -> None:
     line.append(terminal.printable(record["event"]), style="bold")
     rooms = ", ".join(map(terminal.printable, record["rooms"]))
     line.append(f" to {rooms or 'everybody'}", style="green")
+    _append_skips(line, record)
+
+
+def _append_skips(line: Text, record: TailRecord) -> None:
     if record["skip_sids"]:
         line.append(f" except {', '.join(map(terminal.printable, record['skip_sids']))}")
 
@@ -68,5 +72,6 @@ def _append_change(line: Text, record: TailRecord) -> None:
         subject = f"members of {', '.join(map(terminal.printable, record['members'])) or 'the namespace'}"
     words = (rooms, verb) if record["kind"] == "close" else (subject, verb, rooms)
     line.append(" ".join(filter(None, words)), style="magenta")
+    _append_skips(line, record)
     if record["node"]:
         line.append(f" on node {record['node'][:8]}", style="dim")
