@@ -324,7 +324,7 @@ class AsyncPostgresManager(AsyncManager):
         if connection is None:
             await (await self.started()).moves.enter(sid, namespace, room)
             return
-        self.check_change("enter_room", namespace, sid, (room,))
+        self.check_rooms("enter", namespace, (room,), but=sid)
         await enter_room_async(connection, sid, room, namespace=namespace, schema=self.database.schema)
 
     async def leave_room(self, sid: str, namespace: str, room: str, *, connection: Any = None) -> None:
@@ -335,7 +335,7 @@ class AsyncPostgresManager(AsyncManager):
         if connection is None:
             await (await self.started()).moves.leave(sid, namespace, room)
             return
-        self.check_change("leave_room", namespace, sid)
+        self._check_handler("leave_room", namespace, sid)
         await leave_room_async(connection, sid, room, namespace=namespace, schema=self.database.schema)
 
     async def close_room(self, room: str, namespace: str | None = None, *, connection: Any = None) -> None:
@@ -346,25 +346,32 @@ class AsyncPostgresManager(AsyncManager):
         if connection is None:
             await (await self.started()).moves.close(room, namespace)
             return
-        self.check_change("close_room", namespace, None, (room,))
+        self.check_rooms("close", namespace, (room,))
         await close_room_async(connection, room, namespace=namespace, schema=self.database.schema)
 
-    def check_change(self, call: str, namespace: str | None, sid: str | None, rooms: tuple[str, ...] = ()) -> None:
-        """Check a change that is to be part of a transaction, as far as this node's clients are concerned.
+    def check_rooms(
+        self, verb: str, namespace: str | None, rooms: tuple[str, ...], *, but: str | None = None
+    ) -> None:
+        """Check rooms that a transaction is to enter or close: the database does not know all clients of this node.
 
-        :param rooms: rooms that are entered or closed.
-        :raises ConfigurationError: if the connect of the client is being decided by the handler that calls.
-        :raises ValueError: if a room is another client's own. The database does not know clients without a session.
+        :param but: the sid that enters them.
+        :raises ValueError: if a room is another client's own.
         """
-        namespace = namespace_name(namespace)
+        if any(room != but and self.clients.current(room, namespace_name(namespace)) for room in rooms):
+            raise ValueError(f"cannot {verb} a sid room")
+
+    def _check_handler(self, call: str, namespace: str, sid: str) -> None:
+        """Refuse a change in the connect handler of the client that it is about.
+
+        Without ``connection=`` a room that is left there counts as left from the offset that the client presented. A
+        commit comes behind that, and the client would be sent what it missed in the room.
+        """
         client = handled()
         if client is not None and (client.sid, client.namespace) == (sid, namespace) and not client.is_answered:
             raise ConfigurationError(
-                f"{call}() takes no connection= for the client whose connect is being decided, because its rooms are"
-                " stored with its session. Leave connection= out, or refuse the client."
+                f"{call}() takes no connection= for the client whose connect is being decided. Leave connection= out,"
+                " or refuse the client."
             )
-        if any(room != sid and self.clients.current(room, namespace) is not None for room in rooms):
-            raise ValueError(f"cannot {'close' if call == 'close_room' else 'enter'} a sid room")
 
     def get_rooms(self, sid: str, namespace: str) -> list[str]:
         """Return the rooms of a client of this node, its own first."""
@@ -442,7 +449,7 @@ class AsyncPostgresManager(AsyncManager):
         if connection is not None:
             if kwargs.get("ignore_queue"):
                 raise ConfigurationError("connection= goes through the log: ignore_queue does not")
-            self.check_change("disconnect", namespace, sid)
+            self._check_handler("disconnect", namespace, sid)
             await disconnect_async(connection, sid, namespace=namespace, schema=self.database.schema)
         elif kwargs.get("ignore_queue"):
             self.basic_disconnect(sid, namespace)

@@ -78,9 +78,8 @@ class ClientMethods(socketio.AsyncServer):
         """Add a client of any node, or a session that is away, to a room. It has taken effect on return.
 
         :param connection: a connection as for :meth:`emit`. The change is part of its transaction, at its place among
-                           the transaction's events, and takes effect when that commits. The call returns at once. It
-                           is refused in the connect handler of the same client, and in transactions stricter than
-                           READ COMMITTED.
+                           the transaction's events, and takes effect when that commits. The call returns at once. A
+                           transaction stricter than READ COMMITTED is refused.
         :raises ValueError: if the room is another client's own.
         """
         name = namespace_name(namespace)
@@ -94,6 +93,7 @@ class ClientMethods(socketio.AsyncServer):
 
         :param connection: as for :meth:`enter_room`. No event that is emitted later in the transaction, or commits
                            after it, reaches the client in that room.
+        :raises ConfigurationError: with ``connection=`` in the connect handler of the same client.
         """
         name = namespace_name(namespace)
         if connection is None:
@@ -221,6 +221,7 @@ class ClientMethods(socketio.AsyncServer):
         """Disconnect a client of any node, and end its session for good, also while it is away.
 
         :param connection: as for :meth:`enter_room`. Disconnect handlers run after the commit.
+        :raises ConfigurationError: with ``connection=`` in the connect handler of the same client.
         """
         sid, namespace = text_name(sid, "sid"), namespace_name(namespace)
         if connection is not None:

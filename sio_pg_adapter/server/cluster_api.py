@@ -194,7 +194,7 @@ class ClusterMethods:
             await (await self.manager.started()).members.move(move)
             return
         if kind is Kind.ENTER:
-            self.manager.check_change("enter_room", move.namespace, None, move.targets)
+            self.manager.check_rooms("enter", move.namespace, move.targets)
         await change_members(connection, move, self.manager.database.schema)
 
 

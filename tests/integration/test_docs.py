@@ -25,12 +25,13 @@ from alembic.operations import Operations
 from alembic.runtime.environment import EnvironmentContext
 from alembic.script import ScriptDirectory
 from prometheus_client import REGISTRY
-from sqlalchemy import Boolean, Column, Integer, MetaData, NullPool, Table, create_engine, inspect, update
+from sqlalchemy import Boolean, Column, Integer, MetaData, NullPool, Table, Text, create_engine, inspect, update
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.orm import DeclarativeBase
 
 import sio_pg_adapter
 from sio_pg_adapter import AsyncServer, ConnectionStateRecovery, SioPgError, cli, migrate, schema
+from support.asgi_client import AsgiClient
 from support.documents import ROOT, Block, block, document
 
 PAGES = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").rglob("*.md"))
@@ -129,6 +130,41 @@ def orders(names: dict[str, Any], dsn: str) -> None:
         connection.execute("INSERT INTO orders VALUES (7, 1, false)")
 
 
+def permissions(names: dict[str, Any], dsn: str) -> None:
+    url = dsn.replace("postgresql://", "postgresql+asyncpg://")
+    names |= {
+        "engine": create_async_engine(url, poolclass=NullPool),
+        "psycopg": psycopg,
+        "readers": Table("readers", MetaData(), Column("doc", Integer), Column("name", Text)),
+    }
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        connection.execute(
+            "CREATE TABLE readers (doc integer, name text); CREATE TABLE users (name text, banned bool)"
+        )
+        connection.execute("INSERT INTO readers VALUES (7, 'ada'), (7, 'bob'), (7, 'eve')")
+
+
+async def after_permissions(reader: Reader) -> None:
+    """The handler enters the rooms that a user may read, and the trigger takes the user out."""
+    sio = reader.names["sio"]
+    node = sio.manager.node  # at first it has to read what the page wrote
+    assert await node.cursor.passed(await node.reader.head(), 20)
+    async with AsgiClient(sio) as eve, AsgiClient(sio) as bob:
+        await bob.connect(token="bob")
+        sid, _ = await eve.connect(token="eve")
+        assert set(await sio.fetch_rooms(sid)) == {sid, "user:eve", "doc:7"}
+        with psycopg.connect(reader.dsn) as connection:
+            connection.execute("DELETE FROM readers WHERE name = 'eve'")
+        assert set(await sio.fetch_rooms(sid)) == {sid, "user:eve"}
+        [ban] = [one.text for one in document("docs/permissions.md") if "banned = true" in one.text]
+        await reader.python(ban)
+        assert await bob.recv() == "1"
+    with psycopg.connect(reader.dsn) as connection:
+        moves = connection.execute("SELECT kind, room, data FROM sio_packets WHERE kind > 5 ORDER BY 1, 3").fetchall()
+    left, gone = [(7, "doc:7", f'["user:{name}"]') for name in ("ada", "bob", "eve")], (8, "", '["user:bob"]')
+    assert moves == [*left, gone, gone]
+
+
 def events_of(reader: Reader, *expected: str) -> None:
     with psycopg.connect(reader.dsn) as connection:
         rows = connection.execute('SELECT body FROM sio_packets WHERE kind = 0 ORDER BY "offset"').fetchall()
@@ -174,12 +210,13 @@ async def after_monitoring(reader: Reader) -> None:
     assert type(reader.names["sio"].manager.counters.spans).__module__ == "sio_pg_adapter.tracing"
 
 
-GIVEN = {"transactions.md": orders}
+GIVEN = {"permissions.md": permissions, "transactions.md": orders}
 AFTER: dict[str, Callable[[Reader], Any]] = {
     "command.md": after_command,
     "index.md": after_index,
     "limits.md": after_limits,
     "monitoring.md": after_monitoring,
+    "permissions.md": after_permissions,
     "redis.md": after_redis,
     "transactions.md": after_transactions,
 }

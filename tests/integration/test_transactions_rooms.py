@@ -387,6 +387,40 @@ async def test_a_claim_that_the_change_overtakes_is_exact(start_node, connect, d
             assert set(b.sio.rooms(wire.sid)) == {wire.sid, "user:"}
 
 
+@pytest.mark.parametrize("change", CHANGES)
+async def test_a_change_right_behind_a_claim_counts_before_the_handler_runs(start_node, connect, db, change):
+    """The node has met its claim, and the change with it, before it follows the session's rooms."""
+    a, b = await start_node(), await start_node()
+    app = await connect()
+    async with a.client() as wire:
+        for room in ("user:", *(["doc"] if change not in ENTERING else [])):
+            await a.sio.enter_room(wire.sid, room)
+        await wire.drop()
+        cursor = b.manager.node.cursor
+        passed = cursor.passed
+
+        async def passed_with_the_change(offset, timeout):
+            await CHANGES[change](a.sio, wire.sid, app)
+            return await passed(await db.fetchval('SELECT max("offset") FROM sio_packets'), timeout)
+
+        cursor.passed = passed_with_the_change
+        handled = []
+        b.sio.on("connect", lambda sid, _environ: handled.append(sid))
+        async with AsgiClient(b.sio) as again:
+            again.send(f'0{{"pid":"{wire.pid}"}}')
+            answer = await again.recv()
+            cursor.passed = passed
+            if change in ENDING:
+                assert answer[0] in "14" and handled == []  # both end it for good
+                assert await db.fetchval("SELECT count(*) FROM sio_sessions") == 0
+                return
+            assert wire.sid in answer
+            assert set(b.sio.rooms(wire.sid)) - {wire.sid} == {room for _, room in await members(db)}
+            await a.sio.emit("e", room="doc")
+            await a.sio.emit("end")
+            assert await again.events_until("end") == ([["e"]] if change in ENTERING else [])
+
+
 async def test_disconnect_handlers_run_once_with_the_session_data(start_node, connect, db):
     a, b = await start_node(), await start_node()
     app = await connect()
@@ -455,18 +489,61 @@ async def test_a_handler_does_not_change_the_client_that_it_decides_about(start_
 
     @node.sio.event
     async def connect(sid, environ, auth):
-        for work in (
-            node.sio.enter_room(sid, "doc", connection=app),
-            node.sio.leave_room(sid, "doc", connection=app),
-            node.sio.disconnect(sid, connection=app),
-        ):
+        for work in (node.sio.leave_room(sid, "doc", connection=app), node.sio.disconnect(sid, connection=app)):
             with pytest.raises(ConfigurationError, match="connect is being decided") as e:
                 await work
             refused.append(str(e.value).partition("(")[0])
-        await node.sio.enter_room("somebody else", "doc", connection=app)
+        await node.sio.leave_room("somebody else", "doc", connection=app)
 
     async with node.client():
-        assert refused == ["enter_room", "leave_room", "disconnect"]
+        assert refused == ["leave_room", "disconnect"]
+
+
+@pytest.mark.parametrize("recovered", [False, True])
+async def test_a_handler_enters_what_it_read_before_a_revocation_can_commit(start_node, connect, db, recovered):
+    """As in docs/permissions.md: it locks the rows, so the revocation comes behind it, and finds the client."""
+    node = await start_node()
+    app, other = await connect(), await connect()
+    await db.execute("CREATE TABLE readers (doc text); INSERT INTO readers VALUES ('doc')")
+    reads, read, may_go_on = not recovered, asyncio.Event(), asyncio.Event()
+
+    async def revoke():
+        async with other.transaction():
+            await other.execute("DELETE FROM readers")
+            await leave_room_async(other, room="doc", members_of="user:ada")
+            await emit_async(other, "secret", room="doc")
+
+    async def connect(sid, environ, auth):
+        await node.sio.enter_room(sid, "user:ada")
+        if reads:
+            async with app.transaction():
+                rows = await app.fetch("SELECT doc FROM readers FOR SHARE")
+                read.set()
+                await may_go_on.wait()
+                for [doc] in rows:
+                    await node.sio.enter_room(sid, doc, connection=app)
+                await emit_async(app, "allowed", room="doc")
+
+    node.sio.on("connect", connect)
+    async with contextlib.AsyncExitStack() as stack:
+        presented = ""
+        if recovered:
+            former = await stack.enter_async_context(node.client())
+            await former.drop()
+            presented, reads = f'{{"pid":"{former.pid}"}}', True
+        wire = await stack.enter_async_context(AsgiClient(node.sio))
+        wire.send(f"0{presented}")
+        await read.wait()
+        revoking = asyncio.create_task(revoke())
+        async with asyncio.timeout(20):
+            while not await db.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted"):
+                await asyncio.sleep(0.01)
+        may_go_on.set()
+        assert (await wire.recv()).startswith("0{")
+        await revoking
+        await node.sio.emit("end")
+        assert await wire.events_until("end") == [["allowed"]]
+        assert {room for _, room in await members(db)} == {"user:ada"}
 
 
 @pytest.mark.parametrize("recovery", [True, False])

@@ -288,7 +288,7 @@ async def test_the_replica_role_changes_rooms_as_others_do(pg_admin_dsn, pg_dsn,
 
 # -- docs/transactions.md, as written --------------------------------------------------------------------------
 async def test_the_documented_trigger(pg_dsn, app, start_node):
-    example, trigger, _ = snippets()
+    example, trigger, *_ = snippets()
     app.execute("CREATE TABLE orders (id integer, customer integer, paid boolean DEFAULT false)")
     app.execute(trigger)
     node = await start_node()
