@@ -143,10 +143,8 @@ class Delivery:
                 self._rooms.leave(member, record.rooms[0])
 
     def _change_members(self, record: Record) -> None:
-        live = map(
-            lambda sid: self._clients.current(sid, record.namespace),
-            self._rooms.members(record.namespace, record.members),
-        )
+        of_namespace = self._clients.by_sid.get(record.namespace, {})
+        live = [of_namespace.get(sid) for sid in self._rooms.members(record.namespace, record.members)]
         for client in (*live, *self._clients.unsettled(record.namespace)):
             if client is None or not client.memberships.concerns(record):
                 continue
