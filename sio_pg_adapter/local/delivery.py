@@ -155,7 +155,8 @@ class Delivery:
             if client.state is State.LIVE:
                 move = self._rooms.enter if record.kind is Kind.MEMBERS_ENTER else self._rooms.leave
                 for room in record.rooms:
-                    move(client, room)
+                    if room != client.sid:
+                        move(client, room)
 
     # -- from replay to live -----------------------------------------------------------------------------
     def replay(self, client: Client, record: Record) -> None:

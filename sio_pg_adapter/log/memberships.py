@@ -82,7 +82,8 @@ class Memberships:
         elif record.kind in (Kind.MEMBERS_ENTER, Kind.MEMBERS_LEAVE) and self.concerns(record):
             move = self.enter if record.kind is Kind.MEMBERS_ENTER else self.leave
             for room in record.rooms:
-                move(room, record.offset)
+                if room != self.sid:  # it is in its own room as long as it lives
+                    move(room, record.offset)
 
     def concerns(self, record: Record) -> bool:
         """Whether a record about the members of rooms is about this sid."""

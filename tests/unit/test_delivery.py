@@ -173,6 +173,8 @@ async def test_the_members_of_a_room_move_whatever_their_state_as_of_the_record(
     assert replaying.memberships.rooms == {"x": [(0, 6)], "y": [(4, None)], "z": [(4, 6)]}
     assert (skipped.memberships.current(), other.memberships.current()) == ([], [])
     assert elsewhere.memberships.current() == ["x"]
+    local.delivery.apply(Record(7, Kind.MEMBERS_LEAVE, "/", ("a", "y"), members=("y",)))
+    assert local.members("a") == {"a"} and local.members("y") == set()  # its own room stays
 
 
 async def test_all_members_of_a_room_are_kicked_whatever_their_state():
