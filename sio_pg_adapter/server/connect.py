@@ -320,7 +320,7 @@ class Connect:
                 raise StoreUnavailable("this node is too far behind the log to recover a session")
         for record in node.cursor.recent.moves(client.namespace, client.sid, as_of):
             memberships.apply(record)
-            if record.kind is Kind.KICK or (record.kind is Kind.MEMBERS_KICK and memberships.concerns(record)):
+            if record.kind is Kind.KICK:
                 client.end_session()
                 raise ConnectAborted
             if record.kind is Kind.CLAIM:
