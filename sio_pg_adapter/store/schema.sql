@@ -750,7 +750,6 @@ BEGIN
     END IF;
     v_sessions := ARRAY(SELECT sio.sio_members(p_namespace, p_members, p_skip_sids));
     IF p_kind = 8 THEN
-        DELETE FROM sio.sio_rooms WHERE session = ANY (v_sessions);  -- no cascade in the replica role
         IF (SELECT last_value FROM sio.sio_active_segment) = 0 THEN
             WITH gone AS (DELETE FROM sio.sio_sessions WHERE id = ANY (v_sessions) RETURNING sid, data)
             INSERT INTO sio.sio_packets_0 ("offset", kind, namespace, sid, data, batch)
@@ -760,6 +759,7 @@ BEGIN
             INSERT INTO sio.sio_packets_1 ("offset", kind, namespace, sid, data, batch)
             SELECT nextval('sio.sio_packets_offset_seq'), 5, p_namespace, sid, data, p_batch FROM gone;
         END IF;
+        DELETE FROM sio.sio_rooms WHERE session = ANY (v_sessions);  -- no cascade in the replica role
     END IF;
     v_offset := sio.sio_put_record(
         p_batch, p_kind, p_namespace, p_targets[1], NULL, p_data => array_to_json(p_members)::text,
@@ -1029,11 +1029,10 @@ CREATE FUNCTION sio.sio_kick(p_batch bigint, p_namespace text, p_sid text)
  RETURNS bigint
  LANGUAGE plpgsql
 AS $$
-DECLARE v_data text;
+DECLARE v_session bigint; v_data text;
 BEGIN
-    DELETE FROM sio.sio_rooms WHERE session = (  -- no cascade in the replica role
-        SELECT id FROM sio.sio_sessions WHERE namespace = p_namespace AND sid = p_sid);
-    DELETE FROM sio.sio_sessions WHERE namespace = p_namespace AND sid = p_sid RETURNING data INTO v_data;
+    DELETE FROM sio.sio_sessions WHERE namespace = p_namespace AND sid = p_sid RETURNING id, data INTO v_session, v_data;
+    DELETE FROM sio.sio_rooms WHERE session = v_session;  -- no cascade in the replica role
     RETURN sio.sio_put_record(p_batch, 5, p_namespace, '', p_sid, p_data => v_data);
 END $$;
 

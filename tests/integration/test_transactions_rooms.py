@@ -7,6 +7,7 @@ import contextlib
 
 import asyncpg
 import pytest
+import socketio
 
 from sio_pg_adapter import (
     AsyncNamespace,
@@ -293,6 +294,32 @@ async def test_clients_without_a_session_are_reached_by_the_record(start_node, c
         else:
             frames = [await reader.recv(), await reader.recv()]
             assert frames == ['2["after"]' if change in ENTERING else '2["before"]', '2["end"]']
+
+
+async def test_so_are_those_of_a_plain_server(start_node, connect, pg_dsn):
+    a = await start_node()
+    app = await connect()
+    plain = socketio.AsyncServer(
+        async_mode="asgi", client_manager=AsyncPostgresManager(pg_dsn), monitor_clients=False
+    )
+    try:
+        async with AsgiClient(plain) as wire, AsgiClient(plain) as other:
+            (sid, _), (another, _) = await wire.connect(), await other.connect()
+            async with app.transaction():
+                await enter_room_async(app, sid, "user:")
+                await enter_room_async(app, room="doc", members_of=["user:", another])
+                await a.sio.emit("1", room="doc", connection=app)
+                await leave_room_async(app, another, "doc")
+                await a.sio.emit("2", room="doc", connection=app)
+                await a.sio.sockets_leave(None, "doc", skip_sid=another, connection=app)
+                await a.sio.emit("3", room="doc", connection=app)
+                await disconnect_async(app, room="user:")
+                await disconnect_async(app, another)
+            assert [await wire.recv(), await wire.recv(), await wire.recv()] == ['2["1"]', '2["2"]', "1"]
+            assert [await other.recv(), await other.recv()] == ['2["1"]', "1"]
+    finally:
+        await plain.shutdown()
+        await plain.manager.aclose()
 
 
 @pytest.mark.parametrize("change", CHANGES)

@@ -176,10 +176,9 @@ $$;
 -- Ends the session of a sid, wherever it is, and appends a kick with the session data.
 CREATE FUNCTION sio.sio_kick(p_batch bigint, p_namespace text, p_sid text) RETURNS bigint
 LANGUAGE plpgsql AS $$
-DECLARE v_data text;
+DECLARE v_session bigint; v_data text;
 BEGIN
-    DELETE FROM sio.sio_rooms WHERE session = (  -- no cascade in the replica role
-        SELECT id FROM sio.sio_sessions WHERE namespace = p_namespace AND sid = p_sid);
-    DELETE FROM sio.sio_sessions WHERE namespace = p_namespace AND sid = p_sid RETURNING data INTO v_data;
+    DELETE FROM sio.sio_sessions WHERE namespace = p_namespace AND sid = p_sid RETURNING id, data INTO v_session, v_data;
+    DELETE FROM sio.sio_rooms WHERE session = v_session;  -- no cascade in the replica role
     RETURN sio.sio_put_record(p_batch, 5, p_namespace, '', p_sid, p_data => v_data);
 END $$;
