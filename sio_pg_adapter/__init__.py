@@ -19,6 +19,16 @@ from .lifespan import lifespan
 from .manager import AsyncPostgresManager
 from .node import Health
 from .options import ConnectionStateRecovery
+from .rooms import (
+    close_room,
+    close_room_async,
+    disconnect,
+    disconnect_async,
+    enter_room,
+    enter_room_async,
+    leave_room,
+    leave_room_async,
+)
 from .server.namespace import AsyncNamespace
 from .server.server import AsyncServer
 
@@ -41,7 +51,15 @@ __all__ = [
     "SessionConflict",
     "SioPgError",
     "StoreUnavailable",
+    "close_room",
+    "close_room_async",
+    "disconnect",
+    "disconnect_async",
     "emit",
     "emit_async",
+    "enter_room",
+    "enter_room_async",
+    "leave_room",
+    "leave_room_async",
     "lifespan",
 ]

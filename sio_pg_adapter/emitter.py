@@ -39,8 +39,8 @@ SYNC = (
 ASYNC = "an asyncpg Connection, a psycopg AsyncConnection, or an SQLAlchemy AsyncConnection or AsyncSession"
 """The connections that :func:`emit_async` takes, for messages."""
 
-Values = tuple[str, str, str | None, str | None, str, bytes | None, str | None]
-"""The parameters of the statement "emit"."""
+Values = tuple[str | bytes | None, ...]
+"""The parameters of a statement."""
 
 UNMIGRATED = ("42883", "3F000")
 """The SQLSTATEs undefined_function and invalid_schema_name: the errors of a database that is not migrated."""
@@ -78,25 +78,8 @@ def emit(
     :raises ConfigurationError: the connection is of another kind, or the key is empty.
     """
     values = _encoded(event, data, namespace, first_named(to, room), skip_sid, key, json)
-    driver = _driver(connection)
-    if driver is Driver.SQLALCHEMY:
-        with _hint(schema):
-            result = connection.execute(_clause(schema), _parameters(values, "named"))
-        return _stored(result.fetchone()) if key is not None else None
-    if driver is Driver.PSYCOPG:  # psycopg's plain cursor: the connection's own class may take other placeholders
-        psycopg = sys.modules["psycopg"]
-        cursor, style = psycopg.Cursor(connection, row_factory=psycopg.rows.tuple_row), "format"
-    elif driver is None and (generic := _dbapi(connection)):
-        cursor, style = generic[0].cursor(), generic[1]
-    else:
-        hint = ". Use emit_async() for an asynchronous connection" if driver else ""
-        raise ConfigurationError(f"emit() takes {SYNC}. It was {_type(connection)}{hint}")
-    try:
-        with _hint(schema):
-            cursor.execute(_statement(schema, style), _parameters(values, style))
-        return _stored(cursor.fetchone()) if key is not None else None
-    finally:
-        cursor.close()
+    stored = run(connection, "emit", values, schema, "emit", answers=key is not None)
+    return None if key is None else bool(stored)
 
 
 async def emit_async(
@@ -118,26 +101,8 @@ async def emit_async(
                        SQLAlchemy ``AsyncConnection`` or ``AsyncSession``.
     """
     values = _encoded(event, data, namespace, first_named(to, room), skip_sid, key, json)
-    driver = _driver(connection)
-    with _hint(schema):
-        if driver is Driver.ASYNCPG:
-            row = await connection.fetchrow(_statement(schema, "numeric_dollar"), *values)
-        elif driver is Driver.PSYCOPG_ASYNC:
-            psycopg = sys.modules["psycopg"]
-            async with psycopg.AsyncCursor(connection, row_factory=psycopg.rows.tuple_row) as cursor:
-                await cursor.execute(_statement(schema, "format"), values)
-                row = await cursor.fetchone() if key is not None else None
-        elif driver is Driver.SQLALCHEMY_ASYNC:
-            row = (await connection.execute(_clause(schema), _parameters(values, "named"))).fetchone()
-        else:
-            hint = ". Use emit() for a synchronous connection" if driver or _dbapi(connection) else ""
-            raise ConfigurationError(f"emit_async() and connection= take {ASYNC}. It was {_type(connection)}{hint}")
-    return _stored(row) if key is not None else None
-
-
-def _stored(row: Any) -> bool:
-    """Return the only value of a row. A driver may be set to make rows that are dicts."""
-    return bool(next(iter(row.values())) if isinstance(row, Mapping) else row[0])
+    stored = await run_async(connection, "emit", values, schema, "emit")
+    return None if key is None else bool(stored)
 
 
 async def read_position(connection: Any, namespace: object, schema: str) -> str:
@@ -145,20 +110,57 @@ async def read_position(connection: Any, namespace: object, schema: str) -> str:
 
     :param connection: as for :func:`emit_async`.
     """
-    value = namespace_name(namespace)
+    return str(await run_async(connection, "position", (namespace_name(namespace),), schema, "position"))
+
+
+def run(connection: Any, query: str, values: Values, schema: str, caller: str, *, answers: bool = False) -> Any:
+    """Run a statement of ``queries.sql`` on a synchronous connection of the application's.
+
+    :param caller: the public function that is called, for messages. Its asynchronous twin has the suffix "_async".
+    :param answers: return the only value of the statement.
+    :raises ConfigurationError: the connection is of another kind.
+    """
+    driver = _driver(connection)
+    if driver is Driver.SQLALCHEMY:
+        with _hint(schema):
+            result = connection.execute(_clause(schema, query), _parameters(values, "named"))
+        return result.scalar_one() if answers else None
+    if driver is Driver.PSYCOPG:  # psycopg's plain cursor: the connection's own class may take other placeholders
+        psycopg = sys.modules["psycopg"]
+        cursor, style = psycopg.Cursor(connection, row_factory=psycopg.rows.tuple_row), "format"
+    elif driver is None and (generic := _dbapi(connection)):
+        cursor, style = generic[0].cursor(), generic[1]
+    else:
+        hint = f". Use {caller}_async() for an asynchronous connection" if driver else ""
+        raise ConfigurationError(f"{caller}() takes {SYNC}. It was {_type(connection)}{hint}")
+    try:
+        with _hint(schema):
+            cursor.execute(_statement(schema, style, query), _parameters(values, style))
+        return _only(cursor.fetchone()) if answers else None
+    finally:
+        cursor.close()
+
+
+def _only(row: Any) -> Any:
+    """Return the only value of a row. A driver may be set to make rows that are dicts."""
+    return next(iter(row.values())) if isinstance(row, Mapping) else row[0]
+
+
+async def run_async(connection: Any, query: str, values: Values, schema: str, caller: str) -> Any:
+    """Run a statement as :func:`run` does, on an asynchronous connection, and return its only value."""
     driver = _driver(connection)
     with _hint(schema):
         if driver is Driver.ASYNCPG:
-            return str(await connection.fetchval(_statement(schema, "numeric_dollar", "position"), value))
+            return await connection.fetchval(_statement(schema, "numeric_dollar", query), *values)
         if driver is Driver.PSYCOPG_ASYNC:
             psycopg = sys.modules["psycopg"]
             async with psycopg.AsyncCursor(connection, row_factory=psycopg.rows.tuple_row) as cursor:
-                await cursor.execute(_statement(schema, "format", "position"), (value,))
-                return str((await cursor.fetchone())[0])
+                await cursor.execute(_statement(schema, "format", query), values)
+                return _only(await cursor.fetchone())
         if driver is Driver.SQLALCHEMY_ASYNC:
-            result = await connection.execute(_clause(schema, "position"), {"p1": value})
-            return str(result.scalar_one())
-    raise ConfigurationError(f"connection= takes {ASYNC}. It was {_type(connection)}")
+            return (await connection.execute(_clause(schema, query), _parameters(values, "named"))).scalar_one()
+    hint = f". Use {caller}() for a synchronous connection" if driver or _dbapi(connection) else ""
+    raise ConfigurationError(f"{caller}_async() and connection= take {ASYNC}. It was {_type(connection)}{hint}")
 
 
 @contextmanager

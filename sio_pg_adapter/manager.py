@@ -20,6 +20,7 @@ from .errors import ConfigurationError, SioPgError
 from .lifecycle import Lifecycle
 from .local.client import Client, QueueLimit, State
 from .local.clients import Clients
+from .local.handling import handled
 from .local.plain_endings import PlainEndings
 from .local.protocols import Endings
 from .local.rooms import Rooms
@@ -28,6 +29,7 @@ from .log.names import EVERYBODY, first_named, namespace_name, text_name
 from .log.records import Entry, Kind, Outgoing
 from .node import Health, MakeEndings, Node, Setup
 from .options import ConnectionStateRecovery
+from .rooms import close_room_async, disconnect_async, enter_room_async, leave_room_async
 from .store.database import Database, Pool
 from .tasks import Tasks
 from .wire import upstream, websocket
@@ -339,12 +341,30 @@ class AsyncPostgresManager(AsyncManager):
 
     # -- rooms -------------------------------------------------------------------------------------------------
     async def enter_room(
-        self, sid: str, namespace: str, room: str, eio_sid: str | None = None, *, since: str | None = None
+        self,
+        sid: str,
+        namespace: str,
+        room: str,
+        eio_sid: str | None = None,
+        *,
+        since: str | None = None,
+        connection: Any = None,
     ) -> str | None:
         """Add a client of any node, or a session that is away, to a room. It has taken effect on return.
 
         See :meth:`AsyncServer.enter_room`.
+
+        :param connection: the change becomes part of this connection's transaction, see
+                           :func:`sio_pg_adapter.enter_room_async`. Returns at once.
         """
+        if connection is not None:
+            if since is not None:
+                raise ConfigurationError(
+                    "enter_room takes since= or connection=, not both: it replays events at once"
+                )
+            self.check_rooms("enter", namespace, (room,), but=sid)
+            await enter_room_async(connection, sid, room, namespace=namespace, schema=self.database.schema)
+            return None
         node = await self.started()
         if since is None:
             offset = await node.moves.enter(sid, namespace, room)
@@ -352,13 +372,51 @@ class AsyncPostgresManager(AsyncManager):
             offset = await node.positions.enter(sid, namespace, room, since)
         return None if offset is None else await node.positions.of(offset, namespace_name(namespace))
 
-    async def leave_room(self, sid: str, namespace: str, room: str) -> None:
-        """Remove a client of any node, or a session that is away, from a room. It has taken effect on return."""
-        await (await self.started()).moves.leave(sid, namespace, room)
+    async def leave_room(self, sid: str, namespace: str, room: str, *, connection: Any = None) -> None:
+        """Remove a client of any node, or a session that is away, from a room. It has taken effect on return.
 
-    async def close_room(self, room: str, namespace: str | None = None) -> None:
-        """Remove everybody from a room, on all nodes, and sessions that are away. It has taken effect on return."""
-        await (await self.started()).moves.close(room, namespace)
+        :param connection: as for :meth:`enter_room`.
+        """
+        if connection is None:
+            await (await self.started()).moves.leave(sid, namespace, room)
+            return
+        self._check_handler("leave_room", namespace, sid)
+        await leave_room_async(connection, sid, room, namespace=namespace, schema=self.database.schema)
+
+    async def close_room(self, room: str, namespace: str | None = None, *, connection: Any = None) -> None:
+        """Remove everybody from a room, on all nodes, and sessions that are away. It has taken effect on return.
+
+        :param connection: as for :meth:`enter_room`.
+        """
+        if connection is None:
+            await (await self.started()).moves.close(room, namespace)
+            return
+        self.check_rooms("close", namespace, (room,))
+        await close_room_async(connection, room, namespace=namespace, schema=self.database.schema)
+
+    def check_rooms(
+        self, verb: str, namespace: str | None, rooms: tuple[str, ...], *, but: str | None = None
+    ) -> None:
+        """Check rooms that a transaction is to enter or close: the database does not know all clients of this node.
+
+        :param but: the sid that enters them.
+        :raises ValueError: if a room is another client's own.
+        """
+        if any(room != but and self.clients.current(room, namespace_name(namespace)) for room in rooms):
+            raise ValueError(f"cannot {verb} a sid room")
+
+    def _check_handler(self, call: str, namespace: str, sid: str) -> None:
+        """Refuse a change in the connect handler of the client that it is about.
+
+        Without ``connection=`` a room that is left there counts as left from the offset that the client presented. A
+        commit comes behind that, and the client would be sent what it missed in the room.
+        """
+        client = handled()
+        if client is not None and (client.sid, client.namespace) == (sid, namespace) and not client.is_answered:
+            raise ConfigurationError(
+                f"{call}() takes no connection= for the client whose connect is being decided. Leave connection= out,"
+                " or refuse the client."
+            )
 
     def get_rooms(self, sid: str, namespace: str) -> list[str]:
         """Return the rooms of a client of this node, its own first."""
@@ -432,8 +490,13 @@ class AsyncPostgresManager(AsyncManager):
         self.pending_disconnect.setdefault(namespace, []).append(sid)
         return self.eio_sid_from_sid(sid, namespace)
 
-    async def disconnect(self, sid: str, namespace: str, **kwargs: Any) -> None:
-        if kwargs.get("ignore_queue"):
+    async def disconnect(self, sid: str, namespace: str, *, connection: Any = None, **kwargs: Any) -> None:
+        if connection is not None:
+            if kwargs.get("ignore_queue"):
+                raise ConfigurationError("connection= goes through the log: ignore_queue does not")
+            self._check_handler("disconnect", namespace, sid)
+            await disconnect_async(connection, sid, namespace=namespace, schema=self.database.schema)
+        elif kwargs.get("ignore_queue"):
             self.basic_disconnect(sid, namespace)
         else:
             await self.kick(sid, namespace)

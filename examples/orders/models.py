@@ -25,3 +25,12 @@ class Order(Base):
     customer: Mapped[str]
     price: Mapped[int]
     paid: Mapped[bool] = mapped_column(default=False)
+
+
+class Watcher(Base):
+    """A customer who may see what happens to an order of somebody else."""
+
+    __tablename__ = "watchers"
+
+    order: Mapped[int] = mapped_column(primary_key=True)
+    customer: Mapped[str] = mapped_column(primary_key=True)

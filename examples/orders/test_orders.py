@@ -110,5 +110,36 @@ async def test_a_customer_who_was_away_receives_what_was_missed(shop, ada):
     assert await ada.next_event() == ("ordered", number)
 
 
+@pytest.mark.parametrize("away", [False, True])
+async def test_a_watcher_receives_what_commits_before_the_right_is_taken_away(shop, ada, away):
+    numbers = [await order(shop, "bob", 1) for _ in range(2)]
+    for number in numbers:
+        assert (await shop.put(f"/orders/{number}/watchers/ada")).status_code == 204
+    if away:
+        ada.back.clear()
+        await ada.client.eio.ws.close()
+        await ada.gone.wait()
+    assert (await shop.post(f"/orders/{numbers[0]}/pay")).status_code == 204
+    for number in numbers:
+        assert (await shop.delete(f"/orders/{number}/watchers/ada")).status_code == 204
+    assert (await shop.post(f"/orders/{numbers[1]}/pay")).status_code == 204
+    own = await order(shop, "ada", 1)
+    if away:
+        await asyncio.wait_for(ada.back.wait(), 20)
+        assert ada.client.recovered()
+    assert [await ada.next_event(), await ada.next_event()] == [("paid", numbers[0]), ("ordered", own)]
+
+
+async def test_a_customer_who_connects_watches_what_may_be_watched(shop, url):
+    number, other = [await order(shop, "bob", 1) for _ in range(2)]
+    await shop.put(f"/orders/{number}/watchers/eve")
+    eve = Customer("eve")
+    await eve.client.connect(url, auth={"customer": "eve"})
+    await shop.post(f"/orders/{other}/pay")
+    await shop.post(f"/orders/{number}/pay")
+    assert await eve.next_event() == ("paid", number)
+    await eve.client.disconnect()
+
+
 def test_autogenerate_finds_nothing():
     command.check(ALEMBIC)

@@ -22,7 +22,7 @@ SQL = Path(__file__).parents[1] / "sql" / "0001"
 # In this order, since functions in SQL must find the tables and functions that they name.
 SUBJECTS = (
     "tables", "epochs", "segments", "keys", "append", "rooms", "sessions", "replay", "presence", "expiry", "retention",
-    "outbox", "emit", "positions", "grants", "rows",
+    "outbox", "emit", "changes", "positions", "grants", "rows",
 )  # fmt: skip
 
 

@@ -16,8 +16,9 @@ TailRecord = dict[str, Any]
 """A record as ``tail --json`` prints it.
 
 The keys are ``offset``, ``at``, ``kind``, ``namespace``, ``rooms`` (empty for everybody), ``event``, ``skip_sids``,
-``sid``, ``node`` and ``bytes``. With ``--payload`` there are also ``payload``, the arguments of an event, and
-``binary``, the binary parts that ``{"_placeholder":true,"num":n}`` stands for, in Base64.
+``members`` (rooms whose members move, empty for everybody, null in other records), ``sid``, ``node`` and ``bytes``.
+With ``--payload`` there are also ``payload``, the arguments of an event, and ``binary``, the binary parts that
+``{"_placeholder":true,"num":n}`` stands for, in Base64.
 """
 
 _decode = json.JSONDecoder().raw_decode
@@ -49,6 +50,7 @@ def from_row(row: Any, *, payload: bool) -> TailRecord:
     """Make a record from a row of the query "tail"."""
     kind = Kind(row["kind"])
     is_event = kind is Kind.EVENT
+    of_members = kind in (Kind.MEMBERS_ENTER, Kind.MEMBERS_LEAVE, Kind.MEMBERS_KICK)
     body, parts = _body(row, payload=payload)
     rooms = row["rooms"] or [row["room"]]
     record = {
@@ -59,6 +61,7 @@ def from_row(row: Any, *, payload: bool) -> TailRecord:
         "rooms": [] if rooms == [""] else list(rooms),
         "event": _decode(body, 1)[0] if is_event else None,
         "skip_sids": list(row["skip_sids"] or ()),
+        "members": [room for room in json.loads(row["data"]) if room] if of_members else None,
         "sid": row["sid"],
         "node": row["node"] and row["node"].hex,
         "bytes": row["bytes"],

@@ -10,7 +10,16 @@ from rich.text import Text
 from . import terminal
 from .tail_records import TailRecord
 
-_VERBS = {"enter": "enters", "leave": "leaves", "close": "is closed", "claim": "recovers", "kick": "is disconnected"}
+_VERBS = {
+    "enter": "enters",
+    "leave": "leaves",
+    "close": "is closed",
+    "claim": "recovers",
+    "kick": "is disconnected",
+    "members_enter": "enter",
+    "members_leave": "leave",
+    "members_kick": "are disconnected",
+}
 
 
 class LinePrinter:
@@ -46,6 +55,10 @@ def _append_event(line: Text, record: TailRecord) -> None:
     line.append(terminal.printable(record["event"]), style="bold")
     rooms = ", ".join(map(terminal.printable, record["rooms"]))
     line.append(f" to {rooms or 'everybody'}", style="green")
+    _append_skips(line, record)
+
+
+def _append_skips(line: Text, record: TailRecord) -> None:
     if record["skip_sids"]:
         line.append(f" except {', '.join(map(terminal.printable, record['skip_sids']))}")
 
@@ -53,8 +66,12 @@ def _append_event(line: Text, record: TailRecord) -> None:
 def _append_change(line: Text, record: TailRecord) -> None:
     verb = _VERBS[record["kind"]]
     rooms = ", ".join(map(terminal.printable, record["rooms"]))
-    sid = terminal.printable(record["sid"] or "")
-    words = (rooms, verb) if record["kind"] == "close" else (sid, verb, rooms)
+    if record["members"] is None:
+        subject = terminal.printable(record["sid"] or "")
+    else:
+        subject = f"members of {', '.join(map(terminal.printable, record['members'])) or 'the namespace'}"
+    words = (rooms, verb) if record["kind"] == "close" else (subject, verb, rooms)
     line.append(" ".join(filter(None, words)), style="magenta")
+    _append_skips(line, record)
     if record["node"]:
         line.append(f" on node {record['node'][:8]}", style="dim")

@@ -68,6 +68,8 @@ class Delivery:
             self._close_room(record)
         elif record.kind is Kind.UNREADABLE:
             raise ValueError(f"it cannot be read: {record.data}")
+        elif record.members:
+            self._change_members(record)
         elif record.sid is not None:
             client = self._clients.current(record.sid, record.namespace)
             if client is not None:
@@ -139,6 +141,22 @@ class Delivery:
         for sid in list(self._rooms.members(record.namespace, record.rooms)):
             if member := self._clients.current(sid, record.namespace):
                 self._rooms.leave(member, record.rooms[0])
+
+    def _change_members(self, record: Record) -> None:
+        of_namespace = self._clients.by_sid.get(record.namespace, {})
+        live = [of_namespace.get(sid) for sid in self._rooms.members(record.namespace, record.members)]
+        for client in (*live, *self._clients.unsettled(record.namespace)):
+            if client is None or not client.memberships.concerns(record):
+                continue
+            if record.kind is Kind.MEMBERS_KICK:
+                self._endings.kicked(client, None)
+                continue
+            client.memberships.apply(record)
+            if client.state is State.LIVE:
+                move = self._rooms.enter if record.kind is Kind.MEMBERS_ENTER else self._rooms.leave
+                for room in record.rooms:
+                    if room != client.sid:
+                        move(client, room)
 
     # -- from replay to live -----------------------------------------------------------------------------
     def replay(self, client: Client, record: Record) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Iterator
 
-from sio_pg_adapter.log.names import EVERYBODY
 from sio_pg_adapter.log.records import Outgoing
 
 from .client import Client, State
@@ -111,4 +110,4 @@ class Rooms:
 
 def belongs(client: Client, rooms: Iterable[str]) -> bool:
     """Whether a client is in any of the rooms."""
-    return not {EVERYBODY, client.sid, *client.memberships.current()}.isdisjoint(rooms)
+    return client.memberships.is_in(rooms)

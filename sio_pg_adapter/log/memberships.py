@@ -46,6 +46,10 @@ class Memberships:
         """Return the rooms it is in now, without its own."""
         return [room for room, spans in self.rooms.items() if spans and spans[-1][1] is None]
 
+    def is_in(self, rooms: Iterable[str]) -> bool:
+        """Whether it is in any of the rooms now. Its own and everybody's count."""
+        return not {EVERYBODY, self.sid, *self.current()}.isdisjoint(rooms)
+
     def enter(self, room: str, at: int) -> None:
         spans = self.rooms.setdefault(room, [])
         if not spans or spans[-1][1] is not None:
@@ -86,13 +90,22 @@ class Memberships:
         return rooms
 
     def apply(self, record: Record) -> None:
-        """Follow a record that moves this sid, or closes a room."""
+        """Follow a record that moves this sid or the members of a room, or closes a room."""
         if record.kind is Kind.ENTER and record.sid == self.sid:
             self.enter(record.rooms[0], record.offset)
         elif record.kind is Kind.LEAVE and record.sid == self.sid:
             self.leave(record.rooms[0], record.offset if record.as_of is None else record.as_of)
         elif record.kind is Kind.CLOSE and record.rooms[0] in self.current():
             self.leave(record.rooms[0], record.offset)
+        elif record.kind in (Kind.MEMBERS_ENTER, Kind.MEMBERS_LEAVE) and self.concerns(record):
+            move = self.enter if record.kind is Kind.MEMBERS_ENTER else self.leave
+            for room in record.rooms:
+                if room != self.sid:  # it is in its own room as long as it lives
+                    move(room, record.offset)
+
+    def concerns(self, record: Record) -> bool:
+        """Whether a record about the members of rooms is about this sid."""
+        return self.sid not in record.skip_sids and self.is_in(record.members)
 
     def due(self, record: Record) -> bool:
         """Whether an event is for this sid, by the rooms it was in when the event was appended."""

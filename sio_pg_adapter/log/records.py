@@ -24,6 +24,9 @@ class Kind(enum.IntEnum):
     CLOSE = 3
     CLAIM = 4
     KICK = 5
+    MEMBERS_ENTER = 6
+    MEMBERS_LEAVE = 7
+    MEMBERS_KICK = 8
     OPEN = 10
     SETTLE = 11
     RELEASE = 12
@@ -35,7 +38,8 @@ class Kind(enum.IntEnum):
 class Record:
     """A record of the log.
 
-    :ivar rooms: the rooms an event is for, ``("",)`` for everybody. The room of a move.
+    :ivar rooms: the rooms an event is for, ``("",)`` for everybody. The room of a move, or all of them.
+    :ivar members: the rooms whose members move or are kicked, as of this record. ``""`` is everybody.
     :ivar body: an event's name and arguments as a JSON array, without the offset.
     :ivar parts: the binary parts that ``{"_placeholder":true,"num":n}`` in the body stands for.
     :ivar generation: the generation that a claim raised the session to.
@@ -50,6 +54,7 @@ class Record:
     namespace: str
     rooms: tuple[str, ...] = (EVERYBODY,)
     skip_sids: tuple[str, ...] = ()
+    members: tuple[str, ...] = ()
     sid: str | None = None
     generation: int | None = None
     node: str | None = None

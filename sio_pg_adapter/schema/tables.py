@@ -105,6 +105,22 @@ def metadata_in(schema: str | None) -> MetaData:
         "carries. above: the last offset at the time of the emit, null if an epoch is to begin. immediate: the "
         "application has set its constraints IMMEDIATE. key: the idempotency key.",
     )
+    Table(
+        "sio_outbox_changes",
+        made,
+        Column("kind", SmallInteger, nullable=False),
+        Column("namespace", Text, nullable=False),
+        Column("rooms", ARRAY(Text), nullable=False),
+        Column("sid", Text),
+        Column("members", ARRAY(Text)),
+        Column("skip_sids", ARRAY(Text), nullable=False),
+        Column("immediate", Boolean, nullable=False),
+        prefixes=["UNLOGGED"],
+        comment="Room changes and kicks of open transactions, with the kinds of sio_packets. Other transactions "
+        "always see it empty. rooms: the rooms to enter, leave or close. sid: the client that moves or is kicked. "
+        "members: the rooms whose members do, where the empty string means everybody. skip_sids: members that stay. "
+        "immediate: the application has set its constraints IMMEDIATE.",
+    )
     return made
 
 
@@ -115,10 +131,11 @@ def _log(made: MetaData) -> None:
         "sio_packets",
         Column("offset", BigInteger, autoincrement=True),
         "The log. Its rows are in the segments sio_packets_0 and sio_packets_1. kind: 0 event, 1 enter "
-        "room, 2 leave room, 3 close room, 4 claim, 5 kick. room: the empty string means everybody. rooms: "
-        "all rooms, if there are several. as_of: the offset from which a leave counts, if not its own. "
-        "body, parts: an event and its binary. data: the session data of a kick. attachment: the large body "
-        "of an event. batch: the append that wrote the record.",
+        "room, 2 leave room, 3 close room, 4 claim, 5 kick. 6, 7, 8: the members of some rooms enter or leave "
+        "others, or are kicked. room: the empty string means everybody. rooms: all rooms, if there are several. "
+        "as_of: the offset from which a leave counts, if not its own. body, parts: an event and its binary. data: "
+        "the session data of a kick, or a JSON array of the rooms whose members move. attachment: the large body of "
+        "an event. batch: the append that wrote the record.",
     )
     _packet_rooms(
         made,

@@ -75,31 +75,53 @@ class ClientMethods(socketio.AsyncServer):
         return args if len(args) > 1 else args[0] if args else None
 
     async def enter_room(
-        self, sid: str, room: str, namespace: str | None = None, *, since: str | None = None
+        self, sid: str, room: str, namespace: str | None = None, *, since: str | None = None, connection: Any = None
     ) -> str | None:
         """Add a client of any node, or a session that is away, to a room. It has taken effect on return.
 
         Returns the position from which on the client is in the room. A client that is in the room already stays in it
-        from where it entered it. ``None`` if its connection has ended.
+        from where it entered it. ``None`` if its connection has ended, and with ``connection=``.
 
         :param since: a position, in the client's connect handler or a middleware. The client gets the events for the
                       room after it, and goes on live, in the order of the log with everything else. After a recovery
                       this changes nothing, because the client is still in the room. ``None``: from now on.
+
+        :param connection: a connection as for :meth:`emit`. The change is part of its transaction, at its place among
+                           the transaction's events, and takes effect when that commits. The call returns at once. A
+                           transaction stricter than READ COMMITTED is refused.
         :raises PositionLost: if not all events after the position can be sent. Nothing was sent. If the handler does
                               not catch it, the client is refused.
         :raises ConfigurationError: if ``since`` is no position of this namespace, or is given elsewhere.
+        :raises ValueError: if the room is another client's own.
         """
         namespace = namespace_name(namespace)
         self.logger.info("%s is entering room %s [%s]", sid, room, namespace)
-        return await self.manager.enter_room(sid, namespace, room, since=since)
+        return await self.manager.enter_room(sid, namespace, room, since=since, connection=connection)
 
-    async def leave_room(self, sid: str, room: str, namespace: str | None = None) -> None:
-        """Remove a client of any node, or a session that is away, from a room. It has taken effect on return."""
-        await super().leave_room(sid, room, namespace_name(namespace))
+    async def leave_room(self, sid: str, room: str, namespace: str | None = None, *, connection: Any = None) -> None:
+        """Remove a client of any node, or a session that is away, from a room. It has taken effect on return.
 
-    async def close_room(self, room: str, namespace: str | None = None) -> None:
-        """Remove everybody from a room, on all nodes, and sessions that are away. It has taken effect on return."""
-        await super().close_room(room, namespace_name(namespace))
+        :param connection: as for :meth:`enter_room`. No event that is emitted later in the transaction, or commits
+                           after it, reaches the client in that room.
+        :raises ConfigurationError: with ``connection=`` in the connect handler of the same client.
+        """
+        name = namespace_name(namespace)
+        if connection is None:
+            await super().leave_room(sid, room, name)
+        else:
+            await self.manager.leave_room(sid, name, room, connection=connection)
+
+    async def close_room(self, room: str, namespace: str | None = None, *, connection: Any = None) -> None:
+        """Remove everybody from a room, on all nodes, and sessions that are away. It has taken effect on return.
+
+        :param connection: as for :meth:`enter_room`.
+        :raises ValueError: if the room is a client's own.
+        """
+        name = namespace_name(namespace)
+        if connection is None:
+            await super().close_room(room, name)
+        else:
+            await self.manager.close_room(room, name, connection=connection)
 
     def rooms(self, sid: str, namespace: str | None = None) -> list[str]:
         """Return the rooms of a client of this node. :meth:`fetch_rooms` knows those of any node."""
@@ -203,9 +225,18 @@ class ClientMethods(socketio.AsyncServer):
         elif not saved:
             raise KeyError(f"no session {sid!r} in namespace {namespace!r}")
 
-    async def disconnect(self, sid: str, namespace: str | None = None, ignore_queue: bool = False) -> None:
-        """Disconnect a client of any node, and end its session for good, also while it is away."""
+    async def disconnect(
+        self, sid: str, namespace: str | None = None, ignore_queue: bool = False, *, connection: Any = None
+    ) -> None:
+        """Disconnect a client of any node, and end its session for good, also while it is away.
+
+        :param connection: as for :meth:`enter_room`. Disconnect handlers run after the commit.
+        :raises ConfigurationError: with ``connection=`` in the connect handler of the same client.
+        """
         sid, namespace = text_name(sid, "sid"), namespace_name(namespace)
+        if connection is not None:
+            await self.manager.disconnect(sid, namespace, ignore_queue=ignore_queue, connection=connection)
+            return
         client = self.manager.clients.addressed(sid, namespace)
         node = await self.manager.started()
         if client is not None and client.held is None:

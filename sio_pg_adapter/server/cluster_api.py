@@ -13,6 +13,7 @@ from sio_pg_adapter.log.names import EVERYBODY, namespace_name, text_names
 from sio_pg_adapter.log.records import Kind, Outgoing
 from sio_pg_adapter.manager import AsyncPostgresManager
 from sio_pg_adapter.options import is_seconds
+from sio_pg_adapter.rooms import change_members
 
 H = TypeVar("H", bound=Callable[..., Any])
 
@@ -135,7 +136,13 @@ class ClusterMethods:
         return await (await self.manager.started()).broadcast_calls.call(outgoing, event, seconds)
 
     async def sockets_join(
-        self, room: Any, rooms: Any, namespace: str | None = None, *, skip_sid: Any = None
+        self,
+        room: Any,
+        rooms: Any,
+        namespace: str | None = None,
+        *,
+        skip_sid: Any = None,
+        connection: Any = None,
     ) -> None:
         """Let all members of a room enter others: clients of any node, and sessions that are away and recoverable.
 
@@ -146,32 +153,49 @@ class ClusterMethods:
         :param room: the room whose members move, or several in a list. ``None``: everybody in the namespace.
         :param rooms: the room, or several in a list, that they enter.
         :param skip_sid: members that do not move.
+        :param connection: as for :meth:`enter_room`. The members are those at the commit.
         :raises ValueError: if one of ``rooms`` is a client's own. Nobody has moved then.
         :raises NoAnswer: if a node did not name in time its clients that are in no table, since they have no recovery
                           or are connecting. All others have moved.
         """
-        await self._move(Kind.ENTER, room, namespace, rooms, skip_sid)
+        await self._move(Kind.ENTER, room, namespace, rooms, skip_sid, connection)
 
     async def sockets_leave(
-        self, room: Any, rooms: Any, namespace: str | None = None, *, skip_sid: Any = None
+        self,
+        room: Any,
+        rooms: Any,
+        namespace: str | None = None,
+        *,
+        skip_sid: Any = None,
+        connection: Any = None,
     ) -> None:
         """Let all members of a room leave others, or that room itself. See :meth:`sockets_join`."""
-        await self._move(Kind.LEAVE, room, namespace, rooms, skip_sid)
+        await self._move(Kind.LEAVE, room, namespace, rooms, skip_sid, connection)
 
-    async def disconnect_sockets(self, room: Any, namespace: str | None = None, *, skip_sid: Any = None) -> None:
+    async def disconnect_sockets(
+        self, room: Any, namespace: str | None = None, *, skip_sid: Any = None, connection: Any = None
+    ) -> None:
         """Disconnect all members of a room, and end their sessions for good: on any node, and sessions that are away.
 
         It takes effect as :meth:`sockets_join`. Disconnect handlers run after it.
 
         :param room: the room, or several in a list. ``None``: everybody in the namespace.
         :param skip_sid: members that stay.
+        :param connection: as for :meth:`sockets_join`.
         :raises NoAnswer: as :meth:`sockets_join`.
         """
-        await self._move(Kind.KICK, room, namespace, None, skip_sid)
+        await self._move(Kind.KICK, room, namespace, None, skip_sid, connection)
 
-    async def _move(self, kind: Kind, room: Any, namespace: str | None, rooms: Any, skip_sid: Any) -> None:
+    async def _move(
+        self, kind: Kind, room: Any, namespace: str | None, rooms: Any, skip_sid: Any, connection: Any
+    ) -> None:
         move = member_move(kind, namespace_name(namespace), room, rooms, skip_sid)
-        await (await self.manager.started()).members.move(move)
+        if connection is None:
+            await (await self.manager.started()).members.move(move)
+            return
+        if kind is Kind.ENTER:
+            self.manager.check_rooms("enter", move.namespace, move.targets)
+        await change_members(connection, move, self.manager.database.schema)
 
 
 def _seconds(timeout: float) -> float:

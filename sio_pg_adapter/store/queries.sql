@@ -52,6 +52,11 @@ SELECT sio.sio_emit_encoded(CAST($1 AS text), CAST($2 AS text), CAST($3 AS text)
 -- The end of the log as this statement sees it, signed for a namespace.
 SELECT sio.sio_position(CAST($1 AS text))
 
+-- name: change
+-- Change rooms, or disconnect, as part of the caller's transaction.
+SELECT sio.sio_change(CAST($1 AS text), CAST($2 AS text), CAST($3 AS text), CAST($4 AS text), CAST($5 AS text),
+                      CAST($6 AS text))
+
 -- name: attach
 -- Store large bodies, before the log's lock is taken for the records that refer to them.
 INSERT INTO sio.sio_attachments (id, data, ephemeral)

@@ -89,12 +89,15 @@ def _unreadable(offset: int, namespace: str, reason: Exception) -> Record:
 
 
 def _record_of(row: asyncpg.Record) -> Record:
+    kind = Kind(row["kind"])
+    of_members = kind in (Kind.MEMBERS_ENTER, Kind.MEMBERS_LEAVE, Kind.MEMBERS_KICK)
     return Record(
         offset=row["offset"],
-        kind=Kind(row["kind"]),
+        kind=kind,
         namespace=row["namespace"],
         rooms=tuple(row["rooms"] or (row["room"],)),
         skip_sids=tuple(row["skip_sids"] or ()),
+        members=tuple(json.loads(row["data"])) if of_members else (),
         sid=row["sid"],
         generation=row["generation"],
         node=row["node"] and row["node"].replace("-", ""),
@@ -102,7 +105,7 @@ def _record_of(row: asyncpg.Record) -> Record:
         parts=tuple(unpack(row["parts"])) if row["parts"] else (),
         attachment=row["attachment"],
         as_of=row["as_of"],
-        data=row["data"],
+        data=None if of_members else row["data"],
     )
 
 

@@ -71,10 +71,11 @@ CREATE TABLE sio.sio_packets (
 
 COMMENT ON TABLE sio.sio_packets IS
     'The log. Its rows are in the segments sio_packets_0 and sio_packets_1. kind: 0 event, 1 enter room, 2 leave '
-    'room, 3 close room, 4 claim, 5 kick. room: the empty string means everybody. rooms: all rooms, if there are '
-    'several. as_of: the offset from which a leave counts, if not its own. body, parts: an event and its binary. '
-    'data: the session data of a kick. attachment: the large body of an event. batch: the append that wrote the '
-    'record.';
+    'room, 3 close room, 4 claim, 5 kick. 6, 7, 8: the members of some rooms enter or leave others, or are kicked. '
+    'room: the empty string means everybody. rooms: all rooms, if there are several. as_of: the offset from which a '
+    'leave counts, if not its own. body, parts: an event and its binary. data: the session data of a kick, or a '
+    'JSON array of the rooms whose members move. attachment: the large body of an event. batch: the append that '
+    'wrote the record.';
 
 -- Appends go to one segment until its oldest record has expired, then to the other. When the last record of the first
 -- segment has expired, retention truncates it. Deleting a million rows one by one would take seconds and leave as many
@@ -282,6 +283,22 @@ COMMENT ON TABLE sio.sio_outbox IS
     'the time of the emit, null if an epoch is to begin. immediate: the application has set its constraints '
     'IMMEDIATE. key: the idempotency key.';
 
+CREATE UNLOGGED TABLE sio.sio_outbox_changes (
+    kind smallint NOT NULL,
+    namespace text NOT NULL,
+    rooms text[] NOT NULL,
+    sid text,
+    members text[],
+    skip_sids text[] NOT NULL,
+    immediate boolean NOT NULL
+) WITH (vacuum_truncate=off);
+
+COMMENT ON TABLE sio.sio_outbox_changes IS
+    'Room changes and kicks of open transactions, with the kinds of sio_packets. Other transactions always see it '
+    'empty. rooms: the rooms to enter, leave or close. sid: the client that moves or is kicked. members: the rooms '
+    'whose members do, where the empty string means everybody. skip_sids: members that stay. immediate: the '
+    'application has set its constraints IMMEDIATE.';
+
 -- The number of the segment that is appended to. It is a sequence, which shows its present value whatever the snapshot.
 -- A repeatable read transaction that began before a switch therefore appends to the right segment.
 CREATE SEQUENCE sio.sio_active_segment AS smallint MINVALUE 0 MAXVALUE 1 START 0;
@@ -487,21 +504,23 @@ END $$;
 -- emits (outbox.sql), expiry, retention and epochs have functions of their own.
 
 -- Appends one record of a kind other than an event, and returns its offset. The caller holds the log's lock.
-CREATE FUNCTION sio.sio_put_record(p_batch bigint, p_kind integer, p_namespace text, p_room text, p_sid text, p_generation bigint DEFAULT NULL::bigint, p_as_of bigint DEFAULT NULL::bigint, p_node uuid DEFAULT NULL::uuid, p_data text DEFAULT NULL::text)
+CREATE FUNCTION sio.sio_put_record(p_batch bigint, p_kind integer, p_namespace text, p_room text, p_sid text, p_generation bigint DEFAULT NULL::bigint, p_as_of bigint DEFAULT NULL::bigint, p_node uuid DEFAULT NULL::uuid, p_data text DEFAULT NULL::text, p_rooms text[] DEFAULT NULL::text[], p_skip_sids text[] DEFAULT NULL::text[])
  RETURNS bigint
  LANGUAGE plpgsql
 AS $$
 DECLARE v_offset bigint; v_segment bigint := (SELECT last_value FROM sio.sio_active_segment);
 BEGIN
     IF v_segment = 0 THEN
-        INSERT INTO sio.sio_packets_0 ("offset", kind, namespace, room, sid, generation, as_of, node, data, batch)
-        VALUES (nextval('sio.sio_packets_offset_seq'), p_kind, p_namespace, coalesce(p_room, ''), p_sid, p_generation,
-                p_as_of, p_node, p_data, p_batch)
+        INSERT INTO sio.sio_packets_0 ("offset", kind, namespace, room, rooms, skip_sids, sid, generation, as_of, node,
+                                       data, batch)
+        VALUES (nextval('sio.sio_packets_offset_seq'), p_kind, p_namespace, coalesce(p_room, ''), p_rooms, p_skip_sids,
+                p_sid, p_generation, p_as_of, p_node, p_data, p_batch)
         RETURNING "offset" INTO v_offset;
     ELSE
-        INSERT INTO sio.sio_packets_1 ("offset", kind, namespace, room, sid, generation, as_of, node, data, batch)
-        VALUES (nextval('sio.sio_packets_offset_seq'), p_kind, p_namespace, coalesce(p_room, ''), p_sid, p_generation,
-                p_as_of, p_node, p_data, p_batch)
+        INSERT INTO sio.sio_packets_1 ("offset", kind, namespace, room, rooms, skip_sids, sid, generation, as_of, node,
+                                       data, batch)
+        VALUES (nextval('sio.sio_packets_offset_seq'), p_kind, p_namespace, coalesce(p_room, ''), p_rooms, p_skip_sids,
+                p_sid, p_generation, p_as_of, p_node, p_data, p_batch)
         RETURNING "offset" INTO v_offset;
     END IF;
     RETURN v_offset;
@@ -823,6 +842,74 @@ BEGIN
     RETURN v_offset;
 END $$;
 
+-- Returns the sessions of the members of rooms, away or not. '' means everybody. Each of the three sources has an index.
+CREATE FUNCTION sio.sio_members(p_namespace text, p_rooms text[], p_skip_sids text[])
+ RETURNS SETOF bigint
+ LANGUAGE sql
+ STABLE
+AS $$
+    SELECT s.id FROM sio.sio_sessions s
+    WHERE (s.expires_at IS NULL OR s.expires_at > clock_timestamp()) AND s.sid <> ALL (p_skip_sids) AND s.id IN (
+        SELECT session FROM sio.sio_rooms
+        WHERE namespace = p_namespace AND room = ANY (p_rooms) AND left_at IS NULL
+        UNION ALL
+        SELECT id FROM sio.sio_sessions WHERE namespace = p_namespace AND sid = ANY (p_rooms)
+        UNION ALL
+        SELECT id FROM sio.sio_sessions WHERE namespace = p_namespace AND '' = ANY (p_rooms))
+$$;
+
+-- Appends that the members of rooms enter (p_kind 6) or leave (7) each of the rooms p_targets, or are kicked (8). Returns
+-- the offset, or null if a target is a client's own room.
+--
+-- It is one record, and two statements for the sessions. Ten thousand members would otherwise be as many records, and all
+-- appends would wait while they are written. Each node finds out which of its clients are members at that offset, so the
+-- record also reaches those that are in no table. Kicked sessions have records of their own before it, because their
+-- data is gone afterwards, and disconnect handlers ask for it.
+CREATE FUNCTION sio.sio_change_members(p_batch bigint, p_kind integer, p_namespace text, p_members text[], p_targets text[], p_skip_sids text[])
+ RETURNS bigint
+ LANGUAGE plpgsql
+AS $$
+DECLARE v_sessions bigint[]; v_offset bigint;
+BEGIN
+    IF p_kind = 6 AND EXISTS (
+        SELECT FROM sio.sio_sessions WHERE namespace = p_namespace AND sid = ANY (p_targets)) THEN
+        RETURN NULL;
+    END IF;
+    v_sessions := ARRAY(SELECT sio.sio_members(p_namespace, p_members, p_skip_sids));
+    IF p_kind = 8 THEN
+        IF (SELECT last_value FROM sio.sio_active_segment) = 0 THEN
+            WITH gone AS (DELETE FROM sio.sio_sessions WHERE id = ANY (v_sessions) RETURNING sid, data)
+            INSERT INTO sio.sio_packets_0 ("offset", kind, namespace, sid, data, batch)
+            SELECT nextval('sio.sio_packets_offset_seq'), 5, p_namespace, sid, data, p_batch FROM gone;
+        ELSE
+            WITH gone AS (DELETE FROM sio.sio_sessions WHERE id = ANY (v_sessions) RETURNING sid, data)
+            INSERT INTO sio.sio_packets_1 ("offset", kind, namespace, sid, data, batch)
+            SELECT nextval('sio.sio_packets_offset_seq'), 5, p_namespace, sid, data, p_batch FROM gone;
+        END IF;
+        DELETE FROM sio.sio_rooms WHERE session = ANY (v_sessions);  -- no cascade in the replica role
+    END IF;
+    v_offset := sio.sio_put_record(
+        p_batch, p_kind, p_namespace, p_targets[1], NULL, p_data => array_to_json(p_members)::text,
+        p_rooms => CASE WHEN cardinality(p_targets) > 1 THEN p_targets END,
+        p_skip_sids => CASE WHEN cardinality(p_skip_sids) > 0 THEN p_skip_sids END);
+    IF p_kind = 6 THEN
+        INSERT INTO sio.sio_rooms (session, room, joined_at, namespace)
+        SELECT m.session, t.room, v_offset, p_namespace
+        FROM unnest(v_sessions) m (session) CROSS JOIN unnest(p_targets) t (room)
+        WHERE NOT EXISTS (SELECT FROM sio.sio_rooms x
+                          WHERE x.session = m.session AND x.room = t.room AND x.left_at IS NULL);
+        PERFORM sio.sio_forget_rooms(m.session) FROM unnest(v_sessions) m (session)
+        WHERE (SELECT count(*) FROM (SELECT FROM sio.sio_rooms x WHERE x.session = m.session AND x.left_at IS NOT NULL
+                                     ORDER BY x.left_at LIMIT 101) y) > 100;
+    ELSIF p_kind = 7 THEN
+        UPDATE sio.sio_rooms SET left_at = v_offset
+        WHERE session = ANY (v_sessions) AND room = ANY (p_targets) AND left_at IS NULL;
+        DELETE FROM sio.sio_rooms  -- memberships that span no offset
+        WHERE session = ANY (v_sessions) AND room = ANY (p_targets) AND joined_at = v_offset - 1;
+    END IF;
+    RETURN v_offset;
+END $$;
+
 -- Appends that members enter (p_kind 1) or leave (2) each of the rooms p_targets, or are kicked (5). The members are those
 -- of the rooms p_rooms, away or not, where '' means everybody. The sids p_unstored, which have no session, are added, and
 -- the sids p_skip_sids are left out. All of it counts from one offset.
@@ -918,24 +1005,29 @@ BEGIN
     INSERT INTO sio.sio_rooms (session, room, joined_at, left_at, namespace)
     SELECT v_session, x->>0, (x->>1)::bigint, (x->>2)::bigint, p_namespace
     FROM json_array_elements(p_args->'rooms') x;
-    FOR r IN SELECT kind, room, "offset" FROM sio.sio_packets
+    FOR r IN SELECT kind, room, rooms, skip_sids, data, "offset" FROM sio.sio_packets
              WHERE "offset" > (p_args->>'cursor')::bigint AND kind <> 0 AND namespace = p_namespace
-               AND (sid = p_sid OR kind = 3)
+               AND (sid = p_sid OR kind IN (3, 6, 7, 8))
              ORDER BY "offset"
     LOOP
-        IF r.kind = 1 THEN
+        CONTINUE WHEN r.kind > 5 AND (
+            p_sid = ANY (r.skip_sids)
+            OR NOT EXISTS (SELECT FROM json_array_elements_text(r.data::json) m (room)
+                           WHERE m.room IN ('', p_sid) OR m.room IN (
+                               SELECT x.room FROM sio.sio_rooms x WHERE x.session = v_session AND x.left_at IS NULL)));
+        IF r.kind IN (1, 6) THEN
             INSERT INTO sio.sio_rooms (session, room, joined_at, namespace)
-            SELECT v_session, r.room, r."offset", p_namespace
-            WHERE NOT EXISTS (SELECT FROM sio.sio_rooms
-                              WHERE session = v_session AND room = r.room AND left_at IS NULL);
-        ELSIF r.kind = 5 THEN
+            SELECT v_session, t.room, r."offset", p_namespace FROM unnest(coalesce(r.rooms, ARRAY[r.room])) t (room)
+            WHERE NOT EXISTS (SELECT FROM sio.sio_rooms x
+                              WHERE x.session = v_session AND x.room = t.room AND x.left_at IS NULL);
+        ELSIF r.kind IN (5, 8) THEN
             DELETE FROM sio.sio_sessions WHERE id = v_session;
             RETURN json_build_object('id', NULL);
-        ELSIF r.kind IN (2, 3) THEN
+        ELSIF r.kind IN (2, 3, 7) THEN
             UPDATE sio.sio_rooms SET left_at = r."offset"
-            WHERE session = v_session AND room = r.room AND left_at IS NULL;
+            WHERE session = v_session AND room = ANY (coalesce(r.rooms, ARRAY[r.room])) AND left_at IS NULL;
             DELETE FROM sio.sio_rooms  -- memberships that span no offset
-            WHERE session = v_session AND room = r.room AND left_at <= joined_at + 1;
+            WHERE session = v_session AND room = ANY (coalesce(r.rooms, ARRAY[r.room])) AND left_at <= joined_at + 1;
         END IF;
     END LOOP;
     RETURN json_build_object('id', v_session);
@@ -1091,9 +1183,10 @@ CREATE FUNCTION sio.sio_kick(p_batch bigint, p_namespace text, p_sid text)
  RETURNS bigint
  LANGUAGE plpgsql
 AS $$
-DECLARE v_data text;
+DECLARE v_session bigint; v_data text;
 BEGIN
-    DELETE FROM sio.sio_sessions WHERE namespace = p_namespace AND sid = p_sid RETURNING data INTO v_data;
+    DELETE FROM sio.sio_sessions WHERE namespace = p_namespace AND sid = p_sid RETURNING id, data INTO v_session, v_data;
+    DELETE FROM sio.sio_rooms WHERE session = v_session;  -- no cascade in the replica role
     RETURN sio.sio_put_record(p_batch, 5, p_namespace, '', p_sid, p_data => v_data);
 END $$;
 
@@ -1876,6 +1969,226 @@ COMMENT ON FUNCTION sio.sio_emit IS
 
 REVOKE ALL ON FUNCTION sio.sio_emit FROM PUBLIC;
 
+-- Room changes and kicks that are part of an application's own transaction.
+--
+-- They take the same path as its events (outbox.sql), through a table of their own, so events cost no more than without
+-- them. PostgreSQL runs deferred triggers in the order in which they were queued, whatever their tables, so the events
+-- and changes of a transaction keep their order.
+--
+-- The tables of sessions and rooms are written at the commit, under the log's lock. The snapshot of a repeatable read or
+-- serializable transaction is older than the lock, so it would miss the sessions and rooms that were written since.
+
+-- Stage one: takes the change out, which queues stage two.
+CREATE FUNCTION sio.sio_changes_take()
+ RETURNS trigger
+ LANGUAGE plpgsql
+ SECURITY DEFINER
+ SET search_path TO 'pg_catalog', 'pg_temp'
+AS $$
+BEGIN
+    DELETE FROM sio.sio_outbox_changes WHERE ctid = NEW.ctid;
+    RETURN NULL;
+END $$;
+
+REVOKE ALL ON FUNCTION sio.sio_changes_take FROM PUBLIC;
+
+-- Stage two: appends the change to the log, and writes the tables of sessions and rooms.
+CREATE FUNCTION sio.sio_changes_append()
+ RETURNS trigger
+ LANGUAGE plpgsql
+ SECURITY DEFINER
+ SET search_path TO 'pg_catalog', 'pg_temp'
+AS $$
+DECLARE v_prev bigint; v_last bigint; v_room text; v_offset bigint := 0;
+BEGIN
+    IF pg_trigger_depth() > 1 THEN
+        -- As in sio_outbox_append(): the application has its constraints IMMEDIATE.
+        SET CONSTRAINTS sio.sio_changes_append DEFERRED;
+        INSERT INTO sio.sio_outbox_changes
+        VALUES (OLD.kind, OLD.namespace, OLD.rooms, OLD.sid, OLD.members, OLD.skip_sids, true);
+        RETURN NULL;
+    END IF;
+    IF current_setting('synchronous_commit') = 'off' THEN
+        PERFORM set_config('synchronous_commit', 'on', true);  -- clients will have seen the change
+    END IF;
+    LOCK TABLE sio.sio_lock IN EXCLUSIVE MODE;
+    PERFORM sio.sio_check_isolation();
+    PERFORM sio.sio_outbox_bounds(OLD.immediate);
+    PERFORM sio.sio_check_epoch();
+    SELECT CASE WHEN is_called THEN last_value ELSE last_value - 1 END INTO v_prev FROM sio.sio_packets_offset_seq;
+    IF OLD.members IS NOT NULL THEN
+        v_offset := sio.sio_change_members(
+            NULL, CASE OLD.kind WHEN 1 THEN 6 WHEN 2 THEN 7 ELSE 8 END, OLD.namespace, OLD.members, OLD.rooms,
+            OLD.skip_sids);
+    ELSIF OLD.kind = 5 THEN
+        v_offset := sio.sio_kick(NULL, OLD.namespace, OLD.sid);
+    ELSE
+        FOREACH v_room IN ARRAY OLD.rooms LOOP
+            IF OLD.kind = 3 THEN
+                v_offset := sio.sio_close(NULL, OLD.namespace, v_room);
+            ELSE
+                v_offset := sio.sio_move(NULL, OLD.kind, OLD.namespace, v_room, OLD.sid, NULL);
+            END IF;
+            EXIT WHEN v_offset IS NULL;
+        END LOOP;
+    END IF;
+    IF v_offset IS NULL THEN  -- a client has connected since the call, under a sid that is the room's name
+        RAISE invalid_parameter_value USING MESSAGE = 'a room is the own room of a client, which nobody enters or closes';
+    END IF;
+    SELECT CASE WHEN is_called THEN last_value ELSE last_value - 1 END INTO v_last FROM sio.sio_packets_offset_seq;
+    IF v_last > v_prev THEN
+        PERFORM pg_notify(channel, v_prev || ' ' || v_last) FROM sio.sio_log;
+    END IF;
+    RETURN NULL;
+END $$;
+
+REVOKE ALL ON FUNCTION sio.sio_changes_append FROM PUBLIC;
+
+-- Changes rooms at the commit: for the package's functions. All parameters are text, so that no driver needs to know a
+-- type.
+--
+-- p_change: enter_room, leave_room, close_room or disconnect. p_rooms: a JSON array of the rooms to enter, leave or close.
+-- p_sid: the client that moves or is disconnected. p_members: instead of it, a JSON array of rooms whose members do, where
+-- an empty name means everybody. p_skips: a JSON array of the sids of members that stay.
+CREATE FUNCTION sio.sio_change(p_change text, p_namespace text, p_rooms text, p_sid text, p_members text, p_skips text)
+ RETURNS void
+ LANGUAGE plpgsql
+ SECURITY DEFINER
+ SET search_path TO 'pg_catalog', 'pg_temp'
+AS $$
+DECLARE
+    v_kind integer := CASE p_change WHEN 'enter_room' THEN 1 WHEN 'leave_room' THEN 2 WHEN 'close_room' THEN 3
+                      WHEN 'disconnect' THEN 5 END;
+    v_rooms text[]; v_members text[]; v_skips text[]; v_own text;
+BEGIN
+    IF v_kind IS NULL OR p_namespace IS NULL THEN
+        RAISE invalid_parameter_value USING MESSAGE =
+            'a change is enter_room, leave_room, close_room or disconnect, in a namespace';
+    END IF;
+    IF current_setting('transaction_isolation') NOT IN ('read committed', 'read uncommitted') THEN
+        RAISE invalid_transaction_state USING MESSAGE = format(
+            'sio_%s: this transaction is %s. Rooms change at the commit, with the members that they have then, and this '
+            'transaction''s snapshot is older. Begin the transaction with ISOLATION LEVEL READ COMMITTED',
+            p_change, current_setting('transaction_isolation'));
+    END IF;
+    v_rooms := ARRAY(SELECT DISTINCT json_array_elements_text(p_rooms::json));
+    v_members := CASE WHEN p_members IS NOT NULL THEN ARRAY(SELECT json_array_elements_text(p_members::json)) END;
+    v_skips := ARRAY(SELECT json_array_elements_text(p_skips::json));
+    IF (cardinality(v_rooms) = 0) <> (v_kind = 5) OR '' = ANY (v_rooms) OR array_position(v_rooms, NULL) IS NOT NULL THEN
+        RAISE invalid_parameter_value USING MESSAGE = format(
+            'sio_%s: name the room. It is not empty, since an empty name means everybody', p_change);
+    END IF;
+    IF v_kind <> 3 AND (p_sid IS NULL) = (v_members IS NULL) OR v_kind = 3 AND (p_sid IS NOT NULL OR v_members IS NOT NULL)
+       OR p_sid = '' OR cardinality(v_members) = 0 OR array_position(v_members, NULL) IS NOT NULL THEN
+        RAISE invalid_parameter_value USING MESSAGE = format(
+            'sio_%s: name one client by sid, or all members of a room by room', p_change);
+    END IF;
+    IF (SELECT max(octet_length(n)) FROM unnest(v_rooms || v_members || v_skips || ARRAY[p_namespace, p_sid]) n) > 512 THEN
+        RAISE program_limit_exceeded USING MESSAGE = format(
+            'sio_%s: a namespace, room or sid is longer than 512 bytes', p_change);
+    END IF;
+    IF p_sid IS NOT NULL AND v_kind <> 5 THEN
+        v_rooms := array_remove(v_rooms, p_sid);  -- a client is in its own room as long as it lives
+        IF cardinality(v_rooms) = 0 THEN
+            RETURN;
+        END IF;
+    END IF;
+    IF v_kind IN (1, 3) THEN
+        SELECT sid INTO v_own FROM sio.sio_sessions WHERE namespace = p_namespace AND sid = ANY (v_rooms);
+        IF v_own IS NOT NULL THEN
+            RAISE invalid_parameter_value USING MESSAGE = format(
+                'sio_%s: "%s" is the own room of a client, which nobody enters or closes', p_change, v_own);
+        END IF;
+    END IF;
+    INSERT INTO sio.sio_outbox_changes
+    VALUES (v_kind, p_namespace, CASE WHEN v_kind = 5 THEN ARRAY[''] ELSE v_rooms END, p_sid, v_members, v_skips, false);
+END $$;
+
+REVOKE ALL ON FUNCTION sio.sio_change FROM PUBLIC;
+
+-- The checks of the functions for SQL. A null is refused: 'user:' || id with a null id must not be left out. An empty name
+-- is one that was left out.
+CREATE FUNCTION sio.sio_change_named(p_change text, p_target text, p_sid text, p_room text, p_namespace text)
+ RETURNS void
+ LANGUAGE plpgsql
+ SECURITY DEFINER
+ SET search_path TO 'pg_catalog', 'pg_temp'
+AS $$
+BEGIN
+    IF p_target IS NULL OR p_sid IS NULL OR p_room IS NULL OR p_namespace IS NULL THEN
+        RAISE null_value_not_allowed USING MESSAGE = format(
+            'sio_%s: rooms, sid and namespace are not null. Leave out what you do not name', p_change);
+    END IF;
+    PERFORM sio.sio_change(
+        p_change, p_namespace, CASE WHEN p_change <> 'disconnect' THEN json_build_array(p_target)::text END,
+        nullif(p_sid, ''), CASE WHEN p_room <> '' THEN json_build_array(p_room)::text END, NULL);
+END $$;
+
+REVOKE ALL ON FUNCTION sio.sio_change_named FROM PUBLIC;
+
+-- Adds a client, or all members of a room, to the room target.
+CREATE FUNCTION sio.sio_enter_room(target text, sid text DEFAULT ''::text, room text DEFAULT ''::text, namespace text DEFAULT '/'::text)
+ RETURNS void
+ LANGUAGE sql
+ SECURITY DEFINER
+ SET search_path TO 'pg_catalog', 'pg_temp'
+AS $$
+    SELECT sio.sio_change_named('enter_room', target, sid, room, namespace)
+$$;
+
+COMMENT ON FUNCTION sio.sio_enter_room IS
+    'Adds a Socket.IO client (sid), or all members of a room (room), to the room target, if and when this '
+    'transaction commits. Events emitted later reach them, in this transaction, too.';
+
+REVOKE ALL ON FUNCTION sio.sio_enter_room FROM PUBLIC;
+
+-- Removes a client, or all members of a room, from the room target.
+CREATE FUNCTION sio.sio_leave_room(target text, sid text DEFAULT ''::text, room text DEFAULT ''::text, namespace text DEFAULT '/'::text)
+ RETURNS void
+ LANGUAGE sql
+ SECURITY DEFINER
+ SET search_path TO 'pg_catalog', 'pg_temp'
+AS $$
+    SELECT sio.sio_change_named('leave_room', target, sid, room, namespace)
+$$;
+
+COMMENT ON FUNCTION sio.sio_leave_room IS
+    'Removes a Socket.IO client (sid), or all members of a room (room), from the room target, if and when this '
+    'transaction commits. Events emitted later do not reach them, in this transaction, too.';
+
+REVOKE ALL ON FUNCTION sio.sio_leave_room FROM PUBLIC;
+
+-- Removes everybody from a room.
+CREATE FUNCTION sio.sio_close_room(room text, namespace text DEFAULT '/'::text)
+ RETURNS void
+ LANGUAGE sql
+ SECURITY DEFINER
+ SET search_path TO 'pg_catalog', 'pg_temp'
+AS $$
+    SELECT sio.sio_change_named('close_room', room, '', '', namespace)
+$$;
+
+COMMENT ON FUNCTION sio.sio_close_room IS
+    'Removes everybody from a Socket.IO room, if and when this transaction commits.';
+
+REVOKE ALL ON FUNCTION sio.sio_close_room FROM PUBLIC;
+
+-- Disconnects a client, or all members of a room, and ends their sessions for good.
+CREATE FUNCTION sio.sio_disconnect(sid text DEFAULT ''::text, room text DEFAULT ''::text, namespace text DEFAULT '/'::text)
+ RETURNS void
+ LANGUAGE sql
+ SECURITY DEFINER
+ SET search_path TO 'pg_catalog', 'pg_temp'
+AS $$
+    SELECT sio.sio_change_named('disconnect', '', sid, room, namespace)
+$$;
+
+COMMENT ON FUNCTION sio.sio_disconnect IS
+    'Disconnects a Socket.IO client (sid), or all members of a room (room), and ends their sessions for good, if '
+    'and when this transaction commits.';
+
+REVOKE ALL ON FUNCTION sio.sio_disconnect FROM PUBLIC;
+
 -- Positions: the end of the log as a snapshot sees it.
 
 -- Returns the position of the calling statement's snapshot. All events that were committed with what the snapshot sees are
@@ -1958,3 +2271,11 @@ ALTER TABLE sio.sio_outbox ENABLE ALWAYS TRIGGER sio_outbox_take;
 CREATE CONSTRAINT TRIGGER sio_outbox_append AFTER DELETE ON sio.sio_outbox DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION sio.sio_outbox_append();
 
 ALTER TABLE sio.sio_outbox ENABLE ALWAYS TRIGGER sio_outbox_append;
+
+CREATE CONSTRAINT TRIGGER sio_changes_take AFTER INSERT ON sio.sio_outbox_changes DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION sio.sio_changes_take();
+
+ALTER TABLE sio.sio_outbox_changes ENABLE ALWAYS TRIGGER sio_changes_take;
+
+CREATE CONSTRAINT TRIGGER sio_changes_append AFTER DELETE ON sio.sio_outbox_changes DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION sio.sio_changes_append();
+
+ALTER TABLE sio.sio_outbox_changes ENABLE ALWAYS TRIGGER sio_changes_append;

@@ -383,6 +383,7 @@ async def test_tail_shows_the_last_ones_then_follows_until_interrupted(store):
             "rooms": ["x", "y"],
             "event": "new",
             "skip_sids": ["s"],
+            "members": None,
             "sid": None,
             "node": None,
             "bytes": len('["new",{"a":"ü"}]'.encode()),
@@ -443,6 +444,29 @@ async def test_tail_hides_payloads_and_shows_moves_and_large_events(store, start
         assert first["payload"] == [{"secret": large, "b": {"_placeholder": True, "num": 0}}]
         assert first["binary"] == ["AAE="] and first["event"] == "läuft"
         assert (third["kind"], third["sid"], third["rooms"], third["payload"]) == ("enter", wire.sid, ["x"], None)
+
+
+async def test_tail_shows_the_moves_of_all_members_of_a_room(store, db):
+    await db.execute("""SELECT sio_enter_room('x', room => 'u'), sio_leave_room('x', room => E'u\r')
+                            , sio_disconnect(room => 'u')""")
+    await db.execute("SELECT sio_change('enter_room', '/', '[\"x\",\"y\"]', NULL, '[\"\"]', '[\"s\"]')")
+    async with command("tail", "--last", "4") as tail:
+        printed = await lines(tail, 4)
+    for line, text in zip(
+        printed,
+        (
+            "members of u enter x",
+            "members of u\\r leave x",
+            "members of u are disconnected",
+            "members of the namespace enter x, y except s",
+        ),
+        strict=True,
+    ):
+        assert line.rstrip().endswith(text), printed
+    async with command("tail", "--last", "2", "--json") as tail:
+        kick, enter = await records(tail, 2)
+    assert (kick["kind"], kick["members"], kick["rooms"]) == ("members_kick", ["u"], [])
+    assert (enter["members"], enter["skip_sids"]) == ([], ["s"])
 
 
 async def test_tail_escapes_the_control_characters_of_clients(store):

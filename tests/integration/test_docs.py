@@ -168,6 +168,41 @@ async def after_positions(reader: Reader) -> None:
     await reader.names["engine"].dispose()
 
 
+def permissions(names: dict[str, Any], dsn: str) -> None:
+    url = dsn.replace("postgresql://", "postgresql+asyncpg://")
+    names |= {
+        "engine": create_async_engine(url, poolclass=NullPool),
+        "psycopg": psycopg,
+        "readers": Table("readers", MetaData(), Column("doc", Integer), Column("name", Text)),
+    }
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        connection.execute(
+            "CREATE TABLE readers (doc integer, name text); CREATE TABLE users (name text, banned bool)"
+        )
+        connection.execute("INSERT INTO readers VALUES (7, 'ada'), (7, 'bob'), (7, 'eve')")
+
+
+async def after_permissions(reader: Reader) -> None:
+    """The handler enters the rooms that a user may read, and the trigger takes the user out."""
+    sio = reader.names["sio"]
+    node = sio.manager.node  # at first it has to read what the page wrote
+    assert await node.cursor.passed(await node.reader.head(), 20)
+    async with AsgiClient(sio) as eve, AsgiClient(sio) as bob:
+        await bob.connect(token="bob")
+        sid, _ = await eve.connect(token="eve")
+        assert set(await sio.fetch_rooms(sid)) == {sid, "user:eve", "doc:7"}
+        with psycopg.connect(reader.dsn) as connection:
+            connection.execute("DELETE FROM readers WHERE name = 'eve'")
+        assert set(await sio.fetch_rooms(sid)) == {sid, "user:eve"}
+        [ban] = [one.text for one in document("docs/permissions.md") if "banned = true" in one.text]
+        await reader.python(ban)
+        assert await bob.recv() == "1"
+    with psycopg.connect(reader.dsn) as connection:
+        moves = connection.execute("SELECT kind, room, data FROM sio_packets WHERE kind > 5 ORDER BY 1, 3").fetchall()
+    left, gone = [(7, "doc:7", f'["user:{name}"]') for name in ("ada", "bob", "eve")], (8, "", '["user:bob"]')
+    assert moves == [*left, gone, gone]
+
+
 def events_of(reader: Reader, *expected: str) -> None:
     with psycopg.connect(reader.dsn) as connection:
         rows = connection.execute('SELECT body FROM sio_packets WHERE kind = 0 ORDER BY "offset"').fetchall()
@@ -226,12 +261,18 @@ def messages(names: dict[str, Any], dsn: str) -> None:
     names |= {"message": {"id": "m", "text": "hello"}, "user": "u"}
 
 
-GIVEN = {"exactly-once.md": messages, "positions.md": paragraphs, "transactions.md": orders}
+GIVEN = {
+    "exactly-once.md": messages,
+    "permissions.md": permissions,
+    "positions.md": paragraphs,
+    "transactions.md": orders,
+}
 AFTER: dict[str, Callable[[Reader], Any]] = {
     "command.md": after_command,
     "index.md": after_index,
     "limits.md": after_limits,
     "monitoring.md": after_monitoring,
+    "permissions.md": after_permissions,
     "positions.md": after_positions,
     "redis.md": after_redis,
     "transactions.md": after_transactions,

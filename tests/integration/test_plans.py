@@ -185,3 +185,23 @@ async def test_a_session_that_is_opened(db, log):
     for i in range(ROUNDS):
         args = {"pid_hash": pid_hash(f"p{i}"), "start": 0, "cursor": await head(db) - 20, "rooms": []}
         assert await pages(db, "write", *entry(Kind.OPEN, sid=f"s{i}", args=args)) < PAGES
+
+
+@pytest.mark.parametrize("analyzed", [False, True])
+async def test_the_members_of_a_room_among_those_of_many(db, analyzed):
+    await db.execute("""
+        INSERT INTO sio_sessions (id, pid_hash, namespace, sid, start_offset)
+        SELECT i, int4send(i), '/', 's' || i, 0 FROM generate_series(1, 20000) i;
+        INSERT INTO sio_rooms (session, room, joined_at, namespace)
+        SELECT i, r, 0, '/' FROM generate_series(1, 20000) i, unnest(ARRAY['user:' || i % 10000, 'doc']) r""")
+    if analyzed:
+        await db.execute("ANALYZE sio_sessions, sio_rooms")
+    for i in range(ROUNDS):
+        members = "SELECT sio_members('/', $1::text[], '{}'::text[])"
+        found = await db.fetch(members, [f"user:{i}", f"s{i + 1}"])
+        assert len(found) == 3
+        explained = await db.fetchval(
+            f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {members}", [f"user:{i}", f"s{i + 1}"]
+        )
+        plan = json.loads(explained)[0]["Plan"]
+        assert plan["Shared Hit Blocks"] + plan["Shared Read Blocks"] < PAGES

@@ -6,6 +6,7 @@ The model is a list of what happened and a walk over it; it knows no table, no i
 from __future__ import annotations
 
 import asyncio
+import json
 from typing import Any
 
 import asyncpg
@@ -29,6 +30,7 @@ emits = st.tuples(
     ),
     st.lists(sids, max_size=2, unique=True).map(tuple),
 )
+of = st.one_of(sids, st.lists(st.one_of(rooms, sids), min_size=1, max_size=2).map(tuple))
 steps = st.one_of(
     emits,
     emits,
@@ -38,6 +40,9 @@ steps = st.one_of(
     st.tuples(st.just("release"), sids),
     st.tuples(st.just("claim"), sids),
     st.tuples(st.just("kick"), sids),
+    st.tuples(st.just("in a transaction"), st.sampled_from(["enter_room", "leave_room"]), of, rooms),
+    st.tuples(st.just("in a transaction"), st.just("close_room"), st.none(), rooms),
+    st.tuples(st.just("in a transaction"), st.just("disconnect"), of, st.none()),
 )
 
 
@@ -66,6 +71,18 @@ class Model:
                     of.discard(room)
             case ("kick", sid):
                 self.rooms.pop(sid, None)
+            case ("in a transaction", change, of, room):
+                self._in_a_transaction(change, of, room)
+
+    def _in_a_transaction(self, change: str, of: Any, room: str | None) -> None:
+        match of:
+            case None:
+                self.do(("close", room), 0)
+            case str(sid):
+                self.do(("kick", sid) if change == "disconnect" else (change.removesuffix("_room"), sid, room), 0)
+            case _:
+                for sid in [sid for sid, its in self.rooms.items() if {sid, *its} & set(of)]:
+                    self._in_a_transaction(change, sid, room)
 
 
 class Run:
@@ -99,6 +116,11 @@ class Run:
             case ("kick", sid):
                 await store.kick(sid)
                 self.held.pop(sid, None)
+            case ("in a transaction", change, of, room):
+                sid, members = (of, None) if isinstance(of, str) else (None, of and json.dumps(of))
+                await self.store.manager.node.database.fetch_value(
+                    "change", change, "/", room and json.dumps([room]), sid, members, None
+                )
         self.model.do(step, offset)
 
     async def claim(self, sid: str, after: int | None) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import sqlite3
 import subprocess
 import sys
@@ -21,8 +22,16 @@ from sio_pg_adapter import (
     ConfigurationError,
     NotSerializable,
     PayloadTooLarge,
+    close_room,
+    close_room_async,
+    disconnect,
+    disconnect_async,
     emit,
     emit_async,
+    enter_room,
+    enter_room_async,
+    leave_room,
+    leave_room_async,
     migrate,
 )
 
@@ -264,6 +273,56 @@ async def test_case_80_asynchronous(dsn, start_node, connected, through):
     assert (len(rows), orders) == (len(ROWS) + 1, 2)
 
 
+# -- rooms and disconnects -------------------------------------------------------------------------------------
+NAME = 'it\'s "r2" \\ %s $1 :p1'
+CHANGES = [
+    (enter_room, ("s", NAME), {}, (1, "/", [NAME], "s", None)),
+    (enter_room, (), {"room": "x", "members_of": [NAME, "y"]}, (6, "/", ["x"], None, f'[{json.dumps(NAME)},"y"]')),
+    (leave_room, ("s",), {"room": "x", "namespace": "/x"}, (2, "/x", ["x"], "s", None)),
+    (leave_room, (), {"room": "x", "members_of": "ü"}, (7, "/", ["x"], None, '["ü"]')),
+    (close_room, (NAME,), {}, (3, "/", [NAME], None, None)),
+    (disconnect, ("s", ), {}, (5, "/", [""], "s", None)),
+    (disconnect, (), {"room": "x"}, (8, "/", [""], None, '["x"]')),
+]  # fmt: skip
+ASYNCHRONOUS = {
+    enter_room: enter_room_async, leave_room: leave_room_async, close_room: close_room_async,
+    disconnect: disconnect_async,
+}  # fmt: skip
+
+
+def changes(dsn):
+    with psycopg.connect(dsn) as connection:
+        return connection.execute(
+            'SELECT kind, namespace, coalesce(rooms, ARRAY[room]), sid, data FROM sio_packets ORDER BY "offset"'
+        ).fetchall()
+
+
+@pytest.mark.parametrize("connected", SYNC)
+def test_rooms_and_disconnects_synchronous(dsn, connected):
+    with connected(dsn) as (connection, execute, commit, rollback):
+        for end in (rollback, commit):
+            execute("INSERT INTO orders VALUES (1)")
+            for function, arguments, options, _ in CHANGES:
+                function(connection, *arguments, **options)
+            assert changes(dsn) == []
+            end()
+    assert changes(dsn) == [row for _, _, _, row in CHANGES]
+    assert stored(dsn)[1] == 1
+
+
+@pytest.mark.parametrize("connected", ASYNC)
+async def test_rooms_and_disconnects_asynchronous(dsn, connected):
+    async with connected(dsn) as (connection, execute, commit, rollback):
+        for end in (rollback, commit):
+            await execute("INSERT INTO orders VALUES (1)")
+            for function, arguments, options, _ in CHANGES:
+                await ASYNCHRONOUS[function](connection, *arguments, **options)
+            assert changes(dsn) == []
+            await end()
+    assert changes(dsn) == [row for _, _, _, row in CHANGES]
+    assert stored(dsn)[1] == 1
+
+
 # -- Django, which is configured once, in a process of its own ----------------------------------------------------
 DJANGO = """
 import sys
@@ -398,8 +457,14 @@ async def test_other_objects_are_refused_with_what_is_taken(dsn, start_node):
         with pytest.raises(ConfigurationError, match="asyncpg Connection") as e:
             await emit_async(connection, "x")
         assert "secret" not in str(e.value)
+        with pytest.raises(ConfigurationError, match=r"leave_room\(\) takes a psycopg Connection"):
+            leave_room(connection, "s", "x")
+        with pytest.raises(ConfigurationError, match=r"leave_room_async\(\) and connection= take an asyncpg"):
+            await leave_room_async(connection, "s", "x")
     with pytest.raises(ConfigurationError, match=r"Use emit\(\)"):
         await emit_async(sync, "x")
+    with pytest.raises(ConfigurationError, match=r"Use disconnect\(\)"):
+        await disconnect_async(sync, "s")
     with contextlib.closing(sqlite3.connect(":memory:")) as other, pytest.raises(sqlite3.OperationalError):
         emit(other, "x")  # a DB-API 2 connection, whose own error is clear
     sync.close()

@@ -12,7 +12,7 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from sio_pg_adapter import AsyncPostgresManager, emit
+from sio_pg_adapter import AsyncPostgresManager, emit, leave_room
 
 DOCS = Path(__file__).parents[2] / "docs" / "transactions.md"
 
@@ -190,13 +190,110 @@ def test_operators_in_the_callers_path_are_not_called(app):
     app.execute("SET search_path = public; DELETE FROM sio_marker")
     app.execute("SET search_path = evil, pg_catalog, public")
     app.execute("SELECT sio_emit('e')")
+    with app.transaction():
+        app.execute("SET CONSTRAINTS ALL IMMEDIATE")
+        for call in ROOM_CALLS:
+            app.execute(f"SELECT {call}")
     app.execute("RESET search_path")
-    assert len(stored(app)) == 3
+    assert len(stored(app)) == 3 + len(ROOM_CALLS)
+
+
+# -- rooms and disconnects ---------------------------------------------------------------------------------------
+ROOM_CALLS = [
+    "sio_enter_room('r', sid => 's')",
+    "sio_enter_room('r', room => 'u')",
+    "sio_leave_room('r', 's')",
+    "sio_leave_room('r', room => 'u', namespace => '/x')",
+    "sio_close_room('r')",
+    "sio_disconnect('s')",
+    "sio_disconnect(room => 'u')",
+]
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "says"),
+    [
+        ("sio_enter_room(NULL, sid => 's')", psycopg.errors.NullValueNotAllowed, "sio_enter_room: rooms, sid and"),
+        ("sio_enter_room('r', sid => NULL)", psycopg.errors.NullValueNotAllowed, "not null"),
+        ("sio_leave_room('r', room => 'user:' || NULL)", psycopg.errors.NullValueNotAllowed, "not null"),
+        ("sio_leave_room('r', 's', namespace => NULL)", psycopg.errors.NullValueNotAllowed, "not null"),
+        ("sio_close_room(NULL)", psycopg.errors.NullValueNotAllowed, "sio_close_room"),
+        ("sio_disconnect(NULL)", psycopg.errors.NullValueNotAllowed, "sio_disconnect"),
+        ("sio_enter_room('r')", psycopg.errors.InvalidParameterValue, "one client by sid, or all members"),
+        ("sio_enter_room('r', 's', 'u')", psycopg.errors.InvalidParameterValue, "one client by sid, or all members"),
+        ("sio_leave_room('', 's')", psycopg.errors.InvalidParameterValue, "sio_leave_room: name the room"),
+        ("sio_close_room('')", psycopg.errors.InvalidParameterValue, "sio_close_room: name the room"),
+        ("sio_disconnect()", psycopg.errors.InvalidParameterValue, "sio_disconnect: name one client"),
+        ("sio_disconnect(room => '')", psycopg.errors.InvalidParameterValue, "sio_disconnect: name one client"),
+        ("sio_enter_room(repeat('ü', 257), 's')", psycopg.errors.ProgramLimitExceeded, "longer than 512 bytes"),
+        ("sio_enter_room('r', repeat('x', 513))", psycopg.errors.ProgramLimitExceeded, "longer than 512 bytes"),
+        ("sio_leave_room('r', room => repeat('x', 513))", psycopg.errors.ProgramLimitExceeded, "longer than 512"),
+        ("sio_disconnect('s', namespace => repeat('x', 513))", psycopg.errors.ProgramLimitExceeded, "longer than"),
+        # what the package does not send
+        ("sio_change('kick', '/', NULL, 's', NULL, NULL)", psycopg.errors.InvalidParameterValue, "a change is"),
+        ("sio_change('disconnect', NULL, NULL, 's', NULL, NULL)", psycopg.errors.InvalidParameterValue, "a change"),
+        ("sio_change('disconnect', '/', '[\"r\"]', 's', NULL, NULL)", psycopg.errors.InvalidParameterValue, "room"),
+        ("sio_change('disconnect', '/', NULL, '', NULL, NULL)", psycopg.errors.InvalidParameterValue, "name one"),
+        ("sio_change('disconnect', '/', NULL, NULL, '[]', NULL)", psycopg.errors.InvalidParameterValue, "name one"),
+        ("sio_change('disconnect', '/', NULL, NULL, '[null]', NULL)", psycopg.errors.InvalidParameterValue, "one"),
+        ("sio_change('enter_room', '/', '[null]', 's', NULL, NULL)", psycopg.errors.InvalidParameterValue, "room"),
+        ("sio_change('enter_room', '/', NULL, 's', NULL, NULL)", psycopg.errors.InvalidParameterValue, "room"),
+        ("sio_change('close_room', '/', '[\"r\"]', 's', NULL, NULL)", psycopg.errors.InvalidParameterValue, "one"),
+        ("sio_change('enter_room', '/', '{', 's', NULL, NULL)", psycopg.errors.InvalidTextRepresentation, "json"),
+    ],
+)
+def test_a_room_change_that_is_refused(app, call, error, says):
+    with pytest.raises(error, match=says):
+        app.execute(f"SELECT {call}")
+    assert stored(app) == []
+    assert app.execute("SELECT count(*) FROM sio_outbox_changes").fetchone() == (0,)
+
+
+async def test_a_row_that_a_trigger_watches_moves_the_clients_of_its_user(app, start_node):
+    node = await start_node()
+    app.execute("""
+        CREATE TABLE bans (name text);
+        CREATE FUNCTION banned() RETURNS trigger LANGUAGE plpgsql AS $$
+        BEGIN
+            PERFORM sio_emit('banned', room => 'user:' || NEW.name);
+            PERFORM sio_disconnect(room => 'user:' || NEW.name);
+            RETURN NULL;
+        END $$;
+        CREATE TRIGGER banned AFTER INSERT ON bans FOR EACH ROW EXECUTE FUNCTION banned()""")
+    async with node.client() as ada, node.client() as bob:
+        await node.sio.enter_room(ada.sid, "user:ada")
+        await node.sio.enter_room(bob.sid, "user:bob")
+        with pytest.raises(psycopg.errors.DivisionByZero), app.transaction():
+            app.execute("INSERT INTO bans VALUES ('bob')")
+            app.execute("SELECT 1 / 0")
+        app.execute("INSERT INTO bans VALUES ('ada')")
+        assert [await ada.event(), await ada.recv()] == [["banned"], "1"]
+        await node.sio.emit("end")
+        assert await bob.events_until("end") == []
+
+
+async def test_the_replica_role_changes_rooms_as_others_do(pg_admin_dsn, pg_dsn, app, start_node):
+    """Foreign keys do not cascade in it, and its triggers run only if they are ENABLE ALWAYS."""
+    node = await start_node()
+    at = psycopg.conninfo.conninfo_to_dict(pg_dsn)["dbname"]
+    async with node.client() as one, node.client() as two:
+        for wire in (one, two):
+            await node.sio.enter_room(wire.sid, "u")
+        with psycopg.connect(pg_admin_dsn, dbname=at, autocommit=True) as replica:
+            replica.execute("SET session_replication_role = replica")
+            replica.execute("SELECT sio_enter_room('r', room => 'u')")
+            await node.sio.emit("e", room="r")
+            assert await one.event() == await two.event() == ["e"]
+            replica.execute("SELECT sio_disconnect(%s)", [one.sid])
+            replica.execute("SELECT sio_disconnect(room => 'u')")
+        assert await one.recv() == await two.recv() == "1"
+    for table in ("sio_sessions", "sio_rooms", "sio_outbox_changes"):
+        assert app.execute(f"SELECT count(*) FROM {table}").fetchone() == (0,)
 
 
 # -- docs/transactions.md, as written --------------------------------------------------------------------------
 async def test_the_documented_trigger(pg_dsn, app, start_node):
-    example, trigger, _ = snippets()
+    example, trigger, *_ = snippets()
     app.execute("CREATE TABLE orders (id integer, customer integer, paid boolean DEFAULT false)")
     app.execute(trigger)
     node = await start_node()
@@ -260,7 +357,7 @@ async def test_a_role_without_rights_on_the_tables_may_emit_and_nothing_else(rol
                         emitter.execute(sql.SQL(statement).format(sql.Identifier(table)))
             # The triggers' functions run as the owner: not on a table of the emitter's own.
             emitter.execute("CREATE TEMP TABLE mine (LIKE pg_class)")
-            for function in ("sio_outbox_take", "sio_outbox_append"):
+            for function in ("sio_outbox_take", "sio_outbox_append", "sio_changes_take", "sio_changes_append"):
                 with pytest.raises(psycopg.errors.InsufficientPrivilege), emitter.transaction():
                     emitter.execute(
                         sql.SQL("CREATE TRIGGER x AFTER INSERT ON mine FOR EACH ROW EXECUTE FUNCTION {}()").format(
@@ -272,11 +369,32 @@ async def test_a_role_without_rights_on_the_tables_may_emit_and_nothing_else(rol
         await node.sio.save_session(wire.sid, {"a": 1})
         with psycopg.connect(roles["node"], autocommit=True) as one:
             emit(one, "by a node", room="room")
+            leave_room(one, wire.sid, "room")
+            one.execute("SELECT sio_enter_room('room', sid => %s)", [wire.sid])
         assert await wire.event() == ["by a node"]
         await wire.drop()
         async with node.client(pid=wire.pid, offset=wire.offset) as again:
             assert again.sid == wire.sid
             await node.sio.disconnect(again.sid)
+
+
+@pytest.mark.parametrize("call", ROOM_CALLS)
+async def test_an_emitter_changes_rooms_only_where_that_is_granted(roles, app, call):
+    name = sql.Identifier(psycopg.conninfo.conninfo_to_dict(roles["emitter"])["user"])
+    function = sql.Identifier(call.partition("(")[0])
+    with psycopg.connect(roles["emitter"], autocommit=True) as emitter:
+        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+            emitter.execute(f"SELECT {call}")
+        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+            emitter.execute("SELECT sio_change('disconnect', '/', NULL, 's', NULL, NULL)")
+        assert stored(app) == []
+        app.execute(sql.SQL("GRANT EXECUTE ON FUNCTION {} TO {}").format(function, name))
+        emitter.execute(f"SELECT {call}")
+        others = {c.partition("(")[0] for c in ROOM_CALLS} - {call.partition("(")[0]}
+        for other in [c for c in ROOM_CALLS if c.partition("(")[0] in others]:
+            with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                emitter.execute(f"SELECT {other}")
+    assert len(stored(app)) == 1
 
 
 async def test_nobody_else_may_emit(roles, pg_admin, pg_dsn):

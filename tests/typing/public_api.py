@@ -15,8 +15,16 @@ from sio_pg_adapter import (
     Health,
     SioPgError,
     StoreUnavailable,
+    close_room,
+    close_room_async,
+    disconnect,
+    disconnect_async,
     emit,
     emit_async,
+    enter_room,
+    enter_room_async,
+    leave_room,
+    leave_room_async,
     lifespan,
     migrate,
 )
@@ -92,6 +100,11 @@ async def server(session: object) -> None:
     assert_type(await sio.emit("event", {"id": 7}, room="room", connection=session), bool | None)
     await sio.emit("event", None, None, None, None, None, None, False, session)  # type: ignore[call-arg]
     assert_type(await sio.disconnect("sid"), None)
+    assert_type(await sio.leave_room("sid", "room", "/chat", connection=session), None)
+    assert_type(await sio.sockets_leave("user:7", ["a", "b"], connection=session), None)
+    assert_type(await sio.disconnect_sockets("user:7", connection=session), None)
+    assert_type(await manager.close_room("room", connection=session), None)
+    await sio.enter_room("sid", "room", "/", session)  # type: ignore[arg-type]
     assert_type(await manager.health(), Health)
     assert_type((await manager.health()).lag, int)
     async with manager as started:
@@ -103,6 +116,7 @@ async def server(session: object) -> None:
 class Chat(AsyncNamespace):
     async def on_say(self, sid: str, text: str) -> None:
         assert_type(await self.emit("said", text, room="room", key="key"), bool | None)
+        assert_type(await self.leave_room(sid, "room", connection=object()), None)
         assert_type(self.recovered(sid), bool)
         assert_type(await self.fetch_rooms(sid), list[str])
 
@@ -112,6 +126,15 @@ async def elsewhere(connection: object) -> None:
     assert_type(await emit_async(connection, "event", key="key"), bool | None)
     emit(connection, "event", key=7)  # type: ignore[arg-type]
     emit(connection, 7)  # type: ignore[arg-type]
+    assert_type(enter_room(connection, "sid", "room", namespace="/chat"), None)
+    assert_type(leave_room(connection, room="room", members_of=["a", "b"], schema="chat"), None)
+    assert_type(close_room(connection, "room"), None)
+    assert_type(disconnect(connection, room="user:7"), None)
+    assert_type(await enter_room_async(connection, "sid", "room"), None)
+    assert_type(await leave_room_async(connection, room="room", members_of="user:7"), None)
+    assert_type(await close_room_async(connection, "room"), None)
+    assert_type(await disconnect_async(connection, "sid"), None)
+    enter_room(connection, 7, "room")  # type: ignore[arg-type]
     assert_type(migrate.sql("chat"), str)
 
 

@@ -161,6 +161,31 @@ async def test_a_closed_room_has_no_members_live_or_in_a_replay():
     assert elsewhere.memberships.current() == ["x"] and local.members("x", "/other") == {"c"}
 
 
+async def test_the_members_of_a_room_move_whatever_their_state_as_of_the_record():
+    local = Local()
+    live, replaying = local.client("a", "x"), local.client("b", "x", state=State.REPLAYING)
+    skipped, other, elsewhere = local.client("c", "x"), local.client("d"), local.client("e", "x", namespace="/other")
+    local.delivery.apply(Record(4, Kind.MEMBERS_ENTER, "/", ("y", "z"), ("c",), members=("x",)))
+    assert local.members("y") == local.members("z") == {"a"}
+    assert replaying.memberships.rooms == {"x": [(0, None)], "y": [(4, None)], "z": [(4, None)]}
+    local.delivery.apply(Record(6, Kind.MEMBERS_LEAVE, "/", ("x", "z"), members=("z", "c")))
+    assert local.members("x") == local.members("z") == set() and live.memberships.current() == ["y"]
+    assert replaying.memberships.rooms == {"x": [(0, 6)], "y": [(4, None)], "z": [(4, 6)]}
+    assert (skipped.memberships.current(), other.memberships.current()) == ([], [])
+    assert elsewhere.memberships.current() == ["x"]
+    local.delivery.apply(Record(7, Kind.MEMBERS_LEAVE, "/", ("a", "y"), members=("y",)))
+    assert local.members("a") == {"a"} and local.members("y") == set()  # its own room stays
+
+
+async def test_all_members_of_a_room_are_kicked_whatever_their_state():
+    local = Local()
+    for sid, state in (("a", State.LIVE), ("b", State.REPLAYING), ("c", State.CONNECTING), ("d", State.LIVE)):
+        local.client(sid, "x", state=state)
+    local.client("e")
+    local.delivery.apply(Record(1, Kind.MEMBERS_KICK, "/", ("",), ("d",), members=("x",)))
+    assert sorted(local.ended.calls) == [("kicked", sid, None) for sid in "abc"]
+
+
 # -- from replay to live -----------------------------------------------------------------------------------
 async def test_a_client_catches_up_with_what_it_is_due_and_goes_live():
     local, recent = Local(), Recent(0)

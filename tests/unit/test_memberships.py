@@ -115,6 +115,26 @@ def test_a_closed_room_ends_the_membership_of_those_who_are_in_it():
     assert memberships.rooms == {"x": [(2, 8)], "y": [(3, 5)]}
 
 
+@pytest.mark.parametrize(
+    ("members", "skips", "moves"),
+    [(["x"], [], True), (["z", "x"], [], True), (["s"], [], True), ([""], [], True), (["y"], [], False),
+     (["t"], [], False), (["x"], ["s"], False)],
+)  # fmt: skip
+def test_a_record_about_the_members_of_rooms_is_about_those_who_are_in_one(members, skips, moves):
+    for kind, spans in ((Kind.MEMBERS_ENTER, {"z": [(9, None)]}), (Kind.MEMBERS_LEAVE, {})):
+        memberships = Memberships("s", 0, {"x": [(2, None)], "y": [(3, 5)]})
+        record = Record(9, kind, "/", ("z", "x"), tuple(skips), members=tuple(members))
+        before = dict(memberships.rooms)
+        assert memberships.concerns(record) is moves
+        memberships.apply(record)
+        if not moves:
+            assert memberships.rooms == before
+        elif kind is Kind.MEMBERS_ENTER:
+            assert memberships.rooms == before | spans
+        else:
+            assert memberships.rooms == {"x": [(2, 9)], "y": [(3, 5)]}
+
+
 def test_spans_of_rows_are_in_the_order_of_the_log():
     assert spans_of([("x", 9, None), ("y", 2, 3), ("x", 1, 4)]) == {"x": [(1, 4), (9, None)], "y": [(2, 3)]}
 
@@ -129,7 +149,17 @@ def test_a_room_that_is_forgotten_leaves_no_span():
 # -- replay sends what live delivery would have sent -----------------------------------------------------
 moves = st.lists(
     st.tuples(
-        st.sampled_from([Kind.ENTER, Kind.LEAVE, Kind.CLOSE, Kind.EVENT, Kind.EVENT]),
+        st.sampled_from(
+            [
+                Kind.ENTER,
+                Kind.LEAVE,
+                Kind.CLOSE,
+                Kind.EVENT,
+                Kind.EVENT,
+                Kind.MEMBERS_ENTER,
+                Kind.MEMBERS_LEAVE,
+            ]
+        ),
         st.lists(st.sampled_from(["x", "y", "z"]), min_size=1, max_size=2, unique=True),
         st.sampled_from(["s", "t"]),
         st.sampled_from(["", "rooms"]),
@@ -151,6 +181,11 @@ def test_due_is_what_live_delivery_sends(script, start, data):
             record = event(offset, *(names if to else ("",)), skip=[sid] if skip else ())
             if not (skip and sid == "s") and (not to or rooms & set(names)):
                 sent.append(offset)
+        elif kind in (Kind.MEMBERS_ENTER, Kind.MEMBERS_LEAVE):  # the members of the last of the rooms, or of a sid's
+            of = names[-1] if to else sid
+            record = Record(offset, kind, "/", (names[0],), (sid,) if skip else (), members=(of,))
+            if of in {"s", *rooms} and not (skip and sid == "s"):
+                rooms = rooms | {names[0]} if kind is Kind.MEMBERS_ENTER else rooms - {names[0]}
         else:
             record = Record(offset, kind, "/", (names[0],), sid=None if kind is Kind.CLOSE else sid)
             if kind is Kind.ENTER and sid == "s":

@@ -4,20 +4,23 @@
 -- Appends one record of a kind other than an event, and returns its offset. The caller holds the log's lock.
 CREATE FUNCTION sio.sio_put_record(
     p_batch bigint, p_kind integer, p_namespace text, p_room text, p_sid text,
-    p_generation bigint DEFAULT NULL, p_as_of bigint DEFAULT NULL, p_node uuid DEFAULT NULL, p_data text DEFAULT NULL)
+    p_generation bigint DEFAULT NULL, p_as_of bigint DEFAULT NULL, p_node uuid DEFAULT NULL, p_data text DEFAULT NULL,
+    p_rooms text[] DEFAULT NULL, p_skip_sids text[] DEFAULT NULL)
 RETURNS bigint
 LANGUAGE plpgsql AS $$
 DECLARE v_offset bigint; v_segment bigint := (SELECT last_value FROM sio.sio_active_segment);
 BEGIN
     IF v_segment = 0 THEN
-        INSERT INTO sio.sio_packets_0 ("offset", kind, namespace, room, sid, generation, as_of, node, data, batch)
-        VALUES (nextval('sio.sio_packets_offset_seq'), p_kind, p_namespace, coalesce(p_room, ''), p_sid, p_generation,
-                p_as_of, p_node, p_data, p_batch)
+        INSERT INTO sio.sio_packets_0 ("offset", kind, namespace, room, rooms, skip_sids, sid, generation, as_of, node,
+                                       data, batch)
+        VALUES (nextval('sio.sio_packets_offset_seq'), p_kind, p_namespace, coalesce(p_room, ''), p_rooms, p_skip_sids,
+                p_sid, p_generation, p_as_of, p_node, p_data, p_batch)
         RETURNING "offset" INTO v_offset;
     ELSE
-        INSERT INTO sio.sio_packets_1 ("offset", kind, namespace, room, sid, generation, as_of, node, data, batch)
-        VALUES (nextval('sio.sio_packets_offset_seq'), p_kind, p_namespace, coalesce(p_room, ''), p_sid, p_generation,
-                p_as_of, p_node, p_data, p_batch)
+        INSERT INTO sio.sio_packets_1 ("offset", kind, namespace, room, rooms, skip_sids, sid, generation, as_of, node,
+                                       data, batch)
+        VALUES (nextval('sio.sio_packets_offset_seq'), p_kind, p_namespace, coalesce(p_room, ''), p_rooms, p_skip_sids,
+                p_sid, p_generation, p_as_of, p_node, p_data, p_batch)
         RETURNING "offset" INTO v_offset;
     END IF;
     RETURN v_offset;

@@ -1,11 +1,14 @@
--- A role that may call these functions may send any event to any client, so nobody may by default. The page on
--- transactions in the documentation says whom to grant them to.
+-- A role that may call these functions may send any event to any client, or change any client's rooms, so nobody may by
+-- default. The page on transactions in the documentation says whom to grant them to.
 REVOKE ALL ON FUNCTION sio.sio_emit, sio.sio_emit_encoded, sio.sio_outbox_take, sio.sio_outbox_append,
     sio.sio_outbox_epoch, sio.sio_outbox_bounds
 FROM PUBLIC;
 
 -- A position is no secret, but reading one runs with the rights of the owner.
 REVOKE ALL ON FUNCTION sio.sio_position FROM PUBLIC;
+REVOKE ALL ON FUNCTION sio.sio_change, sio.sio_change_named, sio.sio_enter_room, sio.sio_leave_room, sio.sio_close_room,
+    sio.sio_disconnect, sio.sio_changes_take, sio.sio_changes_append
+FROM PUBLIC;
 
 -- ALTER DEFAULT PRIVILEGES may have granted rights on all of this at its creation, to PUBLIC or to a role that anybody may
 -- use through an HTTP interface. Nobody but the owner has a right until it is granted for these tables. The other

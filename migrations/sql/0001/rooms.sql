@@ -104,6 +104,70 @@ BEGIN
     RETURN v_offset;
 END $$;
 
+-- Returns the sessions of the members of rooms, away or not. '' means everybody. Each of the three sources has an index.
+CREATE FUNCTION sio.sio_members(p_namespace text, p_rooms text[], p_skip_sids text[]) RETURNS SETOF bigint
+LANGUAGE sql STABLE AS $$
+    SELECT s.id FROM sio.sio_sessions s
+    WHERE (s.expires_at IS NULL OR s.expires_at > clock_timestamp()) AND s.sid <> ALL (p_skip_sids) AND s.id IN (
+        SELECT session FROM sio.sio_rooms
+        WHERE namespace = p_namespace AND room = ANY (p_rooms) AND left_at IS NULL
+        UNION ALL
+        SELECT id FROM sio.sio_sessions WHERE namespace = p_namespace AND sid = ANY (p_rooms)
+        UNION ALL
+        SELECT id FROM sio.sio_sessions WHERE namespace = p_namespace AND '' = ANY (p_rooms))
+$$;
+
+-- Appends that the members of rooms enter (p_kind 6) or leave (7) each of the rooms p_targets, or are kicked (8). Returns
+-- the offset, or null if a target is a client's own room.
+--
+-- It is one record, and two statements for the sessions. Ten thousand members would otherwise be as many records, and all
+-- appends would wait while they are written. Each node finds out which of its clients are members at that offset, so the
+-- record also reaches those that are in no table. Kicked sessions have records of their own before it, because their
+-- data is gone afterwards, and disconnect handlers ask for it.
+CREATE FUNCTION sio.sio_change_members(p_batch bigint, p_kind integer, p_namespace text, p_members text[],
+                                       p_targets text[], p_skip_sids text[]) RETURNS bigint
+LANGUAGE plpgsql AS $$
+DECLARE v_sessions bigint[]; v_offset bigint;
+BEGIN
+    IF p_kind = 6 AND EXISTS (
+        SELECT FROM sio.sio_sessions WHERE namespace = p_namespace AND sid = ANY (p_targets)) THEN
+        RETURN NULL;
+    END IF;
+    v_sessions := ARRAY(SELECT sio.sio_members(p_namespace, p_members, p_skip_sids));
+    IF p_kind = 8 THEN
+        IF (SELECT last_value FROM sio.sio_active_segment) = 0 THEN
+            WITH gone AS (DELETE FROM sio.sio_sessions WHERE id = ANY (v_sessions) RETURNING sid, data)
+            INSERT INTO sio.sio_packets_0 ("offset", kind, namespace, sid, data, batch)
+            SELECT nextval('sio.sio_packets_offset_seq'), 5, p_namespace, sid, data, p_batch FROM gone;
+        ELSE
+            WITH gone AS (DELETE FROM sio.sio_sessions WHERE id = ANY (v_sessions) RETURNING sid, data)
+            INSERT INTO sio.sio_packets_1 ("offset", kind, namespace, sid, data, batch)
+            SELECT nextval('sio.sio_packets_offset_seq'), 5, p_namespace, sid, data, p_batch FROM gone;
+        END IF;
+        DELETE FROM sio.sio_rooms WHERE session = ANY (v_sessions);  -- no cascade in the replica role
+    END IF;
+    v_offset := sio.sio_put_record(
+        p_batch, p_kind, p_namespace, p_targets[1], NULL, p_data => array_to_json(p_members)::text,
+        p_rooms => CASE WHEN cardinality(p_targets) > 1 THEN p_targets END,
+        p_skip_sids => CASE WHEN cardinality(p_skip_sids) > 0 THEN p_skip_sids END);
+    IF p_kind = 6 THEN
+        INSERT INTO sio.sio_rooms (session, room, joined_at, namespace)
+        SELECT m.session, t.room, v_offset, p_namespace
+        FROM unnest(v_sessions) m (session) CROSS JOIN unnest(p_targets) t (room)
+        WHERE NOT EXISTS (SELECT FROM sio.sio_rooms x
+                          WHERE x.session = m.session AND x.room = t.room AND x.left_at IS NULL);
+        PERFORM sio.sio_forget_rooms(m.session) FROM unnest(v_sessions) m (session)
+        WHERE (SELECT count(*) FROM (SELECT FROM sio.sio_rooms x WHERE x.session = m.session AND x.left_at IS NOT NULL
+                                     ORDER BY x.left_at LIMIT 101) y) > 100;
+    ELSIF p_kind = 7 THEN
+        UPDATE sio.sio_rooms SET left_at = v_offset
+        WHERE session = ANY (v_sessions) AND room = ANY (p_targets) AND left_at IS NULL;
+        DELETE FROM sio.sio_rooms  -- memberships that span no offset
+        WHERE session = ANY (v_sessions) AND room = ANY (p_targets) AND joined_at = v_offset - 1;
+    END IF;
+    RETURN v_offset;
+END $$;
+
 -- Appends that members enter (p_kind 1) or leave (2) each of the rooms p_targets, or are kicked (5). The members are those
 -- of the rooms p_rooms, away or not, where '' means everybody. The sids p_unstored, which have no session, are added, and
 -- the sids p_skip_sids are left out. All of it counts from one offset.

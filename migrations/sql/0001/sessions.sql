@@ -37,24 +37,29 @@ BEGIN
     INSERT INTO sio.sio_rooms (session, room, joined_at, left_at, namespace)
     SELECT v_session, x->>0, (x->>1)::bigint, (x->>2)::bigint, p_namespace
     FROM json_array_elements(p_args->'rooms') x;
-    FOR r IN SELECT kind, room, "offset" FROM sio.sio_packets
+    FOR r IN SELECT kind, room, rooms, skip_sids, data, "offset" FROM sio.sio_packets
              WHERE "offset" > (p_args->>'cursor')::bigint AND kind <> 0 AND namespace = p_namespace
-               AND (sid = p_sid OR kind = 3)
+               AND (sid = p_sid OR kind IN (3, 6, 7, 8))
              ORDER BY "offset"
     LOOP
-        IF r.kind = 1 THEN
+        CONTINUE WHEN r.kind > 5 AND (
+            p_sid = ANY (r.skip_sids)
+            OR NOT EXISTS (SELECT FROM json_array_elements_text(r.data::json) m (room)
+                           WHERE m.room IN ('', p_sid) OR m.room IN (
+                               SELECT x.room FROM sio.sio_rooms x WHERE x.session = v_session AND x.left_at IS NULL)));
+        IF r.kind IN (1, 6) THEN
             INSERT INTO sio.sio_rooms (session, room, joined_at, namespace)
-            SELECT v_session, r.room, r."offset", p_namespace
-            WHERE NOT EXISTS (SELECT FROM sio.sio_rooms
-                              WHERE session = v_session AND room = r.room AND left_at IS NULL);
-        ELSIF r.kind = 5 THEN
+            SELECT v_session, t.room, r."offset", p_namespace FROM unnest(coalesce(r.rooms, ARRAY[r.room])) t (room)
+            WHERE NOT EXISTS (SELECT FROM sio.sio_rooms x
+                              WHERE x.session = v_session AND x.room = t.room AND x.left_at IS NULL);
+        ELSIF r.kind IN (5, 8) THEN
             DELETE FROM sio.sio_sessions WHERE id = v_session;
             RETURN json_build_object('id', NULL);
-        ELSIF r.kind IN (2, 3) THEN
+        ELSIF r.kind IN (2, 3, 7) THEN
             UPDATE sio.sio_rooms SET left_at = r."offset"
-            WHERE session = v_session AND room = r.room AND left_at IS NULL;
+            WHERE session = v_session AND room = ANY (coalesce(r.rooms, ARRAY[r.room])) AND left_at IS NULL;
             DELETE FROM sio.sio_rooms  -- memberships that span no offset
-            WHERE session = v_session AND room = r.room AND left_at <= joined_at + 1;
+            WHERE session = v_session AND room = ANY (coalesce(r.rooms, ARRAY[r.room])) AND left_at <= joined_at + 1;
         END IF;
     END LOOP;
     RETURN json_build_object('id', v_session);
@@ -195,8 +200,9 @@ $$;
 -- Ends the session of a sid, wherever it is, and appends a kick with the session data.
 CREATE FUNCTION sio.sio_kick(p_batch bigint, p_namespace text, p_sid text) RETURNS bigint
 LANGUAGE plpgsql AS $$
-DECLARE v_data text;
+DECLARE v_session bigint; v_data text;
 BEGIN
-    DELETE FROM sio.sio_sessions WHERE namespace = p_namespace AND sid = p_sid RETURNING data INTO v_data;
+    DELETE FROM sio.sio_sessions WHERE namespace = p_namespace AND sid = p_sid RETURNING id, data INTO v_session, v_data;
+    DELETE FROM sio.sio_rooms WHERE session = v_session;  -- no cascade in the replica role
     RETURN sio.sio_put_record(p_batch, 5, p_namespace, '', p_sid, p_data => v_data);
 END $$;

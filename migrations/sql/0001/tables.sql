@@ -62,9 +62,10 @@ CREATE TABLE sio.sio_packets (
 
 COMMENT ON TABLE sio.sio_packets IS
     'The log. Its rows are in the segments sio_packets_0 and sio_packets_1. kind: 0 event, 1 enter room, 2 leave '
-    'room, 3 close room, 4 claim, 5 kick. room: the empty string means everybody. rooms: all rooms, if there are '
-    'several. as_of: the offset from which a leave counts, if not its own. body, parts: an event and its binary. '
-    'data: the session data of a kick. attachment: the large body of an event. batch: the append that wrote the '
+    'room, 3 close room, 4 claim, 5 kick. 6, 7, 8: the members of some rooms enter or leave others, or are kicked. room: '
+    'the empty string means everybody. rooms: all rooms, if there are several. as_of: the offset from which a leave '
+    'counts, if not its own. body, parts: an event and its binary. data: the session data of a kick, or a JSON array '
+    'of the rooms whose members move. attachment: the large body of an event. batch: the append that wrote the '
     'record.';
 
 -- Appends go to one segment until its oldest record has expired, then to the other. When the last record of the first
@@ -255,3 +256,19 @@ COMMENT ON TABLE sio.sio_outbox IS
     'the channel of the notification. carried: the record that the notification carries. above: the last offset at '
     'the time of the emit, null if an epoch is to begin. immediate: the application has set its constraints IMMEDIATE. '
     'key: the idempotency key.';
+
+CREATE UNLOGGED TABLE sio.sio_outbox_changes (
+    kind smallint NOT NULL,
+    namespace text NOT NULL,
+    rooms text[] NOT NULL,
+    sid text,
+    members text[],
+    skip_sids text[] NOT NULL,
+    immediate boolean NOT NULL
+) WITH (vacuum_truncate = off);
+
+COMMENT ON TABLE sio.sio_outbox_changes IS
+    'Room changes and kicks of open transactions, with the kinds of sio_packets. Other transactions always see it empty. '
+    'rooms: the rooms to enter, leave or close. sid: the client that moves or is kicked. members: the rooms whose members '
+    'do, where the empty string means everybody. skip_sids: members that stay. immediate: the application has set its '
+    'constraints IMMEDIATE.';

@@ -1,4 +1,4 @@
-"""Customers and orders.
+"""Customers, orders and watchers.
 
 Revision ID: 0001
 Revises:
@@ -27,8 +27,14 @@ def upgrade() -> None:
         sa.Column("price", sa.Integer, nullable=False),
         sa.Column("paid", sa.Boolean, nullable=False),
     )
+    op.create_table(
+        "watchers",
+        sa.Column("order", sa.Integer, primary_key=True, autoincrement=False),
+        sa.Column("customer", sa.String, primary_key=True),
+    )
 
 
 def downgrade() -> None:
+    op.drop_table("watchers")
     op.drop_table("orders")
     op.drop_table("customers")

@@ -1,0 +1,195 @@
+"""Room changes and disconnects from any process, as part of the transaction of the caller's connection.
+
+A change takes effect when that transaction commits, at its place among the events of the transaction. An event that
+was emitted before ``leave_room`` reaches the client, and one that is emitted after it does not. A rollback removes
+both. It counts for clients of every node, for sessions that are away, and for what a recovery replays::
+
+    with psycopg.connect(dsn) as connection:
+        connection.execute("DELETE FROM readers WHERE doc = 7 AND name = 'ada'")
+        leave_room(connection, room="doc:7", members_of="user:ada")
+
+The transaction is READ COMMITTED. A stricter one is refused at the call, because the members of a room are those at
+the commit, which an older snapshot does not show. The connections are those of :mod:`sio_pg_adapter.emitter`.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from sio_pg_adapter.emitter import Values, run, run_async
+from sio_pg_adapter.errors import ConfigurationError
+from sio_pg_adapter.log.names import EVERYBODY, namespace_name, room_name, text_name, text_names
+from sio_pg_adapter.log.records import Kind, MemberMove
+
+CALLS = {
+    Kind.ENTER: "enter_room",
+    Kind.LEAVE: "leave_room",
+    Kind.CLOSE: "close_room",
+    Kind.KICK: "disconnect",
+}
+"""The functions of this module by the change they make, which the SQL function sio_change takes by these names."""
+
+
+def enter_room(
+    connection: Any,
+    sid: str | None = None,
+    room: str | None = None,
+    *,
+    members_of: Any = None,
+    namespace: str | None = None,
+    schema: str = "public",
+) -> None:
+    """Add a client, or all members of a room, to a room if and when the connection's transaction commits.
+
+    :param connection: as for :func:`sio_pg_adapter.emit`.
+    :param sid: the client. The session may be away, and the client at any node.
+    :param room: the room to enter.
+    :param members_of: instead of ``sid``, a room, or several in a list. All their members enter, as of the commit.
+    :param schema: the schema of the tables.
+    :raises ConfigurationError: naming the argument, or the kind of the connection. Nothing is stored.
+    :raises NotSerializable: if a name is not text. Nothing is stored.
+    """
+    run(connection, "change", _values(Kind.ENTER, sid, room, members_of, namespace), schema, "enter_room")
+
+
+async def enter_room_async(
+    connection: Any,
+    sid: str | None = None,
+    room: str | None = None,
+    *,
+    members_of: Any = None,
+    namespace: str | None = None,
+    schema: str = "public",
+) -> None:
+    """Add to a room as :func:`enter_room` does, on a connection that :func:`sio_pg_adapter.emit_async` takes."""
+    await run_async(connection, "change", _values(Kind.ENTER, sid, room, members_of, namespace), schema, "enter_room")
+
+
+def leave_room(
+    connection: Any,
+    sid: str | None = None,
+    room: str | None = None,
+    *,
+    members_of: Any = None,
+    namespace: str | None = None,
+    schema: str = "public",
+) -> None:
+    """Remove a client, or all members of a room, from a room if and when the connection's transaction commits.
+
+    No event that is emitted to the room later reaches them, in this transaction and in those that commit later.
+
+    :param connection: as for :func:`sio_pg_adapter.emit`.
+    :param sid: the client. The session may be away, and the client at any node.
+    :param room: the room to leave.
+    :param members_of: instead of ``sid``, a room, or several in a list. All their members leave, as of the commit.
+    :param schema: the schema of the tables.
+    :raises ConfigurationError: naming the argument, or the kind of the connection. Nothing is stored.
+    :raises NotSerializable: if a name is not text. Nothing is stored.
+    """
+    run(connection, "change", _values(Kind.LEAVE, sid, room, members_of, namespace), schema, "leave_room")
+
+
+async def leave_room_async(
+    connection: Any,
+    sid: str | None = None,
+    room: str | None = None,
+    *,
+    members_of: Any = None,
+    namespace: str | None = None,
+    schema: str = "public",
+) -> None:
+    """Remove from a room as :func:`leave_room` does, on a connection that :func:`sio_pg_adapter.emit_async` takes."""
+    await run_async(connection, "change", _values(Kind.LEAVE, sid, room, members_of, namespace), schema, "leave_room")
+
+
+def close_room(
+    connection: Any, room: str | None = None, *, namespace: str | None = None, schema: str = "public"
+) -> None:
+    """Remove everybody from a room if and when the connection's transaction commits.
+
+    :param connection: as for :func:`sio_pg_adapter.emit`.
+    :param schema: the schema of the tables.
+    :raises ConfigurationError: naming the argument, or the kind of the connection. Nothing is stored.
+    :raises NotSerializable: if a name is not text. Nothing is stored.
+    """
+    run(connection, "change", _values(Kind.CLOSE, None, room, None, namespace), schema, "close_room")
+
+
+async def close_room_async(
+    connection: Any, room: str | None = None, *, namespace: str | None = None, schema: str = "public"
+) -> None:
+    """Close a room as :func:`close_room` does, on a connection that :func:`sio_pg_adapter.emit_async` takes."""
+    await run_async(connection, "change", _values(Kind.CLOSE, None, room, None, namespace), schema, "close_room")
+
+
+def disconnect(
+    connection: Any,
+    sid: str | None = None,
+    *,
+    room: Any = None,
+    namespace: str | None = None,
+    schema: str = "public",
+) -> None:
+    """Disconnect a client, or all members of a room, and end their sessions for good, at the transaction's commit.
+
+    Sessions that are away end, too. They cannot be recovered afterwards.
+
+    :param connection: as for :func:`sio_pg_adapter.emit`.
+    :param sid: the client.
+    :param room: instead of ``sid``, a room, or several in a list. All their members are disconnected.
+    :param schema: the schema of the tables.
+    :raises ConfigurationError: naming the argument, or the kind of the connection. Nothing is stored.
+    :raises NotSerializable: if a name is not text. Nothing is stored.
+    """
+    run(connection, "change", _values(Kind.KICK, sid, None, room, namespace), schema, "disconnect")
+
+
+async def disconnect_async(
+    connection: Any,
+    sid: str | None = None,
+    *,
+    room: Any = None,
+    namespace: str | None = None,
+    schema: str = "public",
+) -> None:
+    """Disconnect as :func:`disconnect` does, on a connection that :func:`sio_pg_adapter.emit_async` takes."""
+    await run_async(connection, "change", _values(Kind.KICK, sid, None, room, namespace), schema, "disconnect")
+
+
+async def change_members(connection: Any, move: MemberMove, schema: str) -> None:
+    """Make a move of all members of some rooms a part of the connection's transaction."""
+    values = (
+        CALLS[move.kind],
+        move.namespace,
+        None if move.kind is Kind.KICK else json.dumps(move.targets),
+        None,
+        json.dumps(move.rooms),
+        json.dumps(move.skip_sids) if move.skip_sids else None,
+    )
+    await run_async(connection, "change", values, schema, CALLS[move.kind])
+
+
+def _values(kind: Kind, sid: object, room: object, members_of: object, namespace: object) -> Values:
+    """Return the parameters of the statement "change".
+
+    :raises ConfigurationError: if an argument is missing, or given twice.
+    """
+    call, named = CALLS[kind], "room" if kind is Kind.KICK else "members_of"
+    if kind is not Kind.KICK and room is None:
+        raise ConfigurationError(f"{call}() takes the name of a room as room=.")
+    if kind is not Kind.CLOSE and (sid is None) is (members_of is None):
+        raise ConfigurationError(f"{call}() takes one client as sid=, or all members of a room as {named}=.")
+    if sid is not None and text_name(sid, "sid") == EVERYBODY:
+        raise ConfigurationError(f"{call}() takes a sid that is not empty.")
+    members = text_names(members_of, named) if members_of is not None else ()
+    if members_of is not None and not members:
+        raise ConfigurationError(f"{named} takes one name or several, but {members_of!r} has no name.")
+    return (
+        call,
+        namespace_name(namespace),
+        None if room is None else json.dumps([room_name(room)]),
+        None if sid is None else text_name(sid, "sid"),
+        json.dumps(members) if members else None,
+        None,
+    )
