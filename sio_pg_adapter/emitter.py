@@ -110,7 +110,7 @@ async def read_position(connection: Any, namespace: object, schema: str) -> str:
 
     :param connection: as for :func:`emit_async`.
     """
-    return str(await run_async(connection, "position", (namespace_name(namespace),), schema, "position"))
+    return str(await run_async(connection, "position", (namespace_name(namespace),), schema, None))
 
 
 def run(connection: Any, query: str, values: Values, schema: str, caller: str, *, answers: bool = False) -> Any:
@@ -146,8 +146,11 @@ def _only(row: Any) -> Any:
     return next(iter(row.values())) if isinstance(row, Mapping) else row[0]
 
 
-async def run_async(connection: Any, query: str, values: Values, schema: str, caller: str) -> Any:
-    """Run a statement as :func:`run` does, on an asynchronous connection, and return its only value."""
+async def run_async(connection: Any, query: str, values: Values, schema: str, caller: str | None) -> Any:
+    """Run a statement as :func:`run` does, on an asynchronous connection, and return its only value.
+
+    :param caller: the synchronous function of the same name, for messages. ``None`` if there is none.
+    """
     driver = _driver(connection)
     with _hint(schema):
         if driver is Driver.ASYNCPG:
@@ -159,6 +162,8 @@ async def run_async(connection: Any, query: str, values: Values, schema: str, ca
                 return _only(await cursor.fetchone())
         if driver is Driver.SQLALCHEMY_ASYNC:
             return (await connection.execute(_clause(schema, query), _parameters(values, "named"))).scalar_one()
+    if caller is None:
+        raise ConfigurationError(f"connection= takes {ASYNC}. It was {_type(connection)}")
     hint = f". Use {caller}() for a synchronous connection" if driver or _dbapi(connection) else ""
     raise ConfigurationError(f"{caller}_async() and connection= take {ASYNC}. It was {_type(connection)}{hint}")
 
