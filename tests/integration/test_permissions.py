@@ -121,7 +121,7 @@ class User:
                     await wire.drop()
                 if await reading:
                     return
-                offset = wire.offset
+                offset = wire.offset or offset  # a connection without an event leaves the offset as it was
             await asyncio.sleep(self._dice.random() / 5)
 
     async def _read(self, wire: AsgiClient) -> bool:
