@@ -27,7 +27,7 @@ from .log.memberships import Memberships
 from .log.names import EVERYBODY, first_named, namespace_name, text_name
 from .log.records import Entry, Kind, Outgoing
 from .node import Health, MakeEndings, Node, Setup
-from .options import ConnectionStateRecovery
+from .options import ConnectionStateRecovery, retention_seconds
 from .store.database import Database, Pool
 from .tasks import Tasks
 from .wire import upstream, websocket
@@ -63,6 +63,8 @@ class AsyncPostgresManager(AsyncManager):
     :param max_queued_packets: how many packets may wait for a slow client. One over the limit is disconnected, and
                                recovers from the log. Packets of a replay do not count.
     :param max_queued_bytes: the same, in bytes.
+    :param retention: seconds that events are kept at least, whatever sessions need. The longest of all servers
+                      counts. ``None``: as long as sessions need them. ``math.inf``: for ever.
     :raises ConfigurationError: naming the option that is wrong.
     """
 
@@ -80,6 +82,7 @@ class AsyncPostgresManager(AsyncManager):
         json: Any = None,
         max_queued_packets: int = 10_000,
         max_queued_bytes: int = 32 * 1024 * 1024,
+        retention: float | None = None,
     ) -> None:
         super().__init__()
         if not isinstance(write_only, bool):
@@ -91,6 +94,11 @@ class AsyncPostgresManager(AsyncManager):
         for name, value in (("max_queued_packets", max_queued_packets), ("max_queued_bytes", max_queued_bytes)):
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ConfigurationError(f"{name} takes a whole number from 1 on, not {value!r}")
+        if retention is not None and write_only:
+            raise ConfigurationError(
+                "retention counts while a server runs. Give it to the manager of a server, not with write_only=True."
+            )
+        self._retention_seconds = retention_seconds(retention)
         self.logger = logger
         if json is not None:
             self.json = json
@@ -203,6 +211,7 @@ class AsyncPostgresManager(AsyncManager):
             recovery=self.recovery,
             # Engine.IO looks at each socket once in a ping_timeout.
             unnoticed_seconds=eio.ping_interval + 3 * eio.ping_timeout if eio else 0.0,
+            retention_seconds=self._retention_seconds,
             follows=not self.write_only,
             json=self.json,
             server_event_handlers=self.server_event_handlers,

@@ -95,6 +95,7 @@ class Setup:
     :ivar frames: makes the frames of the server's serializer.
     :ivar recovery: the options of connection state recovery. ``None``: off.
     :ivar unnoticed_seconds: how long the end of a connection may go unnoticed.
+    :ivar retention_seconds: how long events are kept, whatever sessions need. ``None``: for ever.
     :ivar follows: whether the node follows the log. A process that only emits does not.
     :ivar json: the module that encodes events.
     :ivar server_event_handlers: handlers of server events, by name.
@@ -110,6 +111,7 @@ class Setup:
     limit: QueueLimit
     recovery: ConnectionStateRecovery | None
     unnoticed_seconds: float
+    retention_seconds: float | None
     follows: bool
     json: ModuleType | Any
     server_event_handlers: Mapping[str, Callable[..., Any]]
@@ -208,6 +210,7 @@ class Node:
             self.channel,
             recovery_seconds=0.0 if setup.recovery is None else setup.recovery.window,
             margin_seconds=setup.unnoticed_seconds + REPLAY_MARGIN,
+            retention_seconds=setup.retention_seconds,
         )
 
     # -- from start to stop ------------------------------------------------------------------------------
