@@ -16,6 +16,7 @@ from .errors import (
     StoreUnavailable,
 )
 from .lifespan import lifespan
+from .log.records import StoredEvent
 from .manager import AsyncPostgresManager
 from .node import Health
 from .options import ConnectionStateRecovery
@@ -41,6 +42,7 @@ __all__ = [
     "SessionConflict",
     "SioPgError",
     "StoreUnavailable",
+    "StoredEvent",
     "emit",
     "emit_async",
     "lifespan",

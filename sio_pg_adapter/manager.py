@@ -25,7 +25,7 @@ from .local.protocols import Endings
 from .local.rooms import Rooms
 from .log.memberships import Memberships
 from .log.names import EVERYBODY, first_named, namespace_name, text_name
-from .log.records import Entry, Kind, Outgoing
+from .log.records import Entry, Kind, Outgoing, StoredEvent
 from .node import Health, MakeEndings, Node, Setup
 from .options import ConnectionStateRecovery, retention_seconds
 from .store.database import Database, Pool
@@ -345,6 +345,35 @@ class AsyncPostgresManager(AsyncManager):
         if connection is not None:
             return await read_position(connection, namespace, self.database.schema)
         return await (await self.started()).reader.position(namespace_name(namespace))
+
+    async def history(
+        self,
+        room: str | None,
+        namespace: str | None = None,
+        since: str | None = None,
+        until: str | None = None,
+        limit: int = 100,
+    ) -> list[StoredEvent]:
+        """Return the events of a room that are stored, in the order of the log.
+
+        They are all that were emitted to the room, alone or together with other rooms, whatever clients ``skip_sid``
+        left out. Events to everybody in the namespace belong to no room: ``None`` returns these. Volatile events are
+        not stored. The option ``retention`` says for how long the others are. An event that cannot be read is left
+        out, and logged.
+
+        Without ``since`` they are the last ``limit`` events, so a list that is shorter begins where the log does.
+        With it they are the first ``limit`` events after it, so that the position of the last one is the next
+        ``since``.
+
+        :param room: the name of one room. A client's sid is a room, too.
+        :param since: a position, of :meth:`position`, ``enter_room`` or an event. Only events after it (exclusive).
+        :param until: a position. Only events up to it (inclusive).
+        :param limit: at most so many, from 1 to 10,000. Their bodies are read into memory.
+        :raises ConfigurationError: if a position is none, or that of another namespace.
+        :raises PositionLost: if ``since`` is older than the oldest stored event, or was lost in a failover.
+        :raises StoreUnavailable: if the database does not answer.
+        """
+        return await (await self.started()).history.read(room, namespace, since, until, limit)
 
     # -- rooms -------------------------------------------------------------------------------------------------
     async def enter_room(

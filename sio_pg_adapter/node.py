@@ -37,6 +37,7 @@ from .local.continuity import Continuity
 from .local.cursor import Cursor
 from .local.delivery import Delivery
 from .local.handover import Handover
+from .local.history import History
 from .local.moves import Moves
 from .local.positions import Positions
 from .local.protocols import Endings, RoomTable
@@ -186,6 +187,7 @@ class Node:
             self.moves,
             None if setup.recovery is None else setup.recovery.max_missed_packets,
         )
+        self.history = History(self.reader, self.epochs, self.continuity, setup.json)
 
         # the other nodes
         self.messages = Messages(database, self.id, self.cursor)

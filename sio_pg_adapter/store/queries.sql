@@ -105,6 +105,20 @@ LEFT JOIN LATERAL (
         SELECT * FROM sio.sio_packets_1 WHERE "offset" = d) q) p ON true
 ORDER BY p."offset"
 
+-- name: history
+-- Events of a room in order, with their times and large bodies: the first above $3 and up to $4, or the last up to $4. The
+-- floor is in the first row, even if there is no event. The segments are named, so that they are locked before the
+-- statement's snapshot is taken: a truncation in between would show no rows and the old floor.
+SELECT l.floor, p."offset", p.at, p.body, p.parts, p.attached
+FROM sio.sio_log l LEFT JOIN LATERAL (
+    SELECT q."offset", (extract(epoch FROM q.created_at) * 1000000)::bigint AS at, q.body, q.parts, a.data AS attached
+    FROM sio.sio_history($1::text, $2::text, $3::bigint, $4::bigint, $5::integer) d CROSS JOIN LATERAL (
+        SELECT * FROM sio.sio_packets_0 WHERE "offset" = d
+        UNION ALL
+        SELECT * FROM sio.sio_packets_1 WHERE "offset" = d) q
+    LEFT JOIN sio.sio_attachments a ON a.id = q.attachment) p ON true
+ORDER BY p."offset"
+
 -- name: missed
 -- How many events a claimed session is due between two offsets, counted up to a limit, and whether some of them are gone.
 SELECT sio.sio_missed($1::bigint, $2::bigint, $3::bigint, $4::integer) AS missed,

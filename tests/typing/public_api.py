@@ -14,6 +14,7 @@ from sio_pg_adapter import (
     ConnectionStateRecovery,
     Health,
     SioPgError,
+    StoredEvent,
     StoreUnavailable,
     emit,
     emit_async,
@@ -92,6 +93,10 @@ async def server(session: object) -> None:
     assert_type(await sio.emit("event", {"id": 7}, room="room", connection=session), bool | None)
     await sio.emit("event", None, None, None, None, None, None, False, session)  # type: ignore[call-arg]
     assert_type(await sio.disconnect("sid"), None)
+    assert_type(await sio.history("room", since="position", limit=10), list[StoredEvent])
+    assert_type((await sio.history(None))[0].args, tuple[Any, ...])
+    await sio.history(7)  # type: ignore[arg-type]
+    assert_type(await manager.history("room", "/chat"), list[StoredEvent])
     assert_type(await manager.health(), Health)
     assert_type((await manager.health()).lag, int)
     async with manager as started:
