@@ -98,3 +98,45 @@ async def test_a_page_that_comes_late(tmp_path: Path, pg_dsn: str, chromium: str
             await early.evaluate("socket.emitWithAck('say', 'general', 'five')")
             for page in (early, late):
                 await shows(page, "one two three four five")
+
+
+SAY = "([word, id]) => socket.emitWithAck('chat message', word, id)"
+
+
+async def test_a_page_that_goes_on_without_its_session(tmp_path: Path, pg_dsn: str, chromium: str, js_modules: Path):
+    newcomer = Newcomer(tmp_path, pg_dsn)
+    (tmp_path / "app.py").write_text(APP.format(block("python", "sio.last_position(sid)", DOCUMENT)))
+    (tmp_path / "page.html").write_text(PAGE.format(block("js", "let begin = 0", DOCUMENT)))
+    url = f"http://127.0.0.1:{newcomer.port}"
+    serve = ["uvicorn", "app:app", "--timeout-graceful-shutdown", "5", "--port", str(newcomer.port)]
+    async with pages(newcomer, chromium, js_modules) as (early, late):
+        with newcomer.running(*serve) as server:
+            server.says("startup complete")
+            await early.goto(url)
+            for word in ("one", "two", "two"):
+                await early.evaluate(SAY, [word, word])
+            await shows(early, "one two")
+            await late.goto(url)
+            await shows(late, "one two")
+            await early.evaluate(SAY, ["three", "three"])
+            for page in (early, late):
+                await shows(page, "one two three")
+
+            database = await asyncpg.connect(pg_dsn)
+            await late.evaluate("socket.io.reconnection(false); socket.io.engine.close()")
+            await early.evaluate(SAY, ["four", "four"])
+            await database.execute("DELETE FROM sio_sessions")  # as if their time were up
+            await late.evaluate("socket.connect()")
+            await shows(late, "one two three four")
+            assert not await late.evaluate("socket.recovered")
+            assert await late.evaluate("[history.length, live.length]") == [2, 2]  # it went on from "three"
+
+            await late.evaluate("socket.io.engine.close()")
+            await database.execute("DELETE FROM sio_sessions")
+            await database.execute('UPDATE sio_log SET floor = (SELECT max("offset") FROM sio_packets)')
+            await early.evaluate(SAY, ["five", "five"])
+            await database.execute('UPDATE sio_log SET floor = (SELECT max("offset") FROM sio_packets)')
+            await late.evaluate("socket.connect()")
+            await late.wait_for_function("live.length === 0")  # the log does not go back so far: all of it again
+            await shows(late, "one two three four five")
+            await database.close()
