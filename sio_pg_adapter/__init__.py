@@ -16,6 +16,7 @@ from .errors import (
     StoreUnavailable,
 )
 from .lifespan import lifespan
+from .log.records import StoredEvent
 from .manager import AsyncPostgresManager
 from .node import Health
 from .options import ConnectionStateRecovery
@@ -51,6 +52,7 @@ __all__ = [
     "SessionConflict",
     "SioPgError",
     "StoreUnavailable",
+    "StoredEvent",
     "close_room",
     "close_room_async",
     "disconnect",

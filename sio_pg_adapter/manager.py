@@ -26,9 +26,9 @@ from .local.protocols import Endings
 from .local.rooms import Rooms
 from .log.memberships import Memberships
 from .log.names import EVERYBODY, first_named, namespace_name, text_name
-from .log.records import Entry, Kind, Outgoing
+from .log.records import Entry, Kind, Outgoing, StoredEvent
 from .node import Health, MakeEndings, Node, Setup
-from .options import ConnectionStateRecovery
+from .options import ConnectionStateRecovery, retention_seconds
 from .rooms import close_room_async, disconnect_async, enter_room_async, leave_room_async
 from .store.database import Database, Pool
 from .tasks import Tasks
@@ -65,6 +65,8 @@ class AsyncPostgresManager(AsyncManager):
     :param max_queued_packets: how many packets may wait for a slow client. One over the limit is disconnected, and
                                recovers from the log. Packets of a replay do not count.
     :param max_queued_bytes: the same, in bytes.
+    :param retention: seconds that events are kept at least, whatever sessions need. The longest of all servers
+                      counts. ``None``: as long as sessions need them. ``math.inf``: for ever.
     :raises ConfigurationError: naming the option that is wrong.
     """
 
@@ -82,6 +84,7 @@ class AsyncPostgresManager(AsyncManager):
         json: Any = None,
         max_queued_packets: int = 10_000,
         max_queued_bytes: int = 32 * 1024 * 1024,
+        retention: float | None = None,
     ) -> None:
         super().__init__()
         if not isinstance(write_only, bool):
@@ -93,6 +96,11 @@ class AsyncPostgresManager(AsyncManager):
         for name, value in (("max_queued_packets", max_queued_packets), ("max_queued_bytes", max_queued_bytes)):
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ConfigurationError(f"{name} takes a whole number from 1 on, not {value!r}")
+        if retention is not None and write_only:
+            raise ConfigurationError(
+                "retention counts while a server runs. Give it to the manager of a server, not with write_only=True."
+            )
+        self._retention_seconds = retention_seconds(retention)
         self.logger = logger
         if json is not None:
             self.json = json
@@ -205,6 +213,7 @@ class AsyncPostgresManager(AsyncManager):
             recovery=self.recovery,
             # Engine.IO looks at each socket once in a ping_timeout.
             unnoticed_seconds=eio.ping_interval + 3 * eio.ping_timeout if eio else 0.0,
+            retention_seconds=self._retention_seconds,
             follows=not self.write_only,
             json=self.json,
             server_event_handlers=self.server_event_handlers,
@@ -338,6 +347,35 @@ class AsyncPostgresManager(AsyncManager):
         if connection is not None:
             return await read_position(connection, namespace, self.database.schema)
         return await (await self.started()).reader.position(namespace_name(namespace))
+
+    async def history(
+        self,
+        room: str | None,
+        namespace: str | None = None,
+        since: str | None = None,
+        until: str | None = None,
+        limit: int = 100,
+    ) -> list[StoredEvent]:
+        """Return the events of a room that are stored, in the order of the log.
+
+        They are all that were emitted to the room, alone or together with other rooms, whatever clients ``skip_sid``
+        left out. Events to everybody in the namespace belong to no room: ``None`` returns these. Volatile events are
+        not stored. The option ``retention`` says for how long the others are. An event that cannot be read is left
+        out, and logged.
+
+        Without ``since`` they are the last ``limit`` events, so a list that is shorter begins where the log does.
+        With it they are the first ``limit`` events after it, so that the position of the last one is the next
+        ``since``.
+
+        :param room: the name of one room. A client's sid is a room, too.
+        :param since: a position, of :meth:`position`, ``enter_room`` or an event. Only events after it (exclusive).
+        :param until: a position. Only events up to it (inclusive).
+        :param limit: at most so many, from 1 to 10,000. Their bodies are read into memory.
+        :raises ConfigurationError: if a position is none, or that of another namespace.
+        :raises PositionLost: if ``since`` is older than the oldest stored event, or was lost in a failover.
+        :raises StoreUnavailable: if the database does not answer.
+        """
+        return await (await self.started()).history.read(room, namespace, since, until, limit)
 
     # -- rooms -------------------------------------------------------------------------------------------------
     async def enter_room(

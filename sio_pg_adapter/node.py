@@ -37,6 +37,7 @@ from .local.continuity import Continuity
 from .local.cursor import Cursor
 from .local.delivery import Delivery
 from .local.handover import Handover
+from .local.history import History
 from .local.moves import Moves
 from .local.positions import Positions
 from .local.protocols import Endings, RoomTable
@@ -95,6 +96,7 @@ class Setup:
     :ivar frames: makes the frames of the server's serializer.
     :ivar recovery: the options of connection state recovery. ``None``: off.
     :ivar unnoticed_seconds: how long the end of a connection may go unnoticed.
+    :ivar retention_seconds: how long events are kept, whatever sessions need. ``None``: for ever.
     :ivar follows: whether the node follows the log. A process that only emits does not.
     :ivar json: the module that encodes events.
     :ivar server_event_handlers: handlers of server events, by name.
@@ -110,6 +112,7 @@ class Setup:
     limit: QueueLimit
     recovery: ConnectionStateRecovery | None
     unnoticed_seconds: float
+    retention_seconds: float | None
     follows: bool
     json: ModuleType | Any
     server_event_handlers: Mapping[str, Callable[..., Any]]
@@ -184,6 +187,7 @@ class Node:
             self.moves,
             None if setup.recovery is None else setup.recovery.max_missed_packets,
         )
+        self.history = History(self.reader, self.epochs, self.continuity, setup.json)
 
         # the other nodes
         self.messages = Messages(database, self.id, self.cursor)
@@ -208,6 +212,7 @@ class Node:
             self.channel,
             recovery_seconds=0.0 if setup.recovery is None else setup.recovery.window,
             margin_seconds=setup.unnoticed_seconds + REPLAY_MARGIN,
+            retention_seconds=setup.retention_seconds,
         )
 
     # -- from start to stop ------------------------------------------------------------------------------

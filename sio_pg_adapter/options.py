@@ -93,6 +93,23 @@ def is_seconds(value: object) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value)
 
 
+def retention_seconds(retention: object) -> float | None:
+    """Return a value of ``retention=`` as the database takes it: seconds, 0 for ``None``, or ``None`` for ever.
+
+    :raises ConfigurationError: if it is not a duration.
+    """
+    if retention is None:
+        return 0.0
+    if not is_seconds(retention) or not retention > 0:
+        raise ConfigurationError(
+            f"retention takes a number of seconds above 0, math.inf, or None for as long as sessions need. "
+            f"It was {retention!r}"
+        )
+    if CENTURY < retention < math.inf:
+        raise ConfigurationError("retention is over a century. Use math.inf to keep events for ever")
+    return None if math.isinf(retention) else float(retention)
+
+
 def recovery_options(
     value: ConnectionStateRecovery | Mapping[str, Any] | bool | None,
 ) -> ConnectionStateRecovery | None:

@@ -21,8 +21,8 @@ depends_on = None
 SQL = Path(__file__).parents[1] / "sql" / "0001"
 # In this order, since functions in SQL must find the tables and functions that they name.
 SUBJECTS = (
-    "tables", "epochs", "segments", "keys", "append", "rooms", "sessions", "replay", "presence", "expiry", "retention",
-    "outbox", "emit", "changes", "positions", "grants", "rows",
+    "tables", "epochs", "segments", "keys", "append", "rooms", "sessions", "replay", "history", "presence", "expiry",
+    "retention", "outbox", "emit", "changes", "positions", "grants", "rows",
 )  # fmt: skip
 
 

@@ -36,6 +36,7 @@ def main(args: argparse.Namespace) -> int:
 async def _read_status(args: argparse.Namespace) -> dict[str, Any]:
     async with open_database(args) as database:
         (log,) = await database.fetch("status_log")
+        (due,) = await database.fetch("due_to_prune")
         rows = await database.fetch("status_nodes")
         live = {row["id"].hex for row in rows if _state(row) == "live"}
         answers: dict[str, Any] | None = None
@@ -52,7 +53,7 @@ async def _read_status(args: argparse.Namespace) -> dict[str, Any]:
             "nodes": nodes,
             "note": note,
             "sessions": _sessions(await database.fetch("status_sessions")),
-            "log": _log(log),
+            "log": _log(log) | {"keep_seconds": due["keep"]},
             "tables": [dict(row) for row in await database.fetch("status_tables")],
         }
 

@@ -116,12 +116,13 @@ def _log(log: dict[str, Any]) -> Table:
     table = Table.grid(padding=(0, 2, 0, 0))
     table.add_column(style="bold", no_wrap=True)
     table.add_column()
-    oldest = log["oldest_seconds"]
+    oldest, keep = log["oldest_seconds"], log["keep_seconds"]
     empty = f"{log['head']} (no record yet in epoch {log['epoch']})"
     head = f"{log['head']} (offset {terminal.count(log['position'])} in epoch {log['epoch']})"
     table.add_row("log head", head if log["position"] else empty)
     table.add_row("rate", f"{log['rate']:,.1f} records/s over {terminal.duration(log['rate_seconds'])}")
     table.add_row("oldest", "the log is empty" if oldest is None else f"{terminal.duration(oldest)} ago")
+    table.add_row("kept", "everything, for now" if keep is None else f"at least {terminal.duration(keep)}")
     return table
 
 

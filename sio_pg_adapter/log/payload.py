@@ -210,6 +210,23 @@ def with_binary(value: Any, parts: Sequence[bytes]) -> Any:
     return value
 
 
+def decode_event(
+    body: str, parts: Sequence[bytes], json: ModuleType | Any = stdlib_json
+) -> tuple[str, tuple[Any, ...]]:
+    """Return the name and the arguments of an event, as a client receives them.
+
+    This is the reverse of :func:`encode_event`.
+
+    :param json: the module to decode with.
+    """
+    try:
+        values = json.loads(body)
+    except ValueError:  # a module may read less than clients do: Engine.IO's refuses long numbers
+        values = stdlib_json.loads(body)
+    event, *args = with_binary(values, parts)
+    return event, tuple(args)
+
+
 def _culprit(value: object, path: str = "", *, only_floats: bool = False) -> str | None:
     """Describe the first value that JSON cannot hold, with its place and what to do, or return ``None``."""
     place = path or "the top"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass, field
+from datetime import datetime
 from types import ModuleType
 from typing import Any
 
@@ -69,6 +70,22 @@ class Record:
     def size(self) -> int:
         """What the record takes in a buffer, roughly, in bytes."""
         return 200 + len(self.body or "") + (sum(map(len, self.parts)) if self.parts else 0)
+
+
+@dataclass(frozen=True, slots=True)
+class StoredEvent:
+    """An event of the log, as a client receives it.
+
+    :ivar event: its name.
+    :ivar args: its arguments. Binary values are ``bytes``.
+    :ivar position: its place in the log, for ``since=`` and ``until=``.
+    :ivar at: when it entered the log, in UTC. The events of a transaction enter it when that commits.
+    """
+
+    event: str
+    args: tuple[Any, ...]
+    position: str
+    at: datetime
 
 
 @dataclass(frozen=True, slots=True)

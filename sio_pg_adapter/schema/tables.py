@@ -237,6 +237,7 @@ def _sessions(made: MetaData) -> None:
         Column("role", OID, nullable=False),
         Column("recovery_seconds", Double),
         Column("margin_seconds", Double, nullable=False),
+        Column("retention_seconds", Double),
         Column("started_at", _TIME, nullable=False, server_default=_NOW),
         Column("missed_at", _TIME),
         Column("died_at", _TIME),
@@ -245,8 +246,9 @@ def _sessions(made: MetaData) -> None:
         UniqueConstraint("number", name="sio_nodes_number_key"),
         comment="Server processes. A backend of the role of a living node holds a shared advisory lock on (oid of "
         "this table, number). recovery_seconds: max_disconnection_duration, null for ever. margin_seconds: "
-        "how long a drop may stay unnoticed and a replay may last. missed_at: the first check that found no "
-        "lock. died_at: the second check.",
+        "how long a drop may stay unnoticed and a replay may last. retention_seconds: how long events are kept "
+        "whatever sessions need, 0 for no longer than that, null for ever. missed_at: the first check that found "
+        "no lock. died_at: the second check.",
     )
     sessions = Table(
         "sio_sessions",

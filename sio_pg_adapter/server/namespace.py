@@ -57,6 +57,7 @@ class AsyncNamespace(socketio.AsyncNamespace):
     fetch_rooms = _of_server(AsyncServer.fetch_rooms)
     last_position = _of_server(AsyncServer.last_position)
     position = _of_server(AsyncServer.position)
+    history = _of_server(AsyncServer.history)
     fetch_sockets = _of_server(AsyncServer.fetch_sockets)
     broadcast_call = _of_server(AsyncServer.broadcast_call)
     sockets_join = _of_server(AsyncServer.sockets_join)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from sio_pg_adapter.log.names import namespace_name, text_name
+from sio_pg_adapter.log.records import StoredEvent
 from sio_pg_adapter.manager import AsyncPostgresManager
 
 
@@ -35,3 +36,26 @@ class PositionMethods:
         if client is None or client.proved is None or node is None:
             return None
         return node.epochs.position(client.proved, namespace)
+
+    async def history(
+        self,
+        room: str | None,
+        namespace: str | None = None,
+        since: str | None = None,
+        until: str | None = None,
+        limit: int = 100,
+    ) -> list[StoredEvent]:
+        """Return the events of a room that are stored, in the order of the log.
+
+        They are the last ``limit`` events or, with ``since``, the first ``limit`` events after it. See
+        :meth:`AsyncPostgresManager.history`.
+
+        :param room: the name of one room. ``None``: the events to everybody in the namespace.
+        :param since: a position. Only events after it (exclusive).
+        :param until: a position. Only events up to it (inclusive).
+        :param limit: at most so many, from 1 to 10,000.
+        :raises ConfigurationError: if a position is none, or that of another namespace.
+        :raises PositionLost: if ``since`` is older than the oldest stored event, or was lost in a failover.
+        :raises StoreUnavailable: if the database does not answer.
+        """
+        return await self.manager.history(room, namespace, since, until, limit)

@@ -27,14 +27,22 @@ class Presence:
     :param channel: the channel for messages to this node alone.
     :param recovery_seconds: how long its sessions outlive their connections. ``None``: for ever.
     :param margin_seconds: how long a drop may go unnoticed, and a replay last.
+    :param retention_seconds: how long events are kept, whatever sessions need. ``None``: for ever.
     """
 
     def __init__(
-        self, database: Database, node: str, channel: str, *, recovery_seconds: float | None, margin_seconds: float
+        self,
+        database: Database,
+        node: str,
+        channel: str,
+        *,
+        recovery_seconds: float | None,
+        margin_seconds: float,
+        retention_seconds: float | None,
     ) -> None:
         self._database = database
         self._id = str(uuid.UUID(node))
-        self._row = (self._id, channel, recovery_seconds, margin_seconds)
+        self._row = (self._id, channel, recovery_seconds, margin_seconds, retention_seconds)
         self._backend: Backend | None = None
 
     async def show(self, connection: Connection) -> bool:

@@ -164,9 +164,9 @@ class Pruner:
                         records += count
                         report()
                     await connection.execute(queries["drop_room_floors"])
-                    await connection.execute(queries["drop_nodes"])
                 if due["attachments"]:
-                    await connection.execute(queries["drop_attachments"], BATCH)
+                    await connection.execute(queries["drop_attachments"], BATCH, due["keep"])
+                await connection.execute(queries["drop_nodes"])
         while due["sessions"] and self._handlers is not None and (count := await self._call(self._handlers)):
             sessions += count
         if sessions or records:

@@ -110,6 +110,20 @@ LEFT JOIN LATERAL (
         SELECT * FROM sio.sio_packets_1 WHERE "offset" = d) q) p ON true
 ORDER BY p."offset"
 
+-- name: history
+-- Events of a room in order, with their times and large bodies: the first above $3 and up to $4, or the last up to $4. The
+-- floor is in the first row, even if there is no event. The segments are named, so that they are locked before the
+-- statement's snapshot is taken: a truncation in between would show no rows and the old floor.
+SELECT l.floor, p."offset", p.at, p.body, p.parts, p.attached
+FROM sio.sio_log l LEFT JOIN LATERAL (
+    SELECT q."offset", (extract(epoch FROM q.created_at) * 1000000)::bigint AS at, q.body, q.parts, a.data AS attached
+    FROM sio.sio_history($1::text, $2::text, $3::bigint, $4::bigint, $5::integer) d CROSS JOIN LATERAL (
+        SELECT * FROM sio.sio_packets_0 WHERE "offset" = d
+        UNION ALL
+        SELECT * FROM sio.sio_packets_1 WHERE "offset" = d) q
+    LEFT JOIN sio.sio_attachments a ON a.id = q.attachment) p ON true
+ORDER BY p."offset"
+
 -- name: missed
 -- How many events a claimed session is due between two offsets, counted up to a limit, and whether some of them are gone.
 SELECT sio.sio_missed($1::bigint, $2::bigint, $3::bigint, $4::integer) AS missed,
@@ -152,8 +166,8 @@ SELECT count(pg_notify(channel, payload)) FROM unnest($1::text[], $2::text[]) AS
 
 -- name: node_start
 -- Enter a node in the cluster, on the connection whose role and lock show that it lives.
-INSERT INTO sio.sio_nodes (id, channel, role, recovery_seconds, margin_seconds)
-SELECT $1::text::uuid, $2::text, a.usesysid, $3::double precision, $4::double precision
+INSERT INTO sio.sio_nodes (id, channel, role, recovery_seconds, margin_seconds, retention_seconds)
+SELECT $1::text::uuid, $2::text, a.usesysid, $3::double precision, $4::double precision, $5::double precision
 FROM pg_catalog.pg_stat_activity a WHERE a.pid = pg_backend_pid()
 ON CONFLICT (id) DO UPDATE SET missed_at = NULL, role = excluded.role RETURNING number, xmax = 0 AS is_new
 
@@ -217,20 +231,21 @@ SELECT json_build_object(
                      (SELECT floor FROM sio.sio_log), 0))::text
 
 -- name: due_to_prune
--- Whether the pruner has work, and for how many seconds records are kept. Null keeps all of them: sessions last for
--- ever, or those of a missing or newly dead node may still come back. Writes nothing.
+-- Whether the pruner has work, and for how many seconds records are kept. Null keeps all of them: sessions or events last
+-- for ever, or the sessions of a missing or newly dead node may still come back. Writes nothing.
 SELECT k.keep, k.missing,
        EXISTS (SELECT FROM sio.sio_expired()) AS sessions,
        EXISTS (SELECT FROM (SELECT created_at FROM sio.sio_packets ORDER BY "offset" LIMIT 1) p
                WHERE p.created_at < clock_timestamp() - make_interval(secs => k.keep)) AS records,
        EXISTS (SELECT FROM sio.sio_attachments
                WHERE created_at < clock_timestamp() - CASE WHEN ephemeral THEN interval '2 minutes'
-                                                           ELSE interval '1 hour' END) AS attachments
+                                                           ELSE make_interval(secs => k.keep + 3600) END) AS attachments
 FROM (SELECT coalesce(bool_or(o.missing), false) AS missing,
-             CASE WHEN bool_or(o.recovery_seconds IS NULL OR o.missing
+             CASE WHEN bool_or(o.recovery_seconds IS NULL OR o.retention_seconds IS NULL OR o.missing
                                OR sio.sio_node_expiry(o.died_at, o.recovery_seconds) > clock_timestamp()
                                   AND EXISTS (SELECT FROM sio.sio_sessions s WHERE s.node = o.id)) THEN NULL
-                  ELSE coalesce(max(o.recovery_seconds), 120) + coalesce(max(o.margin_seconds), 205) END AS keep
+                  ELSE greatest(coalesce(max(o.recovery_seconds), 120) + coalesce(max(o.margin_seconds), 205),
+                                max(o.retention_seconds)) END AS keep
       FROM (SELECT *, stopped_at IS NULL AND died_at IS NULL AND NOT sio.sio_node_alive(number, role) AS missing
             FROM sio.sio_nodes) o) k
 
@@ -259,21 +274,29 @@ SELECT sio.sio_switch_segment($1::double precision)
 SELECT sio.sio_trim($1::double precision, $2::integer)
 
 -- name: drop_attachments
--- Delete bodies to which no record refers: those of messages, and of appends that failed.
+-- Delete bodies to which no record refers: those of messages, and of appends that failed. Younger than the records that
+-- are kept, most have a record, and each pass would look for all of these records.
 DELETE FROM sio.sio_attachments a WHERE id IN (
     SELECT id FROM sio.sio_attachments b
     WHERE b.ephemeral AND b.created_at < clock_timestamp() - interval '2 minutes'
-       OR b.created_at < clock_timestamp() - interval '1 hour'
+       OR b.created_at < clock_timestamp() - make_interval(secs => $2::double precision + 3600)
           AND NOT EXISTS (SELECT FROM sio.sio_packets p WHERE p.attachment = b.id)
     LIMIT $1::integer)
 
 -- name: drop_nodes
--- Delete nodes that ended so long ago that nothing depends on their options any more.
+-- Delete nodes that ended so long ago that nothing depends on their options any more. Their retention counts until the
+-- events of their time have had it, since the whole cluster may be down in between, or until a node with the same or a
+-- longer one has taken over.
 DELETE FROM sio.sio_nodes n
-WHERE coalesce(stopped_at, died_at) < clock_timestamp() - make_interval(secs => recovery_seconds + margin_seconds)
-      AND NOT EXISTS (SELECT FROM sio.sio_sessions s WHERE s.node = n.id)
-   OR stopped_at IS NOT NULL AND recovery_seconds IS NULL
-      AND EXISTS (SELECT FROM sio.sio_nodes o WHERE o.recovery_seconds IS NULL AND o.number > n.number)
+WHERE (coalesce(stopped_at, died_at) < clock_timestamp() - make_interval(secs => recovery_seconds + margin_seconds)
+           AND NOT EXISTS (SELECT FROM sio.sio_sessions s WHERE s.node = n.id)
+       OR stopped_at IS NOT NULL AND recovery_seconds IS NULL
+           AND EXISTS (SELECT FROM sio.sio_nodes o WHERE o.recovery_seconds IS NULL AND o.number > n.number))
+  AND (coalesce(stopped_at, died_at) < clock_timestamp() - make_interval(secs => retention_seconds)
+       OR EXISTS (SELECT FROM sio.sio_nodes o
+                  WHERE coalesce(o.retention_seconds, 'infinity') >= coalesce(n.retention_seconds, 'infinity')
+                    AND (coalesce(o.stopped_at, o.died_at, 'infinity'), o.number)
+                        > (coalesce(n.stopped_at, n.died_at), n.number)))
 
 -- name: drop_room_floors
 -- Delete room floors that no session can ask for.

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 
 import asyncpg
 
@@ -17,8 +20,42 @@ from .failures import translated
 TRIES = 3
 """How often the end of the log is read. Retention truncates a segment once in minutes at most."""
 
+HISTORIES_AT_ONCE = 2
+"""How many histories are read at a time, each on a connection of the pool. The pool has four."""
+
+NO_LOG = "the table sio_log is empty: run `sio-pg migrate`, which repairs it"
+
+ZERO = datetime(1970, 1, 1, tzinfo=UTC)
+"""From here on the database counts microseconds."""
+
 ATTACHMENT_TIMEOUT = 60.0
 """How long reading or writing a large body may take, in seconds: 50 MB on a slow disk."""
+
+
+@dataclass(frozen=True, slots=True)
+class RoomEvent:
+    """An event in the history of a room, as it is stored.
+
+    :ivar at: when it entered the log, in UTC.
+    """
+
+    offset: int
+    at: datetime
+    body: str | None
+    parts: bytes | None
+    attached: bytes | None
+
+    def encoded(self) -> tuple[str, tuple[bytes, ...]]:
+        """Return its body and its binary parts.
+
+        :raises ValueError: if they cannot be read.
+        """
+        if self.attached is not None:
+            body, *parts = unpack(self.attached)
+            return body.decode(), tuple(parts)
+        if self.body is None:
+            raise ValueError("it has no body")
+        return self.body, tuple(unpack(self.parts)) if self.parts else ()
 
 
 class LogReader:
@@ -29,6 +66,7 @@ class LogReader:
 
     def __init__(self, database: Database, epochs: Epochs) -> None:
         self._database = database
+        self._paging = asyncio.Semaphore(HISTORIES_AT_ONCE)
         self.epochs = epochs
 
     async def head(self) -> int:
@@ -39,7 +77,7 @@ class LogReader:
         """Return the floor, and at most ``limit`` records above ``after`` (exclusive), in order."""
         rows = await self._database.fetch("range", after, limit)
         if not rows:
-            raise StoreUnavailable("the table sio_log is empty: run `sio-pg migrate`, which repairs it")
+            raise StoreUnavailable(NO_LOG)
         return rows[0]["floor"], [readable(row) for row in rows if row["offset"] is not None]
 
     async def position(self, namespace: str) -> str:
@@ -54,6 +92,30 @@ class LogReader:
                 if not isinstance(e.__cause__, asyncpg.SerializationError):
                     raise  # the others: retention truncated a segment between the statement's snapshot and its locks
         return str(await self._database.fetch_value("position", namespace))
+
+    async def history(
+        self, namespace: str, room: str, *, after: int | None, upto: int, limit: int
+    ) -> tuple[int, list[RoomEvent]]:
+        """Return the floor, and at most ``limit`` events of a room, in order.
+
+        :param after: the first events above this offset (exclusive). ``None``: the last ones.
+        :param upto: only events at or below this offset (inclusive).
+        :raises StoreUnavailable: if the database did not answer.
+        """
+        async with self._paging:
+            with translated("reading the history of a room", may_be_stored=None):
+                async with self._database.connection() as connection:
+                    rows = await connection.fetch(
+                        self._database.queries["history"], namespace, room, after, upto, limit
+                    )
+        if not rows:
+            raise StoreUnavailable(NO_LOG)
+        events = [
+            RoomEvent(row["offset"], ZERO + timedelta(microseconds=row["at"]), *row[3:])
+            for row in rows
+            if row["offset"] is not None
+        ]
+        return rows[0]["floor"], events
 
     async def whole(self, record: Record) -> Record:
         """Return an event with its body, if that is in the attachment table.

@@ -172,6 +172,7 @@ CREATE TABLE sio.sio_nodes (
     role oid NOT NULL,
     recovery_seconds double precision,
     margin_seconds double precision NOT NULL,
+    retention_seconds double precision,
     started_at timestamp with time zone NOT NULL DEFAULT clock_timestamp(),
     missed_at timestamp with time zone,
     died_at timestamp with time zone,
@@ -183,7 +184,8 @@ CREATE TABLE sio.sio_nodes (
 COMMENT ON TABLE sio.sio_nodes IS
     'Server processes. A backend of the role of a living node holds a shared advisory lock on (oid of this table, '
     'number). recovery_seconds: max_disconnection_duration, null for ever. margin_seconds: how long a drop may stay '
-    'unnoticed and a replay may last. missed_at: the first check that found no lock. died_at: the second check.';
+    'unnoticed and a replay may last. retention_seconds: how long events are kept whatever sessions need, 0 for no '
+    'longer than that, null for ever. missed_at: the first check that found no lock. died_at: the second check.';
 
 CREATE TABLE sio.sio_sessions (
     id bigint NOT NULL,
@@ -1322,6 +1324,72 @@ AS $$
         WHERE f."offset" > greatest(p_after, m.joined_at)
           AND coalesce(m.left_at, 9223372036854775807) > greatest(p_after, m.joined_at) + 1)
 $$;
+
+-- History: the events of a room, for an application that reads them.
+
+-- Returns the offsets of the events that were emitted to a room, at most p_limit of them: the first above p_after in order,
+-- or, if that is null, the last up to p_upto in reverse order. The comment above sio_due says why the bounds and the
+-- settings are as they are.
+--
+-- A scan has one bound on offsets, and LIMIT ends it. With p_after, p_upto is applied behind that LIMIT: as a bound it would
+-- not end a scan before PostgreSQL 18.
+CREATE FUNCTION sio.sio_history(p_namespace text, p_room text, p_after bigint, p_upto bigint, p_limit integer)
+ RETURNS SETOF bigint
+ LANGUAGE plpgsql
+ STABLE ROWS 20
+ SET plan_cache_mode TO 'force_generic_plan'
+ SET enable_seqscan TO 'off'
+ SET enable_bitmapscan TO 'off'
+ SET enable_hashjoin TO 'off'
+ SET enable_mergejoin TO 'off'
+AS $$
+BEGIN
+    IF p_after IS NOT NULL THEN
+        RETURN QUERY
+        SELECT e."offset" FROM (
+            SELECT DISTINCT h."offset" FROM (
+                (SELECT p."offset" FROM sio.sio_packets_0 p
+                 WHERE p.kind = 0 AND p.namespace = p_namespace AND p.room <= p_room
+                   AND (p.room, p."offset") > (p_room, p_after)
+                 ORDER BY p.room, p."offset" LIMIT p_limit)
+                UNION ALL
+                (SELECT x."offset" FROM sio.sio_packet_rooms_0 x
+                 WHERE x.namespace = p_namespace AND x.room <= p_room AND (x.room, x."offset") > (p_room, p_after)
+                 ORDER BY x.room, x."offset" LIMIT p_limit)
+                UNION ALL
+                (SELECT p."offset" FROM sio.sio_packets_1 p
+                 WHERE p.kind = 0 AND p.namespace = p_namespace AND p.room <= p_room
+                   AND (p.room, p."offset") > (p_room, p_after)
+                 ORDER BY p.room, p."offset" LIMIT p_limit)
+                UNION ALL
+                (SELECT x."offset" FROM sio.sio_packet_rooms_1 x
+                 WHERE x.namespace = p_namespace AND x.room <= p_room AND (x.room, x."offset") > (p_room, p_after)
+                 ORDER BY x.room, x."offset" LIMIT p_limit)
+            ) h ORDER BY 1 LIMIT p_limit) e
+        WHERE e."offset" <= p_upto;
+        RETURN;
+    END IF;
+    RETURN QUERY
+    SELECT DISTINCT h."offset" FROM (
+        (SELECT p."offset" FROM sio.sio_packets_0 p
+         WHERE p.kind = 0 AND p.namespace = p_namespace AND p.room >= p_room
+           AND (p.room, p."offset") <= (p_room, p_upto)
+         ORDER BY p.room DESC, p."offset" DESC LIMIT p_limit)
+        UNION ALL
+        (SELECT x."offset" FROM sio.sio_packet_rooms_0 x
+         WHERE x.namespace = p_namespace AND x.room >= p_room AND (x.room, x."offset") <= (p_room, p_upto)
+         ORDER BY x.room DESC, x."offset" DESC LIMIT p_limit)
+        UNION ALL
+        (SELECT p."offset" FROM sio.sio_packets_1 p
+         WHERE p.kind = 0 AND p.namespace = p_namespace AND p.room >= p_room
+           AND (p.room, p."offset") <= (p_room, p_upto)
+         ORDER BY p.room DESC, p."offset" DESC LIMIT p_limit)
+        UNION ALL
+        (SELECT x."offset" FROM sio.sio_packet_rooms_1 x
+         WHERE x.namespace = p_namespace AND x.room >= p_room AND (x.room, x."offset") <= (p_room, p_upto)
+         ORDER BY x.room DESC, x."offset" DESC LIMIT p_limit)
+    ) h ORDER BY 1 DESC LIMIT p_limit;
+END $$;
 
 -- Presence: which nodes live.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib.metadata
 import json
+import math
 import os
 import signal
 import socket
@@ -105,7 +106,8 @@ async def test_status_of_two_nodes_with_sessions(start_node, db, capsys):
             ],
         }
         assert status["log"].keys() == {
-            *("head", "floor", "epoch", "position", "rate", "rate_seconds", "oldest_at", "oldest_seconds")
+            *("head", "floor", "epoch", "position", "rate", "rate_seconds", "oldest_at", "oldest_seconds"),
+            "keep_seconds",
         }
         assert status["log"]["head"] == a.manager.node.cursor.offset and 0 < status["log"]["rate"] <= 1
         assert status["note"] is None and status["schema"]["name"] == "public"
@@ -129,10 +131,22 @@ async def test_status_for_people_fits_the_terminal(start_node, db, capsys, monke
     assert "00000000" in out and "missing" in out and "\x1b" not in out
 
 
+async def test_status_shows_how_long_records_are_kept(start_node, db, capsys):
+    assert (await read_status(capsys))["log"]["keep_seconds"] == 325.0
+    await start_node(manager={"retention": 86_400})
+    assert (await read_status(capsys))["log"]["keep_seconds"] == 86_400.0
+    assert await run("status") == 0
+    assert "kept      at least 1 d" in capsys.readouterr().out
+    await start_node(manager={"retention": math.inf})
+    assert (await read_status(capsys))["log"]["keep_seconds"] is None
+    assert await run("status") == 0
+    assert "kept      everything, for now" in capsys.readouterr().out
+
+
 async def test_a_live_node_that_does_not_answer_is_silent(start_node, db, capsys):
     node, other = await start_node(), uuid.uuid4()
     async with db.transaction():  # as a node does that then gets no notifications
-        row = await db.fetchrow(QUERIES["node_start"], str(other), "nowhere", 120.0, 120.0)
+        row = await db.fetchrow(QUERIES["node_start"], str(other), "nowhere", 120.0, 120.0, 0.0)
     assert await db.fetchval(QUERIES["node_lock"], row["number"])
     status = await read_status(capsys, "--timeout", "0.2")
     assert states(status) == {node.manager.node.id: "live", other.hex: "silent"}

@@ -150,6 +150,31 @@ async def test_the_end_of_a_long_replay(db, log):
     assert [row["offset"] for row in await db.fetch(QUERIES["page"], key, 1, last, 500)] == [None]
 
 
+END = 2**63 - 1
+
+
+@pytest.mark.parametrize("room", ["x", "second", "other 7", "nobody's"])
+async def test_the_history_of_a_room(db, log, room):
+    """The room "x" is common in the log, and has 20 events above ``log``."""
+    middle = log + OTHERS // 4
+    calls = {
+        "newest": (None, END, 100),
+        "newest up to a position": (None, middle, 100),
+        "newest up to a position in the common range": (None, log - 10_000, 100),
+        "after a position": (log, END, 100),
+        "after a position, and many": (log, END, 10_000),
+        "after the last event": (log + OTHERS - 1, END, 100),
+        "between two positions": (log, middle, 100),
+        "between two positions in the common range": (1, log - OTHERS // 4, 100),
+    }
+    for name, call in calls.items():
+        each = 6 * len(await db.fetch(QUERIES["history"], "/", room, *call))  # they are looked up in the segments
+        for _ in range(ROUNDS):
+            assert await pages(db, "history", "/", room, *call) < PAGES + each, name
+    rows = await db.fetch(QUERIES["history"], "/", "x", *calls["after a position"])
+    assert len(rows) == 20
+
+
 async def test_a_range_at_the_head(db, log):
     last = await head(db)
     for _ in range(ROUNDS):

@@ -120,6 +120,90 @@ async def test_records_are_kept_for_the_longest_window_of_the_nodes(pg_dsn, star
     assert await prune_once(pg_dsn) == Pruned(records=1)
 
 
+@pytest.mark.parametrize("recovery", [True, None])
+async def test_the_longest_retention_keeps_events_that_no_session_needs(pg_dsn, start_node, db, recovery):
+    long = await start_node(recovery=recovery, manager={"retention": 7_200})
+    await start_node(manager={"retention": 60})
+    await start_node()
+    await long.sio.emit("e")
+    await age(db, hours=1.9)
+    assert await prune_once(pg_dsn) == Pruned()
+    await long.sio.shutdown()  # it promised to keep what was emitted in its time
+    assert await prune_once(pg_dsn) == Pruned()
+    await age(db, hours=0.2)
+    assert await prune_once(pg_dsn) == Pruned(records=1)
+
+
+async def test_a_retention_shorter_than_the_window_of_sessions_changes_nothing(pg_dsn, start_node, db):
+    node = await start_node(manager={"retention": 10})
+    await node.sio.emit("e")
+    await age(db, hours=300 / 3_600)
+    assert await prune_once(pg_dsn) == Pruned()
+    await age(db, hours=60 / 3_600)
+    assert await prune_once(pg_dsn) == Pruned(records=1)
+
+
+async def test_sessions_expire_although_events_are_kept_for_ever(pg_dsn, start_node, db):
+    await (await start_node(manager={"retention": math.inf})).sio.shutdown()
+    await db.execute(END_NODES, 1)
+    node = await start_node(manager={"retention": math.inf})
+    async with node.client() as wire:
+        await node.sio.emit("e")
+        await wire.drop()
+        await db.execute("UPDATE sio_sessions SET expires_at = clock_timestamp() - interval '1 s'")
+        await age(db, hours=1e5)
+        assert await prune_once(pg_dsn) == Pruned(sessions=1)
+        assert await db.fetchval("SELECT count(*) FROM sio_packets WHERE kind = 0") == 1
+    assert await retentions(db) == [None]  # nodes that stopped do not add up, though no record is ever deleted
+
+
+END_NODES = "UPDATE sio_nodes SET stopped_at = stopped_at - make_interval(hours => $1)"
+
+
+async def retentions(db) -> list[float | None]:
+    return [row[0] for row in await db.fetch("SELECT retention_seconds FROM sio_nodes ORDER BY number")]
+
+
+async def test_a_node_that_stopped_counts_until_its_retention_is_over(pg_dsn, start_node, store, db):
+    await (await start_node(manager={"retention": 7_200})).sio.shutdown()
+    await store.emit()
+    await age(db, hours=1)
+    await db.execute(END_NODES, 1)
+    await db.execute(QUERIES["drop_nodes"])
+    assert await retentions(db) == [7_200]
+    assert await prune_once(pg_dsn) == Pruned()
+    await db.execute(END_NODES, 2)
+    await db.execute(QUERIES["drop_nodes"])
+    assert await retentions(db) == []
+    assert await prune_once(pg_dsn) == Pruned(records=1)
+
+
+@pytest.mark.parametrize("long", [7_200.0, math.inf])
+async def test_a_node_that_stopped_goes_when_another_has_its_retention(start_node, db, long):
+    for retention in (long, long, 3_600.0, None):
+        await (await start_node(manager={"retention": retention})).sio.shutdown()
+    await db.execute(END_NODES, 1)
+    await db.execute(QUERIES["drop_nodes"])  # the second stopped after the first, and the third promises less
+    kept_forever = None if long == math.inf else long
+    assert await retentions(db) == [kept_forever]
+    await start_node(manager={"retention": 60})
+    await db.execute(QUERIES["drop_nodes"])
+    assert await retentions(db) == [kept_forever, 60.0]
+    await start_node(manager={"retention": long})
+    await db.execute(QUERIES["drop_nodes"])
+    assert await retentions(db) == [60.0, kept_forever]
+
+
+async def test_a_node_that_stopped_first_does_not_take_over_the_retention_of_another(start_node, db):
+    first, second = [await start_node(manager={"retention": 7_200}) for _ in range(2)]
+    await second.sio.shutdown()
+    await db.execute(END_NODES, 3)
+    await first.sio.shutdown()
+    await db.execute("UPDATE sio_nodes SET recovery_seconds = 0, margin_seconds = 0")
+    await db.execute(QUERIES["drop_nodes"])
+    assert await retentions(db) == [7_200]
+
+
 async def test_math_inf_keeps_all(pg_dsn, start_node, db):
     node = await start_node(recovery={"max_disconnection_duration": math.inf})
     async with node.client() as wire:
@@ -217,6 +301,20 @@ async def test_large_bodies_go_with_their_records_and_orphans_after_an_hour(pg_d
     await prune_once(pg_dsn)
     left = await db.fetch("SELECT ephemeral, length(data) > 1 FROM sio_attachments ORDER BY 1, 2")
     assert [tuple(row) for row in left] == [(False, False), (False, True), (True, False)]
+
+
+async def test_orphans_are_looked_for_only_beyond_the_records_that_are_kept(pg_dsn, start_node, store, db):
+    """Nearly all younger bodies have a record, so each pass would look for all of these records."""
+    await start_node(manager={"retention": 7_200})
+    for hours in (2.5, 4.0):
+        await db.execute(
+            "INSERT INTO sio_attachments"
+            " VALUES (gen_random_uuid(), '', false, clock_timestamp() - make_interval(secs => $1))",
+            hours * 3_600,
+        )
+    await prune_once(pg_dsn)
+    left = await db.fetch("SELECT created_at > clock_timestamp() - interval '3 h' AS young FROM sio_attachments")
+    assert [row["young"] for row in left] == [True]
 
 
 async def test_case_88_one_node_deletes_at_a_time_and_nobody_waits_for_it(pg_dsn, store, db):

@@ -17,7 +17,7 @@ from sio_pg_adapter import (
     SioPgError,
     StoreUnavailable,
 )
-from sio_pg_adapter.options import recovery_options
+from sio_pg_adapter.options import recovery_options, retention_seconds
 
 DSN = "postgresql://db"
 
@@ -125,11 +125,27 @@ def test_a_wrong_dsn_of_the_environment_is_named_by_its_variable(dsn, value, mon
         *(("logger", v) for v in ("x", True, False)),
         *(("json", v) for v in ("x", True, functools)),
         *(("max_queued_packets", v) for v in (0, True, "1")),
+        *(("retention", v) for v in (0, -1, math.nan, "60", True)),
     ],
 )
 def test_a_wrong_option_of_the_manager_is_refused_by_its_name(option, value):
     with pytest.raises(ConfigurationError, match=f"^{option} takes"):
         AsyncPostgresManager(DSN, **{option: value})
+
+
+@pytest.mark.parametrize(("retention", "seconds"), [(None, 0.0), (1, 1.0), (math.inf, None)])
+def test_the_retention_as_the_database_takes_it(retention, seconds):
+    assert retention_seconds(retention) == seconds
+
+
+def test_a_retention_over_a_century_is_refused():
+    with pytest.raises(ConfigurationError, match=r"retention is over a century\. Use math\.inf"):
+        AsyncPostgresManager(DSN, retention=1e10)
+
+
+def test_a_manager_that_only_emits_takes_no_retention():
+    with pytest.raises(ConfigurationError, match=r"retention counts while a server runs.*write_only=True"):
+        AsyncPostgresManager(DSN, write_only=True, retention=60.0)
 
 
 def test_what_logs_is_a_logger():

@@ -155,6 +155,7 @@ CREATE TABLE sio.sio_nodes (
     role oid NOT NULL,
     recovery_seconds double precision,
     margin_seconds double precision NOT NULL,
+    retention_seconds double precision,
     started_at timestamptz NOT NULL DEFAULT clock_timestamp(),
     missed_at timestamptz,
     died_at timestamptz,
@@ -164,7 +165,8 @@ CREATE TABLE sio.sio_nodes (
 COMMENT ON TABLE sio.sio_nodes IS
     'Server processes. A backend of the role of a living node holds a shared advisory lock on (oid of this table, '
     'number). recovery_seconds: max_disconnection_duration, null for ever. margin_seconds: how long a drop may stay '
-    'unnoticed and a replay may last. missed_at: the first check that found no lock. died_at: the second check.';
+    'unnoticed and a replay may last. retention_seconds: how long events are kept whatever sessions need, 0 for no '
+    'longer than that, null for ever. missed_at: the first check that found no lock. died_at: the second check.';
 
 CREATE TABLE sio.sio_sessions (
     id bigint PRIMARY KEY,
