@@ -59,7 +59,7 @@ async def log(db: asyncpg.Connection, request: pytest.FixtureRequest) -> int:
 
 async def session(db: asyncpg.Connection, start: int, pid: str) -> int:
     """A session that was in many rooms, "x" among them, and has got all up to ``start``."""
-    args = {"pid_hash": pid_hash(pid), "start": 0, "cursor": await head(db)}
+    args = {"pid_hash": pid_hash(pid), "start": 0, "joined": 0, "cursor": await head(db)}
     args["rooms"] = [
         ["x", 1, None],
         ["second", start + 1, start + 2],
@@ -208,7 +208,7 @@ async def test_an_event_with_a_key(db, log):
 async def test_a_session_that_is_opened(db, log):
     """It looks for what moved its sid above the node's cursor."""
     for i in range(ROUNDS):
-        args = {"pid_hash": pid_hash(f"p{i}"), "start": 0, "cursor": await head(db) - 20, "rooms": []}
+        args = {"pid_hash": pid_hash(f"p{i}"), "start": 0, "joined": 0, "cursor": await head(db) - 20, "rooms": []}
         assert await pages(db, "write", *entry(Kind.OPEN, sid=f"s{i}", args=args)) < PAGES
 
 
