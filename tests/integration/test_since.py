@@ -12,6 +12,8 @@ from socketio import exceptions
 from integration.test_seam import Deaf
 from sio_pg_adapter import AsyncNamespace, ConfigurationError, PositionLost, emit_async
 from sio_pg_adapter.log.records import Entry, Kind, Written
+from sio_pg_adapter.log.offsets import Epoch, OffsetCodec
+from sio_pg_adapter.log.positions import encode_position
 from sio_pg_adapter.server import connect as connection
 from support.asgi_client import AsgiClient
 from support.nodes import Node
@@ -234,6 +236,10 @@ async def test_after_a_recovery_a_position_changes_nothing(start_node, db, pg_ds
         async with node.client(pid=wire.pid, offset=wire.offset) as again:
             assert node.sio.recovered(again.sid)
             assert await ended(node, again) == [[3, 4]]
+            await again.drop()
+        entering(node, x=encode_position(1, "/", OffsetCodec([Epoch(0, b"of another log")])))
+        async with node.client(pid=wire.pid, offset=again.offset) as third:
+            assert node.sio.recovered(third.sid)
 
 
 async def test_after_a_recovery_another_room_is_not_entered_from_a_position(start_node):
@@ -568,6 +574,14 @@ async def test_a_position_is_refused_elsewhere(start_node):
     position = await node.sio.position()
     late = asyncio.Event()
     tasks = []
+    count_since, counted = node.manager.node.sessions.count_since, asyncio.Event()
+
+    async def count(*args):
+        counted.set()
+        await late.wait()
+        return await count_since(*args)
+
+    node.manager.node.sessions.count_since = count
 
     async def enter(sid) -> None:
         await late.wait()
@@ -576,6 +590,8 @@ async def test_a_position_is_refused_elsewhere(start_node):
     @node.sio.event
     async def connect(sid, environ, auth):
         tasks.append(asyncio.create_task(enter(sid)))
+        tasks.append(asyncio.create_task(node.sio.enter_room(sid, "x", since=position)))
+        await counted.wait()  # that one began in time, and its handler does not wait for it
         with pytest.raises(ConfigurationError, match="since= works in the connect handler or a middleware, for the"):
             await node.sio.enter_room("another", "x", since=position)
 
