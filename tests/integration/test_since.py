@@ -11,9 +11,9 @@ from socketio import exceptions
 
 from integration.test_seam import Deaf
 from sio_pg_adapter import AsyncNamespace, ConfigurationError, PositionLost, emit_async
-from sio_pg_adapter.log.records import Entry, Kind, Written
 from sio_pg_adapter.log.offsets import Epoch, OffsetCodec
 from sio_pg_adapter.log.positions import encode_position
+from sio_pg_adapter.log.records import Entry, Kind, Written
 from sio_pg_adapter.server import connect as connection
 from support.asgi_client import AsgiClient
 from support.nodes import Node
