@@ -215,8 +215,8 @@ async def test_a_session_that_is_opened(db, log):
 @pytest.mark.parametrize("analyzed", [False, True])
 async def test_the_members_of_a_room_among_those_of_many(db, analyzed):
     await db.execute("""
-        INSERT INTO sio_sessions (id, pid_hash, namespace, sid, start_offset)
-        SELECT i, int4send(i), '/', 's' || i, 0 FROM generate_series(1, 20000) i;
+        INSERT INTO sio_sessions (id, pid_hash, namespace, sid, start_offset, joined_at)
+        SELECT i, int4send(i), '/', 's' || i, 0, 0 FROM generate_series(1, 20000) i;
         INSERT INTO sio_rooms (session, room, joined_at, namespace)
         SELECT i, r, 0, '/' FROM generate_series(1, 20000) i, unnest(ARRAY['user:' || i % 10000, 'doc']) r""")
     if analyzed:

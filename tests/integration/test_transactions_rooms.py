@@ -476,8 +476,8 @@ async def test_ten_thousand_members_are_one_record(start_node, connect, db):
     node = await start_node()
     app = await connect()
     await db.execute("""
-        INSERT INTO sio_sessions (id, pid_hash, namespace, sid, start_offset, expires_at)
-        SELECT i, int4send(i), '/', 's' || i, 0, 'infinity' FROM generate_series(1, 10000) i;
+        INSERT INTO sio_sessions (id, pid_hash, namespace, sid, start_offset, joined_at, expires_at)
+        SELECT i, int4send(i), '/', 's' || i, 0, 0, 'infinity' FROM generate_series(1, 10000) i;
         INSERT INTO sio_rooms (session, room, joined_at, namespace)
         SELECT i, r, 0, '/' FROM generate_series(1, 10000) i, unnest(ARRAY['user:', 'doc']) r""")
     async with node.client() as wire:
