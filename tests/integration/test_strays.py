@@ -69,7 +69,8 @@ async def test_a_session_that_a_client_holds_stays(start_node, db, be_impatient)
         assert await db.fetchval(HELD) == 2
         await db.execute(
             "INSERT INTO sio_sessions (id, pid_hash, namespace, sid, node, start_offset, joined_at) "
-            "SELECT 1, sha256('x'), namespace, 'stray', node, start_offset, joined_at FROM sio_sessions WHERE sid = $1",
+            "SELECT 1, sha256('x'), namespace, 'stray', node, start_offset, joined_at FROM sio_sessions "
+            "WHERE sid = $1",
             one.sid,
         )
         strays.suspect()

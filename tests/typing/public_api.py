@@ -108,7 +108,7 @@ async def server(session: object) -> None:
     assert_type(await sio.sockets_leave("user:7", ["a", "b"], connection=session), None)
     assert_type(await sio.disconnect_sockets("user:7", connection=session), None)
     assert_type(await manager.close_room("room", connection=session), None)
-    await sio.enter_room("sid", "room", "/", session)  # type: ignore[call-arg]
+    await sio.enter_room("sid", "room", "/", session)  # type: ignore[arg-type,call-arg]
     assert_type(await sio.history("room", since="position", limit=10), list[StoredEvent])
     assert_type((await sio.history(None))[0].args, tuple[Any, ...])
     await sio.history(7)  # type: ignore[arg-type]
