@@ -11,6 +11,9 @@ from socketio import exceptions
 
 from integration.test_seam import Deaf
 from sio_pg_adapter import AsyncNamespace, ConfigurationError, PositionLost, emit_async
+from sio_pg_adapter.log.offsets import Epoch, OffsetCodec
+from sio_pg_adapter.log.positions import encode_position
+from sio_pg_adapter.log.records import Entry, Kind, Written
 from sio_pg_adapter.server import connect as connection
 from support.asgi_client import AsgiClient
 from support.nodes import Node
@@ -41,6 +44,19 @@ def entering(node: Node, **rooms: str | None) -> list[str | None]:
 async def missed(node: Node, first: int, count: int, **to: Any) -> None:
     for i in range(first, first + count):
         await node.sio.emit("e", i, **to)
+
+
+def kinds_of(node: Node) -> list[Kind]:
+    """Return the list that gets the kind of each entry that the node appends from now on."""
+    kinds: list[Kind] = []
+    append = node.manager.node.writer.append
+
+    async def noted(entry: Entry) -> Written:
+        kinds.append(entry.kind)
+        return await append(entry)
+
+    node.manager.node.writer.append = noted
+    return kinds
 
 
 async def ended(node: Node, *wires: AsgiClient) -> list[list[Any]]:
@@ -178,11 +194,8 @@ async def test_a_position_above_the_nodes_cursor_is_waited_for(start_node):
     position = await b.sio.position()
     await missed(b, 0, 1, room="x")
     entering(a, x=position)
-    async with AsgiClient(a.sio) as wire:
-        wire.send("0")
-        await deaf.rung.wait()
+    async with a.client() as wire:  # it reads the log itself
         deaf.hear()
-        assert (await wire.recv())[0] == "0"
         assert await ended(b, wire) == [[0]]
 
 
@@ -223,6 +236,10 @@ async def test_after_a_recovery_a_position_changes_nothing(start_node, db, pg_ds
         async with node.client(pid=wire.pid, offset=wire.offset) as again:
             assert node.sio.recovered(again.sid)
             assert await ended(node, again) == [[3, 4]]
+            await again.drop()
+        entering(node, x=encode_position(1, "/", OffsetCodec([Epoch(0, b"of another log")])))
+        async with node.client(pid=wire.pid, offset=again.offset) as third:
+            assert node.sio.recovered(third.sid)
 
 
 async def test_after_a_recovery_another_room_is_not_entered_from_a_position(start_node):
@@ -354,9 +371,11 @@ async def test_what_is_deleted_before_the_session_is_stored_closes_the_connectio
         await db.execute(AGED)
         await prune_once(pg_dsn)
 
+    opened = kinds_of(node)
     async with AsgiClient(node.sio) as wire:
         wire.send("0")
         assert await wire.rest() == []
+    assert opened.count(Kind.OPEN) == 1
     assert await db.fetchval("SELECT count(*) FROM sio_sessions") == 0
     assert await refused(node) == lost[0] == "events after the position are no longer stored. Load the page again."
 
@@ -366,19 +385,12 @@ async def test_retention_that_is_at_work_is_waited_for(start_node, db):
     node = await start_node()
     entering(node, x=await node.sio.position())
     await missed(node, 0, 1, room="x")
-    tries = []
-    append = node.manager.node.writer.append
-
-    async def appended(entry):
-        tries.append(entry.kind)
-        return await append(entry)
-
-    node.manager.node.writer.append = appended
+    tries = kinds_of(node)
     async with AsgiClient(node.sio) as wire:
         async with db.transaction():
             await db.execute("SELECT FROM sio_log FOR UPDATE")
             wire.send("0")
-            await until(lambda: len(tries) > 2)
+            await until(lambda: tries.count(Kind.OPEN) > 2)
             assert wire.waiting() == []
         assert (await wire.recv())[0] == "0"
         assert await ended(node, wire) == [[0]]
@@ -562,6 +574,14 @@ async def test_a_position_is_refused_elsewhere(start_node):
     position = await node.sio.position()
     late = asyncio.Event()
     tasks = []
+    count_since, counted = node.manager.node.sessions.count_since, asyncio.Event()
+
+    async def count(*args):
+        counted.set()
+        await late.wait()
+        return await count_since(*args)
+
+    node.manager.node.sessions.count_since = count
 
     async def enter(sid) -> None:
         await late.wait()
@@ -570,6 +590,8 @@ async def test_a_position_is_refused_elsewhere(start_node):
     @node.sio.event
     async def connect(sid, environ, auth):
         tasks.append(asyncio.create_task(enter(sid)))
+        tasks.append(asyncio.create_task(node.sio.enter_room(sid, "x", since=position)))
+        await counted.wait()  # that one began in time, and its handler does not wait for it
         with pytest.raises(ConfigurationError, match="since= works in the connect handler or a middleware, for the"):
             await node.sio.enter_room("another", "x", since=position)
 

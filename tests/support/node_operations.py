@@ -117,6 +117,9 @@ class ControlledNode:
         )
         for room in given.get("rooms", []):
             await self.sio.enter_room(sid, room, namespace=namespace)
+        for room, position in given.get("since", {}).items():
+            since = self.sio.last_position(sid, namespace=namespace) or position
+            await self.sio.enter_room(sid, room, namespace=namespace, since=since)
         if self.connect_delay:
             await asyncio.sleep(self.connect_delay)
         await self._script(self._scripts.get(("connect", user), []), sid, namespace)
@@ -191,6 +194,9 @@ class ControlledNode:
 
     async def op_enter_room(self, sid: str, room: str, namespace: str = "/") -> None:
         await self.sio.enter_room(sid, room, namespace=namespace)
+
+    async def op_position(self, namespace: str = "/") -> str:
+        return await self.sio.position(namespace=namespace)
 
     async def op_leave_room(self, sid: str, room: str, namespace: str = "/") -> None:
         await self.sio.leave_room(sid, room, namespace=namespace)

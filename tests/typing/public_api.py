@@ -98,6 +98,9 @@ async def handlers() -> None:
 async def server(session: object) -> None:
     assert_type(sio.recovered("sid", "/chat"), bool)
     assert_type(await sio.fetch_rooms("sid"), list[str])
+    assert_type(await sio.enter_room("sid", "room", since=await sio.position()), str | None)
+    assert_type(sio.last_position("sid"), str | None)
+    await sio.enter_room("sid", "room", since=7)  # type: ignore[arg-type]
     assert_type(await sio.emit("event", {"id": 7}, room="room", connection=session), bool | None)
     await sio.emit("event", None, None, None, None, None, None, False, session)  # type: ignore[call-arg]
     assert_type(await sio.disconnect("sid"), None)
@@ -124,6 +127,8 @@ class Chat(AsyncNamespace):
         assert_type(await self.leave_room(sid, "room", connection=object()), None)
         assert_type(self.recovered(sid), bool)
         assert_type(await self.fetch_rooms(sid), list[str])
+        assert_type(await self.position(), str)
+        assert_type(await self.enter_room(sid, "room", since=self.last_position(sid)), str | None)
 
 
 async def elsewhere(connection: object) -> None:
