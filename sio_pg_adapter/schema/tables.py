@@ -186,7 +186,20 @@ def _log(made: MetaData) -> None:
         Column("offset", BigInteger, nullable=False),
         PrimaryKeyConstraint("namespace", "room", name="sio_room_floors_pkey"),
         comment="The highest offset that retention deleted of each room that a session is or was in. A session at a "
-        "lower offset may have lost an event.",
+        "lower offset has lost an event, unless it has a floor of its own in sio_session_floors.",
+    )
+    Table(
+        "sio_session_floors",
+        made,
+        Column("session", BigInteger),
+        Column("room", Text),
+        Column("joined_at", BigInteger),
+        Column("offset", BigInteger, nullable=False),
+        Column("upto", BigInteger, nullable=False),
+        PrimaryKeyConstraint("session", "room", "joined_at", name="sio_session_floors_pkey"),
+        comment="Memberships that lost less than their room: the session had left it, or the last deleted event "
+        "skipped its sid. offset: the highest deleted offset, up to the offset upto, that the session was due by the "
+        "membership. 0 if there was none.",
     )
 
 
@@ -280,9 +293,9 @@ def _sessions(made: MetaData) -> None:
         "lower than generation while a claim waits for that holder. start_offset: the lowest offset that the "
         "client can be at. joined_at: the offset above which it belongs to everybody and to its own room. Only rooms "
         "that were entered from an earlier position begin below it. stale_offset: the offset of a former session "
-        "that the client keeps until it gets an event. lost_below: a client at a lower offset may be "
-        "due an event of a membership that is not stored any more. expires_at: null while the session is held. "
-        "expiry_node: the node that calls the expiry handler.",
+        "that the client keeps until it gets an event. lost_below: a client at a lower offset may be due an event of "
+        "a membership that is not stored any more, or one that was deleted before the session was opened. "
+        "expires_at: null while the session is held. expiry_node: the node that calls the expiry handler.",
     )
     Index("sio_sessions_expires", sessions.c.expires_at, postgresql_where=sessions.c.expires_at.isnot(None))
     Index("sio_sessions_node", sessions.c.node, postgresql_where=sessions.c.node.isnot(None))

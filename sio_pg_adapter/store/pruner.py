@@ -164,6 +164,7 @@ class Pruner:
                         records += count
                         report()
                     await connection.execute(queries["drop_room_floors"])
+                    await connection.execute(queries["drop_session_floors"])
                 if due["attachments"]:
                     await connection.execute(queries["drop_attachments"], BATCH, due["keep"])
                 await connection.execute(queries["drop_nodes"])

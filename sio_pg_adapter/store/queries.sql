@@ -304,6 +304,13 @@ DELETE FROM sio.sio_room_floors
 WHERE "offset" <= (SELECT coalesce(min(start_offset), 9223372036854775807) FROM sio.sio_sessions)
    OR NOT sio.sio_needs_floor(namespace, room, "offset")
 
+-- name: drop_session_floors
+-- Delete floors of memberships that are not stored any more.
+DELETE FROM sio.sio_session_floors f
+WHERE NOT EXISTS (SELECT FROM sio.sio_rooms r
+                  WHERE r.session = f.session AND r.room = f.room AND r.joined_at = f.joined_at)
+  AND NOT EXISTS (SELECT FROM sio.sio_sessions s WHERE s.id = f.session AND f.room IN ('', s.sid))
+
 -- name: status_nodes
 -- Nodes as presence shows them, with the number of their sessions. Nodes that ended are left out, unless they left
 -- sessions, or died a short time ago.

@@ -218,8 +218,9 @@ COMMENT ON TABLE sio.sio_sessions IS
     'that holder. start_offset: the lowest offset that the client can be at. joined_at: the offset above which it '
     'belongs to everybody and to its own room. Only rooms that were entered from an earlier position begin below '
     'it. stale_offset: the offset of a former session that the client keeps until it gets an event. lost_below: a '
-    'client at a lower offset may be due an event of a membership that is not stored any more. expires_at: null '
-    'while the session is held. expiry_node: the node that calls the expiry handler.';
+    'client at a lower offset may be due an event of a membership that is not stored any more, or one that was '
+    'deleted before the session was opened. expires_at: null while the session is held. expiry_node: the node that '
+    'calls the expiry handler.';
 
 -- Partial, so that the updates of held sessions stay heap-only.
 CREATE INDEX sio_sessions_expires ON sio.sio_sessions USING btree (expires_at) WHERE (expires_at IS NOT NULL);
@@ -260,7 +261,22 @@ CREATE TABLE sio.sio_room_floors (
 
 COMMENT ON TABLE sio.sio_room_floors IS
     'The highest offset that retention deleted of each room that a session is or was in. A session at a lower '
-    'offset may have lost an event.';
+    'offset has lost an event, unless it has a floor of its own in sio_session_floors.';
+
+-- Without a foreign key. It would lock rows of sio_sessions, and claims would wait for retention under the log's lock.
+CREATE TABLE sio.sio_session_floors (
+    session bigint NOT NULL,
+    room text NOT NULL,
+    joined_at bigint NOT NULL,
+    "offset" bigint NOT NULL,
+    upto bigint NOT NULL,
+    CONSTRAINT sio_session_floors_pkey PRIMARY KEY (session, room, joined_at)
+);
+
+COMMENT ON TABLE sio.sio_session_floors IS
+    'Memberships that lost less than their room: the session had left it, or the last deleted event skipped its '
+    'sid. offset: the highest deleted offset, up to the offset upto, that the session was due by the membership. 0 '
+    'if there was none.';
 
 -- Unlogged: its rows live and die in one transaction. VACUUM never truncates it, because that takes a lock that emits
 -- would wait for.
@@ -735,13 +751,15 @@ END $$;
 -- Bounds the memberships of a session that have ended: above a hundred of them, only the last fifty stay. A claim reads
 -- them under the log's lock, so a client that enters and leaves a room 10,000 times would hold up all appends. If a
 -- membership that goes had an event, a client at a lower offset cannot recover any more, because it would not get that
--- event. The event may be deleted already, which the floor of its room says.
-CREATE FUNCTION sio.sio_forget_rooms(p_session bigint)
+-- event. The event may be deleted already, which a floor says.
+CREATE FUNCTION sio.sio_forget_rooms(p_session bigint, p_sid text)
  RETURNS void
  LANGUAGE plpgsql
  SET plan_cache_mode TO 'force_generic_plan'
  SET enable_seqscan TO 'off'
  SET enable_bitmapscan TO 'off'
+ SET enable_hashjoin TO 'off'
+ SET enable_mergejoin TO 'off'
 AS $$
 DECLARE v_lost bigint := 0; r record;
 BEGIN
@@ -751,25 +769,9 @@ BEGIN
              RETURNING namespace, room, joined_at, left_at
     LOOP
         v_lost := greatest(
-            v_lost,
-            (SELECT "offset" FROM sio.sio_packets_0
-             WHERE kind = 0 AND namespace = r.namespace AND room <= r.room
-               AND (room, "offset") > (r.room, r.joined_at) AND (room, "offset") < (r.room, r.left_at)
-             ORDER BY room DESC, "offset" DESC LIMIT 1),
-            (SELECT "offset" FROM sio.sio_packets_1
-             WHERE kind = 0 AND namespace = r.namespace AND room <= r.room
-               AND (room, "offset") > (r.room, r.joined_at) AND (room, "offset") < (r.room, r.left_at)
-             ORDER BY room DESC, "offset" DESC LIMIT 1),
-            (SELECT "offset" FROM sio.sio_packet_rooms_0
-             WHERE namespace = r.namespace AND room <= r.room
-               AND (room, "offset") > (r.room, r.joined_at) AND (room, "offset") < (r.room, r.left_at)
-             ORDER BY room DESC, "offset" DESC LIMIT 1),
-            (SELECT "offset" FROM sio.sio_packet_rooms_1
-             WHERE namespace = r.namespace AND room <= r.room
-               AND (room, "offset") > (r.room, r.joined_at) AND (room, "offset") < (r.room, r.left_at)
-             ORDER BY room DESC, "offset" DESC LIMIT 1),
-            (SELECT least("offset", r.left_at - 1) FROM sio.sio_room_floors
-             WHERE namespace = r.namespace AND room = r.room AND "offset" > r.joined_at));
+            v_lost, (SELECT d FROM sio.sio_last_due(r.namespace, r.room, p_sid, r.joined_at, r.left_at) d),
+            (SELECT least(d, r.left_at - 1)
+             FROM sio.sio_deleted(p_session, r.namespace, r.room, r.joined_at, r.left_at) d WHERE d > r.joined_at));
     END LOOP;
     UPDATE sio.sio_sessions SET lost_below = v_lost WHERE id = p_session AND lost_below < v_lost;
 END $$;
@@ -811,7 +813,7 @@ BEGIN
             -- Every membership that ends has begun here, or with the session.
             IF (SELECT count(*) FROM (SELECT FROM sio.sio_rooms WHERE session = v_session AND left_at IS NOT NULL
                                       ORDER BY left_at LIMIT 101) x) > 100 THEN
-                PERFORM sio.sio_forget_rooms(v_session);
+                PERFORM sio.sio_forget_rooms(v_session, p_sid);
             END IF;
         END IF;
         RETURN v_offset;
@@ -971,7 +973,8 @@ END $$;
 -- Opens a session. p_args: pid_hash, identity (null for none), node, start, joined and stale (offsets, see sio_sessions),
 -- cursor (of the node, when it noted the rooms) and rooms (an array of [room, joined, left]). Room changes and kicks above
 -- the cursor are not in `rooms` yet, so the function follows them in log order. Returns the id, or null as the id if the
--- session was kicked.
+-- session was kicked. Returns null and opens nothing if `joined` is above the log: the node has read another copy of it,
+-- and the session would not be due the next events.
 --
 -- since: the positions from which rooms were entered, each as [offset, key of its epoch]. If the log has lost one of them,
 -- or records above it, the id is null, and `lost` is true. If retention is deleting records, `lost` is false: it may not
@@ -983,11 +986,16 @@ CREATE FUNCTION sio.sio_open(p_namespace text, p_sid text, p_data text, p_args j
 AS $$
 DECLARE v_session bigint; v_free boolean; v_lost boolean; r record;
 BEGIN
+    IF (p_args->>'joined')::bigint > (SELECT last_value FROM sio.sio_packets_offset_seq) THEN
+        RETURN NULL;
+    END IF;
+    -- If its node is so far behind that the session starts below the floor, there may be no floors of its rooms. They are
+    -- kept only for sessions that are there.
     INSERT INTO sio.sio_sessions (id, pid_hash, namespace, sid, identity, data, node, start_offset, joined_at,
-                                  stale_offset)
+                                  stale_offset, lost_below)
     VALUES (('x' || left(p_args->>'pid_hash', 15))::bit(60)::bigint, decode(p_args->>'pid_hash', 'hex'), p_namespace,
             p_sid, p_args->>'identity', coalesce(p_data, '{}'), (p_args->>'node')::uuid, (p_args->>'start')::bigint,
-            (p_args->>'joined')::bigint, (p_args->>'stale')::bigint)
+            (p_args->>'joined')::bigint, (p_args->>'stale')::bigint, (SELECT floor FROM sio.sio_log))
     ON CONFLICT (pid_hash) DO NOTHING
     RETURNING id INTO v_session;
     IF v_session IS NULL THEN  -- the same call, sent again
@@ -1311,7 +1319,22 @@ AS $$
     SELECT count(*) FROM sio.sio_due(p_session, p_after, p_limit) d WHERE d <= p_upto
 $$;
 
--- Returns whether an event that a session may be due above p_after is gone: retention deleted it, or its membership.
+-- Returns the highest offset that retention deleted of the events that a session was due by a membership. There is no row
+-- if no event of the room was deleted. An offset at or below p_joined_at means that the session lost nothing.
+--
+-- The membership's own floor counts if nothing of the room was deleted above it that the session could be due.
+CREATE FUNCTION sio.sio_deleted(p_session bigint, p_namespace text, p_room text, p_joined_at bigint, p_left_at bigint)
+ RETURNS SETOF bigint
+ LANGUAGE sql
+ STABLE
+AS $$
+    SELECT CASE WHEN o.upto >= least(f."offset", p_left_at - 1) THEN o."offset" ELSE f."offset" END
+    FROM sio.sio_room_floors f
+    LEFT JOIN sio.sio_session_floors o ON o.session = p_session AND o.room = p_room AND o.joined_at = p_joined_at
+    WHERE f.namespace = p_namespace AND f.room = p_room
+$$;
+
+-- Returns whether an event that a session is due above p_after is gone: retention deleted it, or its membership.
 CREATE FUNCTION sio.sio_lost(p_session bigint, p_after bigint)
  RETURNS boolean
  LANGUAGE sql
@@ -1320,9 +1343,40 @@ AS $$
     SELECT EXISTS (SELECT FROM sio.sio_sessions WHERE id = p_session AND p_after < lost_below)
         OR p_after < (SELECT floor FROM sio.sio_log) AND EXISTS (
         SELECT FROM sio.sio_memberships(p_session, p_after) m
-        JOIN sio.sio_room_floors f ON f.namespace = m.namespace AND f.room = m.room
-        WHERE f."offset" > greatest(p_after, m.joined_at)
+        CROSS JOIN LATERAL sio.sio_deleted(p_session, m.namespace, m.room, m.joined_at, m.left_at) d
+        WHERE d > greatest(p_after, m.joined_at)
           AND coalesce(m.left_at, 9223372036854775807) > greatest(p_after, m.joined_at) + 1)
+$$;
+
+-- Returns the highest offset of the stored events of a room that a sid is due between two offsets, both exclusive. Null if
+-- there is none. As in sio_due, two bounds give the room, and the callers force one plan for all values. These scans run
+-- backwards, so it is the lower bound that is repeated.
+CREATE FUNCTION sio.sio_last_due(p_namespace text, p_room text, p_sid text, p_above bigint, p_below bigint)
+ RETURNS SETOF bigint
+ LANGUAGE sql
+ STABLE
+AS $$
+    SELECT greatest(
+        (SELECT "offset" FROM sio.sio_packets_0
+         WHERE kind = 0 AND namespace = p_namespace AND room >= p_room
+           AND (room, "offset") > (p_room, p_above) AND (room, "offset") < (p_room, p_below)
+           AND NOT p_sid = ANY (coalesce(skip_sids, ARRAY[]::text[]))
+         ORDER BY room DESC, "offset" DESC LIMIT 1),
+        (SELECT "offset" FROM sio.sio_packets_1
+         WHERE kind = 0 AND namespace = p_namespace AND room >= p_room
+           AND (room, "offset") > (p_room, p_above) AND (room, "offset") < (p_room, p_below)
+           AND NOT p_sid = ANY (coalesce(skip_sids, ARRAY[]::text[]))
+         ORDER BY room DESC, "offset" DESC LIMIT 1),
+        (SELECT x."offset" FROM sio.sio_packet_rooms_0 x JOIN sio.sio_packets_0 p ON p."offset" = x."offset"
+         WHERE x.namespace = p_namespace AND x.room >= p_room
+           AND (x.room, x."offset") > (p_room, p_above) AND (x.room, x."offset") < (p_room, p_below)
+           AND NOT p_sid = ANY (coalesce(p.skip_sids, ARRAY[]::text[]))
+         ORDER BY x.room DESC, x."offset" DESC LIMIT 1),
+        (SELECT x."offset" FROM sio.sio_packet_rooms_1 x JOIN sio.sio_packets_1 p ON p."offset" = x."offset"
+         WHERE x.namespace = p_namespace AND x.room >= p_room
+           AND (x.room, x."offset") > (p_room, p_above) AND (x.room, x."offset") < (p_room, p_below)
+           AND NOT p_sid = ANY (coalesce(p.skip_sids, ARRAY[]::text[]))
+         ORDER BY x.room DESC, x."offset" DESC LIMIT 1))
 $$;
 
 -- History: the events of a room, for an application that reads them.
@@ -1615,6 +1669,61 @@ BEGIN
         OR p_room = '' AND EXISTS (SELECT FROM sio.sio_sessions WHERE namespace = p_namespace);
 END $$;
 
+-- Raises the floors of rooms whose events retention is about to delete. p_lasts: the last of these events in each room.
+-- p_floor and p_upto: the floor of the log before and after. The caller deletes nothing before this.
+--
+-- The floor of a room is too high for a session that was not due the last deleted event: it had left the room, or the event
+-- skipped its sid. Such a session gets a floor of its own. So a client that only talks recovers, and one that left a busy
+-- room.
+--
+-- A node could not note this when it lets a session go. It knows what it sent, and not what the client received. Events
+-- that are on their way when a connection breaks would make its note useless, and a node that is killed writes none.
+--
+-- At most 10,000 sessions get a floor at a time, which takes less than a second. For the others the floor of the room
+-- counts, which is never too low.
+CREATE FUNCTION sio.sio_raise_floors(p_floor bigint, p_upto bigint, p_namespaces text[], p_rooms text[], p_lasts bigint[])
+ RETURNS void
+ LANGUAGE plpgsql
+ SET plan_cache_mode TO 'force_generic_plan'
+ SET enable_seqscan TO 'off'
+ SET enable_bitmapscan TO 'off'
+ SET enable_hashjoin TO 'off'
+ SET enable_mergejoin TO 'off'
+AS $$
+BEGIN
+    INSERT INTO sio.sio_session_floors (session, room, joined_at, "offset", upto)
+    SELECT m.session, m.room, m.joined_at,
+           coalesce(greatest(
+               (SELECT d FROM sio.sio_deleted(m.session, m.namespace, m.room, m.joined_at, m.left_at) d),
+               (SELECT d FROM sio.sio_last_due(m.namespace, m.room, m.sid, p_floor, least(m.left_at, p_upto + 1)) d)),
+               0),
+           p_upto
+    FROM (
+        SELECT r.session, r.namespace, s.sid, r.room, r.joined_at, r.left_at
+        FROM unnest(p_namespaces, p_rooms, p_lasts) AS t (namespace, room, last)
+        JOIN sio.sio_rooms r ON r.namespace = t.namespace AND r.room = t.room AND r.left_at <= t.last
+        JOIN sio.sio_sessions s ON s.id = r.session
+        WHERE NOT EXISTS (SELECT FROM sio.sio_session_floors o
+                          WHERE o.session = r.session AND o.room = r.room AND o.joined_at = r.joined_at
+                            AND o.upto >= r.left_at - 1)
+        UNION
+        SELECT s.id, t.namespace, s.sid, t.room, m.joined_at, m.left_at
+        FROM unnest(p_namespaces, p_rooms, p_lasts) AS t (namespace, room, last)
+        CROSS JOIN LATERAL (
+            SELECT skip_sids FROM sio.sio_packets_0 WHERE "offset" = t.last
+            UNION ALL
+            SELECT skip_sids FROM sio.sio_packets_1 WHERE "offset" = t.last) p
+        CROSS JOIN LATERAL unnest(p.skip_sids) AS x (sid)
+        JOIN sio.sio_sessions s ON s.namespace = t.namespace AND s.sid = x.sid
+        CROSS JOIN LATERAL sio.sio_memberships(s.id, t.last) m
+        WHERE m.room = t.room AND m.joined_at < t.last) m
+    LIMIT 10000
+    ON CONFLICT (session, room, joined_at) DO UPDATE SET "offset" = excluded."offset", upto = excluded.upto;
+    INSERT INTO sio.sio_room_floors AS f (namespace, room, "offset")
+    SELECT * FROM unnest(p_namespaces, p_rooms, p_lasts)
+    ON CONFLICT (namespace, room) DO UPDATE SET "offset" = greatest(f."offset", excluded."offset");
+END $$;
+
 -- Truncates the segment that is not active, if all of its records are older than p_keep seconds. Returns how many they
 -- were, and 0 if it is too early. Returns null if the segment is empty, if records of the active segment lie between its
 -- records, or if the role may not truncate. The caller has locked the row of sio_log.
@@ -1625,6 +1734,7 @@ AS $$
 DECLARE
     v_segment integer := (SELECT 1 - last_value FROM sio.sio_active_segment);
     v_last bigint; v_last_locked bigint; v_first bigint; v_youngest timestamptz; v_count integer;
+    v_namespaces text[]; v_rooms text[]; v_lasts bigint[];
     v_before timestamptz := clock_timestamp() - make_interval(secs => p_keep);
 BEGIN
     IF v_segment = 0 THEN
@@ -1648,13 +1758,13 @@ BEGIN
             UNION ALL
             SELECT namespace, room, true, max("offset"), NULL, 0 FROM sio.sio_packet_rooms_0 GROUP BY 1, 2
         ), floors AS (
-            INSERT INTO sio.sio_room_floors AS f (namespace, room, "offset")
-            SELECT namespace, room, max(last) FROM rooms
+            SELECT namespace, room, max(last) AS last FROM rooms
             WHERE counts AND last > (SELECT coalesce(min(start_offset), 9223372036854775807) FROM sio.sio_sessions)
             GROUP BY 1, 2 HAVING sio.sio_needs_floor(namespace, room, max(last))
-            ON CONFLICT (namespace, room) DO UPDATE SET "offset" = greatest(f."offset", excluded."offset")
         )
-        SELECT sum(records), max(youngest) INTO v_count, v_youngest FROM rooms;
+        SELECT (SELECT sum(records) FROM rooms), (SELECT max(youngest) FROM rooms),
+               array_agg(namespace), array_agg(room), array_agg(last)
+        INTO v_count, v_youngest, v_namespaces, v_rooms, v_lasts FROM floors;
         DELETE FROM sio.sio_attachments a USING sio.sio_packets_0 p
         WHERE p.attachment IS NOT NULL AND a.id = p.attachment;
     ELSE
@@ -1665,17 +1775,18 @@ BEGIN
             UNION ALL
             SELECT namespace, room, true, max("offset"), NULL, 0 FROM sio.sio_packet_rooms_1 GROUP BY 1, 2
         ), floors AS (
-            INSERT INTO sio.sio_room_floors AS f (namespace, room, "offset")
-            SELECT namespace, room, max(last) FROM rooms
+            SELECT namespace, room, max(last) AS last FROM rooms
             WHERE counts AND last > (SELECT coalesce(min(start_offset), 9223372036854775807) FROM sio.sio_sessions)
             GROUP BY 1, 2 HAVING sio.sio_needs_floor(namespace, room, max(last))
-            ON CONFLICT (namespace, room) DO UPDATE SET "offset" = greatest(f."offset", excluded."offset")
         )
-        SELECT sum(records), max(youngest) INTO v_count, v_youngest FROM rooms;
+        SELECT (SELECT sum(records) FROM rooms), (SELECT max(youngest) FROM rooms),
+               array_agg(namespace), array_agg(room), array_agg(last)
+        INTO v_count, v_youngest, v_namespaces, v_rooms, v_lasts FROM floors;
         DELETE FROM sio.sio_attachments a USING sio.sio_packets_1 p
         WHERE p.attachment IS NOT NULL AND a.id = p.attachment;
     END IF;
     DELETE FROM sio.sio_keys WHERE "offset" > (SELECT floor FROM sio.sio_log) AND "offset" <= v_last;
+    PERFORM sio.sio_raise_floors((SELECT floor FROM sio.sio_log), v_last, v_namespaces, v_rooms, v_lasts);
     IF v_youngest < v_before AND sio.sio_lock_segment(v_segment) THEN
         IF v_segment = 0 THEN
             SELECT max("offset") INTO v_last_locked FROM sio.sio_packets_0;
@@ -1699,7 +1810,7 @@ CREATE FUNCTION sio.sio_trim(p_keep double precision, p_limit integer)
  RETURNS integer
  LANGUAGE plpgsql
 AS $$
-DECLARE v_floor bigint; v_upto bigint; v_count integer;
+DECLARE v_floor bigint; v_upto bigint; v_count integer; v_namespaces text[]; v_rooms text[]; v_lasts bigint[];
 BEGIN
     PERFORM sio.sio_check_isolation();
     SELECT floor INTO v_floor FROM sio.sio_log FOR UPDATE SKIP LOCKED;
@@ -1718,15 +1829,15 @@ BEGIN
     IF v_upto IS NULL THEN
         RETURN 0;
     END IF;
-    INSERT INTO sio.sio_room_floors AS f (namespace, room, "offset")
-    SELECT g.namespace, g.room, max(g."offset") FROM (
-        SELECT namespace, room, "offset" FROM sio.sio_packets
-        WHERE kind = 0 AND "offset" > v_floor AND "offset" <= v_upto
-        UNION ALL
-        SELECT namespace, room, "offset" FROM sio.sio_packet_rooms
-        WHERE "offset" > v_floor AND "offset" <= v_upto) g
-    GROUP BY 1, 2 HAVING sio.sio_needs_floor(g.namespace, g.room, max(g."offset"))
-    ON CONFLICT (namespace, room) DO UPDATE SET "offset" = greatest(f."offset", excluded."offset");
+    SELECT array_agg(f.namespace), array_agg(f.room), array_agg(f.last) INTO v_namespaces, v_rooms, v_lasts
+    FROM (SELECT g.namespace, g.room, max(g."offset") AS last
+          FROM (SELECT namespace, room, "offset" FROM sio.sio_packets
+                WHERE kind = 0 AND "offset" > v_floor AND "offset" <= v_upto
+                UNION ALL
+                SELECT namespace, room, "offset" FROM sio.sio_packet_rooms
+                WHERE "offset" > v_floor AND "offset" <= v_upto) g
+          GROUP BY 1, 2 HAVING sio.sio_needs_floor(g.namespace, g.room, max(g."offset"))) f;
+    PERFORM sio.sio_raise_floors(v_floor, v_upto, v_namespaces, v_rooms, v_lasts);
     -- From the floor on: deleted rows are still in the index, and a scan from its start would walk them each time.
     DELETE FROM sio.sio_packet_rooms WHERE "offset" > v_floor AND "offset" <= v_upto;
     DELETE FROM sio.sio_keys WHERE "offset" > v_floor AND "offset" <= v_upto;

@@ -97,6 +97,7 @@ class Sessions:
         :param since: the positions from which rooms were entered: offset, and key of the epoch.
         :param stale: the offset of an earlier session, above this one's start, that the client may present again.
         :raises PositionLost: if the log has lost such a position or a record above it.
+        :raises StoreUnavailable: also if this node has read further than the log goes.
         """
         args = {
             "pid_hash": pid_hash(pid),
@@ -113,6 +114,8 @@ class Sessions:
         for _ in range(TRIES):
             with self._noticed():
                 result = (await self._writer.append(entry)).result
+            if result is None:
+                raise StoreUnavailable("opening a session: the log ends below what this node has read of it")
             if (lost := result.get("lost")) is None:
                 return None if result["id"] is None else Held(result["id"], 1)
             if lost:

@@ -204,7 +204,7 @@ async def test_what_retention_deletes_while_a_claim_is_counted_is_lost(store, db
     assert claimed.lost
 
 
-@pytest.mark.parametrize("to", ["x", "several", "deleted", "before", "after", "other"])
+@pytest.mark.parametrize("to", ["x", "several", "deleted", "deleted later", "before", "after", "other", "skipped"])
 async def test_a_membership_that_is_not_stored_any_more_is_not_forgotten_where_it_had_an_event(store, db, to):
     """Room x is left a hundred times. Only the last fifty times are stored."""
     held = await store.open()
@@ -213,16 +213,21 @@ async def test_a_membership_that_is_not_stored_any_more_is_not_forgotten_where_i
         await store.emit("x")
     await store.move(Kind.ENTER, "s", "x")
     event = 0
-    if to in ("x", "deleted"):
+    if to in ("x", "deleted", "deleted later"):
         event = await store.emit("x")
     elif to == "several":
         event = await store.emit("y", "x")
     else:
         await store.emit("y")
+    if to == "skipped":
+        await store.emit("x", skip=("s",))
+        await store.emit("y", "x", skip=("s",))
+    if to == "deleted later":
+        await store.emit("y")
     await store.move(Kind.LEAVE, "s", "x")
-    if to == "after":
+    if to in ("after", "deleted later"):
         await store.emit("x")
-    if to == "deleted":
+    if to in ("deleted", "deleted later"):
         await db.execute("UPDATE sio_packets SET created_at = '2000-01-01'")
         await db.fetchval("SELECT sio_trim(60, 100)")
     for _ in range(100):

@@ -88,7 +88,11 @@ async def write(db: asyncpg.Connection, kind: Kind, **more: object) -> asyncpg.R
 
 async def pages(db: asyncpg.Connection, query: str, *args: object) -> int:
     """The pages that a statement touches."""
-    explained = json.loads(await db.fetchval("EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) " + QUERIES[query], *args))
+    return await pages_of(db, QUERIES[query], *args)
+
+
+async def pages_of(db: asyncpg.Connection, statement: str, *args: object) -> int:
+    explained = json.loads(await db.fetchval("EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) " + statement, *args))
     plan = explained[0]["Plan"]
     return int(plan["Shared Hit Blocks"] + plan["Shared Read Blocks"])
 
@@ -230,3 +234,22 @@ async def test_the_members_of_a_room_among_those_of_many(db, analyzed):
         )
         plan = json.loads(explained)[0]["Plan"]
         assert plan["Shared Hit Blocks"] + plan["Shared Read Blocks"] < PAGES
+
+
+async def test_the_floor_of_a_session(db, log):
+    """It had left a room before its 50,000 events, and the last of 2,500 events of another room skipped it."""
+    args = {"pid_hash": pid_hash("p"), "start": 0, "joined": 0, "cursor": await head(db)}
+    args["rooms"] = [["x", 1, 2], ["second", 1, log], ["other 7", 1, None], *([f"{i}", 1, None] for i in range(10))]
+    await write(db, Kind.OPEN, sid="p", args=args)
+    await db.execute("""
+        INSERT INTO sio_packets_0 ("offset", kind, namespace, room, skip_sids, body)
+        SELECT nextval('sio_packets_offset_seq'), 0, '/', 'other 7', ARRAY['p'], '["e"]'""")
+    upto = await head(db)
+    raise_floors = "SELECT sio_raise_floors(0, $1::bigint, $2::text[], $3::text[], $4::bigint[])"
+    for _ in range(ROUNDS):
+        touched = await pages_of(db, raise_floors, upto, ["/"] * 3, ["x", "second", "other 7"], [upto] * 3)
+        assert touched < PAGES
+        floors = dict(await db.fetch('SELECT room, "offset" FROM sio_session_floors'))
+        assert floors["x"] == 0 and floors["second"] <= log < floors["other 7"] < upto
+        await db.execute("DELETE FROM sio_session_floors; DELETE FROM sio_room_floors")
+    assert touched < PAGES // 4  # once the catalog has been read

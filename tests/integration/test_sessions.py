@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from sio_pg_adapter import StoreUnavailable
 from sio_pg_adapter.log.memberships import Memberships
 from sio_pg_adapter.log.records import Held, Kind
 
@@ -277,3 +278,13 @@ async def test_a_kick_ends_the_session_and_its_record_holds_the_data(store):
     (record,) = (await store.reader.range(kicked - 1, 1))[1]
     assert (record.kind, record.sid, record.data) == (Kind.KICK, "s", '{"v":1}')
     assert await store.claim() is None
+
+
+async def test_a_session_that_would_start_above_the_log_is_refused(store, db):
+    """Its node has read another copy of the log. The session would not be due the events that come next."""
+    head = await store.emit()
+    with pytest.raises(StoreUnavailable, match="ends below") as raised:
+        await store.open(start=head + 1)
+    assert raised.value.may_be_stored is False
+    assert await db.fetchval("SELECT count(*) FROM sio_sessions") == 0
+    assert await store.open(start=head)

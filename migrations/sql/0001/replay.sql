@@ -100,13 +100,55 @@ LANGUAGE sql STABLE AS $$
     SELECT count(*) FROM sio.sio_due(p_session, p_after, p_limit) d WHERE d <= p_upto
 $$;
 
--- Returns whether an event that a session may be due above p_after is gone: retention deleted it, or its membership.
+-- Returns the highest offset that retention deleted of the events that a session was due by a membership. There is no row
+-- if no event of the room was deleted. An offset at or below p_joined_at means that the session lost nothing.
+--
+-- The membership's own floor counts if nothing of the room was deleted above it that the session could be due.
+CREATE FUNCTION sio.sio_deleted(
+    p_session bigint, p_namespace text, p_room text, p_joined_at bigint, p_left_at bigint) RETURNS SETOF bigint
+LANGUAGE sql STABLE AS $$
+    SELECT CASE WHEN o.upto >= least(f."offset", p_left_at - 1) THEN o."offset" ELSE f."offset" END
+    FROM sio.sio_room_floors f
+    LEFT JOIN sio.sio_session_floors o ON o.session = p_session AND o.room = p_room AND o.joined_at = p_joined_at
+    WHERE f.namespace = p_namespace AND f.room = p_room
+$$;
+
+-- Returns whether an event that a session is due above p_after is gone: retention deleted it, or its membership.
 CREATE FUNCTION sio.sio_lost(p_session bigint, p_after bigint) RETURNS boolean
 LANGUAGE sql STABLE AS $$
     SELECT EXISTS (SELECT FROM sio.sio_sessions WHERE id = p_session AND p_after < lost_below)
         OR p_after < (SELECT floor FROM sio.sio_log) AND EXISTS (
         SELECT FROM sio.sio_memberships(p_session, p_after) m
-        JOIN sio.sio_room_floors f ON f.namespace = m.namespace AND f.room = m.room
-        WHERE f."offset" > greatest(p_after, m.joined_at)
+        CROSS JOIN LATERAL sio.sio_deleted(p_session, m.namespace, m.room, m.joined_at, m.left_at) d
+        WHERE d > greatest(p_after, m.joined_at)
           AND coalesce(m.left_at, 9223372036854775807) > greatest(p_after, m.joined_at) + 1)
+$$;
+
+-- Returns the highest offset of the stored events of a room that a sid is due between two offsets, both exclusive. Null if
+-- there is none. As in sio_due, two bounds give the room, and the callers force one plan for all values. These scans run
+-- backwards, so it is the lower bound that is repeated.
+CREATE FUNCTION sio.sio_last_due(p_namespace text, p_room text, p_sid text, p_above bigint, p_below bigint)
+RETURNS SETOF bigint
+LANGUAGE sql STABLE AS $$
+    SELECT greatest(
+        (SELECT "offset" FROM sio.sio_packets_0
+         WHERE kind = 0 AND namespace = p_namespace AND room >= p_room
+           AND (room, "offset") > (p_room, p_above) AND (room, "offset") < (p_room, p_below)
+           AND NOT p_sid = ANY (coalesce(skip_sids, ARRAY[]::text[]))
+         ORDER BY room DESC, "offset" DESC LIMIT 1),
+        (SELECT "offset" FROM sio.sio_packets_1
+         WHERE kind = 0 AND namespace = p_namespace AND room >= p_room
+           AND (room, "offset") > (p_room, p_above) AND (room, "offset") < (p_room, p_below)
+           AND NOT p_sid = ANY (coalesce(skip_sids, ARRAY[]::text[]))
+         ORDER BY room DESC, "offset" DESC LIMIT 1),
+        (SELECT x."offset" FROM sio.sio_packet_rooms_0 x JOIN sio.sio_packets_0 p ON p."offset" = x."offset"
+         WHERE x.namespace = p_namespace AND x.room >= p_room
+           AND (x.room, x."offset") > (p_room, p_above) AND (x.room, x."offset") < (p_room, p_below)
+           AND NOT p_sid = ANY (coalesce(p.skip_sids, ARRAY[]::text[]))
+         ORDER BY x.room DESC, x."offset" DESC LIMIT 1),
+        (SELECT x."offset" FROM sio.sio_packet_rooms_1 x JOIN sio.sio_packets_1 p ON p."offset" = x."offset"
+         WHERE x.namespace = p_namespace AND x.room >= p_room
+           AND (x.room, x."offset") > (p_room, p_above) AND (x.room, x."offset") < (p_room, p_below)
+           AND NOT p_sid = ANY (coalesce(p.skip_sids, ARRAY[]::text[]))
+         ORDER BY x.room DESC, x."offset" DESC LIMIT 1))
 $$;

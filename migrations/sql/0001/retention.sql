@@ -100,6 +100,57 @@ BEGIN
         OR p_room = '' AND EXISTS (SELECT FROM sio.sio_sessions WHERE namespace = p_namespace);
 END $$;
 
+-- Raises the floors of rooms whose events retention is about to delete. p_lasts: the last of these events in each room.
+-- p_floor and p_upto: the floor of the log before and after. The caller deletes nothing before this.
+--
+-- The floor of a room is too high for a session that was not due the last deleted event: it had left the room, or the event
+-- skipped its sid. Such a session gets a floor of its own. So a client that only talks recovers, and one that left a busy
+-- room.
+--
+-- A node could not note this when it lets a session go. It knows what it sent, and not what the client received. Events
+-- that are on their way when a connection breaks would make its note useless, and a node that is killed writes none.
+--
+-- At most 10,000 sessions get a floor at a time, which takes less than a second. For the others the floor of the room
+-- counts, which is never too low.
+CREATE FUNCTION sio.sio_raise_floors(
+    p_floor bigint, p_upto bigint, p_namespaces text[], p_rooms text[], p_lasts bigint[]) RETURNS void
+LANGUAGE plpgsql
+SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off
+SET enable_hashjoin = off SET enable_mergejoin = off AS $$
+BEGIN
+    INSERT INTO sio.sio_session_floors (session, room, joined_at, "offset", upto)
+    SELECT m.session, m.room, m.joined_at,
+           coalesce(greatest(
+               (SELECT d FROM sio.sio_deleted(m.session, m.namespace, m.room, m.joined_at, m.left_at) d),
+               (SELECT d FROM sio.sio_last_due(m.namespace, m.room, m.sid, p_floor, least(m.left_at, p_upto + 1)) d)),
+               0),
+           p_upto
+    FROM (
+        SELECT r.session, r.namespace, s.sid, r.room, r.joined_at, r.left_at
+        FROM unnest(p_namespaces, p_rooms, p_lasts) AS t (namespace, room, last)
+        JOIN sio.sio_rooms r ON r.namespace = t.namespace AND r.room = t.room AND r.left_at <= t.last
+        JOIN sio.sio_sessions s ON s.id = r.session
+        WHERE NOT EXISTS (SELECT FROM sio.sio_session_floors o
+                          WHERE o.session = r.session AND o.room = r.room AND o.joined_at = r.joined_at
+                            AND o.upto >= r.left_at - 1)
+        UNION
+        SELECT s.id, t.namespace, s.sid, t.room, m.joined_at, m.left_at
+        FROM unnest(p_namespaces, p_rooms, p_lasts) AS t (namespace, room, last)
+        CROSS JOIN LATERAL (
+            SELECT skip_sids FROM sio.sio_packets_0 WHERE "offset" = t.last
+            UNION ALL
+            SELECT skip_sids FROM sio.sio_packets_1 WHERE "offset" = t.last) p
+        CROSS JOIN LATERAL unnest(p.skip_sids) AS x (sid)
+        JOIN sio.sio_sessions s ON s.namespace = t.namespace AND s.sid = x.sid
+        CROSS JOIN LATERAL sio.sio_memberships(s.id, t.last) m
+        WHERE m.room = t.room AND m.joined_at < t.last) m
+    LIMIT 10000
+    ON CONFLICT (session, room, joined_at) DO UPDATE SET "offset" = excluded."offset", upto = excluded.upto;
+    INSERT INTO sio.sio_room_floors AS f (namespace, room, "offset")
+    SELECT * FROM unnest(p_namespaces, p_rooms, p_lasts)
+    ON CONFLICT (namespace, room) DO UPDATE SET "offset" = greatest(f."offset", excluded."offset");
+END $$;
+
 -- Truncates the segment that is not active, if all of its records are older than p_keep seconds. Returns how many they
 -- were, and 0 if it is too early. Returns null if the segment is empty, if records of the active segment lie between its
 -- records, or if the role may not truncate. The caller has locked the row of sio_log.
@@ -108,6 +159,7 @@ LANGUAGE plpgsql AS $$
 DECLARE
     v_segment integer := (SELECT 1 - last_value FROM sio.sio_active_segment);
     v_last bigint; v_last_locked bigint; v_first bigint; v_youngest timestamptz; v_count integer;
+    v_namespaces text[]; v_rooms text[]; v_lasts bigint[];
     v_before timestamptz := clock_timestamp() - make_interval(secs => p_keep);
 BEGIN
     IF v_segment = 0 THEN
@@ -131,13 +183,13 @@ BEGIN
             UNION ALL
             SELECT namespace, room, true, max("offset"), NULL, 0 FROM sio.sio_packet_rooms_0 GROUP BY 1, 2
         ), floors AS (
-            INSERT INTO sio.sio_room_floors AS f (namespace, room, "offset")
-            SELECT namespace, room, max(last) FROM rooms
+            SELECT namespace, room, max(last) AS last FROM rooms
             WHERE counts AND last > (SELECT coalesce(min(start_offset), 9223372036854775807) FROM sio.sio_sessions)
             GROUP BY 1, 2 HAVING sio.sio_needs_floor(namespace, room, max(last))
-            ON CONFLICT (namespace, room) DO UPDATE SET "offset" = greatest(f."offset", excluded."offset")
         )
-        SELECT sum(records), max(youngest) INTO v_count, v_youngest FROM rooms;
+        SELECT (SELECT sum(records) FROM rooms), (SELECT max(youngest) FROM rooms),
+               array_agg(namespace), array_agg(room), array_agg(last)
+        INTO v_count, v_youngest, v_namespaces, v_rooms, v_lasts FROM floors;
         DELETE FROM sio.sio_attachments a USING sio.sio_packets_0 p
         WHERE p.attachment IS NOT NULL AND a.id = p.attachment;
     ELSE
@@ -148,17 +200,18 @@ BEGIN
             UNION ALL
             SELECT namespace, room, true, max("offset"), NULL, 0 FROM sio.sio_packet_rooms_1 GROUP BY 1, 2
         ), floors AS (
-            INSERT INTO sio.sio_room_floors AS f (namespace, room, "offset")
-            SELECT namespace, room, max(last) FROM rooms
+            SELECT namespace, room, max(last) AS last FROM rooms
             WHERE counts AND last > (SELECT coalesce(min(start_offset), 9223372036854775807) FROM sio.sio_sessions)
             GROUP BY 1, 2 HAVING sio.sio_needs_floor(namespace, room, max(last))
-            ON CONFLICT (namespace, room) DO UPDATE SET "offset" = greatest(f."offset", excluded."offset")
         )
-        SELECT sum(records), max(youngest) INTO v_count, v_youngest FROM rooms;
+        SELECT (SELECT sum(records) FROM rooms), (SELECT max(youngest) FROM rooms),
+               array_agg(namespace), array_agg(room), array_agg(last)
+        INTO v_count, v_youngest, v_namespaces, v_rooms, v_lasts FROM floors;
         DELETE FROM sio.sio_attachments a USING sio.sio_packets_1 p
         WHERE p.attachment IS NOT NULL AND a.id = p.attachment;
     END IF;
     DELETE FROM sio.sio_keys WHERE "offset" > (SELECT floor FROM sio.sio_log) AND "offset" <= v_last;
+    PERFORM sio.sio_raise_floors((SELECT floor FROM sio.sio_log), v_last, v_namespaces, v_rooms, v_lasts);
     IF v_youngest < v_before AND sio.sio_lock_segment(v_segment) THEN
         IF v_segment = 0 THEN
             SELECT max("offset") INTO v_last_locked FROM sio.sio_packets_0;
@@ -180,7 +233,7 @@ END $$;
 -- Returns how many. The floors move in the same transaction, so a reader sees either the records or that they are gone.
 CREATE FUNCTION sio.sio_trim(p_keep double precision, p_limit integer) RETURNS integer
 LANGUAGE plpgsql AS $$
-DECLARE v_floor bigint; v_upto bigint; v_count integer;
+DECLARE v_floor bigint; v_upto bigint; v_count integer; v_namespaces text[]; v_rooms text[]; v_lasts bigint[];
 BEGIN
     PERFORM sio.sio_check_isolation();
     SELECT floor INTO v_floor FROM sio.sio_log FOR UPDATE SKIP LOCKED;
@@ -199,15 +252,15 @@ BEGIN
     IF v_upto IS NULL THEN
         RETURN 0;
     END IF;
-    INSERT INTO sio.sio_room_floors AS f (namespace, room, "offset")
-    SELECT g.namespace, g.room, max(g."offset") FROM (
-        SELECT namespace, room, "offset" FROM sio.sio_packets
-        WHERE kind = 0 AND "offset" > v_floor AND "offset" <= v_upto
-        UNION ALL
-        SELECT namespace, room, "offset" FROM sio.sio_packet_rooms
-        WHERE "offset" > v_floor AND "offset" <= v_upto) g
-    GROUP BY 1, 2 HAVING sio.sio_needs_floor(g.namespace, g.room, max(g."offset"))
-    ON CONFLICT (namespace, room) DO UPDATE SET "offset" = greatest(f."offset", excluded."offset");
+    SELECT array_agg(f.namespace), array_agg(f.room), array_agg(f.last) INTO v_namespaces, v_rooms, v_lasts
+    FROM (SELECT g.namespace, g.room, max(g."offset") AS last
+          FROM (SELECT namespace, room, "offset" FROM sio.sio_packets
+                WHERE kind = 0 AND "offset" > v_floor AND "offset" <= v_upto
+                UNION ALL
+                SELECT namespace, room, "offset" FROM sio.sio_packet_rooms
+                WHERE "offset" > v_floor AND "offset" <= v_upto) g
+          GROUP BY 1, 2 HAVING sio.sio_needs_floor(g.namespace, g.room, max(g."offset"))) f;
+    PERFORM sio.sio_raise_floors(v_floor, v_upto, v_namespaces, v_rooms, v_lasts);
     -- From the floor on: deleted rows are still in the index, and a scan from its start would walk them each time.
     DELETE FROM sio.sio_packet_rooms WHERE "offset" > v_floor AND "offset" <= v_upto;
     DELETE FROM sio.sio_keys WHERE "offset" > v_floor AND "offset" <= v_upto;

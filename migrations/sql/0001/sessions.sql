@@ -3,7 +3,8 @@
 -- Opens a session. p_args: pid_hash, identity (null for none), node, start, joined and stale (offsets, see sio_sessions),
 -- cursor (of the node, when it noted the rooms) and rooms (an array of [room, joined, left]). Room changes and kicks above
 -- the cursor are not in `rooms` yet, so the function follows them in log order. Returns the id, or null as the id if the
--- session was kicked.
+-- session was kicked. Returns null and opens nothing if `joined` is above the log: the node has read another copy of it,
+-- and the session would not be due the next events.
 --
 -- since: the positions from which rooms were entered, each as [offset, key of its epoch]. If the log has lost one of them,
 -- or records above it, the id is null, and `lost` is true. If retention is deleting records, `lost` is false: it may not
@@ -13,11 +14,16 @@ CREATE FUNCTION sio.sio_open(p_namespace text, p_sid text, p_data text, p_args j
 LANGUAGE plpgsql AS $$
 DECLARE v_session bigint; v_free boolean; v_lost boolean; r record;
 BEGIN
+    IF (p_args->>'joined')::bigint > (SELECT last_value FROM sio.sio_packets_offset_seq) THEN
+        RETURN NULL;
+    END IF;
+    -- If its node is so far behind that the session starts below the floor, there may be no floors of its rooms. They are
+    -- kept only for sessions that are there.
     INSERT INTO sio.sio_sessions (id, pid_hash, namespace, sid, identity, data, node, start_offset, joined_at,
-                                  stale_offset)
+                                  stale_offset, lost_below)
     VALUES (('x' || left(p_args->>'pid_hash', 15))::bit(60)::bigint, decode(p_args->>'pid_hash', 'hex'), p_namespace,
             p_sid, p_args->>'identity', coalesce(p_data, '{}'), (p_args->>'node')::uuid, (p_args->>'start')::bigint,
-            (p_args->>'joined')::bigint, (p_args->>'stale')::bigint)
+            (p_args->>'joined')::bigint, (p_args->>'stale')::bigint, (SELECT floor FROM sio.sio_log))
     ON CONFLICT (pid_hash) DO NOTHING
     RETURNING id INTO v_session;
     IF v_session IS NULL THEN  -- the same call, sent again

@@ -196,8 +196,9 @@ COMMENT ON TABLE sio.sio_sessions IS
     'settled: the generation of the holder whose writes count, lower than generation while a claim waits for that '
     'holder. start_offset: the lowest offset that the client can be at. joined_at: the offset above which it belongs to '
     'everybody and to its own room. Only rooms that were entered from an earlier position begin below it. stale_offset: '
-    'the offset of a former session that the client keeps until it gets an event. lost_below: a client at a lower offset may be due an event of a membership that is not stored any more. '
-    'expires_at: null while the session is held. expiry_node: the node that calls the expiry handler.';
+    'the offset of a former session that the client keeps until it gets an event. lost_below: a client at a lower offset '
+    'may be due an event of a membership that is not stored any more, or one that was deleted before the session was '
+    'opened. expires_at: null while the session is held. expiry_node: the node that calls the expiry handler.';
 
 -- Partial, so that the updates of held sessions stay heap-only.
 CREATE INDEX sio_sessions_expires ON sio.sio_sessions (expires_at) WHERE expires_at IS NOT NULL;
@@ -234,7 +235,22 @@ CREATE TABLE sio.sio_room_floors (
 
 COMMENT ON TABLE sio.sio_room_floors IS
     'The highest offset that retention deleted of each room that a session is or was in. A session at a lower offset '
-    'may have lost an event.';
+    'has lost an event, unless it has a floor of its own in sio_session_floors.';
+
+-- Without a foreign key. It would lock rows of sio_sessions, and claims would wait for retention under the log's lock.
+CREATE TABLE sio.sio_session_floors (
+    session bigint NOT NULL,
+    room text NOT NULL,
+    joined_at bigint NOT NULL,
+    "offset" bigint NOT NULL,
+    upto bigint NOT NULL,
+    PRIMARY KEY (session, room, joined_at)
+);
+
+COMMENT ON TABLE sio.sio_session_floors IS
+    'Memberships that lost less than their room: the session had left it, or the last deleted event skipped its sid. '
+    'offset: the highest deleted offset, up to the offset upto, that the session was due by the membership. 0 if there '
+    'was none.';
 
 -- Unlogged: its rows live and die in one transaction. VACUUM never truncates it, because that takes a lock that emits
 -- would wait for.
