@@ -50,7 +50,7 @@ COMMENT ON TABLE sio.sio_marker IS
 -- The log. This table has no rows of its own. Its segments inherit from it, so a statement that names it reads,
 -- updates or deletes the rows of both.
 CREATE TABLE sio.sio_packets (
-    "offset" bigserial,
+    "offset" bigint NOT NULL,
     kind smallint NOT NULL,
     namespace text NOT NULL,
     room text NOT NULL DEFAULT ''::text,
@@ -83,8 +83,6 @@ CREATE TABLE sio.sio_packets_0 (
     CONSTRAINT sio_packets_0_pkey PRIMARY KEY ("offset")
 ) INHERITS (sio.sio_packets);
 
-ALTER TABLE sio.sio_packets_0 ALTER COLUMN "offset" DROP DEFAULT;
-
 COMMENT ON TABLE sio.sio_packets_0 IS
     'A segment of the log: appended to, or left until all of it has expired.';
 
@@ -96,8 +94,6 @@ CREATE INDEX sio_packets_0_attachment ON sio.sio_packets_0 USING btree (attachme
 CREATE TABLE sio.sio_packets_1 (
     CONSTRAINT sio_packets_1_pkey PRIMARY KEY ("offset")
 ) INHERITS (sio.sio_packets);
-
-ALTER TABLE sio.sio_packets_1 ALTER COLUMN "offset" DROP DEFAULT;
 
 COMMENT ON TABLE sio.sio_packets_1 IS
     'A segment of the log: appended to, or left until all of it has expired.';
@@ -262,6 +258,10 @@ COMMENT ON TABLE sio.sio_outbox IS
     'the time of the emit, null if an epoch is to begin. immediate: the application has set its constraints '
     'IMMEDIATE.';
 
+-- The offsets. No column owns the sequence, so scripts that set each sequence to the highest value of its column leave it
+-- alone. While nodes append, they would set it back.
+CREATE SEQUENCE sio.sio_packets_offset_seq AS bigint MINVALUE 1 MAXVALUE 9223372036854775807 START 1;
+
 -- The number of the segment that is appended to. It is a sequence, which shows its present value whatever the snapshot.
 -- A repeatable read transaction that began before a switch therefore appends to the right segment.
 CREATE SEQUENCE sio.sio_active_segment AS smallint MINVALUE 0 MAXVALUE 1 START 0;
@@ -342,6 +342,7 @@ BEGIN
     SELECT greatest(max(epoch), v_last >> 40, (SELECT last_value FROM sio.sio_packets_offset_seq) >> 40) + 1,
            sha256(convert_to(gen_random_uuid()::text || gen_random_uuid()::text, 'UTF8')), v_last
     FROM sio.sio_epochs
+    ON CONFLICT (epoch) DO NOTHING  -- one that this snapshot does not show: a serialization failure
     RETURNING epoch INTO v_epoch;
     PERFORM setval('sio.sio_packets_offset_seq', v_epoch * 1099511627776);
     DELETE FROM sio.sio_marker;
@@ -1414,6 +1415,23 @@ END $$;
 
 REVOKE ALL ON FUNCTION sio.sio_outbox_take FROM PUBLIC;
 
+-- Fails the transaction so that it can be tried again, because the sequence was set back below records of the log. The
+-- sequence is set below every epoch first. That outlasts the rollback, so the next append or the next try begins an
+-- epoch. The caller holds the log's lock.
+CREATE FUNCTION sio.sio_outbox_retry()
+ RETURNS void
+ LANGUAGE plpgsql
+ SECURITY DEFINER
+ SET search_path TO 'pg_catalog', 'pg_temp'
+AS $$
+BEGIN
+    PERFORM setval('sio.sio_packets_offset_seq', 1, false);
+    RAISE serialization_failure USING MESSAGE =
+        'could not serialize access: the sequence of the log was set back, and a new epoch has to begin';
+END $$;
+
+REVOKE ALL ON FUNCTION sio.sio_outbox_retry FROM PUBLIC;
+
 -- Begins an epoch if needed. The caller holds the log's lock. p_above: the last offset at the time of the emit. If the
 -- sequence was moved since then, an epoch or records may have come that an older snapshot does not show.
 CREATE FUNCTION sio.sio_outbox_epoch(p_above bigint)
@@ -1423,11 +1441,13 @@ CREATE FUNCTION sio.sio_outbox_epoch(p_above bigint)
  SET search_path TO 'pg_catalog', 'pg_temp'
 AS $$
 BEGIN
-    IF current_setting('transaction_isolation') <> 'read committed' AND (
-           p_above IS NOT NULL
-           OR (SELECT last_value FROM sio.sio_packets_offset_seq) >> 40 > (SELECT max(epoch) FROM sio.sio_epochs)) THEN
-        RAISE serialization_failure USING MESSAGE =
-            'could not serialize access: the log began a new epoch after this transaction''s snapshot';
+    IF current_setting('transaction_isolation') <> 'read committed' THEN
+        IF p_above IS NOT NULL THEN
+            PERFORM sio.sio_outbox_retry();
+        ELSIF (SELECT last_value FROM sio.sio_packets_offset_seq) >> 40 > (SELECT max(epoch) FROM sio.sio_epochs) THEN
+            RAISE serialization_failure USING MESSAGE =
+                'could not serialize access: the log began a new epoch after this transaction''s snapshot';
+        END IF;
     END IF;
     PERFORM sio.sio_check_epoch(coalesce(p_above, 0));
 END $$;
@@ -1459,7 +1479,9 @@ REVOKE ALL ON FUNCTION sio.sio_outbox_bounds FROM PUBLIC;
 -- function sets no search_path, and names operators in full instead.
 --
 -- The snapshot of a repeatable read or serializable transaction may be older than the last append, so the function reads
--- sequences instead of tables. Only a read committed transaction looks for records above the sequence.
+-- sequences instead of tables. It also looks for records above the sequence, but not in a serializable transaction, which
+-- would then depend on all others. ON CONFLICT makes an offset that is taken an error that can be tried again, whatever
+-- the snapshot shows.
 CREATE FUNCTION sio.sio_outbox_append()
  RETURNS trigger
  LANGUAGE plpgsql
@@ -1488,7 +1510,7 @@ BEGIN
         v_unused := pg_catalog.set_config('lock_timeout', '2s', true);
     END IF;
     IF (v_last OPERATOR(pg_catalog.>=) OLD.above) IS NOT TRUE
-       OR pg_catalog.current_setting('transaction_isolation') OPERATOR(pg_catalog.=) 'read committed'
+       OR pg_catalog.current_setting('transaction_isolation') OPERATOR(pg_catalog.<>) 'serializable'
           AND ((SELECT p."offset" FROM sio.sio_packets_0 p WHERE p."offset" OPERATOR(pg_catalog.>) v_last
                 ORDER BY p."offset" LIMIT 1) IS NOT NULL
                OR (SELECT p."offset" FROM sio.sio_packets_1 p WHERE p."offset" OPERATOR(pg_catalog.>) v_last
@@ -1500,10 +1522,11 @@ BEGIN
         INSERT INTO sio.sio_packets_0 AS p ("offset", kind, namespace, room, rooms, skip_sids, body, parts, attachment)
         VALUES (pg_catalog.nextval('sio.sio_packets_offset_seq'), 0, OLD.namespace, OLD.room, OLD.rooms,
                 OLD.skip_sids, OLD.body, OLD.parts, OLD.attachment)
+        ON CONFLICT ("offset") DO NOTHING
         RETURNING p."offset", pg_catalog.pg_notify(OLD.channel, pg_catalog.concat(
             p."offset" OPERATOR(pg_catalog.-) 1, ' ', p."offset", OLD.carried))::varchar
         INTO v_offset, v_unused;
-        IF OLD.rooms IS NOT NULL THEN
+        IF OLD.rooms IS NOT NULL AND v_offset IS NOT NULL THEN
             INSERT INTO sio.sio_packet_rooms_0 (namespace, room, "offset")
             SELECT DISTINCT OLD.namespace, r.room, v_offset FROM pg_catalog.unnest(OLD.rooms[2:]) AS r (room);
         END IF;
@@ -1511,13 +1534,17 @@ BEGIN
         INSERT INTO sio.sio_packets_1 AS p ("offset", kind, namespace, room, rooms, skip_sids, body, parts, attachment)
         VALUES (pg_catalog.nextval('sio.sio_packets_offset_seq'), 0, OLD.namespace, OLD.room, OLD.rooms,
                 OLD.skip_sids, OLD.body, OLD.parts, OLD.attachment)
+        ON CONFLICT ("offset") DO NOTHING
         RETURNING p."offset", pg_catalog.pg_notify(OLD.channel, pg_catalog.concat(
             p."offset" OPERATOR(pg_catalog.-) 1, ' ', p."offset", OLD.carried))::varchar
         INTO v_offset, v_unused;
-        IF OLD.rooms IS NOT NULL THEN
+        IF OLD.rooms IS NOT NULL AND v_offset IS NOT NULL THEN
             INSERT INTO sio.sio_packet_rooms_1 (namespace, room, "offset")
             SELECT DISTINCT OLD.namespace, r.room, v_offset FROM pg_catalog.unnest(OLD.rooms[2:]) AS r (room);
         END IF;
+    END IF;
+    IF v_offset IS NULL THEN
+        PERFORM sio.sio_outbox_retry();
     END IF;
     RETURN NULL;
 END $$;

@@ -7,7 +7,7 @@ DROP TABLE sio.sio_outbox, sio.sio_rooms, sio.sio_sessions, sio.sio_expiry_handl
     sio.sio_packet_rooms_0, sio.sio_packet_rooms_1, sio.sio_packet_rooms, sio.sio_packets_0, sio.sio_packets_1,
     sio.sio_packets, sio.sio_room_floors, sio.sio_marker, sio.sio_epochs, sio.sio_log, sio.sio_lock;
 
-DROP SEQUENCE sio.sio_active_segment;
+DROP SEQUENCE sio.sio_packets_offset_seq, sio.sio_active_segment;
 
 DROP FUNCTION sio.sio_fingerprint, sio.sio_check_isolation, sio.sio_last_in_epoch, sio.sio_is_behind,
     sio.sio_check_epoch, sio.sio_lock_and_check_epoch, sio.sio_truncated, sio.sio_into_segment, sio.sio_put_record,
@@ -16,5 +16,5 @@ DROP FUNCTION sio.sio_fingerprint, sio.sio_check_isolation, sio.sio_last_in_epoc
     sio.sio_memberships, sio.sio_due, sio.sio_lost, sio.sio_node_alive, sio.sio_node_expiry, sio.sio_check_nodes,
     sio.sio_expire, sio.sio_take_expired, sio.sio_lock_segment, sio.sio_may_truncate, sio.sio_empty_segment,
     sio.sio_switch_segment, sio.sio_truncate_segment, sio.sio_trim, sio.sio_outbox_take, sio.sio_outbox_epoch,
-    sio.sio_outbox_bounds, sio.sio_outbox_append, sio.sio_emit_encoded, sio.sio_emit, sio.sio_forget_rooms,
-    sio.sio_missed, sio.sio_needs_floor;
+    sio.sio_outbox_retry, sio.sio_outbox_bounds, sio.sio_outbox_append, sio.sio_emit_encoded, sio.sio_emit,
+    sio.sio_forget_rooms, sio.sio_missed, sio.sio_needs_floor;
