@@ -31,7 +31,7 @@ from sqlalchemy.pool import NullPool
 from sio_pg_adapter.addresses import read_address
 from sio_pg_adapter.errors import ConfigurationError, SchemaMismatch, StoreUnavailable
 from sio_pg_adapter.options import checked_schema, in_schema
-from sio_pg_adapter.servers import check_support
+from sio_pg_adapter.servers import check_support, keepalives_sql
 
 VERSION_TABLE = "sio_alembic_version"
 """The table in which ``sio-pg migrate`` keeps the revision."""
@@ -199,6 +199,8 @@ async def _transaction(dsn: str | URL | None, config: Config, work: Callable[[Co
     def locked(connection: Connection) -> None:
         with _alembic:
             config.attributes["connection"] = connection
+            # It will hold locks on the tables. If this process vanishes, nodes must not wait for them for hours.
+            connection.execute(text(keepalives_sql(local=True)))
             work(connection)
 
     connection = await _connect(dsn)

@@ -21,9 +21,9 @@ import asyncpg
 
 from sio_pg_adapter.addresses import plain_dsn, read_address
 from sio_pg_adapter.errors import ConfigurationError, StoreUnavailable
-from sio_pg_adapter.servers import check_support
+from sio_pg_adapter.servers import KEEPALIVES, check_support
 
-from .backends import QUERY_TIMEOUT
+from .backends import QUERY_TIMEOUT, keep_alive
 from .failures import LOST, UNMIGRATED, connecting, translated
 from .fitness import ISOLATION, UnfitConnection, check_codecs, fitness_of, support_of
 from .kept import Connection, KeptConnection, another_may_serve
@@ -33,14 +33,6 @@ from .version import check_version
 
 CONNECT_TIMEOUT = 10.0
 """How long opening a connection, or getting one from the pool, may take, in seconds."""
-
-_KEEPALIVES = {
-    "tcp_keepalives_idle": "10",
-    "tcp_keepalives_interval": "5",
-    "tcp_keepalives_count": "3",
-    "tcp_user_timeout": "20000",
-}
-"""Settings of own connections: both sides notice in seconds that the other has vanished."""
 
 CHECK_WAIT = 5.0
 """How long a new connection waits for the check of the server that it leads to, in seconds."""
@@ -174,7 +166,7 @@ class Database:
             await connection.close(timeout=2)
         settings = {
             **name,
-            **_KEEPALIVES,
+            **KEEPALIVES,
             "jit": "off",
             "default_transaction_isolation": ISOLATION,
             "idle_in_transaction_session_timeout": "10s",
@@ -238,6 +230,29 @@ class Database:
             await self.discard(connection)
             raise
         return connection
+
+    async def kept_connection(self, purpose: str) -> Connection:
+        """Return a connection to keep, as :meth:`fit_connection` does.
+
+        :raises StoreUnavailable: if it is not fit.
+        :raises ConfigurationError: if its isolation level is not read committed.
+        """
+        connection = await self.fit_connection(purpose)
+        try:
+            with translated(f"connecting to PostgreSQL for {purpose}"):
+                await self._keep_alive(connection)
+        except BaseException:  # cancelled, too: it is closed
+            await self.discard(connection)
+            raise
+        return connection
+
+    async def _keep_alive(self, connection: Connection) -> None:
+        """Set what the application did not choose when it opened the connection.
+
+        Behind a pooler the setting would be another client's, too.
+        """
+        if self._given_pool is not None and not self.pooled:
+            await keep_alive(connection)
 
     async def judge(self, connection: Connection, purpose: str) -> None:
         """Check that a connection is fit.
@@ -306,6 +321,7 @@ class Database:
             connection = await self.acquire("LISTEN")
             try:
                 await self._check_listens(connection)
+                await self._keep_alive(connection)
                 await self.judge(connection, "LISTEN")
             except BaseException:  # cancelled, too: it is closed
                 await self.discard(connection)
@@ -321,9 +337,8 @@ class Database:
             )
             try:
                 await self._check_listens(connection)
-                for name, value in {**_KEEPALIVES, "default_transaction_isolation": ISOLATION}.items():
-                    with contextlib.suppress(asyncpg.PostgresError):  # over a socket file, or not on this system
-                        await connection.execute("SELECT set_config($1, $2, false)", name, value)
+                await keep_alive(connection)
+                await connection.execute("SELECT set_config('default_transaction_isolation', $1, false)", ISOLATION)
                 await self.judge(connection, "LISTEN")
             except BaseException:  # cancelled, too: it is closed
                 await connection.close(timeout=2)

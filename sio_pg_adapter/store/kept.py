@@ -49,7 +49,7 @@ class KeptConnection:
             if self._connection is None or self._era != self._database.era or _is_closed(self._connection):
                 await self.drop()
                 self._era = self._database.era
-                self._connection = await self._database.fit_connection(self._name)
+                self._connection = await self._database.kept_connection(self._name)
         except BaseException as e:  # cancelled, too: nobody else would ever get it
             self.fault = str(e) or type(e).__name__
             self._lock.release()

@@ -321,6 +321,44 @@ async def test_a_node_that_comes_back_under_another_role_lives(start_node, quick
     assert await db.fetchval("SELECT sio_node_alive(number, role) FROM sio_nodes")
 
 
+# -- a client that vanishes -------------------------------------------------------------------------------------
+@pytest.fixture
+def tcp_server() -> Iterator[EmbeddedPostgres]:
+    with EmbeddedPostgres(tcp=True) as server:
+        yield server
+
+
+@pytest.mark.parametrize("given", [True, False], ids=["a given pool", "an own pool"])
+async def test_the_server_notices_that_a_node_has_vanished(tcp_server, start_node, given):
+    """A lock that the node held would stay for hours."""
+    dsn = await make_database(tcp_server)
+    async with asyncpg.create_pool(dsn, min_size=0, max_size=6) as pool:
+        node = await (start_node(dsn=None, manager={"pool": pool}) if given else start_node(dsn=dsn))
+        database = node.manager.node.database
+        for kept in (database.writer, database.reader):
+            async with kept as connection:
+                assert await connection.fetchval("SHOW tcp_keepalives_idle") == "10"
+                assert await connection.fetchval("SHOW tcp_user_timeout") == "20000"
+        connection = node.manager.node.listener._connection
+        assert await connection.fetchval("SHOW tcp_keepalives_idle") == "10"
+        await node.sio.shutdown()
+        async with pool.acquire() as connection:
+            assert await connection.fetchval("SHOW tcp_user_timeout") == "0"
+
+
+async def test_the_server_notices_that_a_migration_has_vanished(tcp_server):
+    dsn = await make_database(tcp_server)
+    for ddl in (
+        "CREATE TABLE seen (setting text)",
+        """CREATE FUNCTION seen() RETURNS event_trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
+        BEGIN INSERT INTO public.seen VALUES (current_setting('tcp_user_timeout')); END $$""",
+        "CREATE EVENT TRIGGER seen ON ddl_command_end EXECUTE FUNCTION seen()",
+    ):
+        await query(tcp_server.admin_dsn("history"), ddl)
+    await asyncio.to_thread(upgrade, dsn, schema="other")
+    assert {row[0] for row in await query(tcp_server.admin_dsn("history"), "SELECT setting FROM seen")} == {"20000"}
+
+
 # -- a pool of the application's --------------------------------------------------------------------------------
 def pool_with_codec(dsn: str, name: str) -> asyncpg.Pool:
     """A pool whose connections take and return a type as text in brackets."""
