@@ -15,6 +15,7 @@ import asyncio
 import contextlib
 import os
 from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager
 from typing import Any, TypeAlias
 
 import asyncpg
@@ -215,6 +216,14 @@ class Database:
         finally:
             if connection is not None:
                 await self.release(connection)
+
+    def page_connection(self) -> AbstractAsyncContextManager[Connection]:
+        """Lend a connection for a page of a replay.
+
+        A given pool is not asked: while the application keeps it busy no client would recover. A page then takes its
+        turn on the reader, and the cursor waits for it.
+        """
+        return self.connection() if self._given_pool is None else self.reader
 
     # -- which server, and what a connection must be --------------------------------------------------
     async def fit_connection(self, purpose: str) -> Connection:

@@ -21,6 +21,7 @@ from sio_pg_adapter.log.payload import check_depth, encode_json
 from sio_pg_adapter.log.records import Entry, Held, Kind, Record
 from sio_pg_adapter.log.verdict import Claim, Claimed, pid_hash
 
+from .backends import QUERY_TIMEOUT
 from .batches import columns
 from .database import Database
 from .failures import translated
@@ -235,10 +236,9 @@ class Sessions:
         """
         async with self._paging:  # in turn: nobody waits at the pool for so long that its time is up
             with translated("reading what a client missed", may_be_stored=None):
-                async with self._database.connection() as connection:
-                    rows = await connection.fetch(
-                        self._database.queries["page"], held.id, held.generation, after, limit
-                    )
+                async with self._database.page_connection() as connection:
+                    page = self._database.queries["page"]
+                    rows = await connection.fetch(page, held.id, held.generation, after, limit, timeout=QUERY_TIMEOUT)
         if not rows:
             return None
         records = [readable(row) for row in rows if row["offset"] is not None]

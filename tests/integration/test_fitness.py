@@ -416,6 +416,22 @@ async def test_large_bodies_are_delivered_while_handlers_hold_the_whole_pool(sta
         await node.sio.shutdown()
 
 
+async def test_clients_recover_while_handlers_hold_the_whole_pool(start_node, pg_dsn, monkeypatch):
+    """In pages, since the claim brings none along, and the node has forgotten what was missed."""
+    monkeypatch.setattr("sio_pg_adapter.server.connect.PAGE", 7)
+    monkeypatch.setattr("sio_pg_adapter.store.sessions.CARRIED_EVENTS", 0)
+    monkeypatch.setattr("sio_pg_adapter.local.recent.RECENT_RECORDS", 3)
+    async with asyncpg.create_pool(pg_dsn, min_size=0, max_size=4) as pool:
+        node = await start_node(dsn=None, manager={"pool": pool})
+        async with node.client() as client, pool.acquire():
+            await client.drop()
+            for i in range(30):
+                await node.sio.emit("e", i)
+            async with node.client(pid=client.pid) as again:
+                assert [await again.event() for _ in range(30)] == [["e", i] for i in range(30)]
+        await node.sio.shutdown()
+
+
 @pytest.mark.parametrize(("size", "listens"), [(3, {}), (2, {"listen_dsn": True})])
 async def test_a_pool_that_is_too_small_is_refused_with_the_number_it_needs(start_node, pg_dsn, size, listens):
     more = dict.fromkeys(listens, pg_dsn)
