@@ -21,7 +21,7 @@ from typing import Any, TypeAlias
 import asyncpg
 
 from sio_pg_adapter.addresses import plain_dsn, read_address
-from sio_pg_adapter.errors import ConfigurationError, StoreUnavailable
+from sio_pg_adapter.errors import ConfigurationError, SioPgError, StoreUnavailable
 from sio_pg_adapter.servers import KEEPALIVES, check_support
 
 from .backends import QUERY_TIMEOUT, keep_alive
@@ -30,13 +30,19 @@ from .fitness import ISOLATION, UnfitConnection, check_codecs, fitness_of, suppo
 from .kept import Connection, KeptConnection, another_may_serve
 from .pooler import PoolerBetween, can_listen, hides_backend
 from .queries import Queries
-from .version import check_version
+from .version import check_range, check_version
 
 CONNECT_TIMEOUT = 10.0
 """How long opening a connection, or getting one from the pool, may take, in seconds."""
 
 CHECK_WAIT = 5.0
 """How long a new connection waits for the check of the server that it leads to, in seconds."""
+
+LOCK_SHARE = 0.8
+"""How much of a check's time may be spent on waiting for the log's lock."""
+
+HOLDER_WAIT = 1.0
+"""How long the name of the backend that holds the log's lock may take, in seconds."""
 
 KEPT = 2
 """How many connections are kept besides the one that listens."""
@@ -276,6 +282,7 @@ class Database:
         fitness.check_isolation()
         if fault := fitness.fault():
             raise UnfitConnection(f"connecting to PostgreSQL for {purpose}: {fault}")
+        check_range(fitness.version or 0, fitness.compatible or 0, self.schema)
         if self.server is None and (self.settled or purpose == "reader"):
             self.server, self.channel = fitness.server, fitness.channel or ""
         if not self._serves(fitness.server, purpose) and self.on_moved is not None:
@@ -318,8 +325,29 @@ class Database:
         self.settled = True
 
     async def check_kept(self, timeout: float) -> None:
-        """Ask whether the connections that are kept are still fit."""
-        await asyncio.gather(self.writer.check(timeout), self.reader.check(timeout))
+        """Ask whether the connections that are kept are still fit, and whether an append could be made."""
+
+        async def could_append(connection: Connection) -> None:
+            wait = timeout * LOCK_SHARE
+            try:
+                await connection.execute(self.queries["wait_for_lock"], int(wait * 1000))
+            except asyncpg.LockNotAvailableError as e:
+                raise StoreUnavailable(f"the log's lock was not free for {wait:g} s", may_be_stored=None) from e
+
+        await asyncio.gather(self.writer.check(timeout, could_append), self.reader.check(timeout))
+        if self.writer.fault:
+            with contextlib.suppress(SioPgError, TimeoutError):
+                async with asyncio.timeout(HOLDER_WAIT):
+                    self.writer.fault += await self._lock_holder()
+
+    async def _lock_holder(self) -> str:
+        """Return a sentence about the backend that holds the log's lock. Empty if there is none."""
+        if not (rows := await self.fetch("lock_holder")):
+            return ""
+        pid, application, waits_for = rows[0]
+        standby = waits_for == "SyncRep"
+        reason = ", and its commit waits for a synchronous standby (synchronous_standby_names)" if standby else ""
+        return f". Process {pid} of the server ({application or 'without a name'}) holds the log's lock{reason}"
 
     async def listen_connection(self) -> tuple[Connection, bool]:
         """Return a connection to listen on, and whether it goes back to the application's pool.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, TypeAlias
 
 import asyncpg
@@ -66,12 +67,17 @@ class KeptConnection:
         finally:
             self._lock.release()
 
-    async def check(self, timeout: float) -> None:
-        """Ask whether the connection is still fit, and note the fault if it is not."""
+    async def check(self, timeout: float, then: Callable[[Connection], Awaitable[None]] | None = None) -> None:
+        """Ask whether the connection is still fit, and note the fault if it is not.
+
+        :param then: what else has to work on it.
+        """
         try:
             async with asyncio.timeout(timeout), self as connection:
                 try:
                     await self._database.judge(connection, self._name)
+                    if then is not None:
+                        await then(connection)
                 except (SioPgError, *LOST):
                     await self.drop()
                     raise
