@@ -266,7 +266,7 @@ class Database:
 
         Behind a pooler the setting would be another client's, too.
         """
-        if self._given_pool is not None and not self.pooled:
+        if self.must_fit and self._given_pool is not None and not self.pooled:
             await keep_alive(connection)
 
     async def judge(self, connection: Connection, purpose: str) -> None:
