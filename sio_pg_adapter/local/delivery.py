@@ -52,7 +52,7 @@ class Delivery:
         self._limit = limit
         self._counters = counters
         self._returns = returns
-        self.on_intruder: Callable[[Record], None] = lambda _: None
+        self.on_intruder: Callable[[Record], object] = lambda _: None
         # Each node begins at a random number. If each sid began at 1, a late answer (of a former connection, or to
         # another node) could pass for the answer to a new question.
         self._ack_ids = itertools.count(secrets.randbelow(1 << 31) + 1)

@@ -339,6 +339,25 @@ WHERE c.relkind IN ('r', 'p', 'm') AND c.relname LIKE 'sio\_%'
   AND c.relnamespace = (SELECT relnamespace FROM pg_class WHERE oid = (SELECT tableoid FROM sio.sio_log))
 ORDER BY pg_total_relation_size(c.oid) DESC, 1
 
+-- name: rights
+-- The rights of roles other than the owner on the tables, the sequences and the functions that run with the owner's
+-- rights. PUBLIC may call the other functions. Objects that the application created before these are left out.
+SELECT CASE WHEN a.grantee = 0 THEN 'PUBLIC' ELSE pg_get_userbyid(a.grantee)::text END AS role,
+       a.privilege_type AS privilege, o.kind, o.name
+FROM (SELECT CASE c.relkind WHEN 'S' THEN 'sequence' ELSE 'table' END AS kind, c.relname::text AS name,
+             c.relowner AS owner, c.relacl AS acl
+      FROM pg_catalog.pg_class c
+      WHERE c.relkind IN ('r', 'S') AND c.relname LIKE 'sio\_%' AND c.relname <> 'sio_alembic_version'
+        AND c.oid >= 'sio.sio_lock'::regclass
+        AND c.relnamespace = (SELECT relnamespace FROM pg_catalog.pg_class WHERE oid = 'sio.sio_lock'::regclass)
+      UNION ALL
+      SELECT 'function', p.proname::text, p.proowner, coalesce(p.proacl, acldefault('f', p.proowner))
+      FROM pg_catalog.pg_proc p
+      WHERE p.prosecdef AND p.proname LIKE 'sio\_%' AND p.oid >= 'sio.sio_lock'::regclass
+        AND p.pronamespace = (SELECT relnamespace FROM pg_catalog.pg_class WHERE oid = 'sio.sio_lock'::regclass)) o,
+    aclexplode(o.acl) a
+WHERE a.grantee <> o.owner
+
 -- name: tail
 -- A page of the log above an offset for people to read, with times and sizes. Without $3 the body has no more than the
 -- name of the event needs. A name has up to 512 bytes, which take up to 3,074 bytes in JSON.
