@@ -249,7 +249,7 @@ SELECT id, namespace, sid, data FROM sio.sio_take_expired($1::text[], $2::text::
 
 -- name: delete_expired
 -- Delete expired sessions whose handlers have been called.
-DELETE FROM sio.sio_sessions WHERE id = ANY ($1::bigint[]) AND expiry_node = $2::text::uuid
+SELECT sio.sio_delete_expired($1::bigint[], $2::text::uuid)
 
 -- name: expiry_handlers
 -- Leave the expired sessions of these namespaces to nodes with a handler from now on.

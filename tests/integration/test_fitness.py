@@ -83,7 +83,7 @@ async def test_a_pool_that_is_stricter_is_refused_by_name(strict, start_node):
 
 async def test_functions_that_lock_the_log_refuse_stricter_transactions(db):
     for call in ("sio_lock_and_check_epoch()", "sio_append_event(1, '/', '', '[\"e\"]', NULL)", "sio_expire(1)",
-                 "sio_trim(1, 1)", "sio_switch_segment(1)"):  # fmt: skip
+                 "sio_delete_expired(NULL, NULL)", "sio_trim(1, 1)", "sio_switch_segment(1)"):  # fmt: skip
         for level in ("repeatable_read", "serializable"):
             with pytest.raises(asyncpg.InvalidTransactionStateError, match="read committed"):
                 async with db.transaction(isolation=level):

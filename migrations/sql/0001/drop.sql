@@ -17,4 +17,4 @@ DROP FUNCTION sio.sio_fingerprint, sio.sio_check_isolation, sio.sio_last_in_epoc
     sio.sio_expire, sio.sio_take_expired, sio.sio_lock_segment, sio.sio_may_truncate, sio.sio_empty_segment,
     sio.sio_switch_segment, sio.sio_truncate_segment, sio.sio_trim, sio.sio_outbox_take, sio.sio_outbox_epoch,
     sio.sio_outbox_retry, sio.sio_outbox_bounds, sio.sio_outbox_append, sio.sio_emit_encoded, sio.sio_emit,
-    sio.sio_wait_for_lock, sio.sio_forget_rooms, sio.sio_missed, sio.sio_needs_floor;
+    sio.sio_wait_for_lock, sio.sio_forget_rooms, sio.sio_missed, sio.sio_needs_floor, sio.sio_delete_expired;
