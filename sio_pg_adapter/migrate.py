@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import hashlib
 import io
+import re
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +23,7 @@ from alembic import command
 from alembic.config import Config
 from alembic.operations import Operations
 from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from alembic.util import CommandError
 from sqlalchemy import URL, Connection, MetaData, Table, func, inspect, make_url, select, text
 from sqlalchemy.exc import DBAPIError
@@ -31,7 +33,7 @@ from sqlalchemy.pool import NullPool
 from sio_pg_adapter.addresses import read_address
 from sio_pg_adapter.errors import ConfigurationError, SchemaMismatch, StoreUnavailable
 from sio_pg_adapter.options import checked_schema, in_schema
-from sio_pg_adapter.servers import check_support
+from sio_pg_adapter.servers import check_support, keepalives_sql
 
 VERSION_TABLE = "sio_alembic_version"
 """The table in which ``sio-pg migrate`` keeps the revision."""
@@ -44,6 +46,8 @@ CONNECT_TIMEOUT = 10.0
 
 # alembic hands its context to version scripts in module globals, so a process runs one migration at a time.
 _alembic = threading.Lock()
+
+_CHANGED = re.compile(r"^(?:INSERT INTO|UPDATE) sio\.(\w+)", re.MULTILINE)
 
 _writing_to: ContextVar[str | None] = ContextVar("_writing_to", default=None)
 
@@ -64,21 +68,33 @@ def upgrade(dsn: str | URL | None, *, schema: str = "public", revision: str = "h
         asked = text("SELECT version() AS version, current_setting('server_encoding') AS encoding")
         check_support(**connection.execute(asked).mappings().one())
         command.upgrade(config, revision)
-        _restore_rows(connection, schema)
+        _restore_rows(connection, config, schema)
 
     _run(dsn, config, work)
 
 
-def _restore_rows(connection: Connection, schema: str) -> None:
-    """Write the first rows again if something has emptied the tables, such as a test suite between two tests."""
-    if not inspect(connection).has_table("sio_log", schema=schema):
-        return
-    for table in ("sio_log", "sio_epochs"):
-        rows = select(func.count()).select_from(Table(table, MetaData(), schema=schema))
-        if connection.execute(rows).scalar_one() == 0:
-            for ddl in statements((_location() / "sql" / "0001" / "rows.sql").read_text(encoding="utf-8")):
-                if table in ddl:
-                    connection.execute(text(in_schema(ddl, schema).replace(":", "\\:")))
+def _restore_rows(connection: Connection, config: Config, schema: str) -> None:
+    """Write the first rows again if something has emptied the tables, such as a test suite between two tests.
+
+    Each revision that inserts or updates first rows has these statements in a file of their own, ``ROWS``.
+    """
+    opts = {"version_table": VERSION_TABLE, "version_table_schema": schema}
+    scripts = ScriptDirectory.from_config(config)
+    heads = MigrationContext.configure(connection, opts=opts).get_current_heads()
+    applied = reversed(list(scripts.iterate_revisions(heads, "base")))
+    files = [script.module.ROWS for script in applied if hasattr(script.module, "ROWS")]
+    changes = [
+        (_CHANGED.findall(ddl)[0], ddl) for file in files for ddl in statements(file.read_text(encoding="utf-8"))
+    ]
+    empty = {table for table, _ in changes if _is_empty(connection, table, schema)}
+    for table, ddl in changes:
+        if table in empty:
+            connection.execute(text(in_schema(ddl, schema).replace(":", "\\:")))
+
+
+def _is_empty(connection: Connection, table: str, schema: str) -> bool:
+    rows = select(func.count()).select_from(Table(table, MetaData(), schema=schema))
+    return connection.execute(rows).scalar_one() == 0
 
 
 def downgrade(dsn: str | URL | None, *, schema: str = "public", revision: str = "base") -> None:
@@ -199,6 +215,8 @@ async def _transaction(dsn: str | URL | None, config: Config, work: Callable[[Co
     def locked(connection: Connection) -> None:
         with _alembic:
             config.attributes["connection"] = connection
+            # It will hold locks on the tables. If this process vanishes, nodes must not wait for them for hours.
+            connection.execute(text(keepalives_sql(local=True)))
             work(connection)
 
     connection = await _connect(dsn)

@@ -48,7 +48,7 @@ from .options import ConnectionStateRecovery
 from .store.database import Database
 from .store.epochs import Epochs
 from .store.kept import Connection
-from .store.listener import Listener
+from .store.listener import PROBE_INTERVAL, PROBE_TIMEOUT, Listener
 from .store.presence import Presence
 from .store.pruner import ExpiryHandlers, Pruner
 from .store.reader import LogReader, read_notification
@@ -60,6 +60,9 @@ from .wire.transport import Cork
 
 REPLAY_MARGIN = 120.0
 """How long a replay may last, in seconds: records are kept for that much longer than a session can be away."""
+
+HEAD_WAIT = 2.0
+"""How long a record that is in the log may take to be applied before the node is behind, in seconds."""
 
 LEAVE_WAIT = 5.0
 """How long a stop waits for the database when the node leaves the cluster, in seconds."""
@@ -76,7 +79,7 @@ class Health:
     :ivar lag: offsets between the cursor and the last one that it knows of.
     :ivar listener: ``"listening"``, ``"reconnecting"`` or ``"stopped"``.
     :ivar sessions: sessions that are held by clients of this node.
-    :ivar reason: why it is not ok, in words. Empty if it is.
+    :ivar reason: why it is not ok, in words. If it is ok, a fault that keeps no event from a client, or nothing.
     """
 
     ok: bool
@@ -175,6 +178,7 @@ class Node:
             self.returns,
         )
         self.moves = Moves(setup.clients, self.rooms, self.cursor, self.appender)
+        self.delivery.on_intruder = lambda record: self.tasks.spawn(self.moves.expel(record), "sid room")
         self.continuity = Continuity(
             database, setup.clients, self.cursor, self.epochs, self.reader, self.sessions, self.presence, self.endings
         )
@@ -200,7 +204,6 @@ class Node:
         self.server_events = ServerEvents(self.requests, setup.server_event_handlers, setup.json)
         self.listener: Listener | None = None
         self._following: asyncio.Future[None] | None = None
-        self._probed_head = 0
         self.requests.serve(
             Service.STATUS, lambda *_: status(self.clients, self.cursor, self.reconnects, self.health().reason)
         )
@@ -235,6 +238,8 @@ class Node:
                 await self.cursor.start(self.delivery.apply, self.continuity)
                 await self.pruner.announce_handlers()
                 self.pruner.start()
+            else:
+                self.tasks.spawn(self._check_connections(), "check of connections")
         except BaseException:  # cancelled, too: nothing of it is left running
             await self.stop()
             raise
@@ -272,10 +277,16 @@ class Node:
             probe = await self.presence.probe(connection, timeout)
         finally:
             await checking
-        if self._probed_head > self.cursor.offset:  # it was in the log at the last probe, and nothing announced it
-            self.cursor.offer(self._probed_head, self._probed_head, None)
-        self._probed_head = probe.head
+        # Usually the notification is on its way. If it is not, this node is behind until it has read on.
+        if not await self.cursor.passed(probe.head, HEAD_WAIT):
+            self.cursor.offer(probe.head, probe.head, None)
         return probe.fault(self.database.server, self._channels())
+
+    async def _check_connections(self) -> None:
+        """Check the connections of a process that only emits. It has none that listens, whose probe would do so."""
+        while True:
+            await asyncio.sleep(PROBE_INTERVAL)
+            await self.database.check_kept(PROBE_TIMEOUT)
 
     def _channels(self) -> list[str]:
         return [self.database.channel, self.channel]
@@ -333,11 +344,14 @@ class Node:
     def health(self) -> Health:
         """Return the state of the node, without asking the database."""
         reason = self._fault()
+        ok = not reason
         if not self._follows:
-            return Health(not reason, 0, 0, "stopped", 0, reason)
+            return Health(ok, 0, 0, "stopped", 0, reason)
+        if ok and not self.pruner.running:
+            reason = "the pruner's task has ended: this node deletes nothing that has expired"
         held = sum(client.held is not None for client in self.clients)
         state = "listening" if self.listening else "reconnecting"
-        return Health(not reason, self.cursor.offset, self.cursor.lag, state, held, reason)
+        return Health(ok, self.cursor.offset, self.cursor.lag, state, held, reason)
 
     def _fault(self) -> str:
         """Return why events from this node, or for its clients, may not arrive."""
@@ -348,12 +362,14 @@ class Node:
             return "LISTEN: the task has ended"
         if self._follows and not self.cursor.running:
             return "the cursor's task has ended"
+        if not self.writer.running:
+            return "the writer's task has ended"
         if not database.settled:
             return "the node is checking which log the server has"
         for name, kept in (("writer", database.writer), ("reader", database.reader)):
             if kept.fault:
                 return f"{name}: {kept.fault.removesuffix(' (nothing was stored)')}"
-        if self.cursor.lag:
+        if self._follows and self.cursor.lag:
             return f"the cursor is {self.cursor.lag} offsets behind the log"
         return ""
 

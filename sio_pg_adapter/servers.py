@@ -1,4 +1,4 @@
-"""What a server and a database must be, for the migrations and for nodes."""
+"""What a server, a database and a connection must be, for the migrations and for nodes."""
 
 from __future__ import annotations
 
@@ -6,6 +6,24 @@ from .errors import ConfigurationError
 
 NOT_POSTGRESQL = ("CockroachDB", "Yugabyte", "-YB-", "Redshift", "Spanner", "Materialize")
 """Databases that speak PostgreSQL's protocol, as their ``version()`` shows them."""
+
+
+KEEPALIVES = {
+    "tcp_keepalives_idle": "10",
+    "tcp_keepalives_interval": "5",
+    "tcp_keepalives_count": "3",
+    "tcp_user_timeout": "20000",
+}
+"""Settings of connections: the server notices in seconds that its client has vanished, and gives its locks back."""
+
+
+def keepalives_sql(*, local: bool) -> str:
+    """Return the statement that sets :data:`KEEPALIVES` on a connection. They have no effect on a socket file.
+
+    :param local: whether they end with the transaction.
+    """
+    calls = (f"set_config('{name}', '{value}', {str(local).lower()})" for name, value in KEEPALIVES.items())
+    return f"SELECT {', '.join(calls)}"
 
 
 def check_support(version: str, encoding: str, hidden: str | None = None) -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 
 from sqlalchemy.exc import SQLAlchemyError
 
 from sio_pg_adapter import migrate
 
 from . import terminal
-from .connect import CommandFailed, dsn_of, translate_connect_error
+from .connect import CommandFailed, dsn_of, open_database, translate_connect_error
+from .rights import lines, unexpected_rights
 
 
 def main(args: argparse.Namespace) -> int:
@@ -24,4 +26,11 @@ def main(args: argparse.Namespace) -> int:
     except SQLAlchemyError as e:
         raise CommandFailed(f"the database refused the migration: {getattr(e, 'orig', None) or e}") from e
     print(f"the tables in schema {args.schema} are up to date")
+    for line in asyncio.run(_read_rights(args)):
+        print(line)
     return 0
+
+
+async def _read_rights(args: argparse.Namespace) -> list[str]:
+    async with open_database(args) as database:
+        return list(lines(unexpected_rights(await database.fetch("rights"))))

@@ -12,6 +12,7 @@ from sio_pg_adapter.store.database import Database
 from . import terminal
 from .ask_nodes import ask_nodes
 from .connect import CannotListen, open_database, translate_pooler_error
+from .rights import unexpected_rights
 from .status_view import render
 
 RATE_SECONDS = 60.0
@@ -55,6 +56,7 @@ async def _read_status(args: argparse.Namespace) -> dict[str, Any]:
             "sessions": _sessions(await database.fetch("status_sessions")),
             "log": _log(log) | {"keep_seconds": due["keep"]},
             "tables": [dict(row) for row in await database.fetch("status_tables")],
+            "rights": unexpected_rights(await database.fetch("rights")),
         }
 
 

@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from . import terminal
+from .rights import lines
 
 NARROW = 80
 """Columns of a terminal below which the least important details are left out."""
@@ -42,6 +43,8 @@ def render(status: dict[str, Any], width: int) -> Iterator[RenderableType]:
     yield _log(status["log"])
     yield Text()
     yield _tables(status["tables"], narrow=narrow)
+    for line in lines(status["rights"]):
+        yield Text(line, style="yellow")
     schema = status["schema"]
     footer = f"schema {schema['name']}, tables of version {schema['version']}, PostgreSQL {schema['server']}"
     yield Text(terminal.printable(footer), style="dim")

@@ -212,7 +212,7 @@ class Messages:
                 try:
                     with translated("sending a message to other nodes"):
                         await self._send_batch(batch)
-                except SioPgError as e:
+                except Exception as e:  # noqa: BLE001 - for the senders to handle
                     for *_, future in batch:
                         if not future.done():
                             future.set_exception(e)

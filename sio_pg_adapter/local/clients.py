@@ -21,7 +21,8 @@ class Clients:
         self._unsettled: dict[str, set[Client]] = {}
 
     def __iter__(self) -> Iterator[Client]:
-        return (client for of_namespace in self.by_sid.values() for client in of_namespace.values())
+        # Copies: metrics are read in another thread.
+        return (client for of_namespace in list(self.by_sid.values()) for client in list(of_namespace.values()))
 
     def on_connections(self) -> Iterator[Client]:
         """Return the clients of all connections. Some resume a session and do not have its sid in ``by_sid`` yet."""

@@ -30,6 +30,7 @@ class Delivery:
     :param endings: ends connections.
     :param limit: how much may wait for a live client.
     :param returns: counts sessions that come back with the same offset.
+    :ivar on_intruder: called with the record by which a client has entered the own room of a client of this node.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class Delivery:
         self._limit = limit
         self._counters = counters
         self._returns = returns
+        self.on_intruder: Callable[[Record], object] = lambda _: None
         # Each node begins at a random number. If each sid began at 1, a late answer (of a former connection, or to
         # another node) could pass for the answer to a new question.
         self._ack_ids = itertools.count(secrets.randbelow(1 << 31) + 1)
@@ -71,9 +73,20 @@ class Delivery:
         elif record.members:
             self._change_members(record)
         elif record.sid is not None:
+            if record.kind is Kind.ENTER and record.sid != record.rooms[0]:
+                self._guard_sid_room(record)
             client = self._clients.current(record.sid, record.namespace)
             if client is not None:
                 self._change(client, record)
+
+    def _guard_sid_room(self, record: Record) -> None:
+        """Have a client of another node leave the own room of a client of this node.
+
+        The store refuses it once the session of that sid is stored. Until then only this node knows the sid.
+        """
+        if self._rooms.is_sid_room(record.namespace, record.rooms[0]):
+            logger.warning("%s cannot enter the room of another client's sid", f"{record.sid} [{record.namespace}]")
+            self.on_intruder(record)
 
     def _event(self, record: Record) -> None:
         clients = self._clients.by_sid.get(record.namespace)
@@ -139,6 +152,8 @@ class Delivery:
         for client in self._clients.unsettled(record.namespace):
             client.memberships.apply(record)
         for sid in list(self._rooms.members(record.namespace, record.rooms)):
+            if sid == record.rooms[0]:
+                continue  # its own room. The store does not know it yet
             if member := self._clients.current(sid, record.namespace):
                 self._rooms.leave(member, record.rooms[0])
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from sio_pg_adapter.log.names import namespace_name, room_name, text_name
-from sio_pg_adapter.log.records import Entry, Kind
+from sio_pg_adapter.log.records import Entry, Kind, Record
 
 from .appender import Appender
 from .client import Client, State
@@ -47,6 +47,10 @@ class Moves:
     async def leave(self, sid: str, namespace: str, room: str) -> None:
         """Remove a sid from a room. It has taken effect on return."""
         await self._move(Kind.LEAVE, text_name(sid, "sid"), namespace_name(namespace), room_name(room), {})
+
+    async def expel(self, record: Record) -> None:
+        """Take a client out of the room that it has entered by a record."""
+        await self._appender.change(Entry(Kind.LEAVE, record.namespace, record.rooms, sid=record.sid))
 
     async def close(self, room: str, namespace: str | None) -> None:
         """Remove everybody from a room. It has taken effect on return.

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import Any, NamedTuple
+
+import asyncpg
+
+from sio_pg_adapter.servers import keepalives_sql
 
 from .queries import Queries
 
@@ -19,6 +24,12 @@ class Backend(NamedTuple):
 
     pid: int
     started: int
+
+
+async def keep_alive(connection: Any) -> None:
+    """Have the server notice in seconds that the client of this connection has vanished."""
+    with contextlib.suppress(asyncpg.PostgresError):  # a proxy may not allow it
+        await connection.execute(keepalives_sql(local=False), timeout=QUERY_TIMEOUT)
 
 
 async def backend_of(connection: Any, queries: Queries) -> Backend | None:

@@ -15,35 +15,34 @@ import asyncio
 import contextlib
 import os
 from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager
 from typing import Any, TypeAlias
 
 import asyncpg
 
 from sio_pg_adapter.addresses import plain_dsn, read_address
-from sio_pg_adapter.errors import ConfigurationError, StoreUnavailable
-from sio_pg_adapter.servers import check_support
+from sio_pg_adapter.errors import ConfigurationError, SioPgError, StoreUnavailable
+from sio_pg_adapter.servers import KEEPALIVES, check_support
 
-from .backends import QUERY_TIMEOUT
+from .backends import QUERY_TIMEOUT, keep_alive
 from .failures import LOST, UNMIGRATED, connecting, translated
 from .fitness import ISOLATION, UnfitConnection, check_codecs, fitness_of, support_of
 from .kept import Connection, KeptConnection, another_may_serve
 from .pooler import PoolerBetween, can_listen, hides_backend
 from .queries import Queries
-from .version import check_version
+from .version import check_range, check_version
 
 CONNECT_TIMEOUT = 10.0
 """How long opening a connection, or getting one from the pool, may take, in seconds."""
 
-_KEEPALIVES = {
-    "tcp_keepalives_idle": "10",
-    "tcp_keepalives_interval": "5",
-    "tcp_keepalives_count": "3",
-    "tcp_user_timeout": "20000",
-}
-"""Settings of own connections: both sides notice in seconds that the other has vanished."""
-
 CHECK_WAIT = 5.0
 """How long a new connection waits for the check of the server that it leads to, in seconds."""
+
+LOCK_SHARE = 0.8
+"""How much of a check's time may be spent on waiting for the log's lock."""
+
+HOLDER_WAIT = 1.0
+"""How long the name of the backend that holds the log's lock may take, in seconds."""
 
 KEPT = 2
 """How many connections are kept besides the one that listens."""
@@ -174,7 +173,7 @@ class Database:
             await connection.close(timeout=2)
         settings = {
             **name,
-            **_KEEPALIVES,
+            **KEEPALIVES,
             "jit": "off",
             "default_transaction_isolation": ISOLATION,
             "idle_in_transaction_session_timeout": "10s",
@@ -224,6 +223,14 @@ class Database:
             if connection is not None:
                 await self.release(connection)
 
+    def page_connection(self) -> AbstractAsyncContextManager[Connection]:
+        """Lend a connection for a page of a replay.
+
+        A given pool is not asked: while the application keeps it busy no client would recover. A page then takes its
+        turn on the reader, and the cursor waits for it.
+        """
+        return self.connection() if self._given_pool is None else self.reader
+
     # -- which server, and what a connection must be --------------------------------------------------
     async def fit_connection(self, purpose: str) -> Connection:
         """Return a connection of the pool that is fit. See :mod:`.fitness`.
@@ -239,6 +246,29 @@ class Database:
             raise
         return connection
 
+    async def kept_connection(self, purpose: str) -> Connection:
+        """Return a connection to keep, as :meth:`fit_connection` does.
+
+        :raises StoreUnavailable: if it is not fit.
+        :raises ConfigurationError: if its isolation level is not read committed.
+        """
+        connection = await self.fit_connection(purpose)
+        try:
+            with translated(f"connecting to PostgreSQL for {purpose}"):
+                await self._keep_alive(connection)
+        except BaseException:  # cancelled, too: it is closed
+            await self.discard(connection)
+            raise
+        return connection
+
+    async def _keep_alive(self, connection: Connection) -> None:
+        """Set what the application did not choose when it opened the connection.
+
+        Behind a pooler the setting would be another client's, too.
+        """
+        if self.must_fit and self._given_pool is not None and not self.pooled:
+            await keep_alive(connection)
+
     async def judge(self, connection: Connection, purpose: str) -> None:
         """Check that a connection is fit.
 
@@ -252,6 +282,7 @@ class Database:
         fitness.check_isolation()
         if fault := fitness.fault():
             raise UnfitConnection(f"connecting to PostgreSQL for {purpose}: {fault}")
+        check_range(fitness.version or 0, fitness.compatible or 0, self.schema)
         if self.server is None and (self.settled or purpose == "reader"):
             self.server, self.channel = fitness.server, fitness.channel or ""
         if not self._serves(fitness.server, purpose) and self.on_moved is not None:
@@ -294,8 +325,29 @@ class Database:
         self.settled = True
 
     async def check_kept(self, timeout: float) -> None:
-        """Ask whether the connections that are kept are still fit."""
-        await asyncio.gather(self.writer.check(timeout), self.reader.check(timeout))
+        """Ask whether the connections that are kept are still fit, and whether an append could be made."""
+
+        async def could_append(connection: Connection) -> None:
+            wait = timeout * LOCK_SHARE
+            try:
+                await connection.execute(self.queries["wait_for_lock"], int(wait * 1000))
+            except asyncpg.LockNotAvailableError as e:
+                raise StoreUnavailable(f"the log's lock was not free for {wait:g} s", may_be_stored=None) from e
+
+        await asyncio.gather(self.writer.check(timeout, could_append), self.reader.check(timeout))
+        if self.writer.fault:
+            with contextlib.suppress(SioPgError, TimeoutError):
+                async with asyncio.timeout(HOLDER_WAIT):
+                    self.writer.fault += await self._lock_holder()
+
+    async def _lock_holder(self) -> str:
+        """Return a sentence about the backend that holds the log's lock. Empty if there is none."""
+        if not (rows := await self.fetch("lock_holder")):
+            return ""
+        pid, application, waits_for = rows[0]
+        standby = waits_for == "SyncRep"
+        reason = ", and its commit waits for a synchronous standby (synchronous_standby_names)" if standby else ""
+        return f". Process {pid} of the server ({application or 'without a name'}) holds the log's lock{reason}"
 
     async def listen_connection(self) -> tuple[Connection, bool]:
         """Return a connection to listen on, and whether it goes back to the application's pool.
@@ -306,6 +358,7 @@ class Database:
             connection = await self.acquire("LISTEN")
             try:
                 await self._check_listens(connection)
+                await self._keep_alive(connection)
                 await self.judge(connection, "LISTEN")
             except BaseException:  # cancelled, too: it is closed
                 await self.discard(connection)
@@ -321,9 +374,8 @@ class Database:
             )
             try:
                 await self._check_listens(connection)
-                for name, value in {**_KEEPALIVES, "default_transaction_isolation": ISOLATION}.items():
-                    with contextlib.suppress(asyncpg.PostgresError):  # over a socket file, or not on this system
-                        await connection.execute("SELECT set_config($1, $2, false)", name, value)
+                await keep_alive(connection)
+                await connection.execute("SELECT set_config('default_transaction_isolation', $1, false)", ISOLATION)
                 await self.judge(connection, "LISTEN")
             except BaseException:  # cancelled, too: it is closed
                 await connection.close(timeout=2)

@@ -45,15 +45,19 @@ class Fitness:
     :ivar server: the server and database that it leads to, as ``sio_fingerprint()`` names them.
     :ivar channel: the channel that announces appends there.
     :ivar role: its role.
+    :ivar version: the version of the tables. ``compatible`` is the oldest that still works with them.
+    :ivar lacks: a right of a node that its role does not have.
     """
 
     server: str
     channel: str | None
     role: str
+    version: int | None
+    compatible: int | None
     isolation: str
     recovering: bool
     read_only: bool
-    allowed: bool
+    lacks: str | None
 
     def fault(self) -> str:
         """Return why nothing can be written on it. Empty if it is fit."""
@@ -63,8 +67,8 @@ class Fitness:
             return "the server is a standby, which takes no writes"
         if self.read_only:
             return "its transactions are read-only (default_transaction_read_only)"
-        if not self.allowed:
-            return f"the role {self.role!r} may not write the tables of sio_pg_adapter. Grant it the rights of a node"
+        if self.lacks:
+            return f"the role {self.role!r} lacks {self.lacks}. Grant it the rights of a node"
         return ""
 
     def check_isolation(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, TypeAlias
 
 import asyncpg
@@ -49,7 +50,7 @@ class KeptConnection:
             if self._connection is None or self._era != self._database.era or _is_closed(self._connection):
                 await self.drop()
                 self._era = self._database.era
-                self._connection = await self._database.fit_connection(self._name)
+                self._connection = await self._database.kept_connection(self._name)
         except BaseException as e:  # cancelled, too: nobody else would ever get it
             self.fault = str(e) or type(e).__name__
             self._lock.release()
@@ -66,12 +67,17 @@ class KeptConnection:
         finally:
             self._lock.release()
 
-    async def check(self, timeout: float) -> None:
-        """Ask whether the connection is still fit, and note the fault if it is not."""
+    async def check(self, timeout: float, then: Callable[[Connection], Awaitable[None]] | None = None) -> None:
+        """Ask whether the connection is still fit, and note the fault if it is not.
+
+        :param then: what else has to work on it.
+        """
         try:
             async with asyncio.timeout(timeout), self as connection:
                 try:
                     await self._database.judge(connection, self._name)
+                    if then is not None:
+                        await then(connection)
                 except (SioPgError, *LOST):
                     await self.drop()
                     raise

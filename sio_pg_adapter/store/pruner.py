@@ -76,6 +76,11 @@ class Pruner:
         if self._handlers is not None:
             await self._database.fetch("expiry_handlers", self._handlers.namespaces)
 
+    @property
+    def running(self) -> bool:
+        """Whether it prunes."""
+        return self._task is not None and not self._task.done()
+
     def start(self) -> None:
         self._task = asyncio.create_task(self._run(), name="sio_pg pruner")
 

@@ -203,10 +203,36 @@ SELECT sio.sio_check_nodes()
 -- What a connection is, in one round trip. As text, which no codec of an application's pool changes.
 SELECT json_build_object(
     'server', sio.sio_fingerprint(), 'channel', (SELECT channel FROM sio.sio_log), 'role', current_user,
+    'version', (SELECT version FROM sio.sio_log), 'compatible', (SELECT compatible FROM sio.sio_log),
     'isolation', current_setting('transaction_isolation'),
     'recovering', pg_is_in_recovery(), 'read_only', current_setting('transaction_read_only')::boolean,
-    'allowed', has_table_privilege('sio.sio_packets_0', 'INSERT') AND has_table_privilege('sio.sio_sessions', 'UPDATE')
+    'lacks', coalesce(
+        (SELECT p || ' on ' || c.relname
+         FROM pg_catalog.pg_class c, unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE']) p
+         WHERE c.oid = ANY (ARRAY[
+             'sio.sio_lock', 'sio.sio_log', 'sio.sio_epochs', 'sio.sio_marker', 'sio.sio_packets', 'sio.sio_packets_0',
+             'sio.sio_packets_1', 'sio.sio_packet_rooms', 'sio.sio_packet_rooms_0', 'sio.sio_packet_rooms_1',
+             'sio.sio_room_floors', 'sio.sio_attachments', 'sio.sio_nodes', 'sio.sio_sessions', 'sio.sio_rooms',
+             'sio.sio_expiry_handlers']::regclass[]) AND NOT has_table_privilege(c.oid, p)
+         LIMIT 1),
+        (SELECT p || ' on ' || c.relname
+         FROM pg_catalog.pg_class c, unnest(ARRAY['SELECT', 'UPDATE']) p
+         WHERE c.oid = ANY (ARRAY['sio.sio_packets_offset_seq', 'sio.sio_active_segment']::regclass[])
+           AND NOT has_sequence_privilege(c.oid, p)
+         LIMIT 1))
 )::text
+
+-- name: wait_for_lock
+-- Wait for the log's lock as an append does, for some milliseconds. Writes nothing.
+SELECT sio.sio_wait_for_lock($1::integer)
+
+-- name: lock_holder
+-- The backend that holds the log's lock. What it waits for is null for roles that may not see it.
+SELECT l.pid, a.application_name::text AS application, a.wait_event::text AS waits_for
+FROM pg_catalog.pg_locks l JOIN pg_catalog.pg_stat_activity a USING (pid)
+WHERE l.granted AND l.locktype = 'relation' AND l.mode <> 'AccessShareLock' AND l.relation = 'sio.sio_lock'::regclass
+  AND l.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database()) AND l.pid <> pg_backend_pid()
+LIMIT 1
 
 -- name: support
 -- What the server is, as far as it may not do: another database that speaks its protocol, another encoding, or hidden
@@ -259,7 +285,7 @@ SELECT id, namespace, sid, data FROM sio.sio_take_expired($1::text[], $2::text::
 
 -- name: delete_expired
 -- Delete expired sessions whose handlers have been called.
-DELETE FROM sio.sio_sessions WHERE id = ANY ($1::bigint[]) AND expiry_node = $2::text::uuid
+SELECT sio.sio_delete_expired($1::bigint[], $2::text::uuid)
 
 -- name: expiry_handlers
 -- Leave the expired sessions of these namespaces to nodes with a handler from now on.
@@ -363,6 +389,25 @@ FROM pg_class c
 WHERE c.relkind IN ('r', 'p', 'm') AND c.relname LIKE 'sio\_%'
   AND c.relnamespace = (SELECT relnamespace FROM pg_class WHERE oid = (SELECT tableoid FROM sio.sio_log))
 ORDER BY pg_total_relation_size(c.oid) DESC, 1
+
+-- name: rights
+-- The rights of roles other than the owner on the tables, the sequences and the functions that run with the owner's
+-- rights. PUBLIC may call the other functions. Objects that the application created before these are left out.
+SELECT CASE WHEN a.grantee = 0 THEN 'PUBLIC' ELSE pg_get_userbyid(a.grantee)::text END AS role,
+       a.privilege_type AS privilege, o.kind, o.name
+FROM (SELECT CASE c.relkind WHEN 'S' THEN 'sequence' ELSE 'table' END AS kind, c.relname::text AS name,
+             c.relowner AS owner, c.relacl AS acl
+      FROM pg_catalog.pg_class c
+      WHERE c.relkind IN ('r', 'S') AND c.relname LIKE 'sio\_%' AND c.relname <> 'sio_alembic_version'
+        AND c.oid >= 'sio.sio_lock'::regclass
+        AND c.relnamespace = (SELECT relnamespace FROM pg_catalog.pg_class WHERE oid = 'sio.sio_lock'::regclass)
+      UNION ALL
+      SELECT 'function', p.proname::text, p.proowner, coalesce(p.proacl, acldefault('f', p.proowner))
+      FROM pg_catalog.pg_proc p
+      WHERE p.prosecdef AND p.proname LIKE 'sio\_%' AND p.oid >= 'sio.sio_lock'::regclass
+        AND p.pronamespace = (SELECT relnamespace FROM pg_catalog.pg_class WHERE oid = 'sio.sio_lock'::regclass)) o,
+    aclexplode(o.acl) a
+WHERE a.grantee <> o.owner
 
 -- name: tail
 -- A page of the log above an offset for people to read, with times and sizes. Without $3 the body has no more than the

@@ -50,7 +50,7 @@ COMMENT ON TABLE sio.sio_marker IS
 -- The log. This table has no rows of its own. Its segments inherit from it, so a statement that names it reads,
 -- updates or deletes the rows of both.
 CREATE TABLE sio.sio_packets (
-    "offset" bigserial,
+    "offset" bigint NOT NULL,
     kind smallint NOT NULL,
     namespace text NOT NULL,
     room text NOT NULL DEFAULT ''::text,
@@ -84,8 +84,6 @@ CREATE TABLE sio.sio_packets_0 (
     CONSTRAINT sio_packets_0_pkey PRIMARY KEY ("offset")
 ) INHERITS (sio.sio_packets);
 
-ALTER TABLE sio.sio_packets_0 ALTER COLUMN "offset" DROP DEFAULT;
-
 COMMENT ON TABLE sio.sio_packets_0 IS
     'A segment of the log: appended to, or left until all of it has expired.';
 
@@ -97,8 +95,6 @@ CREATE INDEX sio_packets_0_attachment ON sio.sio_packets_0 USING btree (attachme
 CREATE TABLE sio.sio_packets_1 (
     CONSTRAINT sio_packets_1_pkey PRIMARY KEY ("offset")
 ) INHERITS (sio.sio_packets);
-
-ALTER TABLE sio.sio_packets_1 ALTER COLUMN "offset" DROP DEFAULT;
 
 COMMENT ON TABLE sio.sio_packets_1 IS
     'A segment of the log: appended to, or left until all of it has expired.';
@@ -317,6 +313,10 @@ COMMENT ON TABLE sio.sio_outbox_changes IS
     'whose members do, where the empty string means everybody. skip_sids: members that stay. immediate: the '
     'application has set its constraints IMMEDIATE.';
 
+-- The offsets. No column owns the sequence, so scripts that set each sequence to the highest value of its column leave it
+-- alone. While nodes append, they would set it back.
+CREATE SEQUENCE sio.sio_packets_offset_seq AS bigint MINVALUE 1 MAXVALUE 9223372036854775807 START 1;
+
 -- The number of the segment that is appended to. It is a sequence, which shows its present value whatever the snapshot.
 -- A repeatable read transaction that began before a switch therefore appends to the right segment.
 CREATE SEQUENCE sio.sio_active_segment AS smallint MINVALUE 0 MAXVALUE 1 START 0;
@@ -397,6 +397,7 @@ BEGIN
     SELECT greatest(max(epoch), v_last >> 40, (SELECT last_value FROM sio.sio_packets_offset_seq) >> 40) + 1,
            sha256(convert_to(gen_random_uuid()::text || gen_random_uuid()::text, 'UTF8')), v_last
     FROM sio.sio_epochs
+    ON CONFLICT (epoch) DO NOTHING  -- one that this snapshot does not show: a serialization failure
     RETURNING epoch INTO v_epoch;
     PERFORM setval('sio.sio_packets_offset_seq', v_epoch * 1099511627776);
     DELETE FROM sio.sio_marker;
@@ -520,6 +521,16 @@ END $$;
 
 -- Appends. A node changes the log and sessions by sio_append_batch, sio_append_event and sio_move_members. Transactional
 -- emits (outbox.sql), expiry, retention and epochs have functions of their own.
+
+-- Waits for the log's lock as an append does, for at most p_wait milliseconds, and gives it back. Writes nothing.
+CREATE FUNCTION sio.sio_wait_for_lock(p_wait integer)
+ RETURNS void
+ LANGUAGE plpgsql
+AS $$
+BEGIN
+    PERFORM set_config('lock_timeout', p_wait::text, true);
+    LOCK TABLE sio.sio_lock IN EXCLUSIVE MODE;
+END $$;
 
 -- Appends one record of a kind other than an event, and returns its offset. The caller holds the log's lock.
 CREATE FUNCTION sio.sio_put_record(p_batch bigint, p_kind integer, p_namespace text, p_room text, p_sid text, p_generation bigint DEFAULT NULL::bigint, p_as_of bigint DEFAULT NULL::bigint, p_node uuid DEFAULT NULL::uuid, p_data text DEFAULT NULL::text, p_rooms text[] DEFAULT NULL::text[], p_skip_sids text[] DEFAULT NULL::text[])
@@ -1555,6 +1566,18 @@ BEGIN
     RETURNING s.id, s.namespace, s.sid, s.data;
 END $$;
 
+-- Deletes expired sessions whose handlers a node has called. Like all others that change a session it takes the log's
+-- lock first. Rows that it locked in another order than a kick or a TRUNCATE of the log would be a deadlock.
+CREATE FUNCTION sio.sio_delete_expired(p_sessions bigint[], p_node uuid)
+ RETURNS void
+ LANGUAGE plpgsql
+AS $$
+BEGIN
+    LOCK TABLE sio.sio_lock IN EXCLUSIVE MODE;
+    PERFORM sio.sio_check_isolation();
+    DELETE FROM sio.sio_sessions WHERE id = ANY (p_sessions) AND expiry_node = p_node;
+END $$;
+
 -- Retention: the end of records whose time is up. A segment goes as a whole if that is possible. Records are deleted one
 -- by one while the log is small, while a segment cannot be locked at once (because pg_dump reads it, for example), and if
 -- the role may not truncate.
@@ -1880,6 +1903,23 @@ END $$;
 
 REVOKE ALL ON FUNCTION sio.sio_outbox_take FROM PUBLIC;
 
+-- Fails the transaction so that it can be tried again, because the sequence was set back below records of the log. The
+-- sequence is set below every epoch first. That outlasts the rollback, so the next append or the next try begins an
+-- epoch. The caller holds the log's lock.
+CREATE FUNCTION sio.sio_outbox_retry()
+ RETURNS void
+ LANGUAGE plpgsql
+ SECURITY DEFINER
+ SET search_path TO 'pg_catalog', 'pg_temp'
+AS $$
+BEGIN
+    PERFORM setval('sio.sio_packets_offset_seq', 1, false);
+    RAISE serialization_failure USING MESSAGE =
+        'could not serialize access: the sequence of the log was set back, and a new epoch has to begin';
+END $$;
+
+REVOKE ALL ON FUNCTION sio.sio_outbox_retry FROM PUBLIC;
+
 -- Begins an epoch if needed. The caller holds the log's lock. p_above: the last offset at the time of the emit. If the
 -- sequence was moved since then, an epoch or records may have come that an older snapshot does not show.
 CREATE FUNCTION sio.sio_outbox_epoch(p_above bigint)
@@ -1889,11 +1929,13 @@ CREATE FUNCTION sio.sio_outbox_epoch(p_above bigint)
  SET search_path TO 'pg_catalog', 'pg_temp'
 AS $$
 BEGIN
-    IF current_setting('transaction_isolation') <> 'read committed' AND (
-           p_above IS NOT NULL
-           OR (SELECT last_value FROM sio.sio_packets_offset_seq) >> 40 > (SELECT max(epoch) FROM sio.sio_epochs)) THEN
-        RAISE serialization_failure USING MESSAGE =
-            'could not serialize access: the log began a new epoch after this transaction''s snapshot';
+    IF current_setting('transaction_isolation') <> 'read committed' THEN
+        IF p_above IS NOT NULL THEN
+            PERFORM sio.sio_outbox_retry();
+        ELSIF (SELECT last_value FROM sio.sio_packets_offset_seq) >> 40 > (SELECT max(epoch) FROM sio.sio_epochs) THEN
+            RAISE serialization_failure USING MESSAGE =
+                'could not serialize access: the log began a new epoch after this transaction''s snapshot';
+        END IF;
     END IF;
     PERFORM sio.sio_check_epoch(coalesce(p_above, 0));
 END $$;
@@ -1925,7 +1967,9 @@ REVOKE ALL ON FUNCTION sio.sio_outbox_bounds FROM PUBLIC;
 -- function sets no search_path, and names operators in full instead.
 --
 -- The snapshot of a repeatable read or serializable transaction may be older than the last append, so the function reads
--- sequences instead of tables. Only a read committed transaction looks for records above the sequence.
+-- sequences instead of tables. It also looks for records above the sequence, but not in a serializable transaction, which
+-- would then depend on all others. ON CONFLICT makes an offset that is taken an error that can be tried again, whatever
+-- the snapshot shows.
 CREATE FUNCTION sio.sio_outbox_append()
  RETURNS trigger
  LANGUAGE plpgsql
@@ -1954,7 +1998,7 @@ BEGIN
         v_unused := pg_catalog.set_config('lock_timeout', '2s', true);
     END IF;
     IF (v_last OPERATOR(pg_catalog.>=) OLD.above) IS NOT TRUE
-       OR pg_catalog.current_setting('transaction_isolation') OPERATOR(pg_catalog.=) 'read committed'
+       OR pg_catalog.current_setting('transaction_isolation') OPERATOR(pg_catalog.<>) 'serializable'
           AND ((SELECT p."offset" FROM sio.sio_packets_0 p WHERE p."offset" OPERATOR(pg_catalog.>) v_last
                 ORDER BY p."offset" LIMIT 1) IS NOT NULL
                OR (SELECT p."offset" FROM sio.sio_packets_1 p WHERE p."offset" OPERATOR(pg_catalog.>) v_last
@@ -1969,10 +2013,11 @@ BEGIN
         INSERT INTO sio.sio_packets_0 AS p ("offset", kind, namespace, room, rooms, skip_sids, body, parts, attachment)
         VALUES (pg_catalog.nextval('sio.sio_packets_offset_seq'), 0, OLD.namespace, OLD.room, OLD.rooms,
                 OLD.skip_sids, OLD.body, OLD.parts, OLD.attachment)
+        ON CONFLICT ("offset") DO NOTHING
         RETURNING p."offset", pg_catalog.pg_notify(OLD.channel, pg_catalog.concat(
             p."offset" OPERATOR(pg_catalog.-) 1, ' ', p."offset", OLD.carried))::varchar
         INTO v_offset, v_unused;
-        IF OLD.rooms IS NOT NULL THEN
+        IF OLD.rooms IS NOT NULL AND v_offset IS NOT NULL THEN
             INSERT INTO sio.sio_packet_rooms_0 (namespace, room, "offset")
             SELECT DISTINCT OLD.namespace, r.room, v_offset FROM pg_catalog.unnest(OLD.rooms[2:]) AS r (room);
         END IF;
@@ -1980,15 +2025,18 @@ BEGIN
         INSERT INTO sio.sio_packets_1 AS p ("offset", kind, namespace, room, rooms, skip_sids, body, parts, attachment)
         VALUES (pg_catalog.nextval('sio.sio_packets_offset_seq'), 0, OLD.namespace, OLD.room, OLD.rooms,
                 OLD.skip_sids, OLD.body, OLD.parts, OLD.attachment)
+        ON CONFLICT ("offset") DO NOTHING
         RETURNING p."offset", pg_catalog.pg_notify(OLD.channel, pg_catalog.concat(
             p."offset" OPERATOR(pg_catalog.-) 1, ' ', p."offset", OLD.carried))::varchar
         INTO v_offset, v_unused;
-        IF OLD.rooms IS NOT NULL THEN
+        IF OLD.rooms IS NOT NULL AND v_offset IS NOT NULL THEN
             INSERT INTO sio.sio_packet_rooms_1 (namespace, room, "offset")
             SELECT DISTINCT OLD.namespace, r.room, v_offset FROM pg_catalog.unnest(OLD.rooms[2:]) AS r (room);
         END IF;
     END IF;
-    IF OLD.key IS NOT NULL THEN
+    IF v_offset IS NULL THEN
+        PERFORM sio.sio_outbox_retry();
+    ELSIF OLD.key IS NOT NULL THEN
         PERFORM sio.sio_take_key(OLD.namespace, OLD.key, v_offset);
     END IF;
     RETURN NULL;

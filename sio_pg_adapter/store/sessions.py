@@ -23,6 +23,7 @@ from sio_pg_adapter.log.payload import check_depth, encode_json
 from sio_pg_adapter.log.records import Entry, Held, Kind, Record
 from sio_pg_adapter.log.verdict import Claim, Claimed, pid_hash
 
+from .backends import QUERY_TIMEOUT
 from .batches import columns
 from .database import Database
 from .failures import translated
@@ -271,6 +272,7 @@ class Sessions:
     async def _fetch(self, query: str, *args: object) -> list[asyncpg.Record]:
         async with self._paging:  # in turn: nobody waits at the pool for so long that its time is up
             with translated("reading what a client missed", may_be_stored=None):
-                async with self._database.connection() as connection:
-                    rows: list[asyncpg.Record] = await connection.fetch(self._database.queries[query], *args)
+                async with self._database.page_connection() as connection:
+                    statement = self._database.queries[query]
+                    rows: list[asyncpg.Record] = await connection.fetch(statement, *args, timeout=QUERY_TIMEOUT)
                     return rows

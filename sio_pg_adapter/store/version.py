@@ -22,8 +22,7 @@ async def check_version(connection: Connection, queries: Queries, schema: str) -
 
     :raises SchemaMismatch: if they are not.
     """
-    where = f"the tables of schema {schema!r}"
-    command = "sio-pg migrate" + ("" if schema == "public" else f" --schema {shlex.quote(schema)}")
+    where, command = f"the tables of schema {schema!r}", _command(schema)
     try:
         row = await connection.fetchrow(queries["version"])
     except UNMIGRATED as e:
@@ -33,10 +32,24 @@ async def check_version(connection: Connection, queries: Queries, schema: str) -
             f"{where} are empty, as after a TRUNCATE of all tables: run `{command}`, which repairs them. Leave "
             "tables named sio_* out of what empties tables."
         )
-    if not row["compatible"] <= SCHEMA_VERSION <= row["version"]:
-        version = row["version"]
-        newer = row["compatible"] > SCHEMA_VERSION
-        action = "upgrade the package sio-pg-adapter" if newer else f"run `{command}`"
-        raise SchemaMismatch(f"{where} are of version {version}, this package needs {SCHEMA_VERSION}: {action}")
+    check_range(row["version"], row["compatible"], schema)
     channel: str = row["channel"]
     return channel
+
+
+def check_range(version: int, compatible: int, schema: str) -> None:
+    """Check that this package works with tables of a version.
+
+    :param compatible: the oldest version of the package that they serve.
+    :raises SchemaMismatch: if it does not.
+    """
+    if compatible <= SCHEMA_VERSION <= version:
+        return
+    action = "upgrade the package sio-pg-adapter" if compatible > SCHEMA_VERSION else f"run `{_command(schema)}`"
+    raise SchemaMismatch(
+        f"the tables of schema {schema!r} are of version {version}, this package needs {SCHEMA_VERSION}: {action}"
+    )
+
+
+def _command(schema: str) -> str:
+    return "sio-pg migrate" + ("" if schema == "public" else f" --schema {shlex.quote(schema)}")

@@ -117,19 +117,25 @@ class LogWriter:
         return len(self._waiting) + self._backlog.waiting
 
     @property
+    def running(self) -> bool:
+        """Whether it writes."""
+        return self._task is not None and not self._task.done()
+
+    @property
     def backend(self) -> int | None:
         """See :attr:`.commits.Commits.backend`."""
         return self._commits.backend
 
     def start(self) -> None:
         self._task = asyncio.create_task(self._run(), name="sio_pg log writer")
+        self._task.add_done_callback(lambda _: self._give_up("the writer's task has ended"))
 
     async def close(self) -> None:
         """Write what is waiting, then end. If the database is away, what is waiting fails. Safe to call twice."""
         self._closing = True
         self._wake.set()
         if self._task is not None:
-            await self._task
+            await asyncio.wait((self._task,))
             self._task = None
 
     def append(self, entry: Entry | MemberMove) -> asyncio.Future[Written]:
@@ -149,7 +155,7 @@ class LogWriter:
 
     def _enqueue(self, entry: Entry | MemberMove, *, places: int) -> asyncio.Future[Written]:
         future: asyncio.Future[Written] = asyncio.get_running_loop().create_future()
-        if self._closing or self._task is None:
+        if self._closing or not self.running:
             future.set_exception(StoreUnavailable("appending to the log: closed"))
             self._backlog.leave(places)
         else:
@@ -228,13 +234,14 @@ class LogWriter:
                 future.exception()  # the waiter may be gone: then the error is not reported
         self._on_failed()
         if self._closing and isinstance(error, StoreUnavailable):
-            self._give_up()
+            # Each batch would be tried for seconds before the end.
+            self._give_up("closed while the database was away")
 
-    def _give_up(self) -> None:
-        """Fail what waits: the database is away, and each batch would be tried for seconds before the end."""
+    def _give_up(self, reason: str) -> None:
+        """Fail what waits."""
         while self._waiting:
             _, future, places = self._waiting.popleft()
             self._backlog.leave(places)
             if not future.done():
-                future.set_exception(StoreUnavailable("appending to the log: closed while the database was away"))
+                future.set_exception(StoreUnavailable(f"appending to the log: {reason}"))
                 future.exception()

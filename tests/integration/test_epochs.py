@@ -550,3 +550,61 @@ async def test_a_sequence_that_is_set_between_an_emit_and_its_commit(start_node,
         if isolation == "repeatable_read":
             await emit_in_sql(node, db)
         await arrives_and_recovers(node, wire)
+
+
+@pytest.mark.parametrize(
+    ("isolation", "segment"), [("repeatable_read", 0), ("repeatable_read", 1), ("serializable", 0)]
+)
+@pytest.mark.parametrize("snapshot", ["before", "after"])
+async def test_a_sequence_behind_the_log_in_a_stricter_transaction(start_node, db, isolation, segment, snapshot):
+    """A serialization failure, and the next tries go through. So does everybody else."""
+    node = await start_node()
+    app = await asyncpg.connect(node.manager.node.database.dsn)
+    set_back = "SELECT setval('sio_packets_offset_seq', last_value - 2) FROM sio_packets_offset_seq"
+    tries = 0
+    async with node.client() as client:
+        for _ in range(3):
+            await node.sio.emit("e")
+            assert await client.event() == ["e"]
+        while tries < 4:
+            tries += 1
+            with contextlib.suppress(asyncpg.SerializationError):
+                async with app.transaction(isolation=isolation):
+                    if snapshot == "before":
+                        await app.fetch("SELECT FROM pg_class LIMIT 1")
+                    if tries == 1:
+                        await node.sio.emit("f")
+                        assert await client.event() == ["f"]
+                        await db.execute("SELECT setval('sio_active_segment', $1)", segment)
+                        await db.execute(set_back)
+                    await app.execute("SELECT sio_emit('e')")
+                break
+        assert 1 < tries < 4
+        await arrives_and_recovers(node, client)
+    await app.close()
+
+
+async def test_an_epoch_that_an_older_snapshot_does_not_show_is_not_begun_twice(start_node, db):
+    """The sequence was set back after the epoch began."""
+    node = await start_node()
+    app = await asyncpg.connect(node.manager.node.database.dsn)
+    async with node.client() as client:
+        with pytest.raises(asyncpg.SerializationError):
+            async with app.transaction(isolation="repeatable_read"):
+                await app.fetch("SELECT FROM pg_class LIMIT 1")
+                await db.execute("DELETE FROM sio_marker; SELECT sio_lock_and_check_epoch()")
+                await db.execute("SELECT setval('sio_packets_offset_seq', 1, false)")
+                await app.execute("SELECT sio_emit('e')")
+        async with app.transaction(isolation="repeatable_read"):
+            await app.execute("SELECT sio_emit('e')")
+        await arrives_and_recovers(node, client)
+    await app.close()
+
+
+async def test_scripts_that_set_the_sequences_of_columns_leave_the_log_alone(db):
+    """They would set it below the offsets of appends that go on meanwhile."""
+    owned = """
+        SELECT s.relname FROM pg_depend d JOIN pg_class s ON s.oid = d.objid
+        WHERE s.relkind = 'S' AND d.deptype IN ('a', 'i') AND s.relname LIKE 'sio\\_%' AND d.refobjsubid > 0
+    """
+    assert {row[0] for row in await db.fetch(owned)} == {"sio_nodes_number_seq"}

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import uuid
 
+import asyncpg
 import pytest
 
 from sio_pg_adapter import AsyncPostgresManager, AsyncServer
 from sio_pg_adapter.store.pruner import Pruned
+from sio_pg_adapter.store.queries import Queries
 from support.nodes import Node
 from support.pruning import prune_once
 
+NODE = str(uuid.uuid4())
 EXPIRE = "UPDATE sio_sessions SET expires_at = clock_timestamp() - interval '1 s' WHERE node IS NULL"
 
 
@@ -226,3 +230,17 @@ async def test_case_33_ended_sessions_are_no_expired_ones(start_with_handler, db
                 await asyncio.sleep(0.01)
         await node.manager.node.pruner.prune()
     assert expired.calls == []
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [("expire", [1]), ("take_expired", [["*"], NODE, 1]), ("delete_expired", [[1], NODE])],
+)
+async def test_what_ends_sessions_waits_for_the_log_before_it_locks_a_row(db, pg_dsn, name, arguments):
+    """A kick locks rows under the log's lock. Rows that were locked in another order would be a deadlock."""
+    other = await asyncpg.connect(pg_dsn, server_settings={"lock_timeout": "100ms"})
+    async with db.transaction():
+        await db.execute("LOCK TABLE sio_lock IN EXCLUSIVE MODE")
+        with pytest.raises(asyncpg.LockNotAvailableError):
+            await other.fetch(Queries("public")[name], *arguments)
+    await other.close()

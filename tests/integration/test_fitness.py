@@ -17,8 +17,9 @@ from psycopg.conninfo import conninfo_to_dict
 from integration.test_epochs import make_database, query
 from sio_pg_adapter import ConfigurationError, SchemaMismatch, StoreUnavailable
 from sio_pg_adapter.embedded import EmbeddedPostgres
-from sio_pg_adapter.migrate import upgrade
+from sio_pg_adapter.migrate import downgrade, upgrade
 from sio_pg_adapter.servers import check_support
+from sio_pg_adapter.store import listener
 from sio_pg_adapter.store.failures import OutcomeUnknown, unknown_outcome
 from support.asgi_client import Closed
 from support.proxy import Proxy
@@ -34,7 +35,9 @@ def expected_errors() -> list[str]:
 
 @pytest.fixture
 def quick_probes(monkeypatch) -> None:
-    monkeypatch.setattr("sio_pg_adapter.store.listener.PROBE_INTERVAL", 0.2)
+    for module in ("store.listener", "node"):
+        monkeypatch.setattr(f"sio_pg_adapter.{module}.PROBE_INTERVAL", 0.2)
+        monkeypatch.setattr(f"sio_pg_adapter.{module}.PROBE_TIMEOUT", 0.5)
 
 
 async def healthy(node) -> None:
@@ -80,7 +83,7 @@ async def test_a_pool_that_is_stricter_is_refused_by_name(strict, start_node):
 
 async def test_functions_that_lock_the_log_refuse_stricter_transactions(db):
     for call in ("sio_lock_and_check_epoch()", "sio_append_event(1, '/', '', '[\"e\"]', NULL, NULL)", "sio_expire(1)",
-                 "sio_trim(1, 1)", "sio_switch_segment(1)"):  # fmt: skip
+                 "sio_delete_expired(NULL, NULL)", "sio_trim(1, 1)", "sio_switch_segment(1)"):  # fmt: skip
         for level in ("repeatable_read", "serializable"):
             with pytest.raises(asyncpg.InvalidTransactionStateError, match="read committed"):
                 async with db.transaction(isolation=level):
@@ -260,7 +263,7 @@ async def test_a_node_that_was_counted_dead_while_it_listens_finds_out(start_nod
     assert await db.fetchval("SELECT died_at IS NULL FROM sio_nodes")
 
 
-async def test_records_that_nothing_announced_are_found_by_two_probes(start_node, quick_probes, db):
+async def test_records_that_nothing_announced_are_found_by_a_probe(start_node, quick_probes, db):
     node, other = await start_node(), await start_node()
     async with node.client() as wire:
         await db.execute("UPDATE sio_log SET channel = 'sio_elsewhere'")
@@ -275,8 +278,7 @@ async def node_status(dsn: str) -> str:
     return done.stdout
 
 
-async def test_health_says_why_an_append_cannot_be_made(start_node, quick_probes, pg_dsn, db, monkeypatch):
-    monkeypatch.setattr("sio_pg_adapter.store.listener.PROBE_TIMEOUT", 0.3)
+async def test_health_says_why_an_append_cannot_be_made(start_node, quick_probes, pg_dsn, db):
     node = await start_node()
     async with db.transaction():
         await db.execute("LOCK TABLE sio_lock IN EXCLUSIVE MODE")
@@ -286,6 +288,115 @@ async def test_health_says_why_an_append_cannot_be_made(start_node, quick_probes
     with contextlib.suppress(StoreUnavailable):
         await emit
     await healthy(node)
+
+
+# -- health: false within 20 s of whatever keeps an event from a client -------------------------------------------
+def test_a_probe_notices_within_20_seconds():
+    assert listener.PROBE_INTERVAL + listener.PROBE_TIMEOUT <= 20
+
+
+@pytest.mark.parametrize("only_emits", [False, True])
+async def test_health_says_who_holds_the_lock_of_the_log(start_node, start_store, quick_probes, db, only_emits):
+    """The process itself has nothing to append."""
+    node = await (start_store() if only_emits else start_node())
+    pid = await db.fetchval("SELECT pg_backend_pid()")
+    async with db.transaction():
+        await db.execute("LOCK TABLE sio_lock IN EXCLUSIVE MODE")
+        await reason(node, f"the log's lock was not free for 0.4 s. Process {pid} of the server")
+    await healthy(node)
+
+
+async def test_health_names_a_standby_that_commits_wait_for(start_node, quick_probes):
+    settings = {"wal_level": "replica", "max_wal_senders": "4", "synchronous_commit": "on"}
+    with EmbeddedPostgres(settings=settings) as server:
+        node = await start_node(dsn=await make_database(server))
+        over = asyncio.Event()
+
+        async def emits() -> int:
+            """Emit on and on: the server reads its settings some time after it was asked to."""
+            count = 0
+            while not over.is_set():
+                await node.sio.emit("e", count)
+                count += 1
+                await asyncio.sleep(0.02)
+            return count
+
+        async with node.client() as client:
+            emitting = asyncio.create_task(emits())
+            await query(server.admin_dsn(), "ALTER SYSTEM SET synchronous_standby_names = 'away'")
+            await query(server.admin_dsn(), "SELECT pg_reload_conf()")
+            await reason(node, "waits for a synchronous standby")
+            await query(server.admin_dsn(), "ALTER SYSTEM RESET synchronous_standby_names")
+            await query(server.admin_dsn(), "SELECT pg_reload_conf()")
+            await healthy(node)
+            over.set()
+            count = await emitting
+            assert [await client.event() for _ in range(count)] == [["e", i] for i in range(count)]
+        await node.sio.shutdown()
+
+
+async def test_health_says_that_a_reader_does_not_answer(start_node, quick_probes):
+    node = await start_node()
+    async with node.manager.database.reader:
+        await reason(node, "reader has not answered")
+    await healthy(node)
+
+
+@pytest.mark.parametrize("name", ["cursor", "writer", "listener"])
+async def test_health_says_which_task_has_ended(start_node, name):
+    node = await start_node()
+    task = getattr(node.manager.node, name)._task
+    task.cancel()
+    await asyncio.wait((task,))
+    health = await node.manager.health()
+    assert not health.ok and "task has ended" in health.reason
+
+
+async def test_health_says_that_nothing_is_pruned_any_more(start_node):
+    """No event is kept from a client by that."""
+    node = await start_node()
+    task = node.manager.node.pruner._task
+    task.cancel()
+    await asyncio.wait((task,))
+    health = await node.manager.health()
+    assert health.ok and "pruner" in health.reason
+
+
+async def test_health_says_that_the_tables_are_of_another_version(start_node, quick_probes, db):
+    node = await start_node()
+    await db.execute("UPDATE sio_log SET version = 99, compatible = 99")
+    await reason(node, "version 99")
+    with pytest.raises(SchemaMismatch, match="upgrade the package"):
+        await node.sio.emit("e")
+    await db.execute("UPDATE sio_log SET version = 1, compatible = 1")
+    await healthy(node)
+
+
+async def test_health_says_that_the_tables_are_gone(start_node, quick_probes, pg_dsn, expected_errors):
+    expected_errors += ["the log is another one"]
+    node = await start_node()
+    await asyncio.to_thread(downgrade, pg_dsn)
+    await reason(node, "sio-pg migrate")
+    await asyncio.to_thread(upgrade, pg_dsn)
+    await healthy(node)
+
+
+async def test_health_says_that_the_node_is_behind_the_log(start_node, quick_probes, db, monkeypatch):
+    """Nothing announces the record, and it cannot be read."""
+    monkeypatch.setattr("sio_pg_adapter.node.HEAD_WAIT", 0.2)
+    node, other = await start_node(), await start_node()
+
+    async def unreadable(*_: object) -> None:
+        raise StoreUnavailable("the range cannot be read")
+
+    readable, node.manager.node.reader.range = node.manager.node.reader.range, unreadable
+    await db.execute("UPDATE sio_log SET channel = 'sio_elsewhere'")
+    async with node.client() as client:
+        await other.sio.emit("e")
+        await reason(node, "behind the log")
+        node.manager.node.reader.range = readable
+        await healthy(node)
+        assert await client.event() == ["e"]
 
 
 async def test_a_node_whose_number_is_taken_has_the_next_free_one(start_node, db):
@@ -319,6 +430,44 @@ async def test_a_node_that_comes_back_under_another_role_lives(start_node, quick
     await until(lambda: node.manager.node.reconnects > 0)
     await healthy(node)
     assert await db.fetchval("SELECT sio_node_alive(number, role) FROM sio_nodes")
+
+
+# -- a client that vanishes -------------------------------------------------------------------------------------
+@pytest.fixture
+def tcp_server() -> Iterator[EmbeddedPostgres]:
+    with EmbeddedPostgres(tcp=True) as server:
+        yield server
+
+
+@pytest.mark.parametrize("given", [True, False], ids=["a given pool", "an own pool"])
+async def test_the_server_notices_that_a_node_has_vanished(tcp_server, start_node, given):
+    """A lock that the node held would stay for hours."""
+    dsn = await make_database(tcp_server)
+    async with asyncpg.create_pool(dsn, min_size=0, max_size=6) as pool:
+        node = await (start_node(dsn=None, manager={"pool": pool}) if given else start_node(dsn=dsn))
+        database = node.manager.node.database
+        for kept in (database.writer, database.reader):
+            async with kept as connection:
+                assert await connection.fetchval("SHOW tcp_keepalives_idle") == "10"
+                assert await connection.fetchval("SHOW tcp_user_timeout") == "20000"
+        connection = node.manager.node.listener._connection
+        assert await connection.fetchval("SHOW tcp_keepalives_idle") == "10"
+        await node.sio.shutdown()
+        async with pool.acquire() as connection:
+            assert await connection.fetchval("SHOW tcp_user_timeout") == "0"
+
+
+async def test_the_server_notices_that_a_migration_has_vanished(tcp_server):
+    dsn = await make_database(tcp_server)
+    for ddl in (
+        "CREATE TABLE seen (setting text)",
+        """CREATE FUNCTION seen() RETURNS event_trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
+        BEGIN INSERT INTO public.seen VALUES (current_setting('tcp_user_timeout')); END $$""",
+        "CREATE EVENT TRIGGER seen ON ddl_command_end EXECUTE FUNCTION seen()",
+    ):
+        await query(tcp_server.admin_dsn("history"), ddl)
+    await asyncio.to_thread(upgrade, dsn, schema="other")
+    assert {row[0] for row in await query(tcp_server.admin_dsn("history"), "SELECT setting FROM seen")} == {"20000"}
 
 
 # -- a pool of the application's --------------------------------------------------------------------------------
@@ -375,6 +524,22 @@ async def test_large_bodies_are_delivered_while_handlers_hold_the_whole_pool(sta
         async with node.client() as wire, pool.acquire():
             await other.sio.emit("large", "x" * 100_000)
             assert (await wire.event())[0] == "large"
+        await node.sio.shutdown()
+
+
+async def test_clients_recover_while_handlers_hold_the_whole_pool(start_node, pg_dsn, monkeypatch):
+    """In pages, since the claim brings none along, and the node has forgotten what was missed."""
+    monkeypatch.setattr("sio_pg_adapter.server.connect.PAGE", 7)
+    monkeypatch.setattr("sio_pg_adapter.store.sessions.CARRIED_EVENTS", 0)
+    monkeypatch.setattr("sio_pg_adapter.local.recent.RECENT_RECORDS", 3)
+    async with asyncpg.create_pool(pg_dsn, min_size=0, max_size=4) as pool:
+        node = await start_node(dsn=None, manager={"pool": pool})
+        async with node.client() as client, pool.acquire():
+            await client.drop()
+            for i in range(30):
+                await node.sio.emit("e", i)
+            async with node.client(pid=client.pid) as again:
+                assert [await again.event() for _ in range(30)] == [["e", i] for i in range(30)]
         await node.sio.shutdown()
 
 

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import re
 import secrets
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Iterator
 
 import asyncpg
@@ -12,6 +16,7 @@ import pytest
 
 from integration.test_migrate import introspect
 from integration.test_segments import KEEP, MANY, QUERIES, active, fill
+from integration.test_transactions_sql import snippets
 from sio_pg_adapter import emit_async, migrate
 from support.store import Store
 
@@ -99,6 +104,54 @@ async def test_default_privileges_open_nothing(pg_empty_dsn, anybody, start_node
         await owner.close()
 
 
+@pytest.fixture
+def role(pg_admin, pg_admin_dsn) -> Iterator[str]:
+    name = f"somebody_{secrets.token_hex(4)}"
+    pg_admin.execute(f"CREATE ROLE {name}")
+    yield name
+    with psycopg.connect(pg_admin_dsn, autocommit=True) as admin:
+        admin.execute(f"DROP OWNED BY {name}")
+    pg_admin.execute(f"DROP ROLE {name}")
+
+
+def command(name: str, dsn: str, *options: str) -> str:
+    """Return what a command prints."""
+    line = [sys.executable, "-m", "sio_pg_adapter", name, "--dsn", dsn, *options]
+    return subprocess.run(line, check=True, capture_output=True, text=True).stdout
+
+
+AS_DOCUMENTED = next(block for block in snippets() if block.startswith("-- roles"))
+
+
+@pytest.mark.parametrize(
+    ("grant", "rights"),
+    [
+        ("GRANT EXECUTE ON FUNCTION sio_emit TO sio_node", {}),
+        (AS_DOCUMENTED, {}),
+        (AS_DOCUMENTED + ";GRANT TRIGGER ON sio_log TO sio_node", {"TRIGGER": ["sio_log"]}),
+        ("GRANT SELECT ON sio_log TO sio_node", {"SELECT": ["sio_log"]}),
+        ("GRANT USAGE ON SEQUENCE sio_active_segment TO sio_node", {"USAGE": ["sio_active_segment"]}),
+        ("GRANT EXECUTE ON FUNCTION sio_outbox_retry TO sio_node", {"EXECUTE": ["sio_outbox_retry"]}),
+    ],
+)
+async def test_rights_that_the_documentation_does_not_give_are_named(db, pg_dsn, role, grant, rights):
+    await db.execute(re.sub(r"\bsio_(node|emitter)\b", role, grant))
+    status = json.loads(await asyncio.to_thread(command, "status", pg_dsn, "--json"))
+    assert status["rights"] == ([{"role": role, "rights": rights}] if rights else [])
+
+
+async def test_status_and_migrate_say_who_has_rights_on_the_log(db, pg_dsn, role):
+    """As Supabase grants them: on the whole schema, to "anon"."""
+    await db.execute(f"GRANT ALL ON ALL TABLES IN SCHEMA public TO {role}; GRANT SELECT ON sio_log TO PUBLIC")
+    for name in ("migrate", "status"):
+        printed = " ".join((await asyncio.to_thread(command, name, pg_dsn)).split())
+        assert f"The role {role} has rights that the documentation does not give: " in printed
+        assert (
+            "Every role (PUBLIC) has rights that the documentation does not give: SELECT on sio_log. Rev" in printed
+        )
+        assert "TRIGGER on sio_attachments and " in printed
+
+
 # -- the replica role -------------------------------------------------------------------------------------------
 @pytest.fixture
 async def replica(pg_admin_dsn: str) -> AsyncIterator[asyncpg.Connection]:
@@ -135,7 +188,7 @@ async def test_a_truncate_of_the_replica_role_ends_sessions_and_the_epoch(store:
 
 
 async def test_what_the_replica_role_inserts_into_the_whole_comes_into_a_segment(store: Store, db, replica):
-    await replica.execute("INSERT INTO sio_packets (kind, namespace, body) VALUES (0, '/', '[\"e\"]')")
+    await replica.execute("INSERT INTO sio_packets (\"offset\", kind, namespace, body) VALUES (1, 0, '/', '[\"e\"]')")
     await replica.execute("INSERT INTO sio_packet_rooms VALUES ('/', 'x', 1)")
     assert [r.body for r in (await store.reader.range(0, 10))[1]] == ['["e"]']
     assert await db.fetchval("SELECT count(*) FROM sio_packet_rooms_0") == 1

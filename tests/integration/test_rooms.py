@@ -248,3 +248,34 @@ async def test_the_room_of_a_client_that_connects_is_its_own(start_node, recover
             await node.sio.emit("end", volatile=True)
             assert (await wire.recv()).startswith('2["secret"')
             assert (await other.recv()).startswith('2["end"')
+
+
+@pytest.mark.parametrize("recovery", [True, False])
+async def test_a_client_of_another_node_cannot_stay_in_the_room_of_a_sid(start_node, recovery):
+    """The store does not know the sid while its connect is being decided, and never without a session."""
+    node, elsewhere = await start_node(recovery=recovery), await start_node()
+    entered, may_go_on = asyncio.Event(), asyncio.Event()
+    newcomers = []
+
+    @node.sio.event
+    async def connect(sid, environ, auth):
+        newcomers.append(sid)
+        entered.set()
+        await may_go_on.wait()
+
+    async with elsewhere.client() as other, AsgiClient(node.sio) as client:
+        client.send("0")
+        await entered.wait()
+        (sid,) = newcomers
+        for work in (elsewhere.sio.enter_room(other.sid, sid), elsewhere.sio.sockets_join(other.sid, sid)):
+            await work
+            async with asyncio.timeout(5):
+                while sid in await elsewhere.sio.fetch_rooms(other.sid):
+                    await asyncio.sleep(0.01)
+        await elsewhere.sio.close_room(sid)
+        may_go_on.set()
+        assert (await client.recv()).startswith("0{")
+        await node.sio.emit("secret", to=sid)
+        assert (await client.recv()).startswith('2["secret"')
+        await elsewhere.sio.emit("end", to=other.sid)
+        assert (await other.event()) == ["end"]

@@ -1,6 +1,14 @@
 -- Appends. A node changes the log and sessions by sio_append_batch, sio_append_event and sio_move_members. Transactional
 -- emits (outbox.sql), expiry, retention and epochs have functions of their own.
 
+-- Waits for the log's lock as an append does, for at most p_wait milliseconds, and gives it back. Writes nothing.
+CREATE FUNCTION sio.sio_wait_for_lock(p_wait integer) RETURNS void
+LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM set_config('lock_timeout', p_wait::text, true);
+    LOCK TABLE sio.sio_lock IN EXCLUSIVE MODE;
+END $$;
+
 -- Appends one record of a kind other than an event, and returns its offset. The caller holds the log's lock.
 CREATE FUNCTION sio.sio_put_record(
     p_batch bigint, p_kind integer, p_namespace text, p_room text, p_sid text,

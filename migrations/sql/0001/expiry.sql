@@ -49,3 +49,13 @@ BEGIN
         LIMIT p_limit)
     RETURNING s.id, s.namespace, s.sid, s.data;
 END $$;
+
+-- Deletes expired sessions whose handlers a node has called. Like all others that change a session it takes the log's
+-- lock first. Rows that it locked in another order than a kick or a TRUNCATE of the log would be a deadlock.
+CREATE FUNCTION sio.sio_delete_expired(p_sessions bigint[], p_node uuid) RETURNS void
+LANGUAGE plpgsql AS $$
+BEGIN
+    LOCK TABLE sio.sio_lock IN EXCLUSIVE MODE;
+    PERFORM sio.sio_check_isolation();
+    DELETE FROM sio.sio_sessions WHERE id = ANY (p_sessions) AND expiry_node = p_node;
+END $$;

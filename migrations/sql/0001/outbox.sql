@@ -21,16 +21,29 @@ BEGIN
     RETURN NULL;
 END $$;
 
+-- Fails the transaction so that it can be tried again, because the sequence was set back below records of the log. The
+-- sequence is set below every epoch first. That outlasts the rollback, so the next append or the next try begins an
+-- epoch. The caller holds the log's lock.
+CREATE FUNCTION sio.sio_outbox_retry() RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    PERFORM setval('sio.sio_packets_offset_seq', 1, false);
+    RAISE serialization_failure USING MESSAGE =
+        'could not serialize access: the sequence of the log was set back, and a new epoch has to begin';
+END $$;
+
 -- Begins an epoch if needed. The caller holds the log's lock. p_above: the last offset at the time of the emit. If the
 -- sequence was moved since then, an epoch or records may have come that an older snapshot does not show.
 CREATE FUNCTION sio.sio_outbox_epoch(p_above bigint) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
-    IF current_setting('transaction_isolation') <> 'read committed' AND (
-           p_above IS NOT NULL
-           OR (SELECT last_value FROM sio.sio_packets_offset_seq) >> 40 > (SELECT max(epoch) FROM sio.sio_epochs)) THEN
-        RAISE serialization_failure USING MESSAGE =
-            'could not serialize access: the log began a new epoch after this transaction''s snapshot';
+    IF current_setting('transaction_isolation') <> 'read committed' THEN
+        IF p_above IS NOT NULL THEN
+            PERFORM sio.sio_outbox_retry();
+        ELSIF (SELECT last_value FROM sio.sio_packets_offset_seq) >> 40 > (SELECT max(epoch) FROM sio.sio_epochs) THEN
+            RAISE serialization_failure USING MESSAGE =
+                'could not serialize access: the log began a new epoch after this transaction''s snapshot';
+        END IF;
     END IF;
     PERFORM sio.sio_check_epoch(coalesce(p_above, 0));
 END $$;
@@ -55,7 +68,9 @@ END $$;
 -- function sets no search_path, and names operators in full instead.
 --
 -- The snapshot of a repeatable read or serializable transaction may be older than the last append, so the function reads
--- sequences instead of tables. Only a read committed transaction looks for records above the sequence.
+-- sequences instead of tables. It also looks for records above the sequence, but not in a serializable transaction, which
+-- would then depend on all others. ON CONFLICT makes an offset that is taken an error that can be tried again, whatever
+-- the snapshot shows.
 CREATE FUNCTION sio.sio_outbox_append() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER AS $$
 DECLARE v_segment bigint; v_last bigint; v_offset bigint; v_unused varchar;
@@ -81,7 +96,7 @@ BEGIN
         v_unused := pg_catalog.set_config('lock_timeout', '2s', true);
     END IF;
     IF (v_last OPERATOR(pg_catalog.>=) OLD.above) IS NOT TRUE
-       OR pg_catalog.current_setting('transaction_isolation') OPERATOR(pg_catalog.=) 'read committed'
+       OR pg_catalog.current_setting('transaction_isolation') OPERATOR(pg_catalog.<>) 'serializable'
           AND ((SELECT p."offset" FROM sio.sio_packets_0 p WHERE p."offset" OPERATOR(pg_catalog.>) v_last
                 ORDER BY p."offset" LIMIT 1) IS NOT NULL
                OR (SELECT p."offset" FROM sio.sio_packets_1 p WHERE p."offset" OPERATOR(pg_catalog.>) v_last
@@ -96,10 +111,11 @@ BEGIN
         INSERT INTO sio.sio_packets_0 AS p ("offset", kind, namespace, room, rooms, skip_sids, body, parts, attachment)
         VALUES (pg_catalog.nextval('sio.sio_packets_offset_seq'), 0, OLD.namespace, OLD.room, OLD.rooms,
                 OLD.skip_sids, OLD.body, OLD.parts, OLD.attachment)
+        ON CONFLICT ("offset") DO NOTHING
         RETURNING p."offset", pg_catalog.pg_notify(OLD.channel, pg_catalog.concat(
             p."offset" OPERATOR(pg_catalog.-) 1, ' ', p."offset", OLD.carried))::varchar
         INTO v_offset, v_unused;
-        IF OLD.rooms IS NOT NULL THEN
+        IF OLD.rooms IS NOT NULL AND v_offset IS NOT NULL THEN
             INSERT INTO sio.sio_packet_rooms_0 (namespace, room, "offset")
             SELECT DISTINCT OLD.namespace, r.room, v_offset FROM pg_catalog.unnest(OLD.rooms[2:]) AS r (room);
         END IF;
@@ -107,15 +123,18 @@ BEGIN
         INSERT INTO sio.sio_packets_1 AS p ("offset", kind, namespace, room, rooms, skip_sids, body, parts, attachment)
         VALUES (pg_catalog.nextval('sio.sio_packets_offset_seq'), 0, OLD.namespace, OLD.room, OLD.rooms,
                 OLD.skip_sids, OLD.body, OLD.parts, OLD.attachment)
+        ON CONFLICT ("offset") DO NOTHING
         RETURNING p."offset", pg_catalog.pg_notify(OLD.channel, pg_catalog.concat(
             p."offset" OPERATOR(pg_catalog.-) 1, ' ', p."offset", OLD.carried))::varchar
         INTO v_offset, v_unused;
-        IF OLD.rooms IS NOT NULL THEN
+        IF OLD.rooms IS NOT NULL AND v_offset IS NOT NULL THEN
             INSERT INTO sio.sio_packet_rooms_1 (namespace, room, "offset")
             SELECT DISTINCT OLD.namespace, r.room, v_offset FROM pg_catalog.unnest(OLD.rooms[2:]) AS r (room);
         END IF;
     END IF;
-    IF OLD.key IS NOT NULL THEN
+    IF v_offset IS NULL THEN
+        PERFORM sio.sio_outbox_retry();
+    ELSIF OLD.key IS NOT NULL THEN
         PERFORM sio.sio_take_key(OLD.namespace, OLD.key, v_offset);
     END IF;
     RETURN NULL;

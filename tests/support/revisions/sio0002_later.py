@@ -18,10 +18,11 @@ branch_labels = None
 depends_on = None
 
 SQL = Path(__file__).parent
+ROWS = SQL / "rows.sql"
 
 
 def upgrade() -> None:
-    run_sql(op, SQL / "lock.sql", SQL / "upgrade.sql")
+    run_sql(op, SQL / "lock.sql", SQL / "upgrade.sql", ROWS)
 
 
 def downgrade() -> None:

@@ -48,6 +48,3 @@ BEGIN
     END IF;
     RETURN v_offset;
 END $$;
-
--- Servers of version 1 go on working, so `compatible` stays.
-UPDATE sio.sio_log SET version = 2;

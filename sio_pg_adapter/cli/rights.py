@@ -1,0 +1,72 @@
+"""Rights on the tables and functions that the documentation does not give.
+
+Somebody has granted them, or ``ALTER DEFAULT PRIVILEGES`` has after the migration. The page on transactions says what
+a node and an emitter need.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from sio_pg_adapter.schema.tables import metadata_in
+
+from . import terminal
+
+PUBLIC = "PUBLIC"
+"""The grantee that stands for every role."""
+
+EMITTER_FUNCTIONS = {"sio_emit", "sio_emit_encoded"}
+"""The functions of an emitter and a node."""
+
+NODE_PRIVILEGES = {"SELECT", "INSERT", "UPDATE", "DELETE"}
+"""What a node may do with each table but those below."""
+
+NODE_TABLES = set(metadata_in(None).tables) - {"sio_outbox"}
+"""The tables of a node."""
+
+TRUNCATED = {"sio_packets_0", "sio_packets_1", "sio_packet_rooms_0", "sio_packet_rooms_1"}
+"""The tables that a node may truncate as well."""
+
+Right = tuple[str, str, str]
+"""A privilege, the kind of an object ("table", "sequence" or "function") and its name."""
+
+
+def unexpected_rights(rows: Iterable[Any]) -> list[dict[str, Any]]:
+    """Return each role that has rights which the documentation does not give, with these rights.
+
+    :param rows: what the query "rights" returns.
+    """
+    rights: dict[str, set[Right]] = defaultdict(set)
+    for row in rows:
+        rights[row["role"]].add((row["privilege"], row["kind"], row["name"]))
+    unexpected = []
+    for role, held in sorted(rights.items()):
+        if surplus := _surplus(held):
+            names = defaultdict(list)
+            for privilege, _, name in sorted(surplus):
+                names[privilege].append(name)
+            unexpected.append({"role": role, "rights": dict(names)})
+    return unexpected
+
+
+def _surplus(held: set[Right]) -> set[Right]:
+    node = {(privilege, "table", name) for privilege in NODE_PRIVILEGES for name in NODE_TABLES}
+    surplus = {right for right in held if right[1:] not in {("function", name) for name in EMITTER_FUNCTIONS}}
+    if not node <= held:  # not a node
+        return surplus
+    sequences = {right for right in surplus if right[1] == "sequence"}
+    return surplus - node - sequences - {("TRUNCATE", "table", name) for name in TRUNCATED}
+
+
+def lines(unexpected: list[dict[str, Any]]) -> Iterator[str]:
+    """Yield a line about each role, for people."""
+    for entry in unexpected:
+        rights = ", ".join(f"{privilege} on {_names(names)}" for privilege, names in entry["rights"].items())
+        role = "Every role (PUBLIC)" if entry["role"] == PUBLIC else f"The role {terminal.printable(entry['role'])}"
+        yield f"{role} has rights that the documentation does not give: {rights}. Revoke what it does not need."
+
+
+def _names(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
