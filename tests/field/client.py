@@ -21,8 +21,8 @@ class FieldClient:
     """A client.
 
     :param name: what it is called in reports.
-    :param choose: returns the node to connect to next.
     :param rooms: the rooms that the nodes' ``connect`` handlers enter for it.
+    :ivar choose: returns the node to connect to next.
     :ivar lives: what it saw in each of its sessions. The last one goes on.
     :ivar got: the numbers of all events that it got.
     """
@@ -33,7 +33,7 @@ class FieldClient:
         self.got: set[int] = set()
         self.connected = asyncio.Event()
         self.refusals: list[str] = []
-        self._choose = choose
+        self.choose = choose
         self._rooms = rooms
         self._dice = dice
         self._pid: str | None = None
@@ -80,7 +80,7 @@ class FieldClient:
     async def _run(self) -> None:
         while not self.refusals:
             self._away.clear()
-            wire = self._wire = AsgiClient(self._choose().sio)
+            wire = self._wire = AsgiClient(self.choose().sio)
             wire.patience = None
             self._vanished.append(wire)
             reading = asyncio.create_task(self._read(wire), name=f"{self.name} reads")

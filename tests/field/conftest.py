@@ -13,18 +13,26 @@ from support.replicas import client_programs
 LONG = 60.0
 """From this many seconds on the nodes keep their own times."""
 
+STATEMENT = 1.0
+"""For how long a node waits for a statement in a short run, in seconds."""
+
 QUICK = {
-    "listener.PROBE_INTERVAL": 0.5,
-    "listener.PROBE_TIMEOUT": 1.0,
-    "database.CHECK_WAIT": 1.0,
-    "database.QUERY_TIMEOUT": 1.5,
-    "commits.QUERY_TIMEOUT": 1.5,
-    "commits.GIVE_UP_AFTER": 1.5,
-    "fitness.QUERY_TIMEOUT": 1.5,
-    "presence.QUERY_TIMEOUT": 1.5,
-    "backends.QUERY_TIMEOUT": 1.5,
+    "store.listener.PROBE_INTERVAL": 0.5,
+    "store.listener.PROBE_TIMEOUT": 1.0,
+    "store.database.CHECK_WAIT": 1.0,
+    "store.database.CONNECT_TIMEOUT": 1.0,
+    "cluster.messages.QUERY_TIMEOUT": STATEMENT,
+    "store.commits.GIVE_UP_AFTER": 1.5,
+    "local.appender.EFFECT_WAIT": 1.0,
+    "cluster.members.UNSTORED_WAIT": 1.0,
+    "server.connect.CURSOR_WAIT": 1.0,
+    **{
+        f"store.{name}.QUERY_TIMEOUT": STATEMENT
+        for name in ("backends", "commits", "database", "fitness", "presence")
+    },
+    **{f"store.{name}.ATTACHMENT_TIMEOUT": STATEMENT for name in ("commits", "reader")},
 }
-"""Times of the store in a short run, in seconds."""
+"""Times of the nodes in a short run, in seconds."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -40,7 +48,7 @@ def seconds(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     seconds: float = request.config.getoption("--field-seconds")
     if seconds < LONG:
         for name, value in QUICK.items():
-            monkeypatch.setattr(f"sio_pg_adapter.store.{name}", value)
+            monkeypatch.setattr(f"sio_pg_adapter.{name}", value)
     return seconds
 
 

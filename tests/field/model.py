@@ -24,6 +24,8 @@ from enum import Enum
 
 import asyncpg
 
+from sio_pg_adapter.log.payload import unpack
+
 Span = tuple[str, int, int | None]
 """A room, and the offsets between which a session was in it."""
 
@@ -94,10 +96,11 @@ class Log:
         connection = await asyncpg.connect(dsn)
         try:
             rows = await connection.fetch(
-                "SELECT \"offset\", body, coalesce(rooms, ARRAY[room]) AS rooms, coalesce(skip_sids, '{}') AS skips"
+                'SELECT "offset", body, attachment, coalesce(rooms, ARRAY[room]) AS rooms,'
+                " coalesce(skip_sids, '{}') AS skips"
                 ' FROM public.sio_packets WHERE kind = 0 ORDER BY "offset"'
             )
-            events = [Event(r["offset"], await _number(connection, r["body"]), r["rooms"], r["skips"]) for r in rows]
+            events = [Event(r["offset"], await _number(connection, r), r["rooms"], r["skips"]) for r in rows]
             sessions = "(SELECT * FROM public.sio_sessions UNION ALL SELECT * FROM public.chaos_sessions)"
             starts = {
                 r["sid"]: r["start_offset"]
@@ -127,9 +130,11 @@ class Log:
         return faults + [f"{event} is missing, of {len(missing)} in all" for event in missing[:5]]
 
 
-async def _number(connection: asyncpg.Connection, body: str | None) -> int:
-    if body is None:  # it is in the attachment table, packed: the JSON text comes first
-        raise AssertionError("a body of the walk is larger than a record of the log")
+async def _number(connection: asyncpg.Connection, row: asyncpg.Record) -> int:
+    body = row["body"]
+    if row["attachment"] is not None:
+        data = await connection.fetchval("SELECT data FROM public.sio_attachments WHERE id = $1", row["attachment"])
+        body = next(iter(unpack(data)))
     return int(json.loads(body)[1])
 
 

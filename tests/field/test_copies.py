@@ -95,7 +95,7 @@ async def test_copies(seconds: float, seed: int, programs: Path) -> None:
     copies = Copies(programs)
     try:
         await make_log(copies.server)
-        async with copies.way.running(), Walk(seed, lambda: copies.server.dsn()) as walk:
+        async with copies.way.running(), Walk(seed, lambda: copies.server.dsn()) as walk:  # noqa: PLW0108 - it changes
             await walk.start([{"dsn": copies.way.dsn}] * 2)
             end = time.monotonic() + seconds
             scenarios = [restore, two_primaries]

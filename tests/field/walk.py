@@ -119,15 +119,20 @@ class Walk:
 
     # -- load -------------------------------------------------------------------------------------------------
     @contextlib.asynccontextmanager
-    async def load(self, pause: float = 0.03, *, transactions: bool = True) -> AsyncIterator[None]:
+    async def load(
+        self, pause: float = 0.03, *, moves: bool = True, transactions: bool = True
+    ) -> AsyncIterator[None]:
         """Emit, move and disturb clients while the block runs.
 
         :param pause: the longest pause between two steps of an emitter, in seconds.
+        :param moves: whether clients come, go and move.
         :param transactions: whether the application emits in transactions, too.
         """
         self._stopping.clear()
         dice = [random.Random(self.dice.random()) for _ in range(4)]
-        steps = [self._emits(dice[0], pause), self._emits(dice[1], pause), self._moves(dice[2], pause * 2)]
+        steps = [self._emits(dice[0], pause), self._emits(dice[1], pause)]
+        if moves:
+            steps.append(self._moves(dice[2], pause * 2))
         if transactions:
             steps.append(self._transactions(dice[3], pause * 2))
         tasks = [asyncio.create_task(step, name=f"field {step.__name__}") for step in steps]
@@ -143,7 +148,9 @@ class Walk:
         """Emit the next number, and note what its caller is told."""
         n = next(self._numbers)
         self.emits[n] = Outcome.OPEN
-        data = (n, "x" * 9_000) if n % 50 == 0 else n  # one that no notification carries
+        data: Any = n
+        if n % 25 == 0:  # some that no notification carries, and some that no record holds
+            data = (n, "x" * (80_000 if n % 50 == 0 else 9_000))
         try:
             await node.sio.emit("e", data, **options)
         except StoreUnavailable as e:
