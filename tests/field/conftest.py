@@ -8,10 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from field.walk import LONG
 from support.replicas import client_programs
-
-LONG = 60.0
-"""From this many seconds on the nodes keep their own times."""
 
 STATEMENT = 1.0
 """For how long a node waits for a statement in a short run, in seconds."""
@@ -35,13 +33,6 @@ QUICK = {
 """Times of the nodes in a short run, in seconds."""
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        if Path(__file__).parent in item.path.parents:
-            item.add_marker(pytest.mark.field)
-            item.add_marker(pytest.mark.timeout(0))  # each of its waits has an end of its own
-
-
 @pytest.fixture
 def seconds(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> float:
     """How long a walk goes on. In a short run nodes notice faults sooner than they do otherwise."""
@@ -56,6 +47,12 @@ def seconds(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 def seed(request: pytest.FixtureRequest) -> int:
     seed = request.config.getoption("--field-seed")
     return random.randrange(1 << 32) if seed is None else seed
+
+
+@pytest.fixture
+def recoveries(request: pytest.FixtureRequest) -> int:
+    """How many recoveries there are under each setting."""
+    return int(request.config.getoption("--field-recoveries"))
 
 
 @pytest.fixture(scope="session")

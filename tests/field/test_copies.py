@@ -10,6 +10,8 @@ import asyncio
 import time
 from pathlib import Path
 
+import pytest
+
 from field.model import Log
 from field.servers import make_log, query, terminate
 from field.walk import Walk
@@ -17,6 +19,8 @@ from sio_pg_adapter.embedded import EmbeddedPostgres
 from support.nodes import Node
 from support.proxy import Proxy
 from support.replicas import REPLICATED, copy_into, prepared, shut_down
+
+pytestmark = [pytest.mark.field, pytest.mark.timeout(0)]  # each of its waits has an end of its own
 
 
 class Copies:

@@ -10,10 +10,14 @@ import time
 from pathlib import Path
 from urllib.parse import quote
 
+import pytest
+
 from field.model import Log
 from field.servers import CONNECTIONS, make_log, query, terminate
 from field.walk import Walk
 from support.replicas import REPLICATED, copy_into, freeze, prepared, shut_down, thaw
+
+pytestmark = [pytest.mark.field, pytest.mark.timeout(0)]  # each of its waits has an end of its own
 
 KINDS = ["kill", "kill, synchronous", "stop", "silence"]
 LOSSY = ["kill", "silence"]

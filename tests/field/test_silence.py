@@ -13,12 +13,13 @@ from typing import Any
 
 import pytest
 
-from field.conftest import LONG
 from field.model import Log
 from field.servers import keep_sessions
 from field.silence import Direction, Trap
-from field.walk import ROOMS, Walk
+from field.walk import LONG, ROOMS, Walk
 from sio_pg_adapter import NoAnswer, StoreUnavailable
+
+pytestmark = [pytest.mark.field, pytest.mark.timeout(0)]  # each of its waits has an end of its own
 
 Operation = Callable[[Walk], Awaitable[Any]]
 

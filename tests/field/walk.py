@@ -42,6 +42,9 @@ from support.nodes import Node
 
 ROOMS = [f"room-{i}" for i in range(5)]
 
+LONG = 60.0
+"""From this many seconds on a walk is a long one. In a short one nodes notice faults sooner than they do otherwise."""
+
 HEALTH_WAIT = 20.0
 """Seconds within which a node says that it is broken."""
 
@@ -66,7 +69,7 @@ class Walk:
         self.done: Counter[str] = Counter()
         self.wrong: list[str] = []
         self.lossy = False
-        self._app_dsn = app_dsn
+        self.app_dsn = app_dsn
         self._numbers = itertools.count(1)
         self._stopping = asyncio.Event()
         self._log = _Tracebacks()
@@ -227,7 +230,7 @@ class Walk:
         """Emit in transactions of the application's, of which some are rolled back."""
         while not self._stopping.is_set():
             with contextlib.suppress(OSError, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError):
-                connection = await asyncpg.connect(self._app_dsn(), timeout=2, command_timeout=5)
+                connection = await asyncpg.connect(self.app_dsn(), timeout=2, command_timeout=5)
                 try:
                     while not self._stopping.is_set():
                         await self.transaction(dice, connection)
