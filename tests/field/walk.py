@@ -38,12 +38,13 @@ from sio_pg_adapter import (
     StoreUnavailable,
     emit_async,
 )
+from sio_pg_adapter.store.failures import LOST
 from support.nodes import Node
 
 ROOMS = [f"room-{i}" for i in range(5)]
 
 LONG = 60.0
-"""From this many seconds on a walk is a long one. In a short one nodes notice faults sooner than they do otherwise."""
+"""From this many seconds on a walk is a long one. In a short one nodes notice faults sooner."""
 
 HEALTH_WAIT = 20.0
 """Seconds within which a node says that it is broken."""
@@ -143,9 +144,9 @@ class Walk:
             yield
         finally:
             self._stopping.set()
-            for result in await asyncio.gather(*tasks, return_exceptions=True):
+            for task, result in zip(tasks, await asyncio.gather(*tasks, return_exceptions=True), strict=True):
                 if isinstance(result, BaseException):
-                    self.wrong.append(f"the load ended by {type(result).__name__}: {result}")
+                    self.wrong.append(f"{task.get_name()} ended by {type(result).__name__}: {result}")
 
     async def emit(self, node: Node, **options: Any) -> int:
         """Emit the next number, and note what its caller is told."""
@@ -229,7 +230,7 @@ class Walk:
     async def _transactions(self, dice: random.Random, pause: float) -> None:
         """Emit in transactions of the application's, of which some are rolled back."""
         while not self._stopping.is_set():
-            with contextlib.suppress(OSError, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError):
+            with contextlib.suppress(*LOST, asyncpg.PostgresError):
                 connection = await asyncpg.connect(self.app_dsn(), timeout=2, command_timeout=5)
                 try:
                     while not self._stopping.is_set():
