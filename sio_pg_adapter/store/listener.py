@@ -139,12 +139,15 @@ class Listener:
             return
         with contextlib.suppress(*LOST):
             connection.remove_termination_listener(self._on_termination)
+        if not for_good:  # a silent server would not answer a goodbye. Waiting for it would cost seconds
+            await self._database.discard(connection)
+            return
+        with contextlib.suppress(*LOST):
             if not connection.is_closed():
                 for channel in self._heard:
                     await asyncio.wait_for(connection.remove_listener(channel, self._on_notify), 2)
         if self._pooled:
-            # If it were given back open, the pool would hand it out next.
-            await (self._database.release if for_good else self._database.discard)(connection)
+            await self._database.release(connection)
             return
         with contextlib.suppress(*LOST):
             await connection.close(timeout=2)

@@ -241,3 +241,24 @@ async def test_a_node_that_vanishes_while_it_moves_members_holds_up_nobody(start
         assert "x" in await other.sio.fetch_rooms(wire.sid)
         with contextlib.suppress(StoreUnavailable):
             await moving
+
+
+async def test_a_listener_that_fell_silent_is_left_without_a_goodbye(start_node, proxy, pg_dsn, monkeypatch):
+    """No answer would come, and events wait for the next connection."""
+    monkeypatch.setattr("sio_pg_adapter.store.listener.PROBE_INTERVAL", 0.2)
+    monkeypatch.setattr("sio_pg_adapter.store.listener.PROBE_TIMEOUT", 0.5)
+    goodbyes, remove_listener = [], asyncpg.Connection.remove_listener
+
+    async def noted(self, channel, callback) -> None:
+        goodbyes.append(channel)
+        await remove_listener(self, channel, callback)
+
+    node = await start_node(dsn=pg_dsn, manager={"listen_dsn": proxy.dsn})
+    async with node.client() as wire:
+        with monkeypatch.context() as patch:
+            patch.setattr(asyncpg.Connection, "remove_listener", noted)
+            proxy.blackhole()
+            await until(lambda: node.manager.node.reconnects > 0 and node.manager.node.listening)
+        assert not goodbyes
+        await node.sio.emit("e")
+        assert await wire.event() == ["e"]

@@ -35,6 +35,7 @@ class AsgiClient:
         self.held = asyncio.Event()  # set when a frame waits at a stalled client
         self.offset: str | None = None  # of the last event that had one
         self.eio_sid = ""
+        self.patience: float | None = TIMEOUT  # None: a frame may take as long as it likes
 
     async def __aenter__(self) -> Self:
         scope = {
@@ -80,6 +81,11 @@ class AsgiClient:
         self._flowing.set()
         self._in.put_nowait({"type": "websocket.disconnect", "code": 1006})
 
+    async def ended(self) -> None:
+        """Wait until the server has done all that the end of the connection takes, however long."""
+        if self._task is not None:
+            await self._task
+
     async def drop(self) -> None:
         """The transport is gone, and the server has done all that this takes."""
         self.cut()
@@ -95,7 +101,7 @@ class AsgiClient:
 
     async def _next(self) -> str | bytes | None:
         try:
-            async with asyncio.timeout(TIMEOUT):
+            async with asyncio.timeout(self.patience):
                 return await self._out.get()
         except TimeoutError:
             raise AssertionError("no frame came") from None

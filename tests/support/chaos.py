@@ -30,10 +30,10 @@ SETTLE = 90.0  # seconds until all must have come to rest
 KEEP = """
     CREATE TABLE chaos_sessions (LIKE sio_sessions);
     CREATE TABLE chaos_rooms (LIKE sio_rooms);
-    CREATE FUNCTION chaos_keep_session() RETURNS trigger LANGUAGE plpgsql AS
-        $$ BEGIN INSERT INTO chaos_sessions SELECT OLD.*; RETURN OLD; END $$;
-    CREATE FUNCTION chaos_keep_room() RETURNS trigger LANGUAGE plpgsql AS
-        $$ BEGIN INSERT INTO chaos_rooms SELECT OLD.*; RETURN OLD; END $$;
+    CREATE FUNCTION chaos_keep_session() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS
+        $$ BEGIN INSERT INTO public.chaos_sessions SELECT OLD.*; RETURN OLD; END $$;
+    CREATE FUNCTION chaos_keep_room() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS
+        $$ BEGIN INSERT INTO public.chaos_rooms SELECT OLD.*; RETURN OLD; END $$;
     CREATE TRIGGER chaos_keep BEFORE DELETE ON sio_sessions FOR EACH ROW EXECUTE FUNCTION chaos_keep_session();
     CREATE TRIGGER chaos_keep BEFORE DELETE ON sio_rooms FOR EACH ROW EXECUTE FUNCTION chaos_keep_room();
 """

@@ -65,14 +65,20 @@ class Proxy:
             there, back = await asyncio.open_connection(host, int(port))
         self._writers |= {writer, back}
         self._clients.add(writer)
-        for source, sink in ((reader, back), (there, writer)):
-            task = asyncio.create_task(self._pump(source, sink), name="proxy")
+        for source, sink, other in ((reader, back, writer), (there, writer, back)):
+            task = asyncio.create_task(self._pump(source, sink, other), name="proxy")
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
-    async def _pump(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+    def _before(self, data: bytes, sink: asyncio.StreamWriter, other: asyncio.StreamWriter) -> None:
+        """Data is about to go to one end of a connection. The other end is where it comes from."""
+
+    async def _pump(
+        self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, other: asyncio.StreamWriter
+    ) -> None:
         with contextlib.suppress(OSError):
             while data := await source.read(1 << 16):
+                self._before(data, sink, other)
                 if sink not in self._deaf:
                     sink.write(data)
                     await sink.drain()

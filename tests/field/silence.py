@@ -1,0 +1,102 @@
+"""``Trap``: a proxy before PostgreSQL that falls silent at a statement, in one direction."""
+
+from __future__ import annotations
+
+import asyncio
+from enum import Enum
+
+from support.proxy import Proxy
+
+ENDS = b"SQ"
+"""The types of the messages that end a round trip: Sync, and Query (PostgreSQL manual, chapter 54.7)."""
+
+
+class Direction(Enum):
+    """What is lost from the statement on."""
+
+    TO_SERVER = "the statement and all that follows"
+    TO_CLIENT = "the answer and all that follows"
+
+
+class Statements:
+    """Counts the round trips in what a client sends."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+        self._started = False
+
+    def count(self, data: bytes) -> int:
+        """Return how many round trips end in the data."""
+        rest, ends = self._rest + data, 0
+        while True:
+            head = 1 if self._started else 0  # the first message has no type
+            size = head + int.from_bytes(rest[head : head + 4], "big")
+            if len(rest) < head + 4 or len(rest) < size:
+                break
+            ends += self._started and rest[0] in ENDS
+            self._started, rest = True, rest[size:]
+        self._rest = rest
+        return ends
+
+
+class Trap(Proxy):
+    """A way to PostgreSQL that falls silent where it was told to.
+
+    :ivar count: how many statements went to the server since it was armed.
+    :ivar sprung: set when it has fallen silent.
+    """
+
+    def __init__(self, dsn: str) -> None:
+        super().__init__(dsn)
+        self.count = 0
+        self.sprung = asyncio.Event()
+        self._at: int | None = None
+        self._direction = Direction.TO_SERVER
+        self._whole = False
+        self._silent = False
+        self._statements: dict[asyncio.StreamWriter, Statements | None] = {}  # None: it listens
+
+    def arm(self, statement: int | None, direction: Direction = Direction.TO_SERVER, *, whole: bool = False) -> None:
+        """Fall silent at a statement, counted from 1 on over all connections but those that listen.
+
+        :param statement: ``None`` only counts.
+        :param whole: whether all connections fall silent, and new ones stay so, until :meth:`heal`. Otherwise it is
+                      only the connection of the statement.
+        """
+        self.count = 0
+        self._at, self._direction, self._whole = statement, direction, whole
+        self.sprung.clear()
+
+    def heal(self) -> None:
+        """Serve new connections. What was silent stays so."""
+        self._at = None
+        self._silent = False
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self._silent:
+            self._writers.add(writer)
+            return
+        await super()._serve(reader, writer)
+
+    def _before(self, data: bytes, sink: asyncio.StreamWriter, other: asyncio.StreamWriter) -> None:
+        if sink in self._clients:
+            return
+        if sink not in self._statements:
+            listens = b"sio_pg_adapter listen" in data
+            self._statements[sink] = None if listens else Statements()
+        statements = self._statements[sink]
+        if statements is not None:
+            self._note(statements.count(data), sink, other)
+
+    def _note(self, ends: int, server: asyncio.StreamWriter, client: asyncio.StreamWriter) -> None:
+        before, self.count = self.count, self.count + ends
+        if self._at is None or not before < self._at <= self.count:
+            return
+        self._at = None
+        self.sprung.set()
+        if self._whole:
+            self._silent = True
+            # in the direction that is not lost, this statement still gets through
+            self._deaf |= self._writers - {server} if self._direction is Direction.TO_CLIENT else self._writers
+        else:
+            self._deaf.add(server if self._direction is Direction.TO_SERVER else client)

@@ -1,0 +1,113 @@
+"""A copy of the database takes over the name of the database.
+
+A restored backup is older than what clients have seen. While both servers run there are two primaries under one name,
+and connections that a node opens lead to another server than those that it has.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+
+import pytest
+
+from field.model import Log
+from field.servers import make_log, query, terminate
+from field.walk import Walk
+from sio_pg_adapter.embedded import EmbeddedPostgres
+from support.nodes import Node
+from support.proxy import Proxy
+from support.replicas import REPLICATED, copy_into, prepared, shut_down
+
+pytestmark = [pytest.mark.field, pytest.mark.timeout(0)]  # each of its waits has an end of its own
+
+
+class Copies:
+    """A server and a copy of it, under one name, which change places."""
+
+    def __init__(self, programs: Path) -> None:
+        self.server, self.copy = prepared(REPLICATED), prepared(REPLICATED)
+        self.lost: list[Log] = []
+        self.way = Proxy(self.server.dsn())
+        self._programs = programs
+
+    async def back_up(self) -> None:
+        await asyncio.to_thread(copy_into, self.copy, self.server, self._programs, standby=False)
+
+    def use_copy(self) -> None:
+        """From here on new connections lead to the copy."""
+        self.way.lead_to(self.copy.dsn())
+        self.server, self.copy = self.copy, self.server
+
+    async def retire(self) -> None:
+        """Read the log of the server that was used before, and stop it."""
+        await terminate(self.copy)
+        self.lost.append(await Log.read(f"lost {len(self.lost)}", self.copy.admin_dsn("app")))
+        await asyncio.to_thread(shut_down, self.copy)
+
+    async def logs(self) -> list[Log]:
+        return [*self.lost, await Log.read("the log", self.server.admin_dsn("app"))]
+
+    def stop(self) -> None:
+        for server in (self.server, self.copy):
+            server.stop()
+
+
+async def restore(walk: Walk, copies: Copies) -> None:
+    """The server is gone, and the backup is started in its place."""
+    await copies.back_up()
+    await asyncio.sleep(walk.dice.uniform(0.2, 1))
+    async with walk.losing_commits():
+        await asyncio.to_thread(copies.server.kill)
+        await walk.broken()
+        copies.use_copy()
+        await asyncio.to_thread(copies.server.start)
+        await walk.healed()
+    await asyncio.to_thread(copies.copy.start)
+    await copies.retire()
+
+
+def connections(node: Node) -> dict[str, int]:
+    """Return the backends of a node's connections."""
+    database, listener = node.manager.database, node.manager.node.listener
+    kept = {"writer": database.writer._connection, "reader": database.reader._connection}
+    return {name: c.get_server_pid() for name, c in {**kept, "listener": listener._connection}.items() if c}
+
+
+async def cut(server: EmbeddedPostgres, pids: list[int]) -> None:
+    await query(server.admin_dsn(), "SELECT pg_terminate_backend(pid) FROM unnest($1::int[]) pid", pids)
+
+
+async def two_primaries(walk: Walk, copies: Copies) -> None:
+    """New connections lead to the copy. Of each node one connection breaks, the others stay where they are."""
+    await copies.back_up()
+    await asyncio.sleep(walk.dice.uniform(0.2, 1))
+    await asyncio.to_thread(copies.copy.start)
+    async with walk.losing_commits():
+        copies.use_copy()
+        for node in walk.nodes:
+            names = connections(node)
+            name = walk.dice.choice(sorted(names))
+            walk.done[f"{name} cut"] += 1
+            await cut(copies.copy, [names[name]])
+        await walk.healed()
+    await copies.retire()
+
+
+async def test_copies(seconds: float, seed: int, programs: Path) -> None:
+    copies = Copies(programs)
+    try:
+        await make_log(copies.server)
+        async with copies.way.running(), Walk(seed, lambda: copies.server.dsn()) as walk:  # noqa: PLW0108 - it changes
+            await walk.start([{"dsn": copies.way.dsn}] * 2)
+            end = time.monotonic() + seconds
+            scenarios = [restore, two_primaries]
+            async with walk.load():
+                while scenarios or time.monotonic() < end:
+                    scenario = scenarios.pop() if scenarios else walk.dice.choice([restore, two_primaries])
+                    walk.done[scenario.__name__] += 1
+                    await scenario(walk, copies)
+            await walk.judge(copies.logs)
+    finally:
+        copies.stop()

@@ -1,0 +1,48 @@
+"""PgBouncer in each of its modes: it works, or it is refused at start by name. It is killed and restarted as well."""
+
+from __future__ import annotations
+
+import contextlib
+
+import pytest
+from psycopg.conninfo import conninfo_to_dict
+
+from field.recoveries import go, walking
+from field.walk import Walk
+from sio_pg_adapter import ConfigurationError
+from support.pgbouncer import pgbouncer
+
+pytestmark = [pytest.mark.field, pytest.mark.timeout(0)]  # each of its waits has an end of its own
+
+STARTUP = "ignore_startup_parameters = extra_float_digits"
+
+
+async def walk_through(mode: str, seed: int, pg_dsn: str, admin_dsn: str, recoveries: int, *, listens: bool) -> None:
+    """Walk with two nodes behind it, restart it under load, and recover many times."""
+    with contextlib.ExitStack() as first:
+        dsn = first.enter_context(pgbouncer(pg_dsn, mode, STARTUP))
+        options = {"dsn": dsn} if listens else {"dsn": dsn, "listen_dsn": pg_dsn}
+        async with walking(seed, pg_dsn, [options] * 2) as walk:
+            await go(walk, recoveries, admin_dsn)
+            async with walk.load(pause=0.01):
+                first.close()
+                await walk.broken()
+                more = f"{STARTUP}\nlisten_port = {conninfo_to_dict(dsn)['port']}"
+                first.enter_context(pgbouncer(pg_dsn, mode, more))
+                await walk.healed()
+
+
+async def test_session_mode(seconds, seed, pg_dsn, pg_admin_dsn, recoveries):
+    await walk_through("session", seed, pg_dsn, pg_admin_dsn, recoveries, listens=True)
+
+
+@pytest.mark.parametrize("mode", ["transaction", "statement"])
+async def test_modes_without_listen(seconds, seed, pg_dsn, pg_admin_dsn, recoveries, mode):
+    await walk_through(mode, seed, pg_dsn, pg_admin_dsn, recoveries, listens=False)
+
+
+@pytest.mark.parametrize("mode", ["transaction", "statement"])
+async def test_listen_in_a_mode_without_it_is_refused_by_name(pg_dsn, mode, monkeypatch):
+    monkeypatch.setattr("sio_pg_adapter.store.pooler.LISTENS_WITHIN", 0.5)
+    with pgbouncer(pg_dsn, mode) as dsn, pytest.raises(ConfigurationError, match="listen_dsn="):
+        await Walk(0, lambda: pg_dsn).start_node(dsn=dsn)

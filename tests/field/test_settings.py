@@ -1,0 +1,148 @@
+"""Roles, databases and pools with settings that applications really have. Each works, or is refused at start by name.
+
+Under each setting clients come and go for a while, and connections break. Then clients recover many times in a row
+while others emit (``--field-recoveries``): nothing is lost.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Iterator
+
+import asyncpg
+import psycopg
+import pytest
+from asyncpg.protocol.protocol import BUILTIN_TYPE_NAME_MAP
+from psycopg.conninfo import conninfo_to_dict
+
+from field.recoveries import go, walking
+from field.walk import LONG, Walk
+from sio_pg_adapter import ConfigurationError
+from sio_pg_adapter.store.fitness import PLAIN
+from support.documents import block
+
+pytestmark = [pytest.mark.field, pytest.mark.timeout(0)]  # each of its waits has an end of its own
+
+
+# -- isolation levels -------------------------------------------------------------------------------------------
+@pytest.fixture(params=["repeatable read", "serializable"])
+def strict(request: pytest.FixtureRequest, pg_dsn: str) -> str:
+    """All new connections to the database are stricter than read committed."""
+    with psycopg.connect(pg_dsn, autocommit=True) as connection:
+        name = connection.info.dbname
+        connection.execute(f"ALTER DATABASE \"{name}\" SET default_transaction_isolation = '{request.param}'")
+    return pg_dsn
+
+
+async def test_a_strict_default_changes_nothing_for_own_connections(seconds, seed, strict, pg_admin_dsn, recoveries):
+    async with walking(seed, strict, [{"dsn": strict}] * 2) as walk:
+        await go(walk, recoveries, pg_admin_dsn)
+
+
+@pytest.mark.parametrize("level", ["repeatable read", "serializable"])
+async def test_a_strict_pool_is_refused_by_name(pg_dsn, level):
+    settings = {"default_transaction_isolation": level}
+    async with asyncpg.create_pool(pg_dsn, min_size=0, max_size=6, server_settings=settings) as pool:
+        with pytest.raises(ConfigurationError, match="default_transaction_isolation"):
+            await Walk(0, lambda: pg_dsn).start_node(pool=pool)
+
+
+# -- codecs -----------------------------------------------------------------------------------------------------
+def codec_types(dsn: str) -> list[str]:
+    """Return the types for which asyncpg has a codec, and takes another one, on this server."""
+    with psycopg.connect(dsn) as connection:
+        known = connection.execute(
+            "SELECT typname FROM pg_type WHERE typnamespace = 'pg_catalog'::regnamespace AND typelem = 0"
+            " AND typtype IN ('b', 'r', 'm') AND typname <> 'unknown'"
+        )
+        return sorted(BUILTIN_TYPE_NAME_MAP.keys() & {name for (name,) in known})
+
+
+NEEDED = {"smallint": "int2", "integer": "int4", "bigint": "int8", "boolean": "bool", "double precision": "float8"}
+REFUSED = [NEEDED.get(name, name) for name in PLAIN]
+"""The types of which the package needs asyncpg's own codecs."""
+
+
+def pool_with_codecs(dsn: str, names: list[str]) -> asyncpg.Pool:
+    """A pool whose connections take and return these types as text in brackets."""
+
+    async def init(connection: asyncpg.Connection) -> None:
+        for name in names:
+            await connection.set_type_codec(
+                name, encoder=lambda value: value[1:-1], decoder=lambda text: f"<{text}>", schema="pg_catalog"
+            )
+
+    return asyncpg.create_pool(dsn, min_size=0, max_size=8, init=init)
+
+
+async def test_codecs_that_are_refused_by_name(pg_dsn):
+    for name in REFUSED:
+        async with pool_with_codecs(pg_dsn, [name]) as pool:
+            with pytest.raises(ConfigurationError, match="codec for the type"):
+                await Walk(0, lambda: pg_dsn).start_node(pool=pool)
+
+
+async def test_codecs_of_a_pool(seconds, seed, pg_template, pg_create, pg_dsn, recoveries):
+    """All types at once in a short run, each type alone in a long one."""
+    names = codec_types(pg_dsn)
+    assert set(REFUSED) < set(names)
+    others = [name for name in names if name not in REFUSED]
+    for replaced in [[name] for name in others] if seconds >= LONG else [others]:
+        with pg_create(pg_template.template_dbname) as dsn:
+            pooling = pool_with_codecs(dsn, replaced)
+            async with pooling as pool, walking(seed, dsn, [{"pool": pool}, {"dsn": dsn}]) as walk:
+                await go(walk, recoveries, dsn)  # the owner may end the connections of its own role
+
+
+# -- a role -------------------------------------------------------------------------------------------------------
+@pytest.fixture
+def node_dsn(pg_dsn: str, pg_admin_dsn: str) -> Iterator[str]:
+    """The documented role of nodes. Its sessions show no activity, and may end no other role's backends."""
+    name = f"sio_node_{secrets.token_hex(4)}"
+    grants = block("sql", "-- roles", "docs/transactions.md").replace("sio_node, sio_emitter", "sio_node")
+    with psycopg.connect(pg_admin_dsn, autocommit=True) as admin:
+        admin.execute(f"CREATE ROLE {name} LOGIN PASSWORD 'x'")
+        admin.execute(f"ALTER ROLE {name} SET track_activities = off")
+        admin.execute(re.sub(r"\bsio_node\b", name, grants))
+    at = conninfo_to_dict(pg_dsn)
+    yield f"postgresql://{name}:x@/{at['dbname']}?host={at['host']}&port={at['port']}"
+    with psycopg.connect(pg_admin_dsn, autocommit=True) as admin:
+        admin.execute(f"DROP OWNED BY {name}")
+        admin.execute(f"DROP ROLE {name}")
+
+
+async def test_a_role_that_may_end_no_backends_and_shows_no_activity(
+    seconds, seed, node_dsn, pg_dsn, pg_admin_dsn, recoveries
+):
+    async with walking(seed, pg_dsn, [{"dsn": node_dsn}] * 2) as walk:
+        await go(walk, recoveries, pg_admin_dsn)
+
+
+# -- settings ---------------------------------------------------------------------------------------------------
+SETTINGS = [
+    {"search_path": "nowhere, pg_catalog"},
+    {"statement_timeout": "300ms", "lock_timeout": "100ms"},
+    {"idle_in_transaction_session_timeout": "100ms", "idle_session_timeout": "200ms"},
+    {"bytea_output": "escape", "standard_conforming_strings": "off", "array_nulls": "off"},
+    {"DateStyle": "SQL, DMY", "IntervalStyle": "sql_standard", "TimeZone": "Pacific/Chatham"},
+    {"client_min_messages": "debug5", "extra_float_digits": "-15"},
+    {"transform_null_equals": "on", "quote_all_identifiers": "on", "xmloption": "document"},
+    {"plan_cache_mode": "force_generic_plan", "enable_indexscan": "off", "enable_nestloop": "off", "jit": "on"},
+    {"default_transaction_deferrable": "on", "synchronous_commit": "off", "row_security": "on", "work_mem": "64kB"},
+]
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=lambda settings: next(iter(settings)))
+async def test_settings_of_a_pool(seconds, seed, pg_dsn, pg_admin_dsn, settings, recoveries):
+    """The pool serves one node whole, LISTEN included."""
+    pooling = asyncpg.create_pool(pg_dsn, min_size=0, max_size=8, server_settings=settings)
+    async with pooling as pool, walking(seed, pg_dsn, [{"pool": pool}, {"dsn": pg_dsn}]) as walk:
+        await go(walk, recoveries, pg_admin_dsn)
+
+
+async def test_a_pool_that_only_reads_is_refused_by_name(pg_dsn):
+    settings = {"default_transaction_read_only": "on"}
+    async with asyncpg.create_pool(pg_dsn, min_size=0, max_size=8, server_settings=settings) as pool:
+        with pytest.raises(OSError, match="default_transaction_read_only"):
+            await Walk(0, lambda: pg_dsn).start_node(pool=pool)

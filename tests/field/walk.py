@@ -1,0 +1,359 @@
+"""``Walk``: nodes and clients that go on under load while a scenario breaks what is between them and the log.
+
+A scenario starts a walk, causes faults in its load, and has the walk judged in the end::
+
+    async with Walk(seed, server.dsn) as walk:
+        await walk.start([{"dsn": server.dsn()}] * 2)
+        async with walk.load():
+            server.kill()
+            await walk.broken()  # each node says so
+            server.start()
+            await walk.healed()  # each node is back by itself, and all clients hear it
+        await walk.judge(logs)
+
+The choices come from the seed. What happens between them depends on the machine, so a seed repeats the choices, not
+the run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import logging
+import random
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from typing import Any, Self
+
+import asyncpg
+
+from field.client import FieldClient
+from field.model import Outcome, Verdict, judge
+from sio_pg_adapter import (
+    AsyncPostgresManager,
+    AsyncServer,
+    ConnectionStateRecovery,
+    NoAnswer,
+    StoreUnavailable,
+    emit_async,
+)
+from sio_pg_adapter.store.failures import LOST
+from support.nodes import Node
+
+ROOMS = [f"room-{i}" for i in range(5)]
+
+LONG = 60.0
+"""From this many seconds on a walk is a long one. In a short one nodes notice faults sooner."""
+
+HEALTH_WAIT = 20.0
+"""Seconds within which a node says that it is broken."""
+
+HEAL_WAIT = 60.0
+"""Seconds within which a node is back once the fault is over."""
+
+
+class Walk:
+    """A walk.
+
+    :param seed: of all choices.
+    :param app_dsn: returns where the application's own transactions go now.
+    :ivar done: how often each step was taken.
+    """
+
+    def __init__(self, seed: int, app_dsn: Callable[[], str]) -> None:
+        self.seed = seed
+        self.dice = random.Random(seed)
+        self.nodes: list[Node] = []
+        self.clients: list[FieldClient] = []
+        self.emits: dict[int, Outcome] = {}
+        self.done: Counter[str] = Counter()
+        self.wrong: list[str] = []
+        self.lossy = False
+        self.app_dsn = app_dsn
+        self._numbers = itertools.count(1)
+        self._stopping = asyncio.Event()
+        self._log = _Tracebacks()
+
+    async def __aenter__(self) -> Self:
+        logging.getLogger("sio_pg_adapter").addHandler(self._log)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await asyncio.gather(*(client.close() for client in self.clients))
+        for node in self.nodes:
+            await node.sio.shutdown()
+        logging.getLogger("sio_pg_adapter").removeHandler(self._log)
+
+    # -- nodes and clients ------------------------------------------------------------------------------------
+    async def start(self, managers: list[dict[str, Any]], clients: int = 6) -> None:
+        """Start a node for each dict of options of ``AsyncPostgresManager``, and clients that are connected."""
+        for options in managers:
+            await self.start_node(**options)
+        for i in range(clients):
+            rooms = self.dice.sample(ROOMS, 2)
+            self.clients.append(FieldClient(f"client {i}", self._any_node, rooms, random.Random(self.dice.random())))
+        async with asyncio.timeout(HEAL_WAIT):
+            for client in self.clients:
+                await client.connected.wait()
+
+    async def start_node(self, **options: Any) -> Node:
+        manager = AsyncPostgresManager(**options)
+        sio = AsyncServer(
+            client_manager=manager,
+            connection_state_recovery=ConnectionStateRecovery(
+                max_disconnection_duration=3600, max_missed_packets=1_000_000
+            ),
+            async_mode="asgi",
+            monitor_clients=False,
+            ping_interval=3600,
+        )
+
+        @sio.event
+        async def connect(sid: str, environ: Any, auth: Any) -> None:
+            for room in auth["rooms"]:
+                await sio.enter_room(sid, room)
+
+        await manager.start()
+        self.nodes.append(node := Node(sio, manager))
+        return node
+
+    def _any_node(self) -> Node:
+        return self.dice.choice(self.nodes)
+
+    # -- load -------------------------------------------------------------------------------------------------
+    @contextlib.asynccontextmanager
+    async def load(
+        self, pause: float = 0.03, *, moves: bool = True, transactions: bool = True
+    ) -> AsyncIterator[None]:
+        """Emit, move and disturb clients while the block runs.
+
+        :param pause: the longest pause between two steps of an emitter, in seconds.
+        :param moves: whether clients come, go and move.
+        :param transactions: whether the application emits in transactions, too.
+        """
+        self._stopping.clear()
+        dice = [random.Random(self.dice.random()) for _ in range(4)]
+        steps = [self._emits(dice[0], pause), self._emits(dice[1], pause)]
+        if moves:
+            steps.append(self._moves(dice[2], pause * 2))
+        if transactions:
+            steps.append(self._transactions(dice[3], pause * 2))
+        tasks = [asyncio.create_task(step, name=f"field {step.__name__}") for step in steps]
+        try:
+            yield
+        finally:
+            self._stopping.set()
+            for task, result in zip(tasks, await asyncio.gather(*tasks, return_exceptions=True), strict=True):
+                if isinstance(result, BaseException):
+                    self.wrong.append(f"{task.get_name()} ended by {type(result).__name__}: {result}")
+
+    async def emit(self, node: Node, **options: Any) -> int:
+        """Emit the next number, and note what its caller is told."""
+        n = next(self._numbers)
+        self.emits[n] = Outcome.OPEN
+        data: Any = n
+        if n % 25 == 0:  # some that no notification carries, and some that no record holds
+            data = (n, "x" * (80_000 if n % 50 == 0 else 9_000))
+        try:
+            await node.sio.emit("e", data, **options)
+        except StoreUnavailable as e:
+            self.emits[n] = Outcome.OPEN if e.may_be_stored else Outcome.NOT_STORED
+        else:
+            self.emits[n] = Outcome.STORED
+        return n
+
+    def _options(self, dice: random.Random) -> dict[str, Any]:
+        match dice.choice(["all", "room", "room", "rooms", "direct", "skip"]):
+            case "room":
+                return {"room": dice.choice(ROOMS)}
+            case "rooms":
+                return {"room": dice.sample(ROOMS, 2)}
+            case "direct":
+                return {"to": self._sid(dice)}
+            case "skip":
+                return {"skip_sid": [self._sid(dice)], "room": dice.choice([None, *ROOMS])}
+        return {}
+
+    def _sid(self, dice: random.Random) -> str:
+        return dice.choice([client.sid for client in self.clients if client.sid])
+
+    async def _pause(self, dice: random.Random, longest: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._stopping.wait(), dice.uniform(0, longest))
+
+    async def _emits(self, dice: random.Random, pause: float) -> None:
+        while not self._stopping.is_set():
+            self.done["emit"] += 1
+            await self.emit(dice.choice(self.nodes), **self._options(dice))
+            await self._pause(dice, pause)
+
+    async def _moves(self, dice: random.Random, pause: float) -> None:
+        """Let clients come, go, change rooms, and be disconnected."""
+        while not self._stopping.is_set():
+            await self.step(dice)
+            await self._pause(dice, pause)
+
+    async def step(self, dice: random.Random) -> None:
+        """Do something to a client."""
+        client, node = dice.choice(self.clients), dice.choice(self.nodes)
+        what = dice.choices(["drop", "vanish", "enter", "leave", "members", "close", "kick"], [8, 4, 6, 6, 1, 1, 1])[
+            0
+        ]
+        self.done[what] += 1
+        with contextlib.suppress(StoreUnavailable, NoAnswer):
+            match what:
+                case "drop":
+                    client.drop()
+                case "vanish":
+                    client.vanish()
+                case "enter" if client.sid:
+                    await node.sio.enter_room(client.sid, dice.choice(ROOMS))
+                case "leave" if client.sid:
+                    await node.sio.leave_room(client.sid, dice.choice(ROOMS))
+                case "members":
+                    await node.sio.sockets_join(dice.choice(ROOMS), dice.choice(ROOMS))
+                case "close":
+                    await node.sio.close_room(dice.choice(ROOMS))
+                case "kick" if client.sid:
+                    await self._kick(node, client)
+
+    async def _kick(self, node: Node, client: FieldClient) -> None:
+        life = client.lives[-1]
+        try:
+            await node.sio.disconnect(life.sid)
+        except StoreUnavailable as e:
+            life.ended = life.ended or e.may_be_stored
+            raise
+        life.ended = True
+
+    async def _transactions(self, dice: random.Random, pause: float) -> None:
+        """Emit in transactions of the application's, of which some are rolled back."""
+        while not self._stopping.is_set():
+            with contextlib.suppress(*LOST, asyncpg.PostgresError):
+                connection = await asyncpg.connect(self.app_dsn(), timeout=2, command_timeout=5)
+                try:
+                    while not self._stopping.is_set():
+                        await self.transaction(dice, connection)
+                        await self._pause(dice, pause)
+                finally:
+                    connection.terminate()
+            await self._pause(dice, 0.2)
+
+    async def transaction(self, dice: random.Random, connection: asyncpg.Connection) -> None:
+        """Emit in a transaction. Commit it, or roll it back."""
+        n = next(self._numbers)
+        self.done["transaction"] += 1
+        self.emits[n] = Outcome.NOT_STORED
+        transaction = connection.transaction()
+        await transaction.start()
+        await emit_async(connection, "e", n, **self._options(dice))
+        if dice.random() < 0.2:
+            await transaction.rollback()
+            return
+        self.emits[n] = Outcome.OPEN
+        await transaction.commit()
+        self.emits[n] = Outcome.STORED
+
+    # -- health -----------------------------------------------------------------------------------------------
+    async def broken(self, *nodes: Node) -> None:
+        """Wait until each of the nodes says that it is not healthy. It must do so within :data:`HEALTH_WAIT`."""
+        for node in nodes or self.nodes:
+            try:
+                async with asyncio.timeout(HEALTH_WAIT):
+                    while (await node.manager.health()).ok:
+                        await asyncio.sleep(0.02)
+            except TimeoutError:
+                name = f"node {self.nodes.index(node)}"
+                raise AssertionError(f"{name} says that it is healthy, and it is not. {self.report()}") from None
+
+    async def stays_broken(self, seconds: float) -> None:
+        """Look on for a while. No node may say that it is healthy."""
+        end = asyncio.get_running_loop().time() + seconds
+        while asyncio.get_running_loop().time() < end:
+            for i, node in enumerate(self.nodes):
+                assert not (await node.manager.health()).ok, (
+                    f"node {i} is broken, and says it is not. {self.report()}"
+                )
+            await asyncio.sleep(0.02)
+
+    async def healed(self) -> None:
+        """Wait until each node says that it is healthy, and what it emits reaches all clients."""
+        reasons: list[str] = []
+        try:
+            async with asyncio.timeout(HEAL_WAIT):
+                while reasons := [r for node in self.nodes if (r := (await node.manager.health()).reason)]:
+                    await asyncio.sleep(0.02)
+                for node in self.nodes:
+                    await self.mark(node)
+        except TimeoutError:
+            missing = [client.name for client in self.clients if not client.connected.is_set()]
+            raise AssertionError(
+                f"the nodes are not back: {reasons or 'their events do not arrive'}, not connected: {missing}."
+                f" {self.report()}"
+            ) from None
+
+    async def mark(self, node: Node) -> None:
+        """Emit an event that all clients get, and wait until they have it. A client that gets a new session meanwhile
+        may not be due it, and waits for the next one."""
+        waiting = self.clients
+        while waiting:
+            lives = {client: len(client.lives) for client in waiting}
+            n = await self.emit(node)
+            while waiting := [client for client in waiting if n not in client.got]:
+                if (
+                    any(len(client.lives) > lives[client] for client in waiting)
+                    or self.emits[n] is not Outcome.STORED
+                ):
+                    break
+                await asyncio.sleep(0.01)
+
+    @contextlib.asynccontextmanager
+    async def losing_commits(self) -> AsyncIterator[None]:
+        """In this block commits may be lost, so that clients get new sessions."""
+        first = [max(0, len(client.lives) - 1) for client in self.clients]
+        self.lossy = True
+        yield
+        for client, i in zip(self.clients, first, strict=True):
+            for life in client.lives[i:]:
+                life.lossy = True
+
+    # -- the end ------------------------------------------------------------------------------------------------
+    async def judge(self, logs: Callable[[], Any]) -> Verdict:
+        """Bring everybody to rest, and judge.
+
+        :param logs: reads the logs, of which the last is that of the server that is used.
+        """
+        await self.healed()
+        verdict = judge(
+            {client.name: client.lives for client in self.clients}, self.emits, await logs(), lossy=self.lossy
+        )
+        verdict.wrong += self.wrong + self._log.lines
+        verdict.wrong += [f"{client.name}: {reason}" for client in self.clients for reason in client.refusals]
+        print(self.report(verdict))
+        assert not verdict.wrong, self.report(verdict)
+        assert verdict.deliveries and verdict.recoveries, self.report(verdict)
+        return verdict
+
+    def report(self, verdict: Verdict | None = None) -> str:
+        lines = [f"seed {self.seed}", f"did {dict(self.done)}"]
+        if verdict is not None:
+            lines += [
+                f"{verdict.deliveries} deliveries, {verdict.recoveries} recoveries",
+                f"{verdict.new_sessions} new sessions, {verdict.lost_emits} emits lost with their log",
+                f"emits {dict(verdict.outcomes)}",
+                *verdict.wrong[:40],
+            ]
+        return "\n".join(lines)
+
+
+class _Tracebacks(logging.Handler):
+    """Notes what the package logs with a traceback: no fault of the database's may end in one."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.ERROR)
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.exc_info:
+            self.lines.append(f"{record.getMessage()}: {record.exc_info[1]!r}")
