@@ -349,6 +349,7 @@ async def test_a_role_without_rights_on_the_tables_may_emit_and_nothing_else(rol
             assert (await wire.recv()).startswith('51-["python"')
             assert await wire.recv() == b"x" * 70_000
             assert await wire.event() == ["last"]
+            assert len(emitter.execute("SELECT sio_position()").fetchone()[0]) == 36
             tables = [r[0] for r in app.execute("SELECT tablename FROM pg_tables WHERE tablename LIKE 'sio\\_%'")]
             assert len(tables) > 10
             for table in tables:

@@ -73,12 +73,13 @@ END $$;
 
 -- Returns whether an offset is in this log: its epoch has the key that it was signed with, and did not end before it.
 CREATE FUNCTION sio.sio_in_log(p_offset bigint, p_key text) RETURNS boolean
-LANGUAGE sql STABLE AS $$
-    SELECT p_offset IS NULL OR EXISTS (
+LANGUAGE plpgsql STABLE AS $$
+BEGIN
+    RETURN p_offset IS NULL OR EXISTS (
         SELECT FROM sio.sio_epochs e WHERE e.epoch = p_offset >> 40 AND encode(e.key, 'hex') = p_key
           AND p_offset <= coalesce((SELECT x.began_after FROM sio.sio_epochs x WHERE x.epoch > e.epoch
-                                    ORDER BY x.epoch LIMIT 1), 9223372036854775807))
-$$;
+                                    ORDER BY x.epoch LIMIT 1), 9223372036854775807));
+END $$;
 
 -- Claims a session for a node. The newest claim wins, because it raises the generation. Returns everything that the
 -- verdict needs. Returns null and changes nothing if there is no such session, or if it is another identity's.
