@@ -17,13 +17,16 @@ from . import terminal
 PUBLIC = "PUBLIC"
 """The grantee that stands for every role."""
 
-EMITTER_FUNCTIONS = {"sio_emit", "sio_emit_encoded"}
+EMITTER_FUNCTIONS = {"sio_emit", "sio_emit_encoded", "sio_position"}
 """The functions of an emitter and a node."""
+
+NODE_FUNCTIONS = {"sio_enter_room", "sio_leave_room", "sio_close_room", "sio_disconnect", "sio_change"}
+"""The functions of a node alone."""
 
 NODE_PRIVILEGES = {"SELECT", "INSERT", "UPDATE", "DELETE"}
 """What a node may do with each table but those below."""
 
-NODE_TABLES = set(metadata_in(None).tables) - {"sio_outbox"}
+NODE_TABLES = set(metadata_in(None).tables) - {"sio_outbox", "sio_outbox_changes"}
 """The tables of a node."""
 
 TRUNCATED = {"sio_packets_0", "sio_packets_1", "sio_packet_rooms_0", "sio_packet_rooms_1"}
@@ -56,8 +59,8 @@ def _surplus(held: set[Right]) -> set[Right]:
     surplus = {right for right in held if right[1:] not in {("function", name) for name in EMITTER_FUNCTIONS}}
     if not node <= held:  # not a node
         return surplus
-    sequences = {right for right in surplus if right[1] == "sequence"}
-    return surplus - node - sequences - {("TRUNCATE", "table", name) for name in TRUNCATED}
+    others = {right for right in surplus if right[1] == "sequence" or right[2] in NODE_FUNCTIONS}
+    return surplus - node - others - {("TRUNCATE", "table", name) for name in TRUNCATED}
 
 
 def lines(unexpected: list[dict[str, Any]]) -> Iterator[str]:
