@@ -247,6 +247,17 @@ async def test_a_membership_that_is_not_stored_any_more_is_not_forgotten_where_i
         assert [record.offset for record in page.records] == [late] * (after < late)
 
 
+async def test_memberships_are_bounded_also_where_all_members_of_a_room_enter_another(store, db):
+    await store.open()
+    for _ in range(101):
+        await store.move(Kind.ENTER, "s", "x")
+        await store.emit("elsewhere")
+        await store.move(Kind.LEAVE, "s", "x")
+    assert await db.fetchval("SELECT count(*) FROM sio_rooms") == 101
+    await db.execute("SELECT sio_change_members(1, 6, '/', ARRAY['s'], ARRAY['x'], '{}')")
+    assert await db.fetchval("SELECT count(*) FROM sio_rooms") == 51
+
+
 async def test_no_page_where_a_former_holder_may_still_write(living):
     await living.open()
     await living.emit()

@@ -4,11 +4,11 @@
 -- them under the log's lock, so a client that enters and leaves a room 10,000 times would hold up all appends. If a
 -- membership that goes had an event, a client at a lower offset cannot recover any more, because it would not get that
 -- event. The event may be deleted already, which a floor says.
-CREATE FUNCTION sio.sio_forget_rooms(p_session bigint, p_sid text) RETURNS void
+CREATE FUNCTION sio.sio_forget_rooms(p_session bigint) RETURNS void
 LANGUAGE plpgsql
 SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off
 SET enable_hashjoin = off SET enable_mergejoin = off AS $$
-DECLARE v_lost bigint := 0; r record;
+DECLARE v_sid text := (SELECT sid FROM sio.sio_sessions WHERE id = p_session); v_lost bigint := 0; r record;
 BEGIN
     FOR r IN DELETE FROM sio.sio_rooms x WHERE session = p_session AND left_at <= (
                  SELECT left_at FROM sio.sio_rooms WHERE session = p_session AND left_at IS NOT NULL
@@ -16,7 +16,7 @@ BEGIN
              RETURNING namespace, room, joined_at, left_at
     LOOP
         v_lost := greatest(
-            v_lost, (SELECT d FROM sio.sio_last_due(r.namespace, r.room, p_sid, r.joined_at, r.left_at) d),
+            v_lost, (SELECT d FROM sio.sio_last_due(r.namespace, r.room, v_sid, r.joined_at, r.left_at) d),
             (SELECT least(d, r.left_at - 1)
              FROM sio.sio_deleted(p_session, r.namespace, r.room, r.joined_at, r.left_at) d WHERE d > r.joined_at));
     END LOOP;
@@ -59,7 +59,7 @@ BEGIN
             -- Every membership that ends has begun here, or with the session.
             IF (SELECT count(*) FROM (SELECT FROM sio.sio_rooms WHERE session = v_session AND left_at IS NOT NULL
                                       ORDER BY left_at LIMIT 101) x) > 100 THEN
-                PERFORM sio.sio_forget_rooms(v_session, p_sid);
+                PERFORM sio.sio_forget_rooms(v_session);
             END IF;
         END IF;
         RETURN v_offset;
