@@ -187,7 +187,7 @@ async def test_a_range_at_the_head(db, log):
 
 
 async def test_an_event_with_a_key(db, log):
-    """The plans are made while no key is stored."""
+    """The plans are made while hardly a key is stored."""
     await db.execute("VACUUM ANALYZE sio_keys")
     one, many = {"key": "again"}, [json.dumps({"key": f"key {i}"}) for i in range(0, OTHERS, OTHERS // 20)]
     batch = [0, [0] * 20, ["/"] * 20, ["r"] * 20, None, None, None, ['["e"]'] * 20, None, None, many, None]
@@ -203,10 +203,38 @@ async def test_an_event_with_a_key(db, log):
     await rounds()
     await db.execute("""
         INSERT INTO sio_keys
-        SELECT namespace, 'key ' || "offset" - (SELECT min("offset") FROM sio_packets), "offset" FROM sio_packets
-        ON CONFLICT DO NOTHING""")
+        SELECT namespace, 'key ' || "offset" || repeat('x', 200), "offset" FROM sio_packets ON CONFLICT DO NOTHING""")
     await rounds()
     assert await db.fetchval("SELECT count(*) FROM sio_packets WHERE body = '[\"e\"]'") == 1 + 20 + 2 * ROUNDS
+    count = await db.fetchval("SELECT count(*) FROM sio_keys")
+    for _ in range(ROUNDS):
+        assert await pages(db, "trim", 0.0, 10) < PAGES
+    assert await db.fetchval("SELECT count(*) FROM sio_keys") == count - 10 * ROUNDS
+
+
+async def test_the_event_of_a_key_in_a_log_that_was_analyzed_while_it_was_small(db):
+    """Appends read the log themselves. With keys they read no more of it."""
+    await db.execute(QUERIES["check_epoch"])
+    keys = [json.dumps({"key": f"key {i}"}) for i in range(20)]
+    events = [0, [0] * 20, ["/"] * 20, ["r"] * 20, None, None, None, ['["e"]'] * 20, None, None]
+
+    async def rounds() -> None:
+        for _ in range(ROUNDS):
+            without = await pages(db, "write_event", 0, "/", "r", '["e"]', None, None)
+            assert await pages(db, "write_event", 0, "/", "r", '["e"]', "key 1", None) < without + PAGES
+            without = await pages(db, "write", *events, None, None)
+            assert await pages(db, "write", *events, keys, None) < without + PAGES
+
+    await rounds()
+    await db.execute("VACUUM ANALYZE sio_packets_0, sio_packets_1, sio_keys")
+    await rounds()
+    await db.execute(
+        """
+        INSERT INTO sio_packets_0 ("offset", kind, namespace, room, body)
+        SELECT nextval('sio_packets_offset_seq'), 0, '/', 'r', repeat('x', 100) FROM generate_series(1, $1::int)""",
+        OTHERS,
+    )
+    await rounds()
 
 
 async def test_a_session_that_is_opened(db, log):
