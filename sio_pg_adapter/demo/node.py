@@ -33,11 +33,11 @@ def application(name: str, origins: list[str]) -> socketio.ASGIApp:
 
     @sio.event
     async def connect(sid: str, _: dict[str, Any], auth: Any) -> None:
+        visit, since = (auth.get("visit"), auth.get("since")) if isinstance(auth, dict) else (None, None)
         if not sio.recovered(sid):  # a recovered session is still in its rooms
-            await sio.enter_room(sid, "ticker")
+            await sio.enter_room(sid, "ticker", since=sio.last_position(sid) or since)
         # The client gets this after the replay, so it marks the end of the missed events. `visit` is the client's
         # count of its connections. The missed events may include the welcome to an earlier connection.
-        visit = auth.get("visit") if isinstance(auth, dict) else None
         await sio.emit("welcome", {"node": name, "visit": visit}, to=sid)
 
     async def start() -> None:

@@ -10,7 +10,7 @@ import sys
 from collections import deque
 from collections.abc import Callable
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from sio_pg_adapter.emitter import emit_async
 from sio_pg_adapter.errors import SioPgError, StoreUnavailable
@@ -137,7 +137,8 @@ class Cluster:
         restart_after: float = 3.0,
         restart_database: Callable[[], None] | None = None,
     ) -> None:
-        self._dsn = dsn
+        # This process serves no clients, so each tick reaches the nodes through the log.
+        self._database = Database(dsn, pool=None, listen_dsn=None, schema="public")
         self.nodes = {name: NodeProcess(name, dsn, origins, restart_after) for name in "AB"}
         self.head = 0
         self.database_up = True
@@ -193,6 +194,15 @@ class Cluster:
             self.database_up = False
             self._restart_requested.set()
 
+    async def load(self) -> dict[str, Any]:
+        """Return what a page shows: the number of the last tick, and the position of the snapshot that it is from.
+
+        :raises StoreUnavailable: during a restart.
+        """
+        async with self._database.connection() as connection:
+            with translated("the state of a page"):
+                return dict(await connection.fetchrow("SELECT n, sio_position() AS position FROM demo_ticks"))
+
     async def _restart_on_request(self, restart: Callable[[], None]) -> None:
         while True:
             await self._restart_requested.wait()
@@ -203,9 +213,8 @@ class Cluster:
     async def _tick(self) -> None:
         # A transaction takes the next number and emits the tick, as in an application that emits its changes. So a
         # number is taken if and only if its tick is in the log, even if a restart leaves the outcome of a commit
-        # unknown. A number that a client does not get is therefore a lost event. This process serves no clients, so
-        # each tick reaches the nodes through the log.
-        database = Database(self._dsn, pool=None, listen_dsn=None, schema="public")
+        # unknown. A number that a client does not get is therefore a lost event.
+        database = self._database
         await database.open()
         try:
             async with database.connection() as connection:

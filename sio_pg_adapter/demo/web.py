@@ -11,7 +11,7 @@ from typing import Any
 
 import uvicorn
 
-from sio_pg_adapter.errors import ConfigurationError
+from sio_pg_adapter.errors import ConfigurationError, StoreUnavailable
 
 from .processes import EVENTS_PER_SECOND, Cluster
 
@@ -70,6 +70,8 @@ class PageApplication:
         match scope["method"], scope["path"]:
             case "GET", "/state":
                 await self._answer(send, "application/json", self._state())
+            case "GET", "/load":
+                await self._load(send)
             case "GET", name if (path := self._files.get(name)) is not None:
                 await self._answer(send, _TYPES[path.suffix], await asyncio.to_thread(path.read_bytes))
             case "POST", "/nodes/A/kill" | "/nodes/B/kill":
@@ -80,6 +82,14 @@ class PageApplication:
                 await self._answer(send, "application/json", self._state())
             case _:
                 await self._answer(send, "text/plain", b"Not found\n", status=404)
+
+    async def _load(self, send: _Send) -> None:
+        try:
+            state = json.dumps(await self._cluster.load()).encode()
+        except StoreUnavailable:  # the page tries again
+            await self._answer(send, "text/plain", b"PostgreSQL restarts\n", status=503)
+        else:
+            await self._answer(send, "application/json", state)
 
     def _state(self) -> bytes:
         nodes = {node.name: {"port": node.port, "up": node.up.is_set()} for node in self._cluster.nodes.values()}

@@ -143,6 +143,37 @@ async def test_what_is_broken_by_hand_recovers(show):
     assert totals["replayed"] > 0
 
 
+async def test_a_reloaded_page_goes_on_from_its_position(show):
+    """Its clients have new sessions, and get exactly the events after the state that the page was loaded with."""
+    shown = await show()
+    page = shown.page
+    sids = await page.locator(".sid code").all_inner_texts()
+    words = r"back on node [AB] with a new sid after .* s; loaded up to event \d+, then (\d+) missed, (\d+) replayed$"
+    for button in (None, "Move to node B (Ada)", "Kill node A", "Restart PostgreSQL"):
+        if button is not None:
+            await shown.press(button)  # its clients are away when the page is reloaded
+        await shown.press("Reload the page")
+        await shown.until("document.getElementById('reload').getAttribute('aria-disabled') === 'true'")
+        await page.wait_for_selector(SETTLED)
+        await page.wait_for_selector(SERVING)
+        later = await page.locator(".sid code").all_inner_texts()
+        assert not set(sids) & set(later)
+        sids = later
+        lines = await page.locator("#past li").all_inner_texts()
+        returned = [match for line in lines[:3] if "page reloaded" in line and (match := re.search(words, line))]
+        assert len(returned) == 3, lines
+        assert all(int(match[1]) == int(match[2]) > 0 for match in returned), lines
+    received = await shown.number("#Ada [data-count=received]")
+    await shown.until(f"+document.querySelector('#Ada [data-count=received]').textContent > {received + 5}")
+    totals = await shown.totals()
+    assert totals["lost"] == totals["doubled"] == 0 and totals["replayed"] > 0
+    assert totals["recovered"] == totals["breaks"]
+    assert await page.locator(".timeline .cell.loaded").count() > 0
+    await shown.press("Cut (Ada)")  # the new session recovers like any other
+    await shown.until("document.getElementById('story').textContent.startsWith('Ada: cut; back on node ')")
+    assert "with the same sid" in await page.inner_text("#story")
+
+
 async def test_chaos_loses_and_doubles_nothing(show):
     shown = await show()
     page = shown.page
@@ -277,7 +308,7 @@ async def test_it_can_be_worked_by_keyboard(show):
         if at["name"] in reached:
             break
         reached[at["name"]] = at
-    wanted = ["Chaos", "Pause the timelines", "Kill node A", "Kill node B", "Restart PostgreSQL"]
+    wanted = ["Chaos", "Reload the page", "Pause the timelines", "Kill node A", "Kill node B", "Restart PostgreSQL"]
     wanted += [f"Cut ({name})" for name in ("Ada", "Ben", "Cleo")]
     assert set(wanted) <= set(reached)
     assert {reached[name]["outline"] for name in wanted} == {"solid3px"}
@@ -309,7 +340,7 @@ async def test_every_control_has_a_name_of_its_own(show):
         if not node["ignored"]:
             names.setdefault(node["role"]["value"], []).append(node.get("name", {}).get("value", ""))
     controls = [*names["button"], *names["switch"], *names["DisclosureTriangle"]]
-    assert len(controls) == 15
+    assert len(controls) == 16
     assert names["switch"] == ["Chaos"]  # whether it is on is not part of its name
     assert all(controls)
     assert len(set(controls)) == len(controls)

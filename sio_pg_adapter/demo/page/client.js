@@ -13,7 +13,7 @@ export class Client {
   spoil = null;         // "swallow" or "repeat": what happens to the next event before it is counted
   #target;              // the node to connect to next
   #visit = 0;           // count of connections. A node's welcome carries the number of the connection
-  #away = null;         // from a drop to the first live event: {why, sid, since}
+  #away = null;         // from a drop to the first live event: {why, sid, since}, and `state` after a reload
   #why = null;          // the reason for the next drop
   #urls;
   #timeline;
@@ -27,16 +27,21 @@ export class Client {
     this.#urls = urls;
     this.#timeline = timeline;
     this.#report = report;
-    this.socket = io(urls[node], {
+    this.#open();
+  }
+
+  /** Connect. With `since` the client gets the events after that position first. */
+  #open(since) {
+    this.socket = io(this.#urls[this.#target], {
       forceNew: true,  // a connection for each client
-      auth: (send) => send({visit: ++this.#visit}),
+      auth: (send) => send({visit: ++this.#visit, since}),
       reconnectionDelay: 900, reconnectionDelayMax: 1200, randomizationFactor: 0.3,  // long enough to miss events
     });
     this.socket.on("welcome", (data) => this.#welcomed(data));
     this.socket.on("tick", (data) => this.#tick(data.n));
     this.socket.on("disconnect", (reason) => this.#dropped(reason));
     this.socket.on("connect_error", (error) => {
-      if (!this.socket.active) report(this, `refused: ${error.message}`, false);
+      if (!this.socket.active) this.#report(this, `refused: ${error.message}`, false);
     });
     this.socket.io.on("error", () => this.#aim(otherNode(this.#target)));  // as a load balancer would
   }
@@ -61,6 +66,25 @@ export class Client {
   hop() {
     this.#aim(this.other);
     this.cut("moved");
+  }
+
+  /** Close the connection as a reload of the page does, without a message of Socket.IO. */
+  leave() {
+    this.live = false;
+    this.socket.off();
+    this.socket.io.off();
+    this.socket.io.reconnection(false);
+    this.socket.io.engine.close();
+    this.#away = {why: "page reloaded", sid: this.sid, since: performance.now()};
+  }
+
+  /** Begin a new session with the state of a page: all events up to `n`, and the position of its snapshot. */
+  enter({n, position}) {
+    for (let loaded = this.tally.highest + 1; loaded <= n; loaded++) this.#timeline.note(loaded, {kind: "loaded"});
+    this.#timeline.note(n + 1, {mark: "page reloaded"});
+    this.tally.loaded(n);
+    this.#away.state = n;
+    this.#open(position);
   }
 
   /** Set the reason to report for the next drop. */
@@ -116,13 +140,19 @@ export class Client {
   }
 
   #returned({missed, replayed}) {
-    const {why, sid, since} = this.#away;
+    const {why, sid, since, state} = this.#away;
     this.#away = null;
-    const same = this.socket.id === sid, good = same && this.socket.recovered && missed === replayed;
-    const seconds = ((performance.now() - since) / 1000).toFixed(1);
+    const same = this.socket.id === sid, seconds = ((performance.now() - since) / 1000).toFixed(1);
+    const words = `${why}; back on node ${this.node} with ${same ? "the same" : "a new"} sid after ${seconds} s; `;
+    const counts = `${missed} missed, ${replayed} replayed`;
+    if (state !== undefined) {  // a new session is right here, and the page has what was before
+      const good = missed === replayed ? undefined : false;
+      this.#report(this, `${words}loaded up to event ${state}, then ${counts}`, good);
+      return;
+    }
+    const good = same && this.socket.recovered && missed === replayed;
     this.breaks++;
     if (good) this.recovered++;
-    this.#report(this, `${why}; back on node ${this.node} with ${same ? "the same" : "a new"} sid after ${seconds} s; ` +
-      `${missed} missed, ${replayed} replayed`, good);
+    this.#report(this, words + counts, good);
   }
 }

@@ -9,6 +9,7 @@ const POLL = 250;         // milliseconds between two reads of the servers' stat
 const POLL_ENDED = 1000;  // the same after the demo has ended
 const PAST = 30;          // lines under "What happened"
 const SUMMARY = 10000;    // milliseconds between two announcements during chaos
+const LOADING = 700;      // milliseconds before and after the state of a page is read. There are events in both
 
 const at = (id) => document.getElementById(id);
 const calm = matchMedia("(prefers-reduced-motion: reduce)");
@@ -18,6 +19,7 @@ const views = [];
 let settling = false;  // chaos is off, and not all clients are back
 let announced = "";    // the wrong counts that were announced
 let ended = false;     // the demo does not answer
+let loading = false;   // the page is reloaded
 
 function text(element, value) {
   value = String(value);
@@ -144,6 +146,39 @@ function restart() {
   fetch("/database/restart", {method: "POST"}).then(async (answer) => showServers(await answer.json())).catch(end);
 }
 
+// Do what a reload of the page does, but keep the counts and the timelines.
+async function reload() {
+  if (loading) return;
+  loading = true;
+  record("the page is reloaded");
+  sayByHand("The page is reloaded.");
+  for (const client of world.clients) client.leave();
+  show();
+  await pause(LOADING);
+  const state = await load();
+  await pause(LOADING);
+  loading = false;
+  if (!ended) for (const client of world.clients) client.enter(state);
+}
+
+function pause(milliseconds) {
+  return new Promise((resolve) => setTimeout(resolve, milliseconds));
+}
+
+// Return the number of the last event and the position of its snapshot, or null at the end of the demo.
+async function load() {
+  while (!ended) {
+    try {
+      const answer = await fetch("/load");
+      if (answer.ok) return await answer.json();
+    } catch {
+      end();
+    }
+    await pause(POLL);  // PostgreSQL restarts
+  }
+  return null;
+}
+
 async function readState() {
   return (await fetch("/state")).json();
 }
@@ -159,6 +194,7 @@ function showServers({nodes, database, head}) {
   }
   showServer("database", database, "up", "restarting");
   enable(at("restart"), database);
+  enable(at("reload"), database && !loading && world.clients.every((client) => client.tally.highest !== null));
 }
 
 function showServer(id, up, good, bad) {
@@ -250,6 +286,7 @@ async function begin() {
   for (const [name, node] of Object.entries(SEATS)) seat(name, node, urls);
   onClick(at("chaos"), toggleChaos);
   onClick(at("pause"), togglePause);
+  onClick(at("reload"), reload);
   for (const name of Object.keys(state.nodes)) onClick(at(`kill-${name}`), () => kill(name));
   onClick(at("restart"), restart);
   onClick(at("swallow"), () => spoil("swallow"));

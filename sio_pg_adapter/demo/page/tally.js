@@ -25,6 +25,13 @@ export class Tally {
     this.#welcome = false;
   }
 
+  /** Record that the page was loaded with all events up to `n`. It takes the place of an absence that has not ended. */
+  loaded(n) {
+    this.highest = n;
+    this.#away = {since: n, replayed: 0};
+    this.#welcome = false;
+  }
+
   /** Record the welcome to this connection. */
   welcomed() {
     this.#welcome = true;

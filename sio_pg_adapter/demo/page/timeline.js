@@ -92,10 +92,11 @@ export class Timeline {
 
   /** Describe the cells in words, for screen readers. */
   describe() {
-    const counts = {live: 0, replayed: 0, due: 0, lost: 0, doubled: 0};
+    const counts = {live: 0, replayed: 0, loaded: 0, due: 0, lost: 0, doubled: 0};
     for (const n of this.#cells.keys()) counts[this.#slots.get(n)?.kind ?? "due"]++;
     const label = `The latest ${this.#cells.size} events of ${this.#name}: ${counts.live} received live, ` +
-      `${counts.replayed} replayed, ${counts.due} not here yet, ${counts.lost} lost, ${counts.doubled} doubled`;
+      `${counts.replayed} replayed, ${counts.loaded} loaded, ${counts.due} not here yet, ` +
+      `${counts.lost} lost, ${counts.doubled} doubled`;
     this.#element.setAttribute("aria-label", label);
   }
 }
