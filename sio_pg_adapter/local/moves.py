@@ -74,7 +74,8 @@ class Moves:
             if client.held is None:
                 self._move_in_memory(kind, client, room)
                 return client.memberships.entered(room)
-            args["generation"] = client.held.generation
+            if handled() is client:  # elsewhere the sid means whatever connection has it
+                args["generation"] = client.held.generation
             own_handler = handled() is client and client.state is State.CONNECTING
             if kind is Kind.ENTER and own_handler and self._is_certainly_in(client, room):
                 return client.memberships.entered(room)
