@@ -17,13 +17,22 @@ from . import terminal
 PUBLIC = "PUBLIC"
 """The grantee that stands for every role."""
 
-EMITTER_FUNCTIONS = {"sio_emit", "sio_emit_encoded"}
-"""The functions of an emitter and a node."""
+FUNCTIONS = {
+    "sio_emit",
+    "sio_emit_encoded",
+    "sio_position",
+    "sio_enter_room",
+    "sio_leave_room",
+    "sio_close_room",
+    "sio_disconnect",
+    "sio_change",
+}
+"""The functions that are granted to emitters and nodes."""
 
 NODE_PRIVILEGES = {"SELECT", "INSERT", "UPDATE", "DELETE"}
 """What a node may do with each table but those below."""
 
-NODE_TABLES = set(metadata_in(None).tables) - {"sio_outbox"}
+NODE_TABLES = set(metadata_in(None).tables) - {"sio_outbox", "sio_outbox_changes"}
 """The tables of a node."""
 
 TRUNCATED = {"sio_packets_0", "sio_packets_1", "sio_packet_rooms_0", "sio_packet_rooms_1"}
@@ -53,7 +62,7 @@ def unexpected_rights(rows: Iterable[Any]) -> list[dict[str, Any]]:
 
 def _surplus(held: set[Right]) -> set[Right]:
     node = {(privilege, "table", name) for privilege in NODE_PRIVILEGES for name in NODE_TABLES}
-    surplus = {right for right in held if right[1:] not in {("function", name) for name in EMITTER_FUNCTIONS}}
+    surplus = {right for right in held if right[1:] not in {("function", name) for name in FUNCTIONS}}
     if not node <= held:  # not a node
         return surplus
     sequences = {right for right in surplus if right[1] == "sequence"}
