@@ -17,11 +17,17 @@ from . import terminal
 PUBLIC = "PUBLIC"
 """The grantee that stands for every role."""
 
-EMITTER_FUNCTIONS = {"sio_emit", "sio_emit_encoded", "sio_position"}
-"""The functions of an emitter and a node."""
-
-NODE_FUNCTIONS = {"sio_enter_room", "sio_leave_room", "sio_close_room", "sio_disconnect", "sio_change"}
-"""The functions of a node alone."""
+FUNCTIONS = {
+    "sio_emit",
+    "sio_emit_encoded",
+    "sio_position",
+    "sio_enter_room",
+    "sio_leave_room",
+    "sio_close_room",
+    "sio_disconnect",
+    "sio_change",
+}
+"""The functions that are granted to emitters and nodes."""
 
 NODE_PRIVILEGES = {"SELECT", "INSERT", "UPDATE", "DELETE"}
 """What a node may do with each table but those below."""
@@ -56,11 +62,11 @@ def unexpected_rights(rows: Iterable[Any]) -> list[dict[str, Any]]:
 
 def _surplus(held: set[Right]) -> set[Right]:
     node = {(privilege, "table", name) for privilege in NODE_PRIVILEGES for name in NODE_TABLES}
-    surplus = {right for right in held if right[1:] not in {("function", name) for name in EMITTER_FUNCTIONS}}
+    surplus = {right for right in held if right[1:] not in {("function", name) for name in FUNCTIONS}}
     if not node <= held:  # not a node
         return surplus
-    others = {right for right in surplus if right[1] == "sequence" or right[2] in NODE_FUNCTIONS}
-    return surplus - node - others - {("TRUNCATE", "table", name) for name in TRUNCATED}
+    sequences = {right for right in surplus if right[1] == "sequence"}
+    return surplus - node - sequences - {("TRUNCATE", "table", name) for name in TRUNCATED}
 
 
 def lines(unexpected: list[dict[str, Any]]) -> Iterator[str]:

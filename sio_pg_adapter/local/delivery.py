@@ -30,7 +30,8 @@ class Delivery:
     :param endings: ends connections.
     :param limit: how much may wait for a live client.
     :param returns: counts sessions that come back with the same offset.
-    :ivar on_intruder: called with the record by which a client has entered the own room of a client of this node.
+    :ivar on_intruder: called with the record by which a client has entered the own room of a client of this node, and
+                       with that room.
     """
 
     def __init__(
@@ -52,7 +53,7 @@ class Delivery:
         self._limit = limit
         self._counters = counters
         self._returns = returns
-        self.on_intruder: Callable[[Record], object] = lambda _: None
+        self.on_intruder: Callable[[Record, str], object] = lambda *_: None
         # Each node begins at a random number. If each sid began at 1, a late answer (of a former connection, or to
         # another node) could pass for the answer to a new question.
         self._ack_ids = itertools.count(secrets.randbelow(1 << 31) + 1)
@@ -64,6 +65,8 @@ class Delivery:
         self._counters.spans.deliver(record, self._apply)
 
     def _apply(self, record: Record) -> None:
+        if record.kind in (Kind.ENTER, Kind.MEMBERS_ENTER):
+            self._guard_sid_rooms(record)
         if record.kind is Kind.EVENT:
             self._event(record)
         elif record.kind is Kind.CLOSE:
@@ -73,20 +76,20 @@ class Delivery:
         elif record.members:
             self._change_members(record)
         elif record.sid is not None:
-            if record.kind is Kind.ENTER and record.sid != record.rooms[0]:
-                self._guard_sid_room(record)
             client = self._clients.current(record.sid, record.namespace)
             if client is not None:
                 self._change(client, record)
 
-    def _guard_sid_room(self, record: Record) -> None:
-        """Have a client of another node leave the own room of a client of this node.
+    def _guard_sid_rooms(self, record: Record) -> None:
+        """Have clients of another node leave the own room of a client of this node.
 
         The store refuses it once the session of that sid is stored. Until then only this node knows the sid.
         """
-        if self._rooms.is_sid_room(record.namespace, record.rooms[0]):
-            logger.warning("%s cannot enter the room of another client's sid", f"{record.sid} [{record.namespace}]")
-            self.on_intruder(record)
+        for room in record.rooms:
+            if room != record.sid and self._rooms.is_sid_room(record.namespace, room):
+                who = record.sid or "members of a room"
+                logger.warning("%s cannot enter the room of another client's sid", f"{who} [{record.namespace}]")
+                self.on_intruder(record, room)
 
     def _event(self, record: Record) -> None:
         clients = self._clients.by_sid.get(record.namespace)

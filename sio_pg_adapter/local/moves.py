@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from sio_pg_adapter.log.names import namespace_name, room_name, text_name
-from sio_pg_adapter.log.records import Entry, Kind, Record
+from sio_pg_adapter.log.records import Entry, Kind, MemberMove, Record
 
 from .appender import Appender
 from .client import Client, State
@@ -48,9 +48,14 @@ class Moves:
         """Remove a sid from a room. It has taken effect on return."""
         await self._move(Kind.LEAVE, text_name(sid, "sid"), namespace_name(namespace), room_name(room), {})
 
-    async def expel(self, record: Record) -> None:
-        """Take a client out of the room that it has entered by a record."""
-        await self._appender.change(Entry(Kind.LEAVE, record.namespace, record.rooms, sid=record.sid))
+    async def expel(self, record: Record, sid: str) -> None:
+        """Take all others out of the own room of a client, which some have entered by a record."""
+        try:
+            await self._appender.change(Entry(Kind.CLOSE, record.namespace, (sid,)))
+        except ValueError:  # its session is stored by now, so nobody can enter any more
+            intruder = () if record.sid is None else (record.sid,)
+            move = MemberMove(Kind.LEAVE, record.namespace, (sid,), (sid,), unstored=intruder, skip_sids=(sid,))
+            await self._appender.change(move)
 
     async def close(self, room: str, namespace: str | None) -> None:
         """Remove everybody from a room. It has taken effect on return.
@@ -74,7 +79,8 @@ class Moves:
             if client.held is None:
                 self._move_in_memory(kind, client, room)
                 return client.memberships.entered(room)
-            args["generation"] = client.held.generation
+            if handled() is client:  # elsewhere the sid means whatever connection has it
+                args["generation"] = client.held.generation
             own_handler = handled() is client and client.state is State.CONNECTING
             if kind is Kind.ENTER and own_handler and self._is_certainly_in(client, room):
                 return client.memberships.entered(room)

@@ -197,6 +197,8 @@ class ClientMethods(socketio.AsyncServer):
 
         :raises NotSerializable: if it has no JSON form, naming the key. Then nothing has changed. Clients without a
                                  recoverable session take any object, as in python-socketio.
+        :raises SessionConflict: in the handler of a connection, if another connection has the session by now. Nothing
+                                 is saved then.
         :raises KeyError: if there is no such client.
         """
         await self._save(text_name(sid, "sid"), session, namespace_name(namespace))
@@ -213,9 +215,15 @@ class ClientMethods(socketio.AsyncServer):
             client.save(session)
             return
         sessions = (await self.manager.started()).sessions
-        held = None if client is None else client.held
+        # In its own handlers a sid means that connection, and elsewhere whatever connection has it.
+        held = client.held if client is not None and handled() is client else None
         saved = await sessions.save(namespace, sid, data, held, expected=expected)
-        if not saved and expected is not None and await sessions.text(namespace, sid) is not None:
+        if not saved and await sessions.text(namespace, sid) is not None:
+            if expected is None:
+                raise SessionConflict(
+                    f"another connection has the session of {sid} [{namespace}] by now, and nothing was saved. Save "
+                    "it in a handler of that connection."
+                )
             raise SessionConflict(
                 f"the session of {sid} [{namespace}] was changed elsewhere in the meantime, and nothing was saved. "
                 "Enter it again, and repeat the change."

@@ -25,7 +25,7 @@ from sio_pg_adapter.errors import ConfigurationError, SioPgError, StoreUnavailab
 from sio_pg_adapter.servers import KEEPALIVES, check_support
 
 from .backends import QUERY_TIMEOUT, keep_alive
-from .failures import LOST, UNMIGRATED, connecting, translated
+from .failures import ENDED, LOST, UNMIGRATED, connecting, translated
 from .fitness import ISOLATION, UnfitConnection, check_codecs, fitness_of, support_of
 from .kept import Connection, KeptConnection, another_may_serve
 from .pooler import PoolerBetween, can_listen, hides_backend
@@ -396,14 +396,22 @@ class Database:
 
     # -- reads on the kept connection ----------------------------------------------------------------
     async def fetch(self, query: str, *args: object) -> list[asyncpg.Record]:
-        """Run a named statement that changes nothing.
+        """Run a named statement that changes nothing, or nothing more when it is run again.
 
         :raises StoreUnavailable: if the database did not answer.
         """
         with translated(query, may_be_stored=None):
-            async with self.reader as connection:
-                rows: list[asyncpg.Record] = await connection.fetch(self.queries[query], *args, timeout=QUERY_TIMEOUT)
-                return rows
+            try:
+                return await self._fetch(query, args)
+            except ENDED as e:
+                if isinstance(e, SioPgError):  # no connection could be opened
+                    raise
+                return await self._fetch(query, args)  # on another connection
+
+    async def _fetch(self, query: str, args: tuple[object, ...]) -> list[asyncpg.Record]:
+        async with self.reader as connection:
+            rows: list[asyncpg.Record] = await connection.fetch(self.queries[query], *args, timeout=QUERY_TIMEOUT)
+            return rows
 
     async def fetch_value(self, query: str, *args: object) -> Any:
         """Return the first value of a named statement. See :meth:`fetch`."""

@@ -27,6 +27,15 @@ LOST = (
 BROKEN = (asyncpg.InterfaceError, asyncpg.InternalClientError, asyncpg.PostgresConnectionError, OSError)
 """Errors after which a connection cannot be used any more."""
 
+ENDED = (
+    asyncpg.PostgresConnectionError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+    asyncpg.AdminShutdownError,
+    ConnectionError,
+)
+"""Errors of a statement whose backend has ended, which may have been while nobody used the connection."""
+
 UNMIGRATED = (
     asyncpg.UndefinedTableError,
     asyncpg.UndefinedFunctionError,

@@ -212,8 +212,8 @@ SELECT json_build_object(
          WHERE c.oid = ANY (ARRAY[
              'sio.sio_lock', 'sio.sio_log', 'sio.sio_epochs', 'sio.sio_marker', 'sio.sio_packets', 'sio.sio_packets_0',
              'sio.sio_packets_1', 'sio.sio_packet_rooms', 'sio.sio_packet_rooms_0', 'sio.sio_packet_rooms_1',
-             'sio.sio_room_floors', 'sio.sio_attachments', 'sio.sio_nodes', 'sio.sio_sessions', 'sio.sio_rooms',
-             'sio.sio_expiry_handlers']::regclass[]) AND NOT has_table_privilege(c.oid, p)
+             'sio.sio_room_floors', 'sio.sio_session_floors', 'sio.sio_keys', 'sio.sio_attachments', 'sio.sio_nodes',
+             'sio.sio_sessions', 'sio.sio_rooms', 'sio.sio_expiry_handlers']::regclass[]) AND NOT has_table_privilege(c.oid, p)
          LIMIT 1),
         (SELECT p || ' on ' || c.relname
          FROM pg_catalog.pg_class c, unnest(ARRAY['SELECT', 'UPDATE']) p

@@ -527,6 +527,21 @@ async def test_large_bodies_are_delivered_while_handlers_hold_the_whole_pool(sta
         await node.sio.shutdown()
 
 
+@pytest.mark.parametrize("given", [True, False], ids=["a given pool", "an own pool"])
+async def test_a_read_goes_on_when_its_backend_was_ended_while_nobody_used_it(start_node, pg_dsn, db, given):
+    """So a node that stops then has left the cluster, and its sessions expire from then on."""
+    async with asyncpg.create_pool(pg_dsn, min_size=0, max_size=6) as pool:
+        node = await (start_node(dsn=None, manager={"pool": pool}) if given else start_node())
+        presence = node.manager.node.presence
+        for look in (presence.others, presence.held, presence.leave):
+            async with node.manager.database.reader as connection:
+                pid = await connection.fetchval("SELECT pg_backend_pid()")
+            await db.execute("SELECT pg_terminate_backend($1)", pid)
+            await look()
+        assert await db.fetchval("SELECT stopped_at IS NOT NULL FROM sio_nodes")
+        await node.sio.shutdown()
+
+
 async def test_clients_recover_while_handlers_hold_the_whole_pool(start_node, pg_dsn, monkeypatch):
     """In pages, since the claim brings none along, and the node has forgotten what was missed."""
     monkeypatch.setattr("sio_pg_adapter.server.connect.PAGE", 7)

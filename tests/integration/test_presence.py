@@ -8,6 +8,7 @@ import contextlib
 import asyncpg
 import pytest
 
+from sio_pg_adapter import SessionConflict
 from sio_pg_adapter.local.client import State
 from sio_pg_adapter.log.records import Held, Kind
 from sio_pg_adapter.store.pruner import Pruned
@@ -227,10 +228,13 @@ async def test_a_former_holder_that_was_not_there_writes_nothing_when_it_comes_b
 
 async def test_a_late_disconnect_handler_of_a_node_that_came_back_overwrites_nothing(start_node, db):
     gone, here = await start_node(), await start_node()
+    conflicts: list[str] = []
 
     @gone.sio.event
     async def disconnect(sid, reason):
-        await gone.sio.save_session(sid, {"v": "old"})
+        with pytest.raises(SessionConflict) as error:
+            await gone.sio.save_session(sid, {"v": "old"})
+        conflicts.append(str(error.value))
 
     async with gone.client() as wire:
         await gone.sio.save_session(wire.sid, {"v": 1})
@@ -242,6 +246,24 @@ async def test_a_late_disconnect_handler_of_a_node_that_came_back_overwrites_not
             await wire.rest()
             await until(lambda: not gone.manager.node.endings.leaving)
             assert await here.sio.get_session(wire.sid) == {"v": 2}
+    assert len(conflicts) == 1 and "another connection has the session" in conflicts[0]
+
+
+async def test_a_node_that_has_not_met_the_claim_yet_changes_the_session_that_was_claimed(start_node):
+    """A revocation must not be lost because the client has just moved to another node."""
+    former, now = await start_node(), await start_node()
+    async with former.client() as client:
+        await former.sio.enter_room(client.sid, "x")
+        await vanish(former)
+        async with now.client(pid=client.pid) as again:
+            assert again.sid == client.sid
+            assert former.manager.clients.current(client.sid, "/") is not None
+            await former.sio.save_session(client.sid, {"v": 1})
+            async with former.sio.session(client.sid) as session:
+                session["w"] = 2
+            await former.sio.leave_room(client.sid, "x")
+            assert await now.sio.get_session(client.sid) == {"v": 1, "w": 2}
+            assert await now.sio.fetch_rooms(client.sid) == [client.sid]
 
 
 async def test_a_handler_that_saves_while_two_claims_wait_for_it_is_heard(start_node):

@@ -251,7 +251,7 @@ async def test_the_room_of_a_client_that_connects_is_its_own(start_node, recover
 
 
 @pytest.mark.parametrize("recovery", [True, False])
-async def test_a_client_of_another_node_cannot_stay_in_the_room_of_a_sid(start_node, recovery):
+async def test_a_client_of_another_node_cannot_stay_in_the_room_of_a_sid(start_node, db, recovery):
     """The store does not know the sid while its connect is being decided, and never without a session."""
     node, elsewhere = await start_node(recovery=recovery), await start_node()
     entered, may_go_on = asyncio.Event(), asyncio.Event()
@@ -267,8 +267,13 @@ async def test_a_client_of_another_node_cannot_stay_in_the_room_of_a_sid(start_n
         client.send("0")
         await entered.wait()
         (sid,) = newcomers
-        for work in (elsewhere.sio.enter_room(other.sid, sid), elsewhere.sio.sockets_join(other.sid, sid)):
-            await work
+        for enter in (
+            lambda: elsewhere.sio.enter_room(other.sid, sid),
+            lambda: elsewhere.sio.sockets_join(other.sid, sid),
+            lambda: db.execute("SELECT sio_enter_room($1, sid => $2)", sid, other.sid),
+            lambda: db.execute("SELECT sio_enter_room($1, room => $2)", sid, other.sid),
+        ):
+            await enter()
             async with asyncio.timeout(5):
                 while sid in await elsewhere.sio.fetch_rooms(other.sid):
                     await asyncio.sleep(0.01)
