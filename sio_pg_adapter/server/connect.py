@@ -268,6 +268,9 @@ class Connect:
             if isinstance(e, TimeoutError):
                 raise StoreUnavailable("claiming a session", may_be_stored=True) from e
             raise
+        if client.state is State.LEFT:  # this node sent all clients away meanwhile. Nobody would hold the session
+            self._claimed_too_late(claiming)
+            raise ConnectAborted
         decision = verdict(claim, session, cap)
         if (
             session is not None

@@ -8,9 +8,12 @@ import random
 from collections.abc import AsyncIterator
 from typing import Any
 
+import pytest
+
 from field.model import Log
 from field.servers import keep_sessions, query
 from field.walk import ROOMS, Walk
+from sio_pg_adapter import ConfigurationError, StoreUnavailable
 
 CUT = """
     SELECT pg_terminate_backend(pid) FROM pg_stat_activity
@@ -50,6 +53,13 @@ async def recover(walk: Walk, times: int) -> None:
     dice = [random.Random(walk.dice.random()) for _ in walk.clients]
     async with asyncio.timeout(60 + times):
         await asyncio.gather(*(recover_one(i, one) for i, one in enumerate(dice)))
+
+
+async def refused(match: str, **options: Any) -> None:
+    """A node with these options of ``AsyncPostgresManager`` is refused at start, by name."""
+    async with Walk(0, str) as walk:  # it stops a node that starts all the same
+        with pytest.raises((ConfigurationError, StoreUnavailable), match=match):
+            await walk.start_node(**options)
 
 
 async def go(walk: Walk, times: int, admin_dsn: str) -> None:

@@ -55,6 +55,7 @@ class Trap(Proxy):
         self._whole = False
         self._silent = False
         self._statements: dict[asyncio.StreamWriter, Statements | None] = {}  # None: it listens
+        self._client_of: dict[asyncio.StreamWriter, asyncio.StreamWriter] = {}
 
     def arm(self, statement: int | None, direction: Direction = Direction.TO_SERVER, *, whole: bool = False) -> None:
         """Fall silent at a statement, counted from 1 on over all connections but those that listen.
@@ -66,6 +67,13 @@ class Trap(Proxy):
         self.count = 0
         self._at, self._direction, self._whole = statement, direction, whole
         self.sprung.clear()
+
+    def silence_listeners(self) -> None:
+        """Connections that listen fall silent, and new connections stay so, until :meth:`heal`."""
+        self._silent = True
+        for server, statements in self._statements.items():
+            if statements is None:
+                self._deaf |= {server, self._client_of[server]}
 
     def heal(self) -> None:
         """Serve new connections. What was silent stays so."""
@@ -84,6 +92,7 @@ class Trap(Proxy):
         if sink not in self._statements:
             listens = b"sio_pg_adapter listen" in data
             self._statements[sink] = None if listens else Statements()
+            self._client_of[sink] = other
         statements = self._statements[sink]
         if statements is not None:
             self._note(statements.count(data), sink, other)

@@ -7,16 +7,18 @@ and connections that a node opens lead to another server than those that it has.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from pathlib import Path
 
 import pytest
 
 from field.model import Log
-from field.servers import make_log, query, terminate
+from field.servers import CONNECTIONS, make_log, query, terminate
 from field.walk import Walk
 from sio_pg_adapter.embedded import EmbeddedPostgres
 from support.nodes import Node
+from support.pgbouncer import pgbouncer
 from support.proxy import Proxy
 from support.replicas import REPLICATED, copy_into, prepared, shut_down
 
@@ -26,11 +28,20 @@ pytestmark = [pytest.mark.field, pytest.mark.timeout(0)]  # each of its waits ha
 class Copies:
     """A server and a copy of it, under one name, which change places."""
 
-    def __init__(self, programs: Path) -> None:
+    def __init__(self, programs: Path, *, pooled: bool) -> None:
+        self.pooled = pooled
         self.server, self.copy = prepared(REPLICATED), prepared(REPLICATED)
         self.lost: list[Log] = []
         self.way = Proxy(self.server.dsn())
         self._programs = programs
+
+    async def options(self, stack: contextlib.ExitStack) -> dict[str, str]:
+        """Return the options of the nodes. A pooler runs until the stack is left."""
+        if not self.pooled:
+            return {"dsn": self.way.dsn}
+        # in a thread: it waits for an answer, which comes through the proxy
+        dsn = await asyncio.to_thread(stack.enter_context, pgbouncer(self.way.dsn, "transaction"))
+        return {"dsn": dsn, "listen_dsn": self.way.dsn}
 
     async def back_up(self) -> None:
         await asyncio.to_thread(copy_into, self.copy, self.server, self._programs, standby=False)
@@ -79,35 +90,47 @@ async def cut(server: EmbeddedPostgres, pids: list[int]) -> None:
     await query(server.admin_dsn(), "SELECT pg_terminate_backend(pid) FROM unnest($1::int[]) pid", pids)
 
 
+async def cut_one(walk: Walk, copies: Copies) -> None:
+    """Of each node one connection breaks."""
+    for node in walk.nodes:
+        names = connections(node)
+        name = walk.dice.choice(sorted(names))
+        walk.done[f"{name} cut"] += 1
+        await cut(copies.copy, [names[name]])
+
+
+async def cut_behind_pooler(walk: Walk, copies: Copies) -> None:
+    """The connections of PgBouncer break, and those of the nodes to PgBouncer do not."""
+    await query(copies.copy.admin_dsn(), f"{CONNECTIONS} AND application_name NOT LIKE '%listen'")
+
+
 async def two_primaries(walk: Walk, copies: Copies) -> None:
-    """New connections lead to the copy. Of each node one connection breaks, the others stay where they are."""
+    """New connections lead to the copy. Some connections break, and the others stay where they are."""
     await copies.back_up()
     await asyncio.sleep(walk.dice.uniform(0.2, 1))
     await asyncio.to_thread(copies.copy.start)
     async with walk.losing_commits():
         copies.use_copy()
-        for node in walk.nodes:
-            names = connections(node)
-            name = walk.dice.choice(sorted(names))
-            walk.done[f"{name} cut"] += 1
-            await cut(copies.copy, [names[name]])
+        await (cut_behind_pooler if copies.pooled else cut_one)(walk, copies)
         await walk.healed()
     await copies.retire()
 
 
-async def test_copies(seconds: float, seed: int, programs: Path) -> None:
-    copies = Copies(programs)
-    try:
+@pytest.mark.parametrize("pooled", [False, True], ids=["direct", "behind PgBouncer"])
+async def test_copies(seconds: float, seed: int, programs: Path, pooled: bool) -> None:
+    copies = Copies(programs, pooled=pooled)
+    with contextlib.ExitStack() as stack:
+        stack.callback(copies.stop)
         await make_log(copies.server)
-        async with copies.way.running(), Walk(seed, lambda: copies.server.dsn()) as walk:  # noqa: PLW0108 - it changes
-            await walk.start([{"dsn": copies.way.dsn}] * 2)
-            end = time.monotonic() + seconds
-            scenarios = [restore, two_primaries]
-            async with walk.load():
-                while scenarios or time.monotonic() < end:
-                    scenario = scenarios.pop() if scenarios else walk.dice.choice([restore, two_primaries])
-                    walk.done[scenario.__name__] += 1
-                    await scenario(walk, copies)
-            await walk.judge(copies.logs)
-    finally:
-        copies.stop()
+        async with copies.way.running():
+            options = await copies.options(stack)
+            async with Walk(seed, lambda: copies.server.dsn()) as walk:  # noqa: PLW0108 - it changes
+                await walk.start([options] * 2)
+                end = time.monotonic() + seconds
+                scenarios = [restore, two_primaries]
+                async with walk.load():
+                    while scenarios or time.monotonic() < end:
+                        scenario = scenarios.pop() if scenarios else walk.dice.choice([restore, two_primaries])
+                        walk.done[scenario.__name__] += 1
+                        await scenario(walk, copies)
+                await walk.judge(copies.logs)

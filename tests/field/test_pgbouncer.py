@@ -7,9 +7,7 @@ import contextlib
 import pytest
 from psycopg.conninfo import conninfo_to_dict
 
-from field.recoveries import go, walking
-from field.walk import Walk
-from sio_pg_adapter import ConfigurationError
+from field.recoveries import go, refused, walking
 from support.pgbouncer import pgbouncer
 
 pytestmark = [pytest.mark.field, pytest.mark.timeout(0)]  # each of its waits has an end of its own
@@ -44,5 +42,5 @@ async def test_modes_without_listen(seconds, seed, pg_dsn, pg_admin_dsn, recover
 @pytest.mark.parametrize("mode", ["transaction", "statement"])
 async def test_listen_in_a_mode_without_it_is_refused_by_name(pg_dsn, mode, monkeypatch):
     monkeypatch.setattr("sio_pg_adapter.store.pooler.LISTENS_WITHIN", 0.5)
-    with pgbouncer(pg_dsn, mode) as dsn, pytest.raises(ConfigurationError, match="listen_dsn="):
-        await Walk(0, lambda: pg_dsn).start_node(dsn=dsn)
+    with pgbouncer(pg_dsn, mode) as dsn:
+        await refused("listen_dsn=", dsn=dsn)

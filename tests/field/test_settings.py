@@ -16,9 +16,8 @@ import pytest
 from asyncpg.protocol.protocol import BUILTIN_TYPE_NAME_MAP
 from psycopg.conninfo import conninfo_to_dict
 
-from field.recoveries import go, walking
-from field.walk import LONG, Walk
-from sio_pg_adapter import ConfigurationError
+from field.recoveries import go, refused, walking
+from field.walk import LONG
 from sio_pg_adapter.store.fitness import PLAIN
 from support.documents import block
 
@@ -44,8 +43,7 @@ async def test_a_strict_default_changes_nothing_for_own_connections(seconds, see
 async def test_a_strict_pool_is_refused_by_name(pg_dsn, level):
     settings = {"default_transaction_isolation": level}
     async with asyncpg.create_pool(pg_dsn, min_size=0, max_size=6, server_settings=settings) as pool:
-        with pytest.raises(ConfigurationError, match="default_transaction_isolation"):
-            await Walk(0, lambda: pg_dsn).start_node(pool=pool)
+        await refused("default_transaction_isolation", pool=pool)
 
 
 # -- codecs -----------------------------------------------------------------------------------------------------
@@ -79,8 +77,7 @@ def pool_with_codecs(dsn: str, names: list[str]) -> asyncpg.Pool:
 async def test_codecs_that_are_refused_by_name(pg_dsn):
     for name in REFUSED:
         async with pool_with_codecs(pg_dsn, [name]) as pool:
-            with pytest.raises(ConfigurationError, match="codec for the type"):
-                await Walk(0, lambda: pg_dsn).start_node(pool=pool)
+            await refused("codec for the type", pool=pool)
 
 
 async def test_codecs_of_a_pool(seconds, seed, pg_template, pg_create, pg_dsn, recoveries):
@@ -144,5 +141,4 @@ async def test_settings_of_a_pool(seconds, seed, pg_dsn, pg_admin_dsn, settings,
 async def test_a_pool_that_only_reads_is_refused_by_name(pg_dsn):
     settings = {"default_transaction_read_only": "on"}
     async with asyncpg.create_pool(pg_dsn, min_size=0, max_size=8, server_settings=settings) as pool:
-        with pytest.raises(OSError, match="default_transaction_read_only"):
-            await Walk(0, lambda: pg_dsn).start_node(pool=pool)
+        await refused("default_transaction_read_only", pool=pool)

@@ -79,6 +79,14 @@ async def fall_silent(walk: Walk, trap: Trap, operation: Operation, at: int, dir
     await walk.healed()
 
 
+async def silence_listener(walk: Walk, trap: Trap) -> None:
+    """The connection that listens falls silent. What the node emits goes on, and it hears nothing."""
+    trap.silence_listeners()
+    await walk.broken(walk.nodes[0])
+    trap.heal()
+    await walk.healed()
+
+
 @pytest.fixture
 async def trap(pg_dsn: str) -> AsyncIterator[Trap]:
     async with Trap(pg_dsn).running() as trap:
@@ -95,6 +103,7 @@ async def test_silence(seconds: float, seed: int, trap: Trap, pg_dsn: str) -> No
         await walk.healed()
         operations = [*SHORT, *MORE] if seconds >= LONG else [*SHORT, walk.dice.choice(MORE)]
         async with walk.load(pause=0.3, transactions=False, moves=False):
+            await silence_listener(walk, trap)
             for operation in operations:
                 trap.arm(None)
                 await attempt(walk, operation)

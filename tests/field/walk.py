@@ -49,6 +49,9 @@ LONG = 60.0
 HEALTH_WAIT = 20.0
 """Seconds within which a node says that it is broken."""
 
+IN_A_ROW = 10
+"""How often in a row a node says that it is broken until that counts."""
+
 HEAL_WAIT = 60.0
 """Seconds within which a node is back once the fault is over."""
 
@@ -257,11 +260,16 @@ class Walk:
 
     # -- health -----------------------------------------------------------------------------------------------
     async def broken(self, *nodes: Node) -> None:
-        """Wait until each of the nodes says that it is not healthy. It must do so within :data:`HEALTH_WAIT`."""
+        """Wait until each of the nodes says that it is not healthy. It must do so within :data:`HEALTH_WAIT`.
+
+        It must say so several times in a row: while events are on their way a node is behind for a moment.
+        """
         for node in nodes or self.nodes:
             try:
                 async with asyncio.timeout(HEALTH_WAIT):
-                    while (await node.manager.health()).ok:
+                    said = 0
+                    while said < IN_A_ROW:
+                        said = 0 if (await node.manager.health()).ok else said + 1
                         await asyncio.sleep(0.02)
             except TimeoutError:
                 name = f"node {self.nodes.index(node)}"

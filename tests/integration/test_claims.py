@@ -430,3 +430,35 @@ async def test_a_room_that_it_is_not_in_is_entered_by_the_log(start_node):
             await node.sio.emit("e", to="newer")
             assert await again.event() == ["e"]
             assert "ENTER" in asked
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["granted", "of an unknown session"])
+async def test_a_client_that_is_sent_away_while_it_claims_comes_back(start_node, db, expected_errors, known):
+    """As when the node meets another log. The session, which the claim gave to this node, is let go at once."""
+    expected_errors.append("retention deleted records that this node had not read")
+    node = await start_node()
+    async with node.client() as wire:
+        await node.sio.emit("first")
+        await wire.event()
+    if not known:
+        await db.execute("DELETE FROM sio_sessions")
+    await node.sio.emit("missed")
+    async with AsgiClient(node.sio) as again:
+        async with db.transaction():
+            await db.execute("LOCK TABLE sio_lock IN EXCLUSIVE MODE")
+            again.send("0" + json.dumps({"pid": wire.pid, "offset": wire.offset}))
+            waiting = "SELECT count(*) FROM pg_locks WHERE relation = 'sio_lock'::regclass AND NOT granted"
+            async with asyncio.timeout(20):
+                while not await db.fetchval(waiting):
+                    await asyncio.sleep(0.01)
+            node.manager.node.continuity.skipped(0)
+        assert await again.rest() == []
+    async with asyncio.timeout(20):
+        while await db.fetchval("SELECT count(*) FROM sio_sessions WHERE node IS NOT NULL"):
+            await asyncio.sleep(0.01)
+    async with node.client(pid=wire.pid, offset=wire.offset) as again:
+        assert (again.sid == wire.sid) is known
+        await node.sio.emit("last")
+        assert [name for name, *_ in [await again.event() for _ in range(1 + known)]] == ["missed", "last"][
+            1 - known :
+        ]

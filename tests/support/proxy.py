@@ -59,10 +59,14 @@ class Proxy:
             writer.close()
             return
         host, port = self._to["host"], self._to["port"]
-        if host.startswith("/"):
-            there, back = await asyncio.open_unix_connection(f"{host}/.s.PGSQL.{port}")
-        else:
-            there, back = await asyncio.open_connection(host, int(port))
+        try:
+            if host.startswith("/"):
+                there, back = await asyncio.open_unix_connection(f"{host}/.s.PGSQL.{port}")
+            else:
+                there, back = await asyncio.open_connection(host, int(port))
+        except OSError:  # the server is gone
+            writer.close()
+            return
         self._writers |= {writer, back}
         self._clients.add(writer)
         for source, sink, other in ((reader, back, writer), (there, writer, back)):
