@@ -142,7 +142,7 @@ BEGIN
         FROM unnest(v_sessions) m (session) CROSS JOIN unnest(p_targets) t (room)
         WHERE NOT EXISTS (SELECT FROM sio.sio_rooms x
                           WHERE x.session = m.session AND x.room = t.room AND x.left_at IS NULL);
-        PERFORM sio.sio_forget_rooms(s.id, s.sid) FROM sio.sio_sessions s
+        PERFORM sio.sio_forget_rooms(s.id) FROM sio.sio_sessions s
         WHERE s.id = ANY (v_sessions)
           AND (SELECT count(*) FROM (SELECT FROM sio.sio_rooms x WHERE x.session = s.id AND x.left_at IS NOT NULL
                                      ORDER BY x.left_at LIMIT 101) y) > 100;
