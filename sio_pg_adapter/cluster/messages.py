@@ -189,7 +189,8 @@ class Messages:
         :returns: a future that is done when the message is on its way. It fails with StoreUnavailable.
         """
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        cursor = self._cursor.offset
+        # A process that only emits has no walk. Its message must not overtake what it has appended.
+        cursor = self._cursor.offset if self._cursor.running else self._cursor.head
         text = encode(body, node=self._node, number=next(self._numbers), cursor=cursor)
         if not parts and len(text) <= NOTIFICATION_BYTES:
             self._waiting.append((channel, text, None, b"", future))

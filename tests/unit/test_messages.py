@@ -120,6 +120,14 @@ async def test_a_message_waits_for_the_cursor_of_its_sender(postgres):
     assert [body.id for body, _ in node.handled] == [10, 11, 12]
 
 
+async def test_a_message_of_a_process_that_only_emits_waits_for_what_it_has_appended(postgres):
+    writer = Node(postgres)  # its cursor does not walk
+    writer.cursor.offer(11, 12, None)
+    await writer.messages.send_to_all(Answer(1, "[]"))
+    ((_, [sent]),) = postgres.arguments_of("notify")
+    assert json.loads(sent)["cursor"] == 12
+
+
 async def test_a_message_that_cannot_be_handled_does_not_hold_up_the_next(postgres, caplog):
     node = Node(postgres)
     node.messages.receive(payload(Answer(1, "[]"), cursor=11).replace("answer", "later"))
