@@ -1,6 +1,6 @@
-"""Histories of the log, each change of them for real: crash, dump and restore, promotion, truncate.
+"""Epochs of the log. Each begins for a real reason: a crash, a dump and restore, a promotion, a TRUNCATE.
 
-Case 112: no client is given another packet under an offset that it has seen; it recovers, or is fresh.
+Case 112: no client gets another event under an offset that it has seen. It recovers, or gets a new session.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from sio_pg_adapter.log.records import Held
 from sio_pg_adapter.migrate import upgrade
 from support.waiting import until
 
-DATABASE = "history"
+DATABASE = "epochs"
 LAZY = {"synchronous_commit": "off", "wal_writer_delay": "10s", "bgwriter_lru_maxpages": "0", "autovacuum": "off"}
 
 
@@ -164,7 +164,7 @@ async def test_case_112_a_session_whose_opening_was_lost_is_cut(lazy_server, sta
 
 
 async def test_case_112_a_client_whose_room_was_lost_is_fresh(lazy_server, start_node):
-    """The last event it got is in the history that was kept; the room it entered after that is not."""
+    """The last event that it got is still stored. The room that it entered after that is not."""
     dsn = await make_database(lazy_server)
     node = await start_node(dsn=dsn)
     async with node.client() as wire:
@@ -181,7 +181,7 @@ async def test_case_112_a_client_whose_room_was_lost_is_fresh(lazy_server, start
             assert again.sid != wire.sid or node.sio.rooms(again.sid) == [wire.sid, "x"]
 
 
-async def test_what_a_node_holds_of_a_lost_history_touches_no_session_of_the_new(store, db):
+async def test_what_a_node_holds_of_a_lost_epoch_touches_no_session_of_the_new(store, db):
     """Ids of sessions are issued again after a failover, as offsets are not."""
     lost = await store.open("s", "p")
     await db.execute("DELETE FROM sio_sessions")
@@ -257,7 +257,7 @@ async def restore(server: EmbeddedPostgres, programs: Path, dump: str) -> None:
     await asyncio.to_thread(run, programs / "pg_restore", "-d", server.dsn(DATABASE), dump)
 
 
-async def test_case_112_a_restored_dump_is_another_history(server, programs, start_node, tmp_path):
+async def test_case_112_a_restored_dump_begins_another_epoch(server, programs, start_node, tmp_path):
     dsn = await make_database(server)
     dump = str(tmp_path / "dump")
     node = await start_node(dsn=dsn)

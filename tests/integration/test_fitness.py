@@ -98,7 +98,7 @@ def two_servers() -> Iterator[tuple[EmbeddedPostgres, EmbeddedPostgres]]:
 
 
 async def bodies(server: EmbeddedPostgres) -> list[str]:
-    rows = await query(server.dsn("history"), 'SELECT body FROM sio_packets WHERE kind = 0 ORDER BY "offset"')
+    rows = await query(server.dsn("epochs"), 'SELECT body FROM sio_packets WHERE kind = 0 ORDER BY "offset"')
     return [json.loads(row["body"])[0] for row in rows]
 
 
@@ -116,12 +116,12 @@ async def test_a_connection_that_comes_back_on_another_server_takes_the_node_alo
     one, other = two_servers
     await make_database(one)
     async with Proxy(await make_database(other)).running() as way:
-        way.lead_to(one.dsn("history"))
+        way.lead_to(one.dsn("epochs"))
         node = await start_node(dsn=way.dsn)
         async with node.client() as wire:
             for _ in range(5):
                 await node.sio.emit("first")
-            way.lead_to(other.dsn("history"))
+            way.lead_to(other.dsn("epochs"))
             await terminate(one, "sio_pg_adapter")  # all but the one that listens
             await node.sio.emit("second")
             assert await bodies(other) == ["second"] and await bodies(one) == ["first"] * 5
@@ -132,7 +132,7 @@ async def test_a_connection_that_comes_back_on_another_server_takes_the_node_alo
             assert again.sid != wire.sid
             await node.sio.emit("third")
             assert await again.event() == ["third"]
-            await query(other.dsn("history"), "SELECT sio_emit('of another process')")
+            await query(other.dsn("epochs"), "SELECT sio_emit('of another process')")
             assert await again.event() == ["of another process"]
         await node.sio.shutdown()
 
@@ -152,12 +152,12 @@ async def test_a_client_of_a_restored_copy_is_served_before_the_listener_is_back
     one, other = two_servers
     await make_database(one)
     async with Proxy(await make_database(other)).running() as way:
-        way.lead_to(one.dsn("history"))
+        way.lead_to(one.dsn("epochs"))
         node = await start_node(dsn=way.dsn)
         for _ in range(50):
             await node.sio.emit("first")
         monkeypatch.setattr("sio_pg_adapter.store.listener.BACKOFF", (60.0,))
-        way.lead_to(other.dsn("history"))
+        way.lead_to(other.dsn("epochs"))
         await terminate(one, "sio_pg_adapter listen")
         await terminate(one, "sio_pg_adapter")
         async with contextlib.AsyncExitStack() as stack:
@@ -465,9 +465,9 @@ async def test_the_server_notices_that_a_migration_has_vanished(tcp_server):
         BEGIN INSERT INTO public.seen VALUES (current_setting('tcp_user_timeout')); END $$""",
         "CREATE EVENT TRIGGER seen ON ddl_command_end EXECUTE FUNCTION seen()",
     ):
-        await query(tcp_server.admin_dsn("history"), ddl)
+        await query(tcp_server.admin_dsn("epochs"), ddl)
     await asyncio.to_thread(upgrade, dsn, schema="other")
-    assert {row[0] for row in await query(tcp_server.admin_dsn("history"), "SELECT setting FROM seen")} == {"20000"}
+    assert {row[0] for row in await query(tcp_server.admin_dsn("epochs"), "SELECT setting FROM seen")} == {"20000"}
 
 
 # -- a pool of the application's --------------------------------------------------------------------------------
@@ -655,12 +655,12 @@ async def test_a_full_queue_of_notifications_is_not_the_fault_of_the_event(start
     monkeypatch.delenv("SIO_PG_EMBEDDED_BIN", raising=False)
     with EmbeddedPostgres(settings={"max_notify_queue_pages": "64"}) as server:
         node = await start_node(dsn=await make_database(server))
-        idle = await asyncpg.connect(server.dsn("history"))
+        idle = await asyncpg.connect(server.dsn("epochs"))
         await idle.execute("LISTEN x")
         await idle.execute("BEGIN")
         with contextlib.suppress(asyncpg.ProgramLimitExceededError):
             for _ in range(100):
-                await query(server.dsn("history"), "SELECT pg_notify('y', repeat('x', 7900))")
+                await query(server.dsn("epochs"), "SELECT pg_notify('y', repeat('x', 7900))")
         with pytest.raises(StoreUnavailable, match="NOTIFY"):
             for _ in range(400):  # the last page of the queue takes some
                 await node.sio.emit("e")

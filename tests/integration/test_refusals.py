@@ -89,7 +89,7 @@ async def test_case_50_what_was_missed_is_not_stored_any_more(away, db, pg_dsn):
 
 
 async def test_case_51_an_offset_in_the_future(away):
-    """Signed with the right key: of a history that was lost."""
+    """It is signed with the right key, as an offset that a lost epoch issued."""
     node, wire = away
     ahead = node.manager.node.epochs.codec.encode(node.manager.node.cursor.offset + 1_000, "/")
     await fresh(node, wire, pid=wire.pid, offset=ahead)

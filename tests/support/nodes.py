@@ -20,7 +20,7 @@ class Node:
 
     @contextlib.asynccontextmanager
     async def client(self, namespace: str = "/", **auth: Any) -> AsyncIterator[AsgiClient]:
-        """A wire with a client on it, whose sid and pid are attributes."""
+        """Connect a client, whose sid and pid are attributes."""
         async with AsgiClient(self.sio) as wire:
             wire.sid, wire.pid = await wire.connect(namespace, **auth)
             yield wire

@@ -196,7 +196,7 @@ async def test_of_what_was_too_much_to_be_kept_the_highest_is_read_too(walk):
     assert walk.applied == [101, 102]
 
 
-async def test_what_was_heard_of_a_history_that_is_lost_is_forgotten(walk):
+async def test_what_was_heard_of_an_epoch_that_is_lost_is_forgotten(walk):
     walk.log.gate.clear()
     walk.ring()
     await walk.log.entered.wait()

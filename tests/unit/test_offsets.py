@@ -39,7 +39,7 @@ def test_case_97_no_text_is_more_than_no_offset(text):
 
 
 @given(offsets)
-def test_an_offset_of_another_history_is_none_here(offset):
+def test_an_offset_of_another_epoch_is_none_here(offset):
     assert CODEC.decode(OffsetCodec([Epoch(0, b"l" * 32)]).encode(offset, "/"), "/") is None
 
 
