@@ -277,10 +277,12 @@ class Node:
             probe = await self.presence.probe(connection, timeout)
         finally:
             await checking
+        if fault := probe.fault(self.database.server, self._channels()):
+            return fault  # its head may be that of another log
         # Usually the notification is on its way. If it is not, this node is behind until it has read on.
         if not await self.cursor.passed(probe.head, HEAD_WAIT):
             self.cursor.offer(probe.head, probe.head, None)
-        return probe.fault(self.database.server, self._channels())
+        return ""
 
     async def _check_connections(self) -> None:
         """Check the connections of a process that only emits. It has none that listens, whose probe would do so."""

@@ -329,10 +329,11 @@ class Database:
 
         async def could_append(connection: Connection) -> None:
             wait = timeout * LOCK_SHARE
-            try:
-                await connection.execute(self.queries["wait_for_lock"], int(wait * 1000))
-            except asyncpg.LockNotAvailableError as e:
-                raise StoreUnavailable(f"the log's lock was not free for {wait:g} s", may_be_stored=None) from e
+            with translated("waiting for the log's lock", may_be_stored=None):
+                try:
+                    await connection.execute(self.queries["wait_for_lock"], int(wait * 1000))
+                except asyncpg.LockNotAvailableError as e:
+                    raise StoreUnavailable(f"the log's lock was not free for {wait:g} s", may_be_stored=None) from e
 
         await asyncio.gather(self.writer.check(timeout, could_append), self.reader.check(timeout))
         if self.writer.fault:

@@ -381,6 +381,13 @@ async def test_health_says_that_the_tables_are_gone(start_node, quick_probes, pg
     await healthy(node)
 
 
+async def test_health_says_that_a_function_is_gone(start_node, quick_probes, db):
+    node = await start_node()
+    await db.execute("DROP FUNCTION sio_wait_for_lock")
+    await reason(node, "sio_wait_for_lock")
+    assert node.manager.node.reconnects == 0
+
+
 async def test_health_says_that_the_node_is_behind_the_log(start_node, quick_probes, db, monkeypatch):
     """Nothing announces the record, and it cannot be read."""
     monkeypatch.setattr("sio_pg_adapter.node.HEAD_WAIT", 0.2)
