@@ -165,6 +165,8 @@ def judge(lives: dict[str, list[Life]], emits: dict[int, Outcome], logs: list[Lo
             if i:
                 verdict.new_sessions += 1
                 former = of_client[i - 1]
+                if i > 1 and not former.seen:  # the offset that it presented was still that of the life before
+                    former.lossy = former.lossy or of_client[i - 2].lossy
                 if not (former.ended or former.lossy):
                     verdict.wrong.append(f"{name} {former.sid}: a new session for no reason")
     _judge_emits(verdict, emits, logs, lossy=lossy)

@@ -25,6 +25,10 @@ from support.replicas import REPLICATED, copy_into, prepared, shut_down
 pytestmark = [pytest.mark.field, pytest.mark.timeout(0)]  # each of its waits has an end of its own
 
 
+SOON = "server_login_retry = 0.5"
+"""PgBouncer waits for 15 s otherwise before it connects again to a server that was away."""
+
+
 class Copies:
     """A server and a copy of it, under one name, which change places."""
 
@@ -40,7 +44,7 @@ class Copies:
         if not self.pooled:
             return {"dsn": self.way.dsn}
         # in a thread: it waits for an answer, which comes through the proxy
-        dsn = await asyncio.to_thread(stack.enter_context, pgbouncer(self.way.dsn, "transaction"))
+        dsn = await asyncio.to_thread(stack.enter_context, pgbouncer(self.way.dsn, "transaction", SOON))
         return {"dsn": dsn, "listen_dsn": self.way.dsn}
 
     async def back_up(self) -> None:
