@@ -95,10 +95,7 @@ class SchemaMismatch(SioPgError):  # noqa: N818 - the name is part of the public
 
 
 class SessionConflict(SioPgError):  # noqa: N818 - the name is part of the public face
-    """A session was changed elsewhere while a ``sio.session(sid)`` block was changing it. Nothing was saved.
-
-    Also raised in a handler that saves the session of its connection, if another connection has that by now.
-    """
+    """A session was changed elsewhere while a ``sio.session(sid)`` block was changing it. Nothing was saved."""
 
 
 _OUTCOMES = {True: " (may be stored)", False: " (nothing was stored)", None: ""}

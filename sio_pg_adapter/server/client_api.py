@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
 from typing import Any
@@ -19,6 +20,8 @@ from sio_pg_adapter.log.names import first_named, namespace_name, text_name
 from sio_pg_adapter.manager import AsyncPostgresManager
 from sio_pg_adapter.options import is_seconds
 from sio_pg_adapter.store.sessions import encode_session
+
+logger = logging.getLogger("sio_pg_adapter")
 
 
 class ClientMethods(socketio.AsyncServer):
@@ -195,10 +198,11 @@ class ClientMethods(socketio.AsyncServer):
     async def save_session(self, sid: str, session: Any, namespace: str | None = None) -> None:
         """Store the user session of a client of any node, or of one that is away. It is stored on return.
 
+        A handler that outlives its connection saves nothing, if another connection has the session by then. A warning
+        is logged.
+
         :raises NotSerializable: if it has no JSON form, naming the key. Then nothing has changed. Clients without a
                                  recoverable session take any object, as in python-socketio.
-        :raises SessionConflict: in the handler of a connection, if another connection has the session by now. Nothing
-                                 is saved then.
         :raises KeyError: if there is no such client.
         """
         await self._save(text_name(sid, "sid"), session, namespace_name(namespace))
@@ -220,10 +224,8 @@ class ClientMethods(socketio.AsyncServer):
         saved = await sessions.save(namespace, sid, data, held, expected=expected)
         if not saved and await sessions.text(namespace, sid) is not None:
             if expected is None:
-                raise SessionConflict(
-                    f"another connection has the session of {sid} [{namespace}] by now, and nothing was saved. Save "
-                    "it in a handler of that connection."
-                )
+                logger.warning("a session was not saved: another connection has it by now: %s [%s]", sid, namespace)
+                return
             raise SessionConflict(
                 f"the session of {sid} [{namespace}] was changed elsewhere in the meantime, and nothing was saved. "
                 "Enter it again, and repeat the change."
