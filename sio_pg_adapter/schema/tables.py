@@ -125,12 +125,11 @@ def metadata_in(schema: str | None) -> MetaData:
 
 
 def _log(made: MetaData) -> None:
-    Sequence("sio_packets_offset_seq", metadata=made)
     Sequence("sio_active_segment", metadata=made, data_type=SmallInteger, minvalue=0, maxvalue=1, start=0)
     _packets(
         made,
         "sio_packets",
-        Column("offset", BigInteger, autoincrement=False),
+        Column("offset", BigInteger, autoincrement=True),
         "The log. Its rows are in the segments sio_packets_0 and sio_packets_1. kind: 0 event, 1 enter "
         "room, 2 leave room, 3 close room, 4 claim, 5 kick. 6, 7, 8: the members of some rooms enter or leave "
         "others, or are kicked. room: the empty string means everybody. rooms: all rooms, if there are several. "

@@ -50,7 +50,7 @@ COMMENT ON TABLE sio.sio_marker IS
 -- The log. This table has no rows of its own. Its segments inherit from it, so a statement that names it reads,
 -- updates or deletes the rows of both.
 CREATE TABLE sio.sio_packets (
-    "offset" bigint NOT NULL,
+    "offset" bigserial,
     kind smallint NOT NULL,
     namespace text NOT NULL,
     room text NOT NULL DEFAULT ''::text,
@@ -84,6 +84,8 @@ CREATE TABLE sio.sio_packets_0 (
     CONSTRAINT sio_packets_0_pkey PRIMARY KEY ("offset")
 ) INHERITS (sio.sio_packets);
 
+ALTER TABLE sio.sio_packets_0 ALTER COLUMN "offset" DROP DEFAULT;
+
 COMMENT ON TABLE sio.sio_packets_0 IS
     'A segment of the log: appended to, or left until all of it has expired.';
 
@@ -95,6 +97,8 @@ CREATE INDEX sio_packets_0_attachment ON sio.sio_packets_0 USING btree (attachme
 CREATE TABLE sio.sio_packets_1 (
     CONSTRAINT sio_packets_1_pkey PRIMARY KEY ("offset")
 ) INHERITS (sio.sio_packets);
+
+ALTER TABLE sio.sio_packets_1 ALTER COLUMN "offset" DROP DEFAULT;
 
 COMMENT ON TABLE sio.sio_packets_1 IS
     'A segment of the log: appended to, or left until all of it has expired.';
@@ -312,10 +316,6 @@ COMMENT ON TABLE sio.sio_outbox_changes IS
     'empty. rooms: the rooms to enter, leave or close. sid: the client that moves or is kicked. members: the rooms '
     'whose members do, where the empty string means everybody. skip_sids: members that stay. immediate: the '
     'application has set its constraints IMMEDIATE.';
-
--- The offsets. No column owns the sequence, so scripts that set each sequence to the highest value of its column leave it
--- alone. While nodes append, they would set it back.
-CREATE SEQUENCE sio.sio_packets_offset_seq AS bigint MINVALUE 1 MAXVALUE 9223372036854775807 START 1;
 
 -- The number of the segment that is appended to. It is a sequence, which shows its present value whatever the snapshot.
 -- A repeatable read transaction that began before a switch therefore appends to the right segment.

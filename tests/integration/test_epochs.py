@@ -599,12 +599,3 @@ async def test_an_epoch_that_an_older_snapshot_does_not_show_is_not_begun_twice(
             await app.execute("SELECT sio_emit('e')")
         await arrives_and_recovers(node, client)
     await app.close()
-
-
-async def test_scripts_that_set_the_sequences_of_columns_leave_the_log_alone(db):
-    """They would set it below the offsets of appends that go on meanwhile."""
-    owned = """
-        SELECT s.relname FROM pg_depend d JOIN pg_class s ON s.oid = d.objid
-        WHERE s.relkind = 'S' AND d.deptype IN ('a', 'i') AND s.relname LIKE 'sio\\_%' AND d.refobjsubid > 0
-    """
-    assert {row[0] for row in await db.fetch(owned)} == {"sio_nodes_number_seq"}

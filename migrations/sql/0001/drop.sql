@@ -10,7 +10,7 @@ DROP TABLE sio.sio_outbox, sio.sio_rooms, sio.sio_sessions, sio.sio_expiry_handl
     sio.sio_packets, sio.sio_room_floors, sio.sio_session_floors, sio.sio_keys, sio.sio_marker, sio.sio_epochs,
     sio.sio_log, sio.sio_lock;
 
-DROP SEQUENCE sio.sio_packets_offset_seq, sio.sio_active_segment;
+DROP SEQUENCE sio.sio_active_segment;
 
 DROP FUNCTION sio.sio_fingerprint, sio.sio_check_isolation, sio.sio_last_in_epoch, sio.sio_is_behind,
     sio.sio_check_epoch, sio.sio_lock_and_check_epoch, sio.sio_truncated, sio.sio_into_segment, sio.sio_put_record,

@@ -39,14 +39,10 @@ CREATE UNLOGGED TABLE sio.sio_marker (
 COMMENT ON TABLE sio.sio_marker IS
     'The running epoch. fingerprint: the server and the table on which it began. began_at: the first of its offsets.';
 
--- The offsets. No column owns the sequence, so scripts that set each sequence to the highest value of its column leave it
--- alone. While nodes append, they would set it back.
-CREATE SEQUENCE sio.sio_packets_offset_seq;
-
 -- The log. This table has no rows of its own. Its segments inherit from it, so a statement that names it reads,
 -- updates or deletes the rows of both.
 CREATE TABLE sio.sio_packets (
-    "offset" bigint PRIMARY KEY,
+    "offset" bigserial PRIMARY KEY,
     kind smallint NOT NULL,
     namespace text NOT NULL,
     room text NOT NULL DEFAULT '',
@@ -78,6 +74,11 @@ COMMENT ON TABLE sio.sio_packets IS
 CREATE TABLE sio.sio_packets_0 (PRIMARY KEY ("offset")) INHERITS (sio.sio_packets);
 
 CREATE TABLE sio.sio_packets_1 (PRIMARY KEY ("offset")) INHERITS (sio.sio_packets);
+
+-- Every append names its offset. Alembic would report an inherited default that reads another table's sequence.
+ALTER TABLE sio.sio_packets_0 ALTER COLUMN "offset" DROP DEFAULT;
+
+ALTER TABLE sio.sio_packets_1 ALTER COLUMN "offset" DROP DEFAULT;
 
 COMMENT ON TABLE sio.sio_packets_0 IS 'A segment of the log: appended to, or left until all of it has expired.';
 
