@@ -20,7 +20,7 @@ from sio_pg_adapter.embedded import EmbeddedPostgres
 from support.nodes import Node
 from support.pgbouncer import pgbouncer
 from support.proxy import Proxy
-from support.replicas import REPLICATED, copy_into, prepared, shut_down
+from support.replicas import REPLICATED, copy_files, copy_into, prepared, shut_down
 
 pytestmark = [pytest.mark.field, pytest.mark.timeout(0)]  # each of its waits has an end of its own
 
@@ -50,6 +50,12 @@ class Copies:
     async def back_up(self) -> None:
         await asyncio.to_thread(copy_into, self.copy, self.server, self._programs, standby=False)
 
+    async def back_up_files(self) -> None:
+        """As :meth:`back_up`, by files, while the server is stopped."""
+        await asyncio.to_thread(shut_down, self.server)
+        await asyncio.to_thread(copy_files, self.copy, self.server)
+        await asyncio.to_thread(self.server.start)
+
     def use_copy(self) -> None:
         """From here on new connections lead to the copy."""
         self.way.lead_to(self.copy.dsn())
@@ -72,6 +78,18 @@ class Copies:
 async def restore(walk: Walk, copies: Copies) -> None:
     """The server is gone, and the backup is started in its place."""
     await copies.back_up()
+    await take_over(walk, copies)
+
+
+async def restore_files(walk: Walk, copies: Copies) -> None:
+    """As :func:`restore`, with a backup that was made of the files of a stopped server."""
+    await copies.back_up_files()
+    await walk.healed()
+    await take_over(walk, copies)
+
+
+async def take_over(walk: Walk, copies: Copies) -> None:
+    """The copy is started in the server's place."""
     await asyncio.sleep(walk.dice.uniform(0.2, 1))
     async with walk.losing_commits():
         await asyncio.to_thread(copies.server.kill)
@@ -120,6 +138,9 @@ async def two_primaries(walk: Walk, copies: Copies) -> None:
     await copies.retire()
 
 
+SCENARIOS = [restore, restore_files, two_primaries]
+
+
 @pytest.mark.parametrize("pooled", [False, True], ids=["direct", "behind PgBouncer"])
 async def test_copies(seconds: float, seed: int, programs: Path, pooled: bool) -> None:
     copies = Copies(programs, pooled=pooled)
@@ -131,10 +152,10 @@ async def test_copies(seconds: float, seed: int, programs: Path, pooled: bool) -
             async with Walk(seed, lambda: copies.server.dsn()) as walk:  # noqa: PLW0108 - it changes
                 await walk.start([options] * 2)
                 end = time.monotonic() + seconds
-                scenarios = [restore, two_primaries]
+                scenarios = walk.dice.sample(SCENARIOS, len(SCENARIOS))
                 async with walk.load():
                     while scenarios or time.monotonic() < end:
-                        scenario = scenarios.pop() if scenarios else walk.dice.choice([restore, two_primaries])
+                        scenario = scenarios.pop() if scenarios else walk.dice.choice(SCENARIOS)
                         walk.done[scenario.__name__] += 1
                         await scenario(walk, copies)
                 await walk.judge(copies.logs)

@@ -21,6 +21,7 @@ from sio_pg_adapter.embedded import EmbeddedPostgres
 from sio_pg_adapter.log.offsets import EPOCH_BITS
 from sio_pg_adapter.log.records import Held
 from sio_pg_adapter.migrate import upgrade
+from support.replicas import client_programs, copy_into, prepared
 from support.waiting import until
 
 DATABASE = "epochs"
@@ -229,13 +230,8 @@ NEWER = "SET transaction_timeout = 0;"
 
 @pytest.fixture
 def programs() -> Iterator[Path]:
-    """Where pg_dump and the like are: with the server, else (its package may be of the server alone) in the wheel."""
-    server = EmbeddedPostgres()
-    if server._given_bin and not (server._given_bin / "pg_dump").exists():
-        server._given_bin = None
-    server._prepare()
-    yield server._bin
-    server.stop()
+    with client_programs() as path:
+        yield path
 
 
 def run(program: Path, *args: str) -> None:
@@ -357,21 +353,9 @@ async def test_a_node_whose_presence_cannot_be_stored_tries_again(start_node, db
 async def standby_of(
     primary: EmbeddedPostgres, programs: Path, settings: dict[str, str]
 ) -> AsyncIterator[EmbeddedPostgres]:
-    standby = EmbeddedPostgres(settings=settings)
-    standby._prepare()
+    standby = prepared(settings)
     try:
-        base = [programs / "pg_basebackup", "-D", standby._data, "-X", "stream", "-c", "fast", "--no-sync"]
-        at = ["-h", primary.host, "-p", str(primary.port), "-U", "postgres"]
-        done = await asyncio.to_thread(
-            subprocess.run, [*base, *at], check=False, capture_output=True, cwd="/", **standby._account
-        )
-        assert done.returncode == 0, done.stderr.decode()
-        # not by -R, which writes what only its own version knows
-        (standby._data / "standby.signal").touch()
-        if standby._account:
-            os.chown(standby._data / "standby.signal", standby._account["user"], standby._account["group"])
-        with (standby._data / "postgresql.auto.conf").open("a") as more:
-            more.write(f"primary_conninfo = 'host={primary.host} port={primary.port} user=postgres'\n")
+        await asyncio.to_thread(copy_into, standby, primary, programs, standby=True)
         await asyncio.to_thread(standby.start)
         yield standby
     finally:
