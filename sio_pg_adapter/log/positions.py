@@ -79,4 +79,4 @@ def _checksum(key: bytes, offset: int, namespace: str) -> bytes:
 
 
 def _shown(value: object) -> str:
-    return repr(value[:80]) if isinstance(value, str) else f"a {type(value).__name__}"
+    return repr(value[:80]) if isinstance(value, str) else f"a value of type {type(value).__name__}"

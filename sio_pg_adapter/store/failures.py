@@ -88,7 +88,7 @@ def connecting(purpose: str, option: str) -> Iterator[None]:
     :param purpose: what the connection is for.
     :param option: the option that gave the address.
     """
-    with translated(f"connecting to PostgreSQL for {purpose}"):
+    with translated(f"connecting to PostgreSQL for {purpose}", may_be_stored=None):
         try:
             yield
         except asyncpg.ClientConfigurationError as e:

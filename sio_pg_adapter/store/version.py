@@ -26,10 +26,10 @@ async def check_version(connection: Connection, queries: Queries, schema: str) -
     try:
         row = await connection.fetchrow(queries["version"])
     except UNMIGRATED as e:
-        raise SchemaMismatch(f"{where} are not there: run `{command}`") from e
+        raise SchemaMismatch(f"{where} are missing. Run `{command}`.") from e
     if row is None:
         raise SchemaMismatch(
-            f"{where} are empty, as after a TRUNCATE of all tables: run `{command}`, which repairs them. Leave "
+            f"{where} are empty, as after a TRUNCATE of all tables. Run `{command}`, which repairs them. Leave "
             "tables named sio_* out of what empties tables."
         )
     check_range(row["version"], row["compatible"], schema)

@@ -128,6 +128,20 @@ async def test_a_database_that_is_not_there_is_unavailable():
     await manager.aclose()
 
 
+async def test_a_start_without_a_database_names_the_option_to_check(monkeypatch):
+    dsn = "postgresql://postgres@127.0.0.1:1/x"
+    with pytest.raises(StoreUnavailable, match=r"Refused.*\. Check dsn"):
+        await AsyncPostgresManager(dsn, write_only=True).start()
+    monkeypatch.setenv("SIO_PG_DSN", dsn)
+    with pytest.raises(StoreUnavailable, match=r"\. Check SIO_PG_DSN"):
+        await AsyncPostgresManager(write_only=True).start()
+    monkeypatch.delenv("SIO_PG_DSN")
+    monkeypatch.setenv("PGHOST", "127.0.0.1")
+    monkeypatch.setenv("PGPORT", "1")
+    with pytest.raises(StoreUnavailable, match=r"\. Set dsn, SIO_PG_DSN or"):
+        await AsyncPostgresManager(write_only=True).start()
+
+
 async def test_case_93_a_hundred_starts_and_ends_leave_nothing(pg_dsn, db):
     before = asyncio.all_tasks()
     for _ in range(100):
