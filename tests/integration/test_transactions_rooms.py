@@ -614,6 +614,8 @@ async def test_a_sid_that_takes_a_rooms_name_before_the_commit_fails_the_commit(
     ("call", "error", "says"),
     [
         (lambda sio, app: sio.enter_room("s", 7, connection=app), NotSerializable, "^room takes text"),
+        (lambda sio, app: sio.enter_room("s", ["r"], connection=app), NotSerializable, "^room takes text"),
+        (lambda sio, app: sio.close_room(["r"], connection=app), NotSerializable, "^room takes text"),
         (lambda sio, app: sio.enter_room(7, "r", connection=app), NotSerializable, "^sid takes text"),
         (lambda sio, app: sio.enter_room("s", "", connection=app), ConfigurationError, "^room takes a name"),
         (lambda sio, app: sio.leave_room("", "r", connection=app), ConfigurationError, "sid that is not empty"),
