@@ -212,6 +212,7 @@ class Client:
         self.held = held
         self.after = self.sent = after
         self.recovered = True
+        self.ended = False  # it was kicked under the sid that it was admitted with, and the session was not
         self.data = data
 
     def confirm_claim(self) -> None:

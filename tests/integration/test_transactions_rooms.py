@@ -448,6 +448,31 @@ async def test_a_change_right_behind_a_claim_counts_before_the_handler_runs(star
             assert await again.events_until("end") == ([["e"]] if change in ENTERING else [])
 
 
+@pytest.mark.parametrize("in_transaction", [True, False])
+async def test_a_session_that_is_spared_goes_on_though_its_client_is_just_coming_back(
+    start_node, connect, db, in_transaction
+):
+    """Until its claim is granted the client has another sid, which is not spared."""
+    node = await start_node()
+    app = await connect() if in_transaction else None
+    async with node.client() as wire:
+        await wire.drop()
+        claim = node.manager.node.sessions.claim
+
+        async def claim_behind_the_disconnect(*args, **options):
+            await node.sio.disconnect_sockets(None, skip_sid=wire.sid, connection=app)
+            await node.passed(await db.fetchval('SELECT max("offset") FROM sio_packets'))
+            return await claim(*args, **options)
+
+        node.manager.node.sessions.claim = claim_behind_the_disconnect
+        async with AsgiClient(node.sio) as again:
+            again.send(f'0{{"pid":"{wire.pid}"}}')
+            assert wire.sid in await again.recv()
+            await node.sio.emit("end")
+            assert await again.events_until("end") == []
+
+
+
 async def test_disconnect_handlers_run_once_with_the_session_data(start_node, connect, db):
     a, b = await start_node(), await start_node()
     app = await connect()
