@@ -11,6 +11,7 @@
     CONNECTING             follow          CONNECTING   its rooms are those of the claimed session
     CONNECTING             present         CONNECTING   it proved what it received of a session that is over
     CONNECTING             enter_since     CONNECTING   it is in a room from an earlier position on
+    any                    leave_since     the same     it left a room before it was sent what came since a position
     CONNECTING             answered        CONNECTING   its CONNECT is answered
     CONNECTING, REPLAYING  begin_replay    REPLAYING    it is sent what it missed
     CONNECTING, REPLAYING  lose_session    the same     retention deleted what it missed
@@ -235,6 +236,12 @@ class Client:
         self.memberships.enter_since(room, offset)
         self.since[room] = (offset, key)
         self.sent = min(self.sent, offset)
+
+    def leave_since(self, room: str) -> None:
+        """It is sent nothing of a room that it entered from a position on, because it leaves before its replay."""
+        if room in self.since:
+            offset, _ = self.since.pop(room)
+            self.memberships.leave(room, offset + 1)
 
     def accept(self) -> None:
         """It is accepted. Also if its connection ended while its handler ran: then its disconnect handler runs."""

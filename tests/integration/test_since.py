@@ -143,7 +143,8 @@ async def test_a_drop_in_the_middle_recovers_exactly(start_node, received):
         assert [got + rest for rest in await ended(a, again)] == [list(range(3, 48))]
 
 
-async def test_a_room_that_was_left_in_the_handler_is_left(start_node):
+async def test_nothing_is_sent_of_a_room_that_was_left_in_the_handler(start_node):
+    """As after a recovery: a handler that takes a client out of a room has decided before the replay."""
     node = await start_node()
     position = await node.sio.position()
     await missed(node, 0, 2, room="x")
@@ -164,7 +165,7 @@ async def test_a_room_that_was_left_in_the_handler_is_left(start_node):
         await wire.drop()
         async with node.client(pid=wire.pid) as again:  # as the store has it
             [stored] = await ended(node, again)
-    assert stored == [0, 1, 2, 3, 10, 11, 4]
+    assert stored == [2, 3, 4]
 
 
 async def test_a_room_that_was_closed_counts_from_there(start_node):
