@@ -472,7 +472,6 @@ async def test_a_session_that_is_spared_goes_on_though_its_client_is_just_coming
             assert await again.events_until("end") == []
 
 
-
 async def test_disconnect_handlers_run_once_with_the_session_data(start_node, connect, db):
     a, b = await start_node(), await start_node()
     app = await connect()
