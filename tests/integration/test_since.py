@@ -337,6 +337,32 @@ async def test_a_position_of_records_that_were_lost_is_lost(start_node, db):
     assert (await refused(node)).startswith("the position is of an epoch that this log does not have")
 
 
+@pytest.mark.parametrize("reloaded", [False, True])
+async def test_a_page_whose_client_received_what_was_lost_loads_again(start_node, db, reloaded):
+    """Its events after the position would come twice. The page that it loads then begins behind the loss."""
+    node = await start_node()
+    position = await node.sio.position()
+    entering(node, doc=position)
+    async with node.client() as wire:
+        await missed(node, 0, 2, room="doc")
+        assert [await wire.event() for _ in range(2)] == [["e", 0], ["e", 1]]
+        await wire.drop()
+    await node.manager.aclose()
+    await db.execute("""DELETE FROM sio_packets WHERE "offset" = (SELECT max("offset") FROM sio_packets);
+                        DELETE FROM sio_sessions; DELETE FROM sio_marker""")
+    node = await start_node()
+    if reloaded:
+        position = await node.sio.position()
+    entering(node, doc=position)
+    presented = {"pid": wire.pid, "offset": wire.offset}
+    if not reloaded:
+        assert "Load the page again" in await refused(node, **presented)
+        return
+    async with node.client(**presented) as again:
+        await missed(node, 1, 1, room="doc")
+        assert await ended(node, again) == [[1]]
+
+
 async def test_an_epoch_that_begins_while_the_client_connects_loses_its_position(start_node, db):
     """Under the log's lock, in which the session is stored, it is certain."""
     node = await start_node()
