@@ -25,7 +25,7 @@ from .local.plain_endings import PlainEndings
 from .local.protocols import Endings
 from .local.rooms import Rooms
 from .log.memberships import Memberships
-from .log.names import EVERYBODY, first_named, namespace_name, text_name
+from .log.names import EVERYBODY, first_named, namespace_name, room_name, text_name
 from .log.records import Entry, Kind, Outgoing, StoredEvent
 from .node import Health, MakeEndings, Node, Setup
 from .options import ConnectionStateRecovery, retention_seconds
@@ -439,8 +439,10 @@ class AsyncPostgresManager(AsyncManager):
 
         :param but: the sid that enters them.
         :raises ValueError: if a room is another client's own.
+        :raises NotSerializable: if a room is not text.
         """
-        if any(room != but and self.clients.current(room, namespace_name(namespace)) for room in rooms):
+        name = namespace_name(namespace)
+        if any(room != but and self.clients.current(room, name) for room in map(room_name, rooms)):
             raise ValueError(f"cannot {verb} a sid room")
 
     def _check_handler(self, call: str, namespace: str, sid: str) -> None:

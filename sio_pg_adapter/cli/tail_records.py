@@ -17,6 +17,7 @@ TailRecord = dict[str, Any]
 
 The keys are ``offset``, ``at``, ``kind``, ``namespace``, ``rooms`` (empty for everybody), ``event``, ``skip_sids``,
 ``members`` (rooms whose members move, empty for everybody, null in other records), ``sid``, ``node`` and ``bytes``.
+The kind of a record that cannot be read is ``unreadable``.
 With ``--payload`` there are also ``payload``, the arguments of an event, and ``binary``, the binary parts that
 ``{"_placeholder":true,"num":n}`` stands for, in Base64.
 """
@@ -47,19 +48,28 @@ class Filter:
 
 
 def from_row(row: Any, *, payload: bool) -> TailRecord:
-    """Make a record from a row of the query "tail"."""
-    kind = Kind(row["kind"])
+    """Make a record from a row of the query "tail", also if nodes cannot read it."""
+    try:
+        return _record(row, Kind(row["kind"]), payload=payload)
+    except (ValueError, TypeError, LookupError):  # the others are shown, and this one is looked for
+        return _record(row, Kind.UNREADABLE, payload=payload)
+
+
+def _record(row: Any, kind: Kind, *, payload: bool) -> TailRecord:
     is_event = kind is Kind.EVENT
     of_members = kind in (Kind.MEMBERS_ENTER, Kind.MEMBERS_LEAVE, Kind.MEMBERS_KICK)
-    body, parts = _body(row, payload=payload)
+    body, parts = ("", []) if kind is Kind.UNREADABLE else _body(row, payload=payload)
     rooms = row["rooms"] or [row["room"]]
+    event = _decode(body, 1)[0] if is_event else None
+    if kind >= Kind.OPEN or not isinstance(event, str | None):
+        raise ValueError("it is no record that this package writes")
     record = {
         "offset": row["offset"],
         "at": terminal.timestamp(row["created_at"]),
         "kind": kind.name.lower(),
         "namespace": row["namespace"],
         "rooms": [] if rooms == [""] else list(rooms),
-        "event": _decode(body, 1)[0] if is_event else None,
+        "event": event,
         "skip_sids": list(row["skip_sids"] or ()),
         "members": [room for room in json.loads(row["data"]) if room] if of_members else None,
         "sid": row["sid"],

@@ -19,6 +19,7 @@ _VERBS = {
     "members_enter": "enter",
     "members_leave": "leave",
     "members_kick": "are disconnected",
+    "unreadable": "cannot be read",
 }
 
 
@@ -70,7 +71,7 @@ def _append_change(line: Text, record: TailRecord) -> None:
         subject = terminal.printable(record["sid"] or "")
     else:
         subject = f"members of {', '.join(map(terminal.printable, record['members'])) or 'the namespace'}"
-    words = (rooms, verb) if record["kind"] == "close" else (subject, verb, rooms)
+    words = (rooms, verb) if record["kind"] in ("close", "unreadable") else (subject, verb, rooms)
     line.append(" ".join(filter(None, words)), style="magenta")
     _append_skips(line, record)
     if record["node"]:

@@ -10,7 +10,9 @@
     CONNECTING             confirm_claim   CONNECTING   the cursor met the claim in this tick
     CONNECTING             follow          CONNECTING   its rooms are those of the claimed session
     CONNECTING             present         CONNECTING   it proved what it received of a session that is over
+    CONNECTING             present_lost    CONNECTING   it presented an offset that this log does not have
     CONNECTING             enter_since     CONNECTING   it is in a room from an earlier position on
+    any                    leave_since     the same     it left a room before it was sent what came since a position
     CONNECTING             answered        CONNECTING   its CONNECT is answered
     CONNECTING, REPLAYING  begin_replay    REPLAYING    it is sent what it missed
     CONNECTING, REPLAYING  lose_session    the same     retention deleted what it missed
@@ -88,6 +90,7 @@ class Client:
                 replay may read beyond the cursor, which passes the same records later.
     :ivar presented: the data of its CONNECT packet.
     :ivar proved: the offset of the last event that it has received, if the session of that is over.
+    :ivar lost: it has received events up to an offset that this log does not have.
     :ivar since: the rooms that it entered from a position on: the offset, and the key of its epoch in hexadecimal.
     :ivar recoverable: it has a session, or will have one, and is given offsets.
     :ivar recovered: its connection continues an earlier session.
@@ -108,6 +111,7 @@ class Client:
     sent: int
     presented: Any = None
     proved: int | None = None
+    lost: bool = False
     since: dict[str, tuple[int, str]] = field(default_factory=dict)
     recoverable: bool = False
     recovered: bool = False
@@ -212,6 +216,7 @@ class Client:
         self.held = held
         self.after = self.sent = after
         self.recovered = True
+        self.ended = False  # it was kicked under the sid that it was admitted with, and the session was not
         self.data = data
 
     def confirm_claim(self) -> None:
@@ -228,12 +233,23 @@ class Client:
         self._require(State.CONNECTING)
         self.proved = offset
 
+    def present_lost(self) -> None:
+        """It has received events up to an offset that this log does not have, or has lost since."""
+        self._require(State.CONNECTING)
+        self.lost = True
+
     def enter_since(self, room: str, offset: int, key: str) -> None:
         """It is in a room from an offset on, and is sent what came for the room since then."""
         self._require(State.CONNECTING)
         self.memberships.enter_since(room, offset)
         self.since[room] = (offset, key)
         self.sent = min(self.sent, offset)
+
+    def leave_since(self, room: str) -> None:
+        """It is sent nothing of a room that it entered from a position on, because it leaves before its replay."""
+        if room in self.since:
+            offset, _ = self.since.pop(room)
+            self.memberships.leave(room, offset + 1)
 
     def accept(self) -> None:
         """It is accepted. Also if its connection ended while its handler ran: then its disconnect handler runs."""

@@ -166,6 +166,8 @@ class Delivery:
         for client in (*live, *self._clients.unsettled(record.namespace)):
             if client is None or not client.memberships.concerns(record):
                 continue
+            if of_namespace.get(client.sid) is not client:
+                continue  # its claim was granted, and it will read what came behind that, with the session's rooms
             if record.kind is Kind.MEMBERS_KICK:
                 self._endings.kicked(client, None)
                 continue

@@ -109,6 +109,7 @@ class Moves:
             if live:
                 self._rooms.enter(client, room)
         else:
+            client.leave_since(room)
             client.memberships.leave(room, self._cursor.offset + 1)
             if live:
                 self._rooms.leave(client, room)

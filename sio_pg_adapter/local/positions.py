@@ -75,6 +75,12 @@ class Positions:
         if (entered := client.memberships.entered(room)) is not None:
             return entered
         offset = await self._continuity.offset_of(position, namespace, argument="since")
+        if client.lost and offset < self._epochs.codec.last_end:
+            # It may have received some of the events after the position, and nothing says which.
+            raise PositionLost(
+                "the position is older than a crash, restore or failover, which lost what the client has received "
+                "since. Load the page again."
+            )
         key = self._epochs.codec.epochs[offset >> EPOCH_BITS].key.hex()
         # Moves up to the position are applied before the room is entered, and those after it count.
         if not await self._cursor.passed(offset, CURSOR_WAIT):

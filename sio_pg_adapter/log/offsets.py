@@ -59,6 +59,11 @@ class OffsetCodec:
         checksum.update(raw)
         return base64.urlsafe_b64encode(raw + checksum.digest()).decode().rstrip("=")
 
+    @property
+    def last_end(self) -> int:
+        """The last offset before the running epoch."""
+        return max((epoch.end for epoch in self.epochs.values() if epoch.end is not None), default=0)
+
     def knows(self, offset: int) -> bool:
         """Whether the epoch of the offset is known."""
         return offset >> EPOCH_BITS in self.epochs

@@ -165,6 +165,8 @@ class Connect:
         if presented.rejected:
             logger.warning("a session is not recovered: %s: %s", client.label, presented.rejected)
             self._node.counters.fresh[presented.rejected] += 1
+        if presented.rejected is Reason.FOREIGN_OFFSET:
+            client.present_lost()
         if recovery.accepts is not None and not recovery.accepts(self._environ(), presented.auth):
             await self._first(client, presented.auth, pid=None)
             return

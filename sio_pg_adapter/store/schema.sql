@@ -2008,7 +2008,10 @@ BEGIN
         PERFORM sio.sio_outbox_epoch(OLD.above);
     END IF;
     IF OLD.key IS NOT NULL AND sio.sio_keyed_event(OLD.namespace, OLD.key) IS NOT NULL THEN
-        RETURN NULL;  -- another event with the key was first. The pruner deletes a large body to which nothing refers
+        -- Another event with the key was first. The pruner deletes a large body to which nothing refers. The notification
+        -- is for PREPARE TRANSACTION, as in sio_changes_append().
+        PERFORM pg_catalog.pg_notify(OLD.channel, pg_catalog.concat(v_last, ' ', v_last));
+        RETURN NULL;
     END IF;
     -- The offset before it is one less, or belongs to a rolled-back transaction or a former epoch.
     IF v_segment OPERATOR(pg_catalog.=) 0 THEN
@@ -2265,9 +2268,9 @@ BEGIN
         RAISE invalid_parameter_value USING MESSAGE = 'a room is the own room of a client, which nobody enters or closes';
     END IF;
     SELECT CASE WHEN is_called THEN last_value ELSE last_value - 1 END INTO v_last FROM sio.sio_packets_offset_seq;
-    IF v_last > v_prev THEN
-        PERFORM pg_notify(channel, v_prev || ' ' || v_last) FROM sio.sio_log;
-    END IF;
+    -- Also if nothing changed: PostgreSQL does not prepare a transaction with a notification. PREPARE TRANSACTION would
+    -- hold the log's lock until COMMIT PREPARED.
+    PERFORM pg_notify(channel, v_prev || ' ' || v_last) FROM sio.sio_log;
     RETURN NULL;
 END $$;
 

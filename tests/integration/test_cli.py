@@ -483,6 +483,20 @@ async def test_tail_shows_the_moves_of_all_members_of_a_room(store, db):
     assert (enter["members"], enter["skip_sids"]) == ([], ["s"])
 
 
+@pytest.mark.parametrize("more", [[], ["--payload"]])
+async def test_tail_shows_records_that_cannot_be_read_and_goes_on(store, db, more):
+    await store.emit("x", body='["before"]')
+    for kind, value in ((99, "NULL"), (10, "NULL"), (7, "'u'"), (0, "'no json'"), (0, "'[1]'"), (0, "NULL")):
+        column = "data" if kind else "body"
+        await db.execute(f"""INSERT INTO sio_packets_0 ("offset", kind, namespace, room, {column})
+                             VALUES (nextval('sio_packets_offset_seq'), {kind}, '/', 'x', {value})""")
+    await store.emit("x", body='["after"]')
+    async with command("tail", "--last", "8", *more) as tail:
+        first, *broken, last = await lines(tail, 8)
+    assert first.endswith("before to x") and last.endswith("after to x")
+    assert [line.endswith("x cannot be read") for line in broken] == [True] * 6, broken
+
+
 async def test_tail_escapes_the_control_characters_of_clients(store):
     await store.emit("\x1b]0;room\x07", body='["\\u001b[31mred\\n", "\x9b2J"]')
     async with command("tail", "--last", "1", "--payload") as tail:

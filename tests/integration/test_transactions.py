@@ -10,7 +10,7 @@ import time
 import asyncpg
 import pytest
 
-from sio_pg_adapter import emit_async, migrate
+from sio_pg_adapter import emit_async, enter_room_async, leave_room_async, migrate
 from sio_pg_adapter.embedded import EmbeddedPostgres
 
 WAITING = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
@@ -313,16 +313,29 @@ async def test_a_savepoint_with_set_constraints_in_it_may_roll_back(start_node, 
 
 
 async def test_a_prepared_transaction_is_postgresqls_own_error():
+    """Whatever it would append: prepared, it would hold the log's lock."""
     with EmbeddedPostgres(settings={"max_prepared_transactions": "2"}) as pg:
         await asyncio.to_thread(migrate.upgrade, pg.dsn())
-        app = await asyncpg.connect(pg.dsn())
-        await app.execute("BEGIN")
-        await emit_async(app, "x")
-        with pytest.raises(asyncpg.FeatureNotSupportedError, match="NOTIFY"):
-            await app.execute("PREPARE TRANSACTION 'sio'")
-        assert await left_behind(app) == 0
-        assert await app.fetchval("SELECT count(*) FROM sio_packets") == 0
+        app, db = await asyncpg.connect(pg.dsn()), await asyncpg.connect(pg.dsn())
+        await db.execute("""INSERT INTO sio_sessions (id, pid_hash, namespace, sid, start_offset, joined_at)
+                            VALUES (1, '', '/', 's', 0, 0)""")
+        changing = {
+            "an event": lambda: emit_async(app, "x"),
+            "an event whose key is taken by then": lambda: emit_async(app, "x", key="k"),
+            "a change": lambda: enter_room_async(app, "s", "r"),
+            "a change that changes nothing": lambda: leave_room_async(app, "s", "other"),
+        }
+        for name, change in changing.items():
+            await app.execute("BEGIN")
+            await change()
+            if "key" in name:
+                await emit_async(db, "x", key="k")
+            with pytest.raises(asyncpg.FeatureNotSupportedError, match="NOTIFY"):
+                await app.execute("PREPARE TRANSACTION 'sio'")
+            assert await left_behind(db) == 0
+        assert await db.fetchval("SELECT count(*) FROM sio_packets") == 1
         await app.close()
+        await db.close()
 
 
 async def test_a_commit_that_carries_an_event_is_durable(connect, db):

@@ -448,6 +448,46 @@ async def test_a_change_right_behind_a_claim_counts_before_the_handler_runs(star
             assert await again.events_until("end") == ([["e"]] if change in ENTERING else [])
 
 
+@pytest.mark.parametrize("behind_the_claim", [True, False])
+@pytest.mark.parametrize("in_transaction", [True, False])
+async def test_a_session_that_is_spared_goes_on_though_its_client_is_just_coming_back(
+    start_node, connect, db, in_transaction, behind_the_claim
+):
+    """The client is admitted under a sid of its own, which is not spared, and claims its session then."""
+    node = await start_node()
+    app = await connect() if in_transaction else None
+    async with node.client() as wire:
+        await wire.drop()
+        claim = node.manager.node.sessions.claim
+
+        async def disconnect_the_others():
+            await node.sio.disconnect_sockets(None, skip_sid=wire.sid, connection=app)
+            await node.passed(await db.fetchval('SELECT coalesce(max("offset"), 0) FROM sio_packets'))
+
+        async def claim_meanwhile(*args, **options):
+            if not behind_the_claim:
+                await disconnect_the_others()
+            session = await claim(*args, **options)
+            cursor = node.manager.node.cursor
+            passed = cursor.passed
+
+            async def passed_meanwhile(*args):
+                cursor.passed = passed
+                if behind_the_claim:
+                    await disconnect_the_others()
+                return await passed(*args)
+
+            cursor.passed = passed_meanwhile
+            return session
+
+        node.manager.node.sessions.claim = claim_meanwhile
+        async with AsgiClient(node.sio) as again:
+            again.send(f'0{{"pid":"{wire.pid}"}}')
+            assert wire.sid in await again.recv()
+            await node.sio.emit("end")
+            assert await again.events_until("end") == []
+
+
 async def test_disconnect_handlers_run_once_with_the_session_data(start_node, connect, db):
     a, b = await start_node(), await start_node()
     app = await connect()
@@ -614,6 +654,8 @@ async def test_a_sid_that_takes_a_rooms_name_before_the_commit_fails_the_commit(
     ("call", "error", "says"),
     [
         (lambda sio, app: sio.enter_room("s", 7, connection=app), NotSerializable, "^room takes text"),
+        (lambda sio, app: sio.enter_room("s", ["r"], connection=app), NotSerializable, "^room takes text"),
+        (lambda sio, app: sio.close_room(["r"], connection=app), NotSerializable, "^room takes text"),
         (lambda sio, app: sio.enter_room(7, "r", connection=app), NotSerializable, "^sid takes text"),
         (lambda sio, app: sio.enter_room("s", "", connection=app), ConfigurationError, "^room takes a name"),
         (lambda sio, app: sio.leave_room("", "r", connection=app), ConfigurationError, "sid that is not empty"),

@@ -55,9 +55,9 @@ BEGIN
         RAISE invalid_parameter_value USING MESSAGE = 'a room is the own room of a client, which nobody enters or closes';
     END IF;
     SELECT CASE WHEN is_called THEN last_value ELSE last_value - 1 END INTO v_last FROM sio.sio_packets_offset_seq;
-    IF v_last > v_prev THEN
-        PERFORM pg_notify(channel, v_prev || ' ' || v_last) FROM sio.sio_log;
-    END IF;
+    -- Also if nothing changed: PostgreSQL does not prepare a transaction with a notification. PREPARE TRANSACTION would
+    -- hold the log's lock until COMMIT PREPARED.
+    PERFORM pg_notify(channel, v_prev || ' ' || v_last) FROM sio.sio_log;
     RETURN NULL;
 END $$;
 

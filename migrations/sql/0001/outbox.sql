@@ -104,7 +104,10 @@ BEGIN
         PERFORM sio.sio_outbox_epoch(OLD.above);
     END IF;
     IF OLD.key IS NOT NULL AND sio.sio_keyed_event(OLD.namespace, OLD.key) IS NOT NULL THEN
-        RETURN NULL;  -- another event with the key was first. The pruner deletes a large body to which nothing refers
+        -- Another event with the key was first. The pruner deletes a large body to which nothing refers. The notification
+        -- is for PREPARE TRANSACTION, as in sio_changes_append().
+        PERFORM pg_catalog.pg_notify(OLD.channel, pg_catalog.concat(v_last, ' ', v_last));
+        RETURN NULL;
     END IF;
     -- The offset before it is one less, or belongs to a rolled-back transaction or a former epoch.
     IF v_segment OPERATOR(pg_catalog.=) 0 THEN
