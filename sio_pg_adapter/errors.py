@@ -2,6 +2,7 @@
 
     SioPgError
     ├── ConfigurationError     an option, a DSN or a schema name is wrong
+    │   └── PositionInvalid    a value is no position of the namespace
     ├── HandlerFailed          a handler of a server event failed on another node
     ├── NoAnswer               nodes or clients did not answer in time; carries the answers that arrived
     ├── NotSerializable        a value or a name cannot be stored as it is
@@ -80,6 +81,14 @@ class NotSerializable(SioPgError, TypeError):  # noqa: N818 - the name is part o
 
 class PayloadTooLarge(SioPgError, ValueError):  # noqa: N818 - the name is part of the public face
     """An event or a session is larger than the database stores in one value."""
+
+
+class PositionInvalid(socketio.exceptions.ConnectionRefusedError, ConfigurationError):  # noqa: N818 - as below
+    """A value is no position, or one of another namespace, or a forged one.
+
+    It often comes from a client. If a connect handler or a middleware does not catch the error, the client is
+    refused: its ``connect_error`` event has the message.
+    """
 
 
 class PositionLost(SioPgError, socketio.exceptions.ConnectionRefusedError):  # noqa: N818 - the name is public

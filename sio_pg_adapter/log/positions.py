@@ -11,7 +11,7 @@ import hashlib
 import hmac
 import re
 
-from sio_pg_adapter.errors import ConfigurationError, PositionLost
+from sio_pg_adapter.errors import PositionInvalid, PositionLost
 
 from .offsets import EPOCH_BITS, Epoch, OffsetCodec
 
@@ -37,11 +37,11 @@ def decode_position(text: object, namespace: str, codec: OffsetCodec, *, argumen
     """Return the offset of a position.
 
     :param argument: the name of the argument that took it, for messages.
-    :raises ConfigurationError: if it is none, or that of another namespace.
+    :raises PositionInvalid: if it is none, or that of another namespace.
     :raises PositionLost: if the log has no such epoch, or has lost the record since.
     """
     if not isinstance(text, str) or not _FORM.fullmatch(text):
-        raise ConfigurationError(
+        raise PositionInvalid(
             f"{argument} takes a position that sio.position(), sio_position() or enter_room() returned, "
             f"not {_shown(text)}"
         )
@@ -55,7 +55,7 @@ def decode_position(text: object, namespace: str, codec: OffsetCodec, *, argumen
             "another log's. Load the page again."
         )
     if not hmac.compare_digest(_checksum(epoch.key, offset, namespace), checksum):
-        raise ConfigurationError(
+        raise PositionInvalid(
             f"{argument} has a position of another namespace than {namespace!r}, or a forged one. Pass namespace= "
             "where you read the position."
         )

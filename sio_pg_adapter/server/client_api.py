@@ -94,7 +94,8 @@ class ClientMethods(socketio.AsyncServer):
                            transaction stricter than READ COMMITTED is refused.
         :raises PositionLost: if not all events after the position can be sent. Nothing was sent. If the handler does
                               not catch it, the client is refused.
-        :raises ConfigurationError: if ``since`` is no position of this namespace, or is given elsewhere.
+        :raises PositionInvalid: if ``since`` is no position of this namespace. Uncaught, it refuses the client, too.
+        :raises ConfigurationError: if ``since`` is given elsewhere.
         :raises ValueError: if the room is another client's own.
         """
         namespace = namespace_name(namespace)

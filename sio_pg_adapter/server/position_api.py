@@ -54,7 +54,7 @@ class PositionMethods:
         :param since: a position. Only events after it (exclusive).
         :param until: a position. Only events up to it (inclusive).
         :param limit: at most so many, from 1 to 10,000.
-        :raises ConfigurationError: if a position is none, or that of another namespace.
+        :raises PositionInvalid: if a position is none, or that of another namespace.
         :raises PositionLost: if ``since`` is older than the oldest stored event, or was lost in a failover.
         :raises StoreUnavailable: if the database does not answer.
         """

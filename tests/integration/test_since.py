@@ -596,6 +596,18 @@ async def test_a_position_that_is_none_is_refused_before_anything_is_stored(star
     assert await db.fetchval('SELECT max("offset") FROM sio_packets') == before
 
 
+@pytest.mark.parametrize("position", ["x", {"a": 1}, ""])
+async def test_a_client_that_sends_what_is_no_position_is_refused_and_nothing_is_logged(start_node, position, caplog):
+    node = await start_node()
+
+    @node.sio.event
+    async def connect(sid, environ, auth):
+        await node.sio.enter_room(sid, "x", since=auth["position"])
+
+    assert (await refused(node, position=position)).startswith("since takes a position")
+    assert not [record for record in caplog.records if record.levelname in ("WARNING", "ERROR")]
+
+
 async def test_a_position_is_refused_elsewhere(start_node):
     node = await start_node()
     position = await node.sio.position()
