@@ -2010,7 +2010,7 @@ BEGIN
     IF OLD.key IS NOT NULL AND sio.sio_keyed_event(OLD.namespace, OLD.key) IS NOT NULL THEN
         -- Another event with the key was first. The pruner deletes a large body to which nothing refers. The notification
         -- is for PREPARE TRANSACTION, as in sio_changes_append().
-        PERFORM pg_catalog.pg_notify(OLD.channel, pg_catalog.concat(v_last, ' ', v_last));
+        PERFORM pg_catalog.pg_notify(OLD.channel, '0 0');
         RETURN NULL;
     END IF;
     -- The offset before it is one less, or belongs to a rolled-back transaction or a former epoch.
@@ -2269,8 +2269,8 @@ BEGIN
     END IF;
     SELECT CASE WHEN is_called THEN last_value ELSE last_value - 1 END INTO v_last FROM sio.sio_packets_offset_seq;
     -- Also if nothing changed: PostgreSQL does not prepare a transaction with a notification. PREPARE TRANSACTION would
-    -- hold the log's lock until COMMIT PREPARED.
-    PERFORM pg_notify(channel, v_prev || ' ' || v_last) FROM sio.sio_log;
+    -- hold the log's lock until COMMIT PREPARED. Nodes ignore this one. The sequence's last offset may have no record.
+    PERFORM pg_notify(channel, CASE WHEN v_last > v_prev THEN v_prev || ' ' || v_last ELSE '0 0' END) FROM sio.sio_log;
     RETURN NULL;
 END $$;
 

@@ -234,8 +234,14 @@ async def test_a_change_that_changes_nothing_keeps_memberships_as_they_are(start
         if change in ENTERING:
             await node.sio.enter_room(wire.sid, "doc")
         rows = await db.fetch("SELECT * FROM sio_rooms")
+        announced, offer = set(), node.manager.node.cursor.offer
+        node.manager.node.cursor.offer = lambda prev, last, records: (announced.add(last), offer(prev, last, records))
+        await db.execute("SELECT nextval('sio_packets_offset_seq')")  # an append that was rolled back
         await CHANGES[change](node.sio, wire.sid, app)
         assert await db.fetch("SELECT * FROM sio_rooms") == rows
+        await emit_async(db, "end")
+        await wire.events_until("end")
+        assert announced <= {0, *(row["offset"] for row in await db.fetch("SELECT * FROM sio_packets"))}
 
 
 # -- whom it reaches -------------------------------------------------------------------------------------------

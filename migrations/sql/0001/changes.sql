@@ -56,8 +56,8 @@ BEGIN
     END IF;
     SELECT CASE WHEN is_called THEN last_value ELSE last_value - 1 END INTO v_last FROM sio.sio_packets_offset_seq;
     -- Also if nothing changed: PostgreSQL does not prepare a transaction with a notification. PREPARE TRANSACTION would
-    -- hold the log's lock until COMMIT PREPARED.
-    PERFORM pg_notify(channel, v_prev || ' ' || v_last) FROM sio.sio_log;
+    -- hold the log's lock until COMMIT PREPARED. Nodes ignore this one. The sequence's last offset may have no record.
+    PERFORM pg_notify(channel, CASE WHEN v_last > v_prev THEN v_prev || ' ' || v_last ELSE '0 0' END) FROM sio.sio_log;
     RETURN NULL;
 END $$;
 

@@ -106,7 +106,7 @@ BEGIN
     IF OLD.key IS NOT NULL AND sio.sio_keyed_event(OLD.namespace, OLD.key) IS NOT NULL THEN
         -- Another event with the key was first. The pruner deletes a large body to which nothing refers. The notification
         -- is for PREPARE TRANSACTION, as in sio_changes_append().
-        PERFORM pg_catalog.pg_notify(OLD.channel, pg_catalog.concat(v_last, ' ', v_last));
+        PERFORM pg_catalog.pg_notify(OLD.channel, '0 0');
         RETURN NULL;
     END IF;
     -- The offset before it is one less, or belongs to a rolled-back transaction or a former epoch.
