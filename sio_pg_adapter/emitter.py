@@ -27,8 +27,9 @@ from types import ModuleType
 from typing import Any
 
 from sio_pg_adapter.errors import ConfigurationError
-from sio_pg_adapter.log.names import EVERYBODY, first_named, key_name, namespace_name, text_names
-from sio_pg_adapter.log.payload import encode_client_event, pack
+from sio_pg_adapter.log.names import namespace_name
+from sio_pg_adapter.log.payload import pack
+from sio_pg_adapter.log.records import Outgoing
 from sio_pg_adapter.store.queries import Queries
 
 SYNC = (
@@ -77,8 +78,10 @@ def emit(
     :raises PayloadTooLarge: before anything is sent.
     :raises ConfigurationError: the connection is of another kind, or the key is empty.
     """
-    values = _encoded(event, data, namespace, first_named(to, room), skip_sid, key, json)
-    stored = run(connection, "emit", values, schema, "emit", answers=key is not None)
+    outgoing = Outgoing.encoded(
+        event, data, namespace=namespace, room=room, to=to, skip_sid=skip_sid, key=key, json=json
+    )
+    stored = run(connection, "emit", _values(outgoing), schema, "emit", answers=key is not None)
     return None if key is None else bool(stored)
 
 
@@ -100,9 +103,16 @@ async def emit_async(
     :param connection: an asyncpg ``Connection``, also one of a pool, a psycopg ``AsyncConnection``, or an
                        SQLAlchemy ``AsyncConnection`` or ``AsyncSession``.
     """
-    values = _encoded(event, data, namespace, first_named(to, room), skip_sid, key, json)
-    stored = await run_async(connection, "emit", values, schema, "emit")
-    return None if key is None else bool(stored)
+    outgoing = Outgoing.encoded(
+        event, data, namespace=namespace, room=room, to=to, skip_sid=skip_sid, key=key, json=json
+    )
+    return await emit_outgoing(connection, outgoing, schema)
+
+
+async def emit_outgoing(connection: Any, outgoing: Outgoing, schema: str) -> bool | None:
+    """Send an event whose names are checked and whose data is encoded, as :func:`emit_async` does."""
+    stored = await run_async(connection, "emit", _values(outgoing), schema, "emit")
+    return None if outgoing.key is None else bool(stored)
 
 
 async def read_position(connection: Any, namespace: object, schema: str) -> str:
@@ -192,27 +202,16 @@ def _sqlstate(error: BaseException | None) -> str | None:
     return None
 
 
-def _encoded(
-    event: object,
-    data: object,
-    namespace: object,
-    room: object,
-    skip_sid: object,
-    key: object,
-    json: ModuleType | Any,
-) -> Values:
-    rooms = text_names(room, "room") or (EVERYBODY,)
-    skip_sids = text_names(skip_sid, "skip_sid")
-    name = key_name(key)
-    body, parts = encode_client_event(event, data, json)
+def _values(outgoing: Outgoing) -> Values:
+    rooms, skip_sids = outgoing.rooms, outgoing.skip_sids
     return (
-        namespace_name(namespace),
+        outgoing.namespace,
         rooms[0],
         stdlib_json.dumps(rooms) if len(rooms) > 1 else None,
         stdlib_json.dumps(skip_sids) if skip_sids else None,
-        body,
-        pack(parts) if parts else None,
-        name,
+        outgoing.body,
+        pack(outgoing.parts) if outgoing.parts else None,
+        outgoing.key,
     )
 
 

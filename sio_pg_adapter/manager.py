@@ -15,7 +15,7 @@ from socketio import AsyncManager
 from socketio.packet import Packet
 
 from .counters import Counters
-from .emitter import emit_async, read_position
+from .emitter import emit_outgoing, read_position
 from .errors import ConfigurationError, SioPgError
 from .lifecycle import Lifecycle
 from .local.client import Client, QueueLimit, State
@@ -25,7 +25,7 @@ from .local.plain_endings import PlainEndings
 from .local.protocols import Endings
 from .local.rooms import Rooms
 from .log.memberships import Memberships
-from .log.names import EVERYBODY, first_named, namespace_name, room_name, text_name
+from .log.names import EVERYBODY, namespace_name, room_name, text_name
 from .log.records import Entry, Kind, Outgoing, StoredEvent
 from .node import Health, MakeEndings, Node, Setup
 from .options import ConnectionStateRecovery, retention_seconds
@@ -287,20 +287,19 @@ class AsyncPostgresManager(AsyncManager):
         :raises PayloadTooLarge: before anything is stored.
         :raises StoreUnavailable: says whether the event may be stored.
         """
-        for option, value in (("connection", connection), ("key", key)):
-            if value is not None and (callback is not None or volatile or ignore_queue):
-                raise ConfigurationError(f"{option}= stores the event: callback, volatile and ignore_queue do not")
-        if connection is not None:
-            more = {"skip_sid": skip_sid, "namespace": namespace, "schema": self.database.schema, "json": self.json}
-            return await emit_async(connection, event, data, room=first_named(to, room), key=key, **more)
+        needs_log = "connection" if connection is not None else "key" if key is not None else None
+        if needs_log is not None and (callback is not None or volatile or ignore_queue):
+            raise ConfigurationError(f"{needs_log}= stores the event: callback, volatile and ignore_queue do not")
         outgoing = Outgoing.encoded(
             event, data, namespace=namespace, room=room, to=to, skip_sid=skip_sid, key=key, json=self.json
         )
-        if key is not None and outgoing.namespace in self.unstored:
+        if needs_log is not None and outgoing.namespace in self.unstored:
             raise ConfigurationError(
-                f"key= needs a stored event: those of {outgoing.namespace!r} are not, as the Admin UI's"
+                f"{needs_log}= needs a stored event: those of {outgoing.namespace!r} are not, as the Admin UI's"
             )
         self._frames.check(outgoing)
+        if connection is not None:
+            return await emit_outgoing(connection, outgoing, self.database.schema)
         if callback is not None:
             self._check_question(callback, outgoing)
         node = await self.started()

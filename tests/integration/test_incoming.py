@@ -303,6 +303,14 @@ async def test_what_looks_like_a_binary_part_is_refused_beside_binary(node, db):
         assert await wire.event() == ["e", {"_placeholder": True, "num": 99}]
 
 
+async def test_an_event_without_a_form_in_msgpack_is_no_part_of_a_transaction(start_node, db):
+    node = await start_node(serializer="msgpack")
+    for options in ({}, {"connection": db}):
+        with pytest.raises(NotSerializable, match="has no form in MsgPackPacket"):
+            await node.sio.emit("e", 2**70, **options)
+    assert await db.fetchval("SELECT count(*) FROM sio_packets WHERE kind = 0") == 0
+
+
 @pytest.mark.parametrize("data", ["repeat('[', 3000) || repeat(']', 3000)", "repeat('1', 5000)"])
 async def test_a_record_without_a_form_in_msgpack_is_left_out(start_node, db, expected_errors, data):
     expected_errors.append("of the log cannot be sent")
