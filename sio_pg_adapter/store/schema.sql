@@ -263,7 +263,7 @@ COMMENT ON TABLE sio.sio_room_floors IS
     'The highest offset that retention deleted of each room that a session is or was in. A session at a lower '
     'offset has lost an event, unless it has a floor of its own in sio_session_floors.';
 
--- Without a foreign key. It would lock rows of sio_sessions, and claims would wait for retention under the log's lock.
+-- It has no foreign key. That would lock rows of sio_sessions, and claims would wait for retention under the log's lock.
 CREATE TABLE sio.sio_session_floors (
     session bigint NOT NULL,
     room text NOT NULL,
@@ -397,7 +397,7 @@ BEGIN
     SELECT greatest(max(epoch), v_last >> 40, (SELECT last_value FROM sio.sio_packets_offset_seq) >> 40) + 1,
            sha256(convert_to(gen_random_uuid()::text || gen_random_uuid()::text, 'UTF8')), v_last
     FROM sio.sio_epochs
-    ON CONFLICT (epoch) DO NOTHING  -- one that this snapshot does not show: a serialization failure
+    ON CONFLICT (epoch) DO NOTHING  -- an epoch that this snapshot does not show: raises serialization_failure
     RETURNING epoch INTO v_epoch;
     PERFORM setval('sio.sio_packets_offset_seq', v_epoch * 1099511627776);
     DELETE FROM sio.sio_marker;
@@ -450,8 +450,8 @@ END $$;
 
 -- Idempotency keys. A key belongs to the first event that has it, for as long as that event is in the log.
 
--- Returns whether a key is taken. It does not read the log, because an application's transaction that has read a segment
--- keeps retention from truncating it until that transaction ends.
+-- Returns whether a key is taken. It does not read the log. Retention could not truncate a segment that an application's
+-- transaction has read until that transaction ends.
 CREATE FUNCTION sio.sio_has_key(p_namespace text, p_key text)
  RETURNS boolean
  LANGUAGE plpgsql
@@ -480,8 +480,8 @@ BEGIN
                    OR (SELECT p."offset" FROM sio.sio_packets_1 p WHERE p."offset" = k."offset") IS NOT NULL));
 END $$;
 
--- Returns the offsets of a batch of events as sio_append_batch returns them, the first of them above p_prev. p_args: the
--- key of each event, in JSON, or null. One event may have the key of another one of the batch, and the first is stored.
+-- Returns the offsets of a batch of events as sio_append_batch returns them. New ones begin above p_prev. p_args: the key of
+-- each event, in JSON, or null. If events of the batch have the same key, the first is stored.
 CREATE FUNCTION sio.sio_keyed_offsets(p_prev bigint, p_namespaces text[], p_args text[])
  RETURNS bigint[]
  LANGUAGE plpgsql
@@ -508,7 +508,7 @@ BEGIN
 END $$;
 
 -- Gives a key to an event that has just been appended. The caller holds the log's lock and has found no event with the
--- key, so a row that is in the way belongs to an event that is gone. If the transaction is stricter than read committed,
+-- key, so a row with the key belongs to an event that is gone. If the transaction is stricter than read committed,
 -- the row may also be newer than its snapshot. PostgreSQL then raises serialization_failure.
 CREATE FUNCTION sio.sio_take_key(p_namespace text, p_key text, p_offset bigint)
  RETURNS void
@@ -563,7 +563,7 @@ END $$;
 -- p_carry: the records for the notification, if they fit.
 --
 -- prev: the last offset before the batch. offsets: the offset of each entry. An entry that changed nothing has minus the
--- offset of the record that it met, or 0, and a refused entry has null. An event whose key is taken changes nothing.
+-- offset of the record that it met, or 0. A refused entry has null. An event whose key is taken changes nothing.
 -- results: the answers of the session functions.
 CREATE FUNCTION sio.sio_append_batch(p_batch bigint, p_kinds smallint[], p_namespaces text[], p_rooms text[], p_room_lists text[], p_skip_lists text[], p_sids text[], p_bodies text[], p_parts bytea[], p_attachments uuid[], p_args text[], p_carry text, OUT prev bigint, OUT offsets bigint[], OUT results text[])
  RETURNS record
@@ -705,8 +705,8 @@ BEGIN
 END $$;
 
 -- Appends one event for one room, which is what a quiet node emits, and returns its offset. The offset before it is one
--- less, or belongs to a rolled-back transaction or a former epoch. If its key is taken, nothing is appended, and minus
--- the offset of the event with that key is returned.
+-- less, or belongs to a rolled-back transaction or a former epoch. If its key is taken, the function appends nothing, and
+-- returns minus the offset of the event with that key.
 --
 -- It takes no arrays. Apart from the commit, they would take half of the time, here and in the client. It runs as few
 -- statements as possible, since each one finds the processor's caches cold on a node that does other work in between.
@@ -790,9 +790,9 @@ END $$;
 -- Appends that a sid enters (kind 1) or leaves (kind 2) a room. Returns the offset, minus the offset of an earlier record
 -- if nothing changed, 0 if the caller does not hold the sid any more, or null if the room is another client's own.
 --
--- p_args: generation, if the caller means only the connection that it holds. member, to enter no room that the sid is not
--- in already. The answer is 0 then. as_of, for a room that a recovery's handler
--- leaves: the membership ends at the offset that the client presented.
+-- p_args: generation, if the caller means only the connection that it holds. member, to change nothing, and return 0 if the
+-- sid is not in the room. as_of, for a room that the handler of a recovery leaves: the membership ends at the offset that
+-- the client presented.
 CREATE FUNCTION sio.sio_move(p_batch bigint, p_kind integer, p_namespace text, p_room text, p_sid text, p_args json)
  RETURNS bigint
  LANGUAGE plpgsql
@@ -876,10 +876,10 @@ $$;
 -- Appends that the members of rooms enter (p_kind 6) or leave (7) each of the rooms p_targets, or are kicked (8). Returns
 -- the offset, or null if a target is a client's own room.
 --
--- It is one record, and two statements for the sessions. Ten thousand members would otherwise be as many records, and all
--- appends would wait while they are written. Each node finds out which of its clients are members at that offset, so the
--- record also reaches those that are in no table. Kicked sessions have records of their own before it, because their
--- data is gone afterwards, and disconnect handlers ask for it.
+-- It is one record for all members, because all appends would wait while ten thousand records are written. Each node finds
+-- out which of its clients are members at that offset, so the record also reaches clients that are in no table. Each
+-- kicked session has a record of its own before it. That holds the session data for the disconnect handler, because the
+-- session is deleted.
 CREATE FUNCTION sio.sio_change_members(p_batch bigint, p_kind integer, p_namespace text, p_members text[], p_targets text[], p_skip_sids text[])
  RETURNS bigint
  LANGUAGE plpgsql
@@ -985,13 +985,13 @@ END $$;
 -- Opens a session. p_args: pid_hash, identity (null for none), node, start, joined and stale (offsets, see sio_sessions),
 -- cursor (of the node, when it noted the rooms) and rooms (an array of [room, joined, left]). Room changes and kicks above
 -- the cursor are not in `rooms` yet, so the function follows them in log order. Returns the id, or null as the id if the
--- session was kicked. Returns null and opens nothing if `joined` is above the log: the node has read another copy of it,
--- and the session would not be due the next events.
+-- session was kicked. Returns null and opens nothing if `joined` is above the end of the log. The node has then read another
+-- copy of the log, and the session would not be due the next events.
 --
 -- since: the positions from which rooms were entered, each as [offset, key of its epoch]. If the log has lost one of them,
--- or records above it, the id is null, and `lost` is true. If retention is deleting records, `lost` is false: it may not
--- see this session, and would not note that a room lost a record. The lock keeps retention away until the commit. Nobody
--- waits for it.
+-- or records above it, the id is null, and `lost` is true. If retention is deleting records right now, the id is null, and
+-- `lost` is false. Retention may not see this session, and would not note that its rooms lost records. The row lock on
+-- sio_log keeps retention away until the commit, and nobody waits for that lock.
 CREATE FUNCTION sio.sio_open(p_namespace text, p_sid text, p_data text, p_args json)
  RETURNS json
  LANGUAGE plpgsql
@@ -1001,8 +1001,8 @@ BEGIN
     IF (p_args->>'joined')::bigint > (SELECT last_value FROM sio.sio_packets_offset_seq) THEN
         RETURN NULL;
     END IF;
-    -- If its node is so far behind that the session starts below the floor, there may be no floors of its rooms. They are
-    -- kept only for sessions that are there.
+    -- lost_below is the floor of the log. If the node is so far behind that the session starts below that, its rooms may have
+    -- no floors, because those are kept only for existing sessions.
     INSERT INTO sio.sio_sessions (id, pid_hash, namespace, sid, identity, data, node, start_offset, joined_at,
                                   stale_offset, lost_below)
     VALUES (('x' || left(p_args->>'pid_hash', 15))::bit(60)::bigint, decode(p_args->>'pid_hash', 'hex'), p_namespace,
@@ -1285,8 +1285,8 @@ BEGIN
     ORDER BY 1 LIMIT p_limit;
 END $$;
 
--- Returns how many events for some rooms there are above an offset of each, counted up to p_limit, for a session that is
--- still to be opened. The scans are those of sio_due.
+-- Returns how many events there are for some rooms, each above an offset of its own. Counts up to p_limit. It is for a
+-- session that is still to be opened. The scans are those of sio_due.
 CREATE FUNCTION sio.sio_count_since(p_namespace text, p_rooms text[], p_afters bigint[], p_limit integer)
  RETURNS bigint
  LANGUAGE plpgsql
@@ -1332,10 +1332,11 @@ AS $$
     SELECT count(*) FROM sio.sio_due(p_session, p_after, p_limit) d WHERE d <= p_upto
 $$;
 
--- Returns the highest offset that retention deleted of the events that a session was due by a membership. There is no row
--- if no event of the room was deleted. An offset at or below p_joined_at means that the session lost nothing.
+-- Returns the highest offset of the deleted events that a session was due by a membership. There is no row if retention
+-- deleted no event of the room. An offset at or below p_joined_at means that the session lost nothing.
 --
--- The membership's own floor counts if nothing of the room was deleted above it that the session could be due.
+-- The membership has a floor of its own in sio_session_floors if it lost less than the room. That one counts, unless
+-- retention has since deleted an event above it that the session may have been due.
 CREATE FUNCTION sio.sio_deleted(p_session bigint, p_namespace text, p_room text, p_joined_at bigint, p_left_at bigint)
  RETURNS SETOF bigint
  LANGUAGE sql
@@ -1347,7 +1348,7 @@ AS $$
     WHERE f.namespace = p_namespace AND f.room = p_room
 $$;
 
--- Returns whether an event that a session is due above p_after is gone: retention deleted it, or its membership.
+-- Returns whether an event that a session is due above p_after is gone, or may be because its membership is not stored.
 CREATE FUNCTION sio.sio_lost(p_session bigint, p_after bigint)
  RETURNS boolean
  LANGUAGE sql
@@ -1361,9 +1362,9 @@ AS $$
           AND coalesce(m.left_at, 9223372036854775807) > greatest(p_after, m.joined_at) + 1)
 $$;
 
--- Returns the highest offset of the stored events of a room that a sid is due between two offsets, both exclusive. Null if
--- there is none. As in sio_due, two bounds give the room, and the callers force one plan for all values. These scans run
--- backwards, so it is the lower bound that is repeated.
+-- Returns the highest offset of the stored events of a room that do not skip a sid, between two offsets, both exclusive.
+-- Null if there is none. As in sio_due, two bounds give the room, and the callers force one plan for all values. These
+-- scans run backwards, so the lower bound is the one that is repeated.
 CREATE FUNCTION sio.sio_last_due(p_namespace text, p_room text, p_sid text, p_above bigint, p_below bigint)
  RETURNS SETOF bigint
  LANGUAGE sql
@@ -1392,13 +1393,13 @@ AS $$
          ORDER BY x.room DESC, x."offset" DESC LIMIT 1))
 $$;
 
--- History: the events of a room, for an application that reads them.
+-- History: the stored events of a room, for applications.
 
--- Returns the offsets of the events that were emitted to a room, at most p_limit of them: the first above p_after in order,
--- or, if that is null, the last up to p_upto in reverse order. The comment above sio_due says why the bounds and the
--- settings are as they are.
+-- Returns the offsets of at most p_limit events that were emitted to a room. These are the first above p_after, in order. If
+-- p_after is null, they are the last up to p_upto, in reverse order. The comment above sio_due explains the bounds and the
+-- settings.
 --
--- A scan has one bound on offsets, and LIMIT ends it. With p_after, p_upto is applied behind that LIMIT: as a bound it would
+-- A scan has one bound on offsets, and LIMIT ends it. With p_after, p_upto is applied after that LIMIT. As a bound it would
 -- not end a scan before PostgreSQL 18.
 CREATE FUNCTION sio.sio_history(p_namespace text, p_room text, p_after bigint, p_upto bigint, p_limit integer)
  RETURNS SETOF bigint
@@ -1531,7 +1532,7 @@ CREATE FUNCTION sio.sio_expire(p_limit integer)
 AS $$
 DECLARE v_count integer;
 BEGIN
-    LOCK TABLE sio.sio_lock IN EXCLUSIVE MODE;  -- before any row, as all that change a session do
+    LOCK TABLE sio.sio_lock IN EXCLUSIVE MODE;  -- before any row, like every function that changes a session
     PERFORM sio.sio_check_isolation();
     WITH gone AS (
         DELETE FROM sio.sio_sessions WHERE id IN (
@@ -1568,8 +1569,8 @@ BEGIN
     RETURNING s.id, s.namespace, s.sid, s.data;
 END $$;
 
--- Deletes expired sessions whose handlers a node has called. Like all others that change a session it takes the log's
--- lock first. Rows that it locked in another order than a kick or a TRUNCATE of the log would be a deadlock.
+-- Deletes expired sessions whose handlers a node has called. Like every function that changes a session, it takes the log's
+-- lock first. If it locked rows before, it could deadlock with a kick or with a TRUNCATE of the log.
 CREATE FUNCTION sio.sio_delete_expired(p_sessions bigint[], p_node uuid)
  RETURNS void
  LANGUAGE plpgsql
@@ -1680,8 +1681,8 @@ BEGIN
     RETURN false;
 END $$;
 
--- Returns whether a session may ask for the floor of a room: it is a member, or has been one, from below the floor on. So
--- there are no more floors than memberships, however many rooms there ever were.
+-- Returns whether a session may ask for the floor of a room. It does if it became a member below the floor. So there are no
+-- more floors than memberships, however many rooms there ever were.
 CREATE FUNCTION sio.sio_needs_floor(p_namespace text, p_room text, p_floor bigint)
  RETURNS boolean
  LANGUAGE plpgsql
@@ -1697,14 +1698,14 @@ END $$;
 -- Raises the floors of rooms whose events retention is about to delete. p_lasts: the last of these events in each room.
 -- p_floor and p_upto: the floor of the log before and after. The caller deletes nothing before this.
 --
--- The floor of a room is too high for a session that was not due the last deleted event: it had left the room, or the event
--- skipped its sid. Such a session gets a floor of its own. So a client that only talks recovers, and one that left a busy
--- room.
+-- The floor of a room is too high for a session that was not due the last deleted event. It had left the room, or the event
+-- skipped its sid. Such a session gets a floor of its own. So a client recovers that skips its own events, or that left a
+-- busy room.
 --
--- A node could not note this when it lets a session go. It knows what it sent, and not what the client received. Events
--- that are on their way when a connection breaks would make its note useless, and a node that is killed writes none.
+-- A node could not write these floors when it releases a session. It knows what it sent, but not what the client received,
+-- because events may be on their way when a connection breaks. A node that is killed would write nothing.
 --
--- At most 10,000 sessions get a floor at a time, which takes less than a second. For the others the floor of the room
+-- At most 10,000 memberships get a floor at a time, which takes less than a second. For the others the floor of the room
 -- counts, which is never too low.
 CREATE FUNCTION sio.sio_raise_floors(p_floor bigint, p_upto bigint, p_namespaces text[], p_rooms text[], p_lasts bigint[])
  RETURNS void
@@ -1905,7 +1906,7 @@ END $$;
 
 REVOKE ALL ON FUNCTION sio.sio_outbox_take FROM PUBLIC;
 
--- Fails the transaction so that it can be tried again, because the sequence was set back below records of the log. The
+-- Fails the transaction with an error that can be retried, because the sequence was set back below records of the log. The
 -- sequence is set below every epoch first. That outlasts the rollback, so the next append or the next try begins an
 -- epoch. The caller holds the log's lock.
 CREATE FUNCTION sio.sio_outbox_retry()
@@ -1923,7 +1924,7 @@ END $$;
 REVOKE ALL ON FUNCTION sio.sio_outbox_retry FROM PUBLIC;
 
 -- Begins an epoch if needed. The caller holds the log's lock. p_above: the last offset at the time of the emit. If the
--- sequence was moved since then, an epoch or records may have come that an older snapshot does not show.
+-- sequence was moved since then, there may be an epoch or records that an older snapshot does not show.
 CREATE FUNCTION sio.sio_outbox_epoch(p_above bigint)
  RETURNS void
  LANGUAGE plpgsql
@@ -1970,8 +1971,8 @@ REVOKE ALL ON FUNCTION sio.sio_outbox_bounds FROM PUBLIC;
 --
 -- The snapshot of a repeatable read or serializable transaction may be older than the last append, so the function reads
 -- sequences instead of tables. It also looks for records above the sequence, but not in a serializable transaction, which
--- would then depend on all others. ON CONFLICT makes an offset that is taken an error that can be tried again, whatever
--- the snapshot shows.
+-- would then depend on all others. If an offset is taken, ON CONFLICT leads to an error that can be retried, whatever the
+-- snapshot shows.
 CREATE FUNCTION sio.sio_outbox_append()
  RETURNS trigger
  LANGUAGE plpgsql
@@ -2203,8 +2204,8 @@ REVOKE ALL ON FUNCTION sio.sio_emit FROM PUBLIC;
 
 -- Room changes and kicks that are part of an application's own transaction.
 --
--- They take the same path as its events (outbox.sql), through a table of their own, so events cost no more than without
--- them. PostgreSQL runs deferred triggers in the order in which they were queued, whatever their tables, so the events
+-- They take the same path as its events (outbox.sql), through a table of their own, so that events do not cost more.
+-- PostgreSQL runs deferred triggers in the order in which they were queued, whatever their tables, so the events
 -- and changes of a transaction keep their order.
 --
 -- The tables of sessions and rooms are written at the commit, under the log's lock. The snapshot of a repeatable read or
@@ -2264,24 +2265,25 @@ BEGIN
             EXIT WHEN v_offset IS NULL;
         END LOOP;
     END IF;
-    IF v_offset IS NULL THEN  -- a client has connected since the call, under a sid that is the room's name
+    IF v_offset IS NULL THEN  -- since the call, a client has connected whose sid is the room's name
         RAISE invalid_parameter_value USING MESSAGE = 'a room is the own room of a client, which nobody enters or closes';
     END IF;
     SELECT CASE WHEN is_called THEN last_value ELSE last_value - 1 END INTO v_last FROM sio.sio_packets_offset_seq;
-    -- Also if nothing changed: PostgreSQL does not prepare a transaction with a notification. PREPARE TRANSACTION would
-    -- hold the log's lock until COMMIT PREPARED. Nodes ignore this one. The sequence's last offset may have no record.
+    -- This also notifies if nothing changed, because PostgreSQL refuses PREPARE TRANSACTION after a NOTIFY. A prepared
+    -- transaction would hold the log's lock until COMMIT PREPARED. Nodes ignore '0 0'. The sequence's last offset would
+    -- not do, because it may have no record.
     PERFORM pg_notify(channel, CASE WHEN v_last > v_prev THEN v_prev || ' ' || v_last ELSE '0 0' END) FROM sio.sio_log;
     RETURN NULL;
 END $$;
 
 REVOKE ALL ON FUNCTION sio.sio_changes_append FROM PUBLIC;
 
--- Changes rooms at the commit: for the package's functions. All parameters are text, so that no driver needs to know a
--- type.
+-- Changes rooms, or disconnects, at the commit. The package's functions call it. All parameters are text, so that no
+-- driver needs to know a type.
 --
 -- p_change: enter_room, leave_room, close_room or disconnect. p_rooms: a JSON array of the rooms to enter, leave or close.
--- p_sid: the client that moves or is disconnected. p_members: instead of it, a JSON array of rooms whose members do, where
--- an empty name means everybody. p_skips: a JSON array of the sids of members that stay.
+-- p_sid: the client that moves or is disconnected. p_members: instead of p_sid, a JSON array of rooms whose members are
+-- meant. An empty name means everybody. p_skips: a JSON array of the sids of members that stay.
 CREATE FUNCTION sio.sio_change(p_change text, p_namespace text, p_rooms text, p_sid text, p_members text, p_skips text)
  RETURNS void
  LANGUAGE plpgsql
@@ -2338,8 +2340,8 @@ END $$;
 
 REVOKE ALL ON FUNCTION sio.sio_change FROM PUBLIC;
 
--- The checks of the functions for SQL. A null is refused: 'user:' || id with a null id must not be left out. An empty name
--- is one that was left out.
+-- Checks the arguments of the functions for SQL, and calls sio_change. A null is refused, because 'user:' || id with a null
+-- id is a mistake. An empty name stands for an argument that was left out.
 CREATE FUNCTION sio.sio_change_named(p_change text, p_target text, p_sid text, p_room text, p_namespace text)
  RETURNS void
  LANGUAGE plpgsql
@@ -2423,16 +2425,16 @@ REVOKE ALL ON FUNCTION sio.sio_disconnect FROM PUBLIC;
 
 -- Positions: the end of the log as a snapshot sees it.
 
--- Returns the position of the calling statement's snapshot. All events that were committed with what the snapshot sees are
--- at or below it, and all others are above it. Offsets become visible in their order, so it is the last offset that the
--- snapshot sees. It also works on a hot standby, which has neither sequences nor unlogged tables to rely on.
+-- Returns the position of the calling statement's snapshot. An event whose transaction the snapshot sees is at or below it.
+-- All others are above it. Offsets become visible in their order, so it is the last offset that the snapshot sees. The
+-- function also works on a hot standby, where sequences and unlogged tables are no help.
 --
--- A TRUNCATE is not MVCC-safe: an older snapshot finds the segment empty, and still sees the former floor. The segment's
--- row of pg_class, as the snapshot sees it, then has another file than the segment. The records of the segment that is
--- truncated are below those of the other one. So the other one has the last offset, if the snapshot sees any of its records.
+-- A TRUNCATE is not MVCC-safe. An older snapshot finds the segment empty, and still sees the former floor. The row of
+-- pg_class that the snapshot sees then names another file than the segment has now. The truncated segment had the lower
+-- offsets. So if the snapshot sees a record of the other segment, that one has the last offset.
 --
--- log/positions.py reads the text: the offset, the first bytes of a digest that names the epoch's key, and a checksum of
--- offset and namespace under that key. A digest of a digest cannot be extended.
+-- log/positions.py reads the text. It has the offset, the first bytes of a digest that names the epoch's key, and a
+-- checksum of offset and namespace under that key. The checksum is a digest of a digest, which nobody can extend.
 CREATE FUNCTION sio.sio_position(namespace text DEFAULT '/'::text)
  RETURNS text
  LANGUAGE plpgsql
@@ -2446,8 +2448,8 @@ BEGIN
     IF namespace IS NULL THEN
         RAISE null_value_not_allowed USING MESSAGE = 'sio_position: namespace is not null; leave it out for "/"';
     END IF;
-    -- The statement locks the segments before it looks at their files, so neither can be truncated in between.
-    -- Scans end at the floor: deleted rows are still in the index, and each one below it would be looked at.
+    -- The statement locks the segments before it looks at their files, so neither can be truncated in between. Scans end
+    -- at the floor, because deleted rows stay in the index for a while, and each one would be looked at.
     SELECT (SELECT p."offset" FROM sio.sio_packets_0 p WHERE p."offset" > l.floor ORDER BY p."offset" DESC LIMIT 1),
            (SELECT p."offset" FROM sio.sio_packets_1 p WHERE p."offset" > l.floor ORDER BY p."offset" DESC LIMIT 1),
            (SELECT relfilenode = pg_relation_filenode(oid) FROM pg_class WHERE oid = 'sio.sio_packets_0'::regclass),

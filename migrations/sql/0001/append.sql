@@ -42,7 +42,7 @@ END $$;
 -- p_carry: the records for the notification, if they fit.
 --
 -- prev: the last offset before the batch. offsets: the offset of each entry. An entry that changed nothing has minus the
--- offset of the record that it met, or 0, and a refused entry has null. An event whose key is taken changes nothing.
+-- offset of the record that it met, or 0. A refused entry has null. An event whose key is taken changes nothing.
 -- results: the answers of the session functions.
 CREATE FUNCTION sio.sio_append_batch(
     p_batch bigint, p_kinds smallint[], p_namespaces text[], p_rooms text[], p_room_lists text[], p_skip_lists text[],
@@ -185,8 +185,8 @@ BEGIN
 END $$;
 
 -- Appends one event for one room, which is what a quiet node emits, and returns its offset. The offset before it is one
--- less, or belongs to a rolled-back transaction or a former epoch. If its key is taken, nothing is appended, and minus
--- the offset of the event with that key is returned.
+-- less, or belongs to a rolled-back transaction or a former epoch. If its key is taken, the function appends nothing, and
+-- returns minus the offset of the event with that key.
 --
 -- It takes no arrays. Apart from the commit, they would take half of the time, here and in the client. It runs as few
 -- statements as possible, since each one finds the processor's caches cold on a node that does other work in between.

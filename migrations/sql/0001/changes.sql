@@ -1,7 +1,7 @@
 -- Room changes and kicks that are part of an application's own transaction.
 --
--- They take the same path as its events (outbox.sql), through a table of their own, so events cost no more than without
--- them. PostgreSQL runs deferred triggers in the order in which they were queued, whatever their tables, so the events
+-- They take the same path as its events (outbox.sql), through a table of their own, so that events do not cost more.
+-- PostgreSQL runs deferred triggers in the order in which they were queued, whatever their tables, so the events
 -- and changes of a transaction keep their order.
 --
 -- The tables of sessions and rooms are written at the commit, under the log's lock. The snapshot of a repeatable read or
@@ -51,12 +51,13 @@ BEGIN
             EXIT WHEN v_offset IS NULL;
         END LOOP;
     END IF;
-    IF v_offset IS NULL THEN  -- a client has connected since the call, under a sid that is the room's name
+    IF v_offset IS NULL THEN  -- since the call, a client has connected whose sid is the room's name
         RAISE invalid_parameter_value USING MESSAGE = 'a room is the own room of a client, which nobody enters or closes';
     END IF;
     SELECT CASE WHEN is_called THEN last_value ELSE last_value - 1 END INTO v_last FROM sio.sio_packets_offset_seq;
-    -- Also if nothing changed: PostgreSQL does not prepare a transaction with a notification. PREPARE TRANSACTION would
-    -- hold the log's lock until COMMIT PREPARED. Nodes ignore this one. The sequence's last offset may have no record.
+    -- This also notifies if nothing changed, because PostgreSQL refuses PREPARE TRANSACTION after a NOTIFY. A prepared
+    -- transaction would hold the log's lock until COMMIT PREPARED. Nodes ignore '0 0'. The sequence's last offset would
+    -- not do, because it may have no record.
     PERFORM pg_notify(channel, CASE WHEN v_last > v_prev THEN v_prev || ' ' || v_last ELSE '0 0' END) FROM sio.sio_log;
     RETURN NULL;
 END $$;
@@ -72,12 +73,12 @@ ALTER TABLE sio.sio_outbox_changes ENABLE ALWAYS TRIGGER sio_changes_take;
 
 ALTER TABLE sio.sio_outbox_changes ENABLE ALWAYS TRIGGER sio_changes_append;
 
--- Changes rooms at the commit: for the package's functions. All parameters are text, so that no driver needs to know a
--- type.
+-- Changes rooms, or disconnects, at the commit. The package's functions call it. All parameters are text, so that no
+-- driver needs to know a type.
 --
 -- p_change: enter_room, leave_room, close_room or disconnect. p_rooms: a JSON array of the rooms to enter, leave or close.
--- p_sid: the client that moves or is disconnected. p_members: instead of it, a JSON array of rooms whose members do, where
--- an empty name means everybody. p_skips: a JSON array of the sids of members that stay.
+-- p_sid: the client that moves or is disconnected. p_members: instead of p_sid, a JSON array of rooms whose members are
+-- meant. An empty name means everybody. p_skips: a JSON array of the sids of members that stay.
 CREATE FUNCTION sio.sio_change(p_change text, p_namespace text, p_rooms text, p_sid text, p_members text, p_skips text)
 RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
@@ -129,8 +130,8 @@ BEGIN
     VALUES (v_kind, p_namespace, CASE WHEN v_kind = 5 THEN ARRAY[''] ELSE v_rooms END, p_sid, v_members, v_skips, false);
 END $$;
 
--- The checks of the functions for SQL. A null is refused: 'user:' || id with a null id must not be left out. An empty name
--- is one that was left out.
+-- Checks the arguments of the functions for SQL, and calls sio_change. A null is refused, because 'user:' || id with a null
+-- id is a mistake. An empty name stands for an argument that was left out.
 CREATE FUNCTION sio.sio_change_named(p_change text, p_target text, p_sid text, p_room text, p_namespace text) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN

@@ -61,7 +61,7 @@ BEGIN
     SELECT greatest(max(epoch), v_last >> 40, (SELECT last_value FROM sio.sio_packets_offset_seq) >> 40) + 1,
            sha256(convert_to(gen_random_uuid()::text || gen_random_uuid()::text, 'UTF8')), v_last
     FROM sio.sio_epochs
-    ON CONFLICT (epoch) DO NOTHING  -- one that this snapshot does not show: a serialization failure
+    ON CONFLICT (epoch) DO NOTHING  -- an epoch that this snapshot does not show: raises serialization_failure
     RETURNING epoch INTO v_epoch;
     PERFORM setval('sio.sio_packets_offset_seq', v_epoch * 1099511627776);
     DELETE FROM sio.sio_marker;

@@ -14,7 +14,7 @@ CREATE FUNCTION sio.sio_expire(p_limit integer) RETURNS integer
 LANGUAGE plpgsql AS $$
 DECLARE v_count integer;
 BEGIN
-    LOCK TABLE sio.sio_lock IN EXCLUSIVE MODE;  -- before any row, as all that change a session do
+    LOCK TABLE sio.sio_lock IN EXCLUSIVE MODE;  -- before any row, like every function that changes a session
     PERFORM sio.sio_check_isolation();
     WITH gone AS (
         DELETE FROM sio.sio_sessions WHERE id IN (
@@ -50,8 +50,8 @@ BEGIN
     RETURNING s.id, s.namespace, s.sid, s.data;
 END $$;
 
--- Deletes expired sessions whose handlers a node has called. Like all others that change a session it takes the log's
--- lock first. Rows that it locked in another order than a kick or a TRUNCATE of the log would be a deadlock.
+-- Deletes expired sessions whose handlers a node has called. Like every function that changes a session, it takes the log's
+-- lock first. If it locked rows before, it could deadlock with a kick or with a TRUNCATE of the log.
 CREATE FUNCTION sio.sio_delete_expired(p_sessions bigint[], p_node uuid) RETURNS void
 LANGUAGE plpgsql AS $$
 BEGIN

@@ -1,10 +1,10 @@
--- History: the events of a room, for an application that reads them.
+-- History: the stored events of a room, for applications.
 
--- Returns the offsets of the events that were emitted to a room, at most p_limit of them: the first above p_after in order,
--- or, if that is null, the last up to p_upto in reverse order. The comment above sio_due says why the bounds and the
--- settings are as they are.
+-- Returns the offsets of at most p_limit events that were emitted to a room. These are the first above p_after, in order. If
+-- p_after is null, they are the last up to p_upto, in reverse order. The comment above sio_due explains the bounds and the
+-- settings.
 --
--- A scan has one bound on offsets, and LIMIT ends it. With p_after, p_upto is applied behind that LIMIT: as a bound it would
+-- A scan has one bound on offsets, and LIMIT ends it. With p_after, p_upto is applied after that LIMIT. As a bound it would
 -- not end a scan before PostgreSQL 18.
 CREATE FUNCTION sio.sio_history(p_namespace text, p_room text, p_after bigint, p_upto bigint, p_limit integer)
 RETURNS SETOF bigint

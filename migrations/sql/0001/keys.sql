@@ -1,9 +1,10 @@
 -- Idempotency keys. A key belongs to the first event that has it, for as long as that event is in the log.
 
--- The settings of these functions keep a plan that was made while a table was empty from reading all of its later rows.
+-- A plan that was made while a table was empty would read all of its later rows. The settings of these functions prevent
+-- that.
 
--- Returns whether a key is taken. It does not read the log, because an application's transaction that has read a segment
--- keeps retention from truncating it until that transaction ends.
+-- Returns whether a key is taken. It does not read the log. Retention could not truncate a segment that an application's
+-- transaction has read until that transaction ends.
 CREATE FUNCTION sio.sio_has_key(p_namespace text, p_key text) RETURNS boolean
 LANGUAGE plpgsql STABLE SET enable_seqscan = off SET enable_bitmapscan = off AS $$
 BEGIN
@@ -21,8 +22,8 @@ BEGIN
                    OR (SELECT p."offset" FROM sio.sio_packets_1 p WHERE p."offset" = k."offset") IS NOT NULL));
 END $$;
 
--- Returns the offsets of a batch of events as sio_append_batch returns them, the first of them above p_prev. p_args: the
--- key of each event, in JSON, or null. One event may have the key of another one of the batch, and the first is stored.
+-- Returns the offsets of a batch of events as sio_append_batch returns them. New ones begin above p_prev. p_args: the key of
+-- each event, in JSON, or null. If events of the batch have the same key, the first is stored.
 CREATE FUNCTION sio.sio_keyed_offsets(p_prev bigint, p_namespaces text[], p_args text[]) RETURNS bigint[]
 LANGUAGE plpgsql STABLE SET enable_seqscan = off SET enable_bitmapscan = off AS $$
 BEGIN
@@ -44,7 +45,7 @@ BEGIN
 END $$;
 
 -- Gives a key to an event that has just been appended. The caller holds the log's lock and has found no event with the
--- key, so a row that is in the way belongs to an event that is gone. If the transaction is stricter than read committed,
+-- key, so a row with the key belongs to an event that is gone. If the transaction is stricter than read committed,
 -- the row may also be newer than its snapshot. PostgreSQL then raises serialization_failure.
 CREATE FUNCTION sio.sio_take_key(p_namespace text, p_key text, p_offset bigint) RETURNS void
 LANGUAGE plpgsql AS $$

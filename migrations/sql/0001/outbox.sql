@@ -21,7 +21,7 @@ BEGIN
     RETURN NULL;
 END $$;
 
--- Fails the transaction so that it can be tried again, because the sequence was set back below records of the log. The
+-- Fails the transaction with an error that can be retried, because the sequence was set back below records of the log. The
 -- sequence is set below every epoch first. That outlasts the rollback, so the next append or the next try begins an
 -- epoch. The caller holds the log's lock.
 CREATE FUNCTION sio.sio_outbox_retry() RETURNS void
@@ -33,7 +33,7 @@ BEGIN
 END $$;
 
 -- Begins an epoch if needed. The caller holds the log's lock. p_above: the last offset at the time of the emit. If the
--- sequence was moved since then, an epoch or records may have come that an older snapshot does not show.
+-- sequence was moved since then, there may be an epoch or records that an older snapshot does not show.
 CREATE FUNCTION sio.sio_outbox_epoch(p_above bigint) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
@@ -69,8 +69,8 @@ END $$;
 --
 -- The snapshot of a repeatable read or serializable transaction may be older than the last append, so the function reads
 -- sequences instead of tables. It also looks for records above the sequence, but not in a serializable transaction, which
--- would then depend on all others. ON CONFLICT makes an offset that is taken an error that can be tried again, whatever
--- the snapshot shows.
+-- would then depend on all others. If an offset is taken, ON CONFLICT leads to an error that can be retried, whatever the
+-- snapshot shows.
 CREATE FUNCTION sio.sio_outbox_append() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER AS $$
 DECLARE v_segment bigint; v_last bigint; v_offset bigint; v_unused varchar;

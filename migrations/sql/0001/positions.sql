@@ -1,15 +1,15 @@
 -- Positions: the end of the log as a snapshot sees it.
 
--- Returns the position of the calling statement's snapshot. All events that were committed with what the snapshot sees are
--- at or below it, and all others are above it. Offsets become visible in their order, so it is the last offset that the
--- snapshot sees. It also works on a hot standby, which has neither sequences nor unlogged tables to rely on.
+-- Returns the position of the calling statement's snapshot. An event whose transaction the snapshot sees is at or below it.
+-- All others are above it. Offsets become visible in their order, so it is the last offset that the snapshot sees. The
+-- function also works on a hot standby, where sequences and unlogged tables are no help.
 --
--- A TRUNCATE is not MVCC-safe: an older snapshot finds the segment empty, and still sees the former floor. The segment's
--- row of pg_class, as the snapshot sees it, then has another file than the segment. The records of the segment that is
--- truncated are below those of the other one. So the other one has the last offset, if the snapshot sees any of its records.
+-- A TRUNCATE is not MVCC-safe. An older snapshot finds the segment empty, and still sees the former floor. The row of
+-- pg_class that the snapshot sees then names another file than the segment has now. The truncated segment had the lower
+-- offsets. So if the snapshot sees a record of the other segment, that one has the last offset.
 --
--- log/positions.py reads the text: the offset, the first bytes of a digest that names the epoch's key, and a checksum of
--- offset and namespace under that key. A digest of a digest cannot be extended.
+-- log/positions.py reads the text. It has the offset, the first bytes of a digest that names the epoch's key, and a
+-- checksum of offset and namespace under that key. The checksum is a digest of a digest, which nobody can extend.
 CREATE FUNCTION sio.sio_position(namespace text DEFAULT '/') RETURNS text
 LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET enable_seqscan = off AS $$
 DECLARE
@@ -18,8 +18,8 @@ BEGIN
     IF namespace IS NULL THEN
         RAISE null_value_not_allowed USING MESSAGE = 'sio_position: namespace is not null; leave it out for "/"';
     END IF;
-    -- The statement locks the segments before it looks at their files, so neither can be truncated in between.
-    -- Scans end at the floor: deleted rows are still in the index, and each one below it would be looked at.
+    -- The statement locks the segments before it looks at their files, so neither can be truncated in between. Scans end
+    -- at the floor, because deleted rows stay in the index for a while, and each one would be looked at.
     SELECT (SELECT p."offset" FROM sio.sio_packets_0 p WHERE p."offset" > l.floor ORDER BY p."offset" DESC LIMIT 1),
            (SELECT p."offset" FROM sio.sio_packets_1 p WHERE p."offset" > l.floor ORDER BY p."offset" DESC LIMIT 1),
            (SELECT relfilenode = pg_relation_filenode(oid) FROM pg_class WHERE oid = 'sio.sio_packets_0'::regclass),

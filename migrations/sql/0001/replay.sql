@@ -62,8 +62,8 @@ BEGIN
     ORDER BY 1 LIMIT p_limit;
 END $$;
 
--- Returns how many events for some rooms there are above an offset of each, counted up to p_limit, for a session that is
--- still to be opened. The scans are those of sio_due.
+-- Returns how many events there are for some rooms, each above an offset of its own. Counts up to p_limit. It is for a
+-- session that is still to be opened. The scans are those of sio_due.
 CREATE FUNCTION sio.sio_count_since(p_namespace text, p_rooms text[], p_afters bigint[], p_limit integer) RETURNS bigint
 LANGUAGE plpgsql STABLE
 SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off
@@ -100,10 +100,11 @@ LANGUAGE sql STABLE AS $$
     SELECT count(*) FROM sio.sio_due(p_session, p_after, p_limit) d WHERE d <= p_upto
 $$;
 
--- Returns the highest offset that retention deleted of the events that a session was due by a membership. There is no row
--- if no event of the room was deleted. An offset at or below p_joined_at means that the session lost nothing.
+-- Returns the highest offset of the deleted events that a session was due by a membership. There is no row if retention
+-- deleted no event of the room. An offset at or below p_joined_at means that the session lost nothing.
 --
--- The membership's own floor counts if nothing of the room was deleted above it that the session could be due.
+-- The membership has a floor of its own in sio_session_floors if it lost less than the room. That one counts, unless
+-- retention has since deleted an event above it that the session may have been due.
 CREATE FUNCTION sio.sio_deleted(
     p_session bigint, p_namespace text, p_room text, p_joined_at bigint, p_left_at bigint) RETURNS SETOF bigint
 LANGUAGE sql STABLE AS $$
@@ -113,7 +114,7 @@ LANGUAGE sql STABLE AS $$
     WHERE f.namespace = p_namespace AND f.room = p_room
 $$;
 
--- Returns whether an event that a session is due above p_after is gone: retention deleted it, or its membership.
+-- Returns whether an event that a session is due above p_after is gone, or may be because its membership is not stored.
 CREATE FUNCTION sio.sio_lost(p_session bigint, p_after bigint) RETURNS boolean
 LANGUAGE sql STABLE AS $$
     SELECT EXISTS (SELECT FROM sio.sio_sessions WHERE id = p_session AND p_after < lost_below)
@@ -124,9 +125,9 @@ LANGUAGE sql STABLE AS $$
           AND coalesce(m.left_at, 9223372036854775807) > greatest(p_after, m.joined_at) + 1)
 $$;
 
--- Returns the highest offset of the stored events of a room that a sid is due between two offsets, both exclusive. Null if
--- there is none. As in sio_due, two bounds give the room, and the callers force one plan for all values. These scans run
--- backwards, so it is the lower bound that is repeated.
+-- Returns the highest offset of the stored events of a room that do not skip a sid, between two offsets, both exclusive.
+-- Null if there is none. As in sio_due, two bounds give the room, and the callers force one plan for all values. These
+-- scans run backwards, so the lower bound is the one that is repeated.
 CREATE FUNCTION sio.sio_last_due(p_namespace text, p_room text, p_sid text, p_above bigint, p_below bigint)
 RETURNS SETOF bigint
 LANGUAGE sql STABLE AS $$

@@ -89,8 +89,8 @@ BEGIN
     RETURN false;
 END $$;
 
--- Returns whether a session may ask for the floor of a room: it is a member, or has been one, from below the floor on. So
--- there are no more floors than memberships, however many rooms there ever were.
+-- Returns whether a session may ask for the floor of a room. It does if it became a member below the floor. So there are no
+-- more floors than memberships, however many rooms there ever were.
 CREATE FUNCTION sio.sio_needs_floor(p_namespace text, p_room text, p_floor bigint) RETURNS boolean
 LANGUAGE plpgsql STABLE AS $$
 BEGIN
@@ -103,14 +103,14 @@ END $$;
 -- Raises the floors of rooms whose events retention is about to delete. p_lasts: the last of these events in each room.
 -- p_floor and p_upto: the floor of the log before and after. The caller deletes nothing before this.
 --
--- The floor of a room is too high for a session that was not due the last deleted event: it had left the room, or the event
--- skipped its sid. Such a session gets a floor of its own. So a client that only talks recovers, and one that left a busy
--- room.
+-- The floor of a room is too high for a session that was not due the last deleted event. It had left the room, or the event
+-- skipped its sid. Such a session gets a floor of its own. So a client recovers that skips its own events, or that left a
+-- busy room.
 --
--- A node could not note this when it lets a session go. It knows what it sent, and not what the client received. Events
--- that are on their way when a connection breaks would make its note useless, and a node that is killed writes none.
+-- A node could not write these floors when it releases a session. It knows what it sent, but not what the client received,
+-- because events may be on their way when a connection breaks. A node that is killed would write nothing.
 --
--- At most 10,000 sessions get a floor at a time, which takes less than a second. For the others the floor of the room
+-- At most 10,000 memberships get a floor at a time, which takes less than a second. For the others the floor of the room
 -- counts, which is never too low.
 CREATE FUNCTION sio.sio_raise_floors(
     p_floor bigint, p_upto bigint, p_namespaces text[], p_rooms text[], p_lasts bigint[]) RETURNS void

@@ -26,9 +26,9 @@ END $$;
 -- Appends that a sid enters (kind 1) or leaves (kind 2) a room. Returns the offset, minus the offset of an earlier record
 -- if nothing changed, 0 if the caller does not hold the sid any more, or null if the room is another client's own.
 --
--- p_args: generation, if the caller means only the connection that it holds. member, to enter no room that the sid is not
--- in already. The answer is 0 then. as_of, for a room that a recovery's handler
--- leaves: the membership ends at the offset that the client presented.
+-- p_args: generation, if the caller means only the connection that it holds. member, to change nothing, and return 0 if the
+-- sid is not in the room. as_of, for a room that the handler of a recovery leaves: the membership ends at the offset that
+-- the client presented.
 CREATE FUNCTION sio.sio_move(p_batch bigint, p_kind integer, p_namespace text, p_room text, p_sid text, p_args json)
 RETURNS bigint
 LANGUAGE plpgsql AS $$
@@ -56,7 +56,7 @@ BEGIN
         IF v_session IS NOT NULL THEN
             INSERT INTO sio.sio_rooms (session, room, joined_at, namespace)
             VALUES (v_session, p_room, v_offset, p_namespace);
-            -- Every membership that ends has begun here, or with the session.
+            -- Every membership that ends has begun here, in sio_change_members, or with the session.
             IF (SELECT count(*) FROM (SELECT FROM sio.sio_rooms WHERE session = v_session AND left_at IS NOT NULL
                                       ORDER BY left_at LIMIT 101) x) > 100 THEN
                 PERFORM sio.sio_forget_rooms(v_session);
@@ -106,10 +106,10 @@ $$;
 -- Appends that the members of rooms enter (p_kind 6) or leave (7) each of the rooms p_targets, or are kicked (8). Returns
 -- the offset, or null if a target is a client's own room.
 --
--- It is one record, and two statements for the sessions. Ten thousand members would otherwise be as many records, and all
--- appends would wait while they are written. Each node finds out which of its clients are members at that offset, so the
--- record also reaches those that are in no table. Kicked sessions have records of their own before it, because their
--- data is gone afterwards, and disconnect handlers ask for it.
+-- It is one record for all members, because all appends would wait while ten thousand records are written. Each node finds
+-- out which of its clients are members at that offset, so the record also reaches clients that are in no table. Each
+-- kicked session has a record of its own before it. That holds the session data for the disconnect handler, because the
+-- session is deleted.
 CREATE FUNCTION sio.sio_change_members(p_batch bigint, p_kind integer, p_namespace text, p_members text[],
                                        p_targets text[], p_skip_sids text[]) RETURNS bigint
 LANGUAGE plpgsql AS $$

@@ -237,7 +237,7 @@ COMMENT ON TABLE sio.sio_room_floors IS
     'The highest offset that retention deleted of each room that a session is or was in. A session at a lower offset '
     'has lost an event, unless it has a floor of its own in sio_session_floors.';
 
--- Without a foreign key. It would lock rows of sio_sessions, and claims would wait for retention under the log's lock.
+-- It has no foreign key. That would lock rows of sio_sessions, and claims would wait for retention under the log's lock.
 CREATE TABLE sio.sio_session_floors (
     session bigint NOT NULL,
     room text NOT NULL,
