@@ -69,7 +69,7 @@ def emit(
     :param room: a room, a list of rooms, or ``None`` for everybody in the namespace. ``to`` is an alias.
     :param skip_sid: the sid, or a list of the sids, of clients that do not get the event.
     :param key: an idempotency key, up to 512 bytes. If the log has an event with this key in the namespace, this
-                one is not sent, which is no error.
+                one is not sent. That is no error.
     :param schema: the schema of the tables.
     :param json: the module to encode with.
     :returns: ``None`` without a key. With one, ``False`` if the log has an event with this key. ``True`` means that
@@ -124,10 +124,10 @@ async def read_position(connection: Any, namespace: object, schema: str) -> str:
 
 
 def run(connection: Any, query: str, values: Values, schema: str, caller: str, *, answers: bool = False) -> Any:
-    """Run a statement of ``queries.sql`` on a synchronous connection of the application's.
+    """Run a statement of ``queries.sql`` on a synchronous connection of the application.
 
-    :param caller: the public function that is called, for messages. Its asynchronous twin has the suffix "_async".
-    :param answers: return the only value of the statement.
+    :param caller: the public function that is called, for messages. Its asynchronous form has the suffix "_async".
+    :param answers: whether to return the only value of the statement.
     :raises ConfigurationError: the connection is of another kind.
     """
     driver = _driver(connection)
@@ -152,7 +152,7 @@ def run(connection: Any, query: str, values: Values, schema: str, caller: str, *
 
 
 def _only(row: Any) -> Any:
-    """Return the only value of a row. A driver may be set to make rows that are dicts."""
+    """Return the only value of a row, which may be a dict if the application has configured the driver so."""
     return next(iter(row.values())) if isinstance(row, Mapping) else row[0]
 
 

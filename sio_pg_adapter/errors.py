@@ -2,12 +2,12 @@
 
     SioPgError
     ├── ConfigurationError     an option, a DSN or a schema name is wrong
-    │   └── PositionInvalid    a value is no position of the namespace
+    │   └── PositionInvalid    a position is malformed, forged, or of another namespace
     ├── HandlerFailed          a handler of a server event failed on another node
     ├── NoAnswer               nodes or clients did not answer in time; carries the answers that arrived
     ├── NotSerializable        a value or a name cannot be stored as it is
     ├── PayloadTooLarge        an event is larger than the log accepts
-    ├── PositionLost           what came after a position is not stored, or too much to be sent
+    ├── PositionLost           events after a position are no longer stored, or too many to be sent
     ├── SchemaMismatch         the database is not migrated, or its tables are of an incompatible version
     ├── SessionConflict        a session was changed elsewhere while it was being changed here
     └── StoreUnavailable       the database cannot be reached, or it did not answer
@@ -84,18 +84,18 @@ class PayloadTooLarge(SioPgError, ValueError):  # noqa: N818 - the name is part 
 
 
 class PositionInvalid(socketio.exceptions.ConnectionRefusedError, ConfigurationError):  # noqa: N818 - as below
-    """A value is no position, or one of another namespace, or a forged one.
+    """A position is malformed, forged, or of another namespace.
 
     It often comes from a client. If a connect handler or a middleware does not catch the error, the client is
-    refused: its ``connect_error`` event has the message.
+    refused, and its ``connect_error`` event has the message.
     """
 
 
 class PositionLost(SioPgError, socketio.exceptions.ConnectionRefusedError):  # noqa: N818 - the name is public
-    """The events after a position cannot all be sent: some are no longer stored, or they are too many.
+    """Not all events after a position can be sent. Some are no longer stored, or there are too many.
 
     The application loads its state again, with a position. If a connect handler or a middleware does not catch the
-    error, the client is refused: its ``connect_error`` event has the message.
+    error, the client is refused, and its ``connect_error`` event has the message.
     """
 
 

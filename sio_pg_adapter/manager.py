@@ -333,14 +333,14 @@ class AsyncPostgresManager(AsyncManager):
             self._get_logger().warning("Unknown callback received, ignoring.")
 
     async def position(self, connection: Any = None, namespace: str | None = None) -> str:
-        """Return the end of the log as a position: of a connection's snapshot, or of now.
+        """Return the end of the log as a position, as a connection's snapshot sees it, or as it is now.
 
         Read it in the snapshot that reads the application's state, in one statement with ``sio_position()`` or in a
-        transaction that is repeatable read. Then all events that were committed with what the snapshot sees are at or
-        below it, and all others are above it. The transaction's own events are not committed yet.
+        transaction that is repeatable read. An event whose transaction the snapshot sees is then at or below it. All
+        others are above it, and so are events of the transaction itself, which are not committed yet.
 
         :param connection: as in :meth:`emit`, also on a hot standby. Its errors pass through. A serialization failure
-                           says that retention truncated the log in the meantime: repeat the transaction.
+                           means that retention truncated the log in the meantime. Retry the transaction.
         :raises StoreUnavailable: if the database cannot be reached.
         """
         if connection is not None:
@@ -357,20 +357,21 @@ class AsyncPostgresManager(AsyncManager):
     ) -> list[StoredEvent]:
         """Return the events of a room that are stored, in the order of the log.
 
-        They are all that were emitted to the room, alone or together with other rooms, whatever clients ``skip_sid``
-        left out. Events to everybody in the namespace belong to no room: ``None`` returns these. Volatile events are
-        not stored. The option ``retention`` says for how long the others are. An event that cannot be read is left
-        out, and logged.
+        They are all events that were emitted to the room, alone or together with other rooms. Events that
+        ``skip_sid`` kept from some clients are included. Events to everybody in the namespace belong to no room. ``None``
+        returns them. Volatile events are not stored. The option ``retention`` says how long the others are stored. An event
+        that cannot be read is left out, and logged.
 
-        Without ``since`` they are the last ``limit`` events, so a list that is shorter begins where the log does.
-        With it they are the first ``limit`` events after it, so that the position of the last one is the next
+        Without ``since`` they are the last ``limit`` events. If there are fewer, the list begins where the log
+        begins. With ``since`` they are the first ``limit`` events after it. The position of the last one is then the next
         ``since``.
 
         :param room: the name of one room. A client's sid is a room, too.
         :param since: a position, of :meth:`position`, ``enter_room`` or an event. Only events after it (exclusive).
         :param until: a position. Only events up to it (inclusive).
         :param limit: at most so many, from 1 to 10,000. Their bodies are read into memory.
-        :raises ConfigurationError: if a position is none, or that of another namespace.
+        :raises PositionInvalid: if a position is malformed, forged, or of another namespace.
+        :raises ConfigurationError: if ``limit`` is out of range.
         :raises PositionLost: if ``since`` is older than the oldest stored event, or was lost in a failover.
         :raises StoreUnavailable: if the database does not answer.
         """
@@ -434,7 +435,7 @@ class AsyncPostgresManager(AsyncManager):
     def check_rooms(
         self, verb: str, namespace: str | None, rooms: tuple[str, ...], *, but: str | None = None
     ) -> None:
-        """Check rooms that a transaction is to enter or close: the database does not know all clients of this node.
+        """Check the rooms that a transaction enters or closes. The database does not know all clients of this node.
 
         :param but: the sid that enters them.
         :raises ValueError: if a room is another client's own.

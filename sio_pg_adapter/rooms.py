@@ -2,14 +2,14 @@
 
 A change takes effect when that transaction commits, at its place among the events of the transaction. An event that
 was emitted before ``leave_room`` reaches the client, and one that is emitted after it does not. A rollback removes
-both. It counts for clients of every node, for sessions that are away, and for what a recovery replays::
+both. The change applies to clients of every node, to sessions that are away, and to replays::
 
     with psycopg.connect(dsn) as connection:
         connection.execute("DELETE FROM readers WHERE doc = 7 AND name = 'ada'")
         leave_room(connection, room="doc:7", members_of="user:ada")
 
-The transaction is READ COMMITTED. A stricter one is refused at the call, because the members of a room are those at
-the commit, which an older snapshot does not show. The connections are those of :mod:`sio_pg_adapter.emitter`.
+The transaction must be READ COMMITTED. A stricter one is refused at the call, because the members of a room are those
+at the commit, and an older snapshot does not show them. The connections are those of :mod:`sio_pg_adapter.emitter`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ CALLS = {
     Kind.CLOSE: "close_room",
     Kind.KICK: "disconnect",
 }
-"""The functions of this module by the change they make, which the SQL function sio_change takes by these names."""
+"""The functions of this module by the kind of change. The SQL function sio_change takes these names."""
 
 
 def enter_room(

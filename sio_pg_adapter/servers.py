@@ -1,4 +1,4 @@
-"""What a server, a database and a connection must be, for the migrations and for nodes."""
+"""Requirements on a server, a database and a connection, for the migrations and for nodes."""
 
 from __future__ import annotations
 

@@ -3,8 +3,7 @@
 Each command has a module of its own: :mod:`.migrate`, :mod:`.status`, :mod:`.tail`, :mod:`.emit` and :mod:`.prune`.
 ``status`` asks the nodes with :mod:`.ask_nodes` and prints with :mod:`.status_view`. ``migrate`` and ``status`` look
 at roles with :mod:`.rights`. ``tail`` reads with :mod:`.tail_records` and prints with :mod:`.tail_view`. All connect
-with :mod:`.connect` and print with
-:mod:`.terminal`. The demo is the package :mod:`sio_pg_adapter.demo`.
+with :mod:`.connect` and print with :mod:`.terminal`. The demo is the package :mod:`sio_pg_adapter.demo`.
 """
 
 from __future__ import annotations

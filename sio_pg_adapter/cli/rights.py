@@ -1,7 +1,7 @@
 """Rights on the tables and functions that the documentation does not give.
 
-Somebody has granted them, or ``ALTER DEFAULT PRIVILEGES`` has after the migration. The page on transactions says what
-a node and an emitter need.
+They come from a ``GRANT``, or from ``ALTER DEFAULT PRIVILEGES`` after the migration. The page on transactions lists
+the rights that a node and an emitter need.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ FUNCTIONS = {
 """The functions that are granted to emitters and nodes."""
 
 NODE_PRIVILEGES = {"SELECT", "INSERT", "UPDATE", "DELETE"}
-"""What a node may do with each table but those below."""
+"""The privileges of a node on each of its tables."""
 
 NODE_TABLES = set(metadata_in(None).tables) - {"sio_outbox", "sio_outbox_changes"}
 """The tables of a node."""
@@ -45,7 +45,7 @@ Right = tuple[str, str, str]
 def unexpected_rights(rows: Iterable[Any]) -> list[dict[str, Any]]:
     """Return each role that has rights which the documentation does not give, with these rights.
 
-    :param rows: what the query "rights" returns.
+    :param rows: the rows of the query "rights".
     """
     rights: dict[str, set[Right]] = defaultdict(set)
     for row in rows:
@@ -70,7 +70,7 @@ def _surplus(held: set[Right]) -> set[Right]:
 
 
 def lines(unexpected: list[dict[str, Any]]) -> Iterator[str]:
-    """Yield a line about each role, for people."""
+    """Yield a line of text about each role."""
     for entry in unexpected:
         rights = ", ".join(f"{privilege} on {_names(names)}" for privilege, names in entry["rights"].items())
         role = "Every role (PUBLIC)" if entry["role"] == PUBLIC else f"The role {terminal.printable(entry['role'])}"

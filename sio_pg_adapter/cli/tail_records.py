@@ -48,10 +48,10 @@ class Filter:
 
 
 def from_row(row: Any, *, payload: bool) -> TailRecord:
-    """Make a record from a row of the query "tail", also if nodes cannot read it."""
+    """Make a record from a row of the query "tail". It is ``unreadable`` if nodes cannot read the row."""
     try:
         return _record(row, Kind(row["kind"]), payload=payload)
-    except (ValueError, TypeError, LookupError):  # the others are shown, and this one is looked for
+    except (ValueError, TypeError, LookupError):  # it must not hide the other records
         return _record(row, Kind.UNREADABLE, payload=payload)
 
 

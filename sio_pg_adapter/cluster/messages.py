@@ -189,7 +189,7 @@ class Messages:
         :returns: a future that is done when the message is on its way. It fails with StoreUnavailable.
         """
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        # A process that only emits has no walk. Its message must not overtake what it has appended.
+        # In a process that only emits, the cursor does not run. Its message must not overtake its own records.
         cursor = self._cursor.offset if self._cursor.running else self._cursor.head
         text = encode(body, node=self._node, number=next(self._numbers), cursor=cursor)
         if not parts and len(text) <= NOTIFICATION_BYTES:

@@ -32,7 +32,8 @@ class Appender:
     async def event(self, outgoing: Outgoing) -> bool:
         """Append an event. Return when this node has sent it to its own clients.
 
-        :returns: whether it was stored. ``False``: the log has an event with its key, which this node has sent.
+        :returns: whether it was stored. If not, the log has an event with the same key, and this node has sent
+                  that one.
         :raises PayloadTooLarge: if PostgreSQL refuses it. Nothing is stored.
         :raises StoreUnavailable: says whether it may be stored.
         """
@@ -43,7 +44,8 @@ class Appender:
     async def change(self, entry: Entry | MemberMove) -> int:
         """Append a move, a closed room or a kick. Return its offset when it has taken effect on this node.
 
-        The offset is that of an earlier record which had already done the same, or 0 if nothing was to be done.
+        If an earlier record had already done the same, the offset is that of the earlier record. It is 0 if there was
+        nothing to do.
 
         :raises ValueError: if the room is a client's own. Nothing is stored.
         :raises StoreUnavailable: says whether it may be stored.

@@ -9,10 +9,10 @@
     CONNECTING             resume          CONNECTING   its claim of an earlier session was granted
     CONNECTING             confirm_claim   CONNECTING   the cursor met the claim in this tick
     CONNECTING             follow          CONNECTING   its rooms are those of the claimed session
-    CONNECTING             present         CONNECTING   it proved what it received of a session that is over
+    CONNECTING             present         CONNECTING   it proved up to where it received a session that is over
     CONNECTING             present_lost    CONNECTING   it presented an offset that this log does not have
     CONNECTING             enter_since     CONNECTING   it is in a room from an earlier position on
-    any                    leave_since     the same     it left a room before it was sent what came since a position
+    any                    leave_since     the same     it left a room before the events since a position were sent
     CONNECTING             answered        CONNECTING   its CONNECT is answered
     CONNECTING, REPLAYING  begin_replay    REPLAYING    it is sent what it missed
     CONNECTING, REPLAYING  lose_session    the same     retention deleted what it missed
@@ -89,9 +89,9 @@ class Client:
     :ivar sent: the offset up to which it has been sent what it is due. Nothing at or below it is sent any more. A
                 replay may read beyond the cursor, which passes the same records later.
     :ivar presented: the data of its CONNECT packet.
-    :ivar proved: the offset of the last event that it has received, if the session of that is over.
+    :ivar proved: the offset of the last event that it received in a former session. ``None`` after a recovery.
     :ivar lost: it has received events up to an offset that this log does not have.
-    :ivar since: the rooms that it entered from a position on: the offset, and the key of its epoch in hexadecimal.
+    :ivar since: the rooms that it entered from a position, with the offset and the key of its epoch in hexadecimal.
     :ivar recoverable: it has a session, or will have one, and is given offsets.
     :ivar recovered: its connection continues an earlier session.
     :ivar after: the offset that a recovered client presented.
@@ -167,7 +167,7 @@ class Client:
         live = self._frames_put - max(self._frames_replayed, self._frames_put - queue.qsize())
         if live > limit.packets:
             return True
-        if self._bytes_put > limit.bytes:  # some of it may be sent by now: count what waits
+        if self._bytes_put > limit.bytes:  # some of it may be sent by now, so only waiting frames are counted
             waiting = upstream.queued(queue)[-live:] if live > 0 else []
             sizes = [len(frame.data or "") for frame in waiting if frame is not None]
             self._bytes_put = sum(sizes) - max(sizes, default=0)  # a single large frame is not the client's fault
@@ -216,7 +216,7 @@ class Client:
         self.held = held
         self.after = self.sent = after
         self.recovered = True
-        self.ended = False  # it was kicked under the sid that it was admitted with, and the session was not
+        self.ended = False  # a kick of the sid that it was admitted with did not concern this session
         self.data = data
 
     def confirm_claim(self) -> None:
@@ -239,14 +239,14 @@ class Client:
         self.lost = True
 
     def enter_since(self, room: str, offset: int, key: str) -> None:
-        """It is in a room from an offset on, and is sent what came for the room since then."""
+        """It is in a room from an offset on, and is due the events of the room above that offset."""
         self._require(State.CONNECTING)
         self.memberships.enter_since(room, offset)
         self.since[room] = (offset, key)
         self.sent = min(self.sent, offset)
 
     def leave_since(self, room: str) -> None:
-        """It is sent nothing of a room that it entered from a position on, because it leaves before its replay."""
+        """It leaves a room that it entered from a position, before its replay. It is sent no events of the room."""
         if room in self.since:
             offset, _ = self.since.pop(room)
             self.memberships.leave(room, offset + 1)

@@ -57,11 +57,11 @@ class Continuity:
             await self._compare()
 
     async def offset_of(self, position: object, namespace: str, *, argument: str) -> int:
-        """Return the offset of a position, of an epoch that another node has just begun, too.
+        """Return the offset of a position. Its epoch may be one that another node has just begun.
 
         :param argument: the name of the argument that took it, for messages.
-        :raises ConfigurationError: if it is none, or that of another namespace.
-        :raises PositionLost: if it is of an epoch that the log does not have, or if the log has lost it since.
+        :raises PositionInvalid: if it is malformed, forged, or of another namespace.
+        :raises PositionLost: if the log does not have its epoch, or has lost it since.
         """
         try:
             return self._epochs.offset_of(position, namespace, argument=argument)

@@ -138,7 +138,7 @@ class Cursor:
         self.head = max(self.head, last)
         if last <= self.offset:
             return
-        if self._reading:  # the read may return these records, too: they are applied after it
+        if self._reading:  # the read may return these records, too, so they wait for its end
             self._notices.keep(prev, last, records)
         elif records and prev <= self.offset and self._reader.epochs.knows(last):
             self._sweep(records)
@@ -190,7 +190,7 @@ class Cursor:
                 record.namespace,
             )
             self._watcher.missed(record.namespace)
-            self.recent = Recent(record.offset)  # replays read it from the log, where it decides
+            self.recent = Recent(record.offset)  # so that replays read the record from the log
         else:
             self.recent.add(record)
         self.offset = record.offset

@@ -30,8 +30,8 @@ class Delivery:
     :param endings: ends connections.
     :param limit: how much may wait for a live client.
     :param returns: counts sessions that come back with the same offset.
-    :ivar on_intruder: called with the record by which a client has entered the own room of a client of this node, and
-                       with that room.
+    :ivar on_intruder: called if a client enters the own room of a client of this node. It takes the record and the
+                       room.
     """
 
     def __init__(
@@ -124,7 +124,7 @@ class Delivery:
 
     def _too_slow(self, client: Client) -> None:
         if not client.cut():
-            return  # known already: it is called for each further record of this tick
+            return  # it is being cut already. This is called for each further record of this tick
         self._counters.cut += 1
         logger.warning(
             "a client was disconnected: more than max_queued_packets or max_queued_bytes waited for %s", client.label
@@ -156,7 +156,7 @@ class Delivery:
             client.memberships.apply(record)
         for sid in list(self._rooms.members(record.namespace, record.rooms)):
             if sid == record.rooms[0]:
-                continue  # its own room. The store does not know it yet
+                continue  # it stays in its own room, whose name the store does not know yet
             if member := self._clients.current(sid, record.namespace):
                 self._rooms.leave(member, record.rooms[0])
 
@@ -167,7 +167,7 @@ class Delivery:
             if client is None or not client.memberships.concerns(record):
                 continue
             if of_namespace.get(client.sid) is not client:
-                continue  # its claim was granted, and it will read what came behind that, with the session's rooms
+                continue  # it has claimed a session, whose rooms follow the records after the claim
             if record.kind is Kind.MEMBERS_KICK:
                 self._endings.kicked(client, None)
                 continue
@@ -241,7 +241,7 @@ class Delivery:
 
     def send_behind_replay(self, client: Client, frames: Frames) -> None:
         """Send a client what is not in the log, behind its replay. If too much waits for it, it is disconnected."""
-        too_much = client.exceeds_behind_replay(self._limit)  # asked first: large frames alone are no reason
+        too_much = client.exceeds_behind_replay(self._limit)  # before these frames, which alone are no reason
         client.send_behind_replay(frames)
         if too_much:
             self._too_slow(client)

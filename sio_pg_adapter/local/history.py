@@ -1,4 +1,4 @@
-"""The history of a room: its events that are still in the log, for an application that reads them."""
+"""The history of a room: its events that are still in the log."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ logger = logging.getLogger("sio_pg_adapter")
 
 
 class History:
-    """Reads the events of rooms, whatever this node has applied of the log.
+    """Reads the events of rooms from the log, even those that this node has not applied yet.
 
     :param json: the module that decodes events.
     """

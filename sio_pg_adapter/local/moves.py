@@ -29,7 +29,7 @@ class Moves:
 
         Returns the offset above which it is in the room, ``None`` if its connection has ended.
 
-        :param member: change nothing. Only return where the sid entered the room.
+        :param member: change nothing, and only return the offset at which the sid entered the room.
         :raises ValueError: if the room is another client's own.
         """
         room, sid, namespace = room_name(room), text_name(sid, "sid"), namespace_name(namespace)
@@ -49,10 +49,14 @@ class Moves:
         await self._move(Kind.LEAVE, text_name(sid, "sid"), namespace_name(namespace), room_name(room), {})
 
     async def expel(self, record: Record, sid: str) -> None:
-        """Take all others out of the own room of a client, which some have entered by a record."""
+        """Take all others out of the own room of a client.
+
+        :param record: the record by which others have entered the room.
+        :param sid: the client, and its room.
+        """
         try:
             await self._appender.change(Entry(Kind.CLOSE, record.namespace, (sid,)))
-        except ValueError:  # its session is stored by now, so nobody can enter any more
+        except ValueError:  # its session is stored by now, so nobody else can enter from here on
             intruder = () if record.sid is None else (record.sid,)
             move = MemberMove(Kind.LEAVE, record.namespace, (sid,), (sid,), unstored=intruder, skip_sids=(sid,))
             await self._appender.change(move)
@@ -79,7 +83,7 @@ class Moves:
             if client.held is None:
                 self._move_in_memory(kind, client, room)
                 return client.memberships.entered(room)
-            if handled() is client:  # elsewhere the sid means whatever connection has it
+            if handled() is client:  # elsewhere the sid means the connection that has the session now
                 args["generation"] = client.held.generation
             own_handler = handled() is client and client.state is State.CONNECTING
             if kind is Kind.ENTER and own_handler and self._is_certainly_in(client, room):

@@ -46,7 +46,7 @@ class Positions:
         self._limit = limit
 
     async def of(self, offset: int, namespace: str) -> str:
-        """Return the position behind the record of an offset."""
+        """Return the position of a record, by its offset."""
         if not self._epochs.knows(offset):
             await self._continuity.check()  # a new epoch has begun, and the cursor is behind
         return self._epochs.position(offset, namespace)
@@ -54,14 +54,14 @@ class Positions:
     async def enter(self, sid: str, namespace: str, room: str, position: object) -> int | None:
         """Add a client to a room from a position on.
 
-        Returns the offset of the position, or of where the client entered the room before. ``None`` if another
-        connection has taken its session over.
+        Returns the offset of the position. If the client is in the room already, it is the offset at which it
+        entered. ``None`` if another connection has taken its session over.
 
         Its session is still to be stored, and nothing was sent to it. So its replay begins at the lowest of these
-        positions. What retention deletes before the session is stored is found then.
+        positions. ``sio_open`` checks whether retention has deleted events in the meantime.
 
-        :raises ConfigurationError: if the position is none, or of another namespace, or if this is not the client's
-                                    connect handler or middleware.
+        :raises PositionInvalid: if the position is malformed, forged, or of another namespace.
+        :raises ConfigurationError: if this is not the client's connect handler or middleware.
         :raises PositionLost: if not all events after it can be sent.
         :raises StoreUnavailable: if the database does not answer.
         """
@@ -76,13 +76,13 @@ class Positions:
             return entered
         offset = await self._continuity.offset_of(position, namespace, argument="since")
         if client.lost and offset < self._epochs.codec.last_end:
-            # It may have received some of the events after the position, and nothing says which.
+            # It may have received some of the events after the position, and nobody knows which.
             raise PositionLost(
                 "the position is older than a crash, restore or failover, which lost what the client has received "
                 "since. Load the page again."
             )
         key = self._epochs.codec.epochs[offset >> EPOCH_BITS].key.hex()
-        # Moves up to the position are applied before the room is entered, and those after it count.
+        # Moves up to the position must be applied before the room is entered, because only later ones count.
         if not await self._cursor.passed(offset, CURSOR_WAIT):
             raise StoreUnavailable("this node is too far behind the log to enter a room from a position on")
         await self._check_stored(client, room, offset)
@@ -113,9 +113,10 @@ class Positions:
         return client
 
     async def _stay(self, client: Client, room: str, position: object) -> int:
-        """Return where a recovered client entered a room. It is sent from its own offset on, whatever the position.
+        """Return the offset at which a recovered client entered a room. Its replay begins at its own offset.
 
-        In another room it may be due events below that offset, and a later drop could not tell which of them it got.
+        In another room it could be due events below that offset. After another drop, nothing would show which of them
+        it received.
         """
         with contextlib.suppress(PositionLost):  # it needs no position
             await self._continuity.offset_of(position, client.namespace, argument="since")
@@ -141,5 +142,5 @@ class Positions:
 
 
 def _has_ended(client: Client) -> bool:
-    """Whether it is a disconnect handler that is calling."""
+    """Whether the caller is a disconnect handler."""
     return client.state in (State.LIVE, State.LEFT) and client.accepted

@@ -22,7 +22,7 @@ class RoomTable(Protocol):
 
 
 class Endings(Protocol):
-    """Ends connections. The cursor and the delivery call these methods, which do not await, except the last one."""
+    """Ends connections, for the cursor and the delivery. Only the last method awaits."""
 
     def taken(self, client: Client) -> None:
         """Another connection claimed the session of a client of this node."""

@@ -23,8 +23,8 @@ which must not push out the events that the clients missed."""
 class Recent:
     """All applied records above ``base``.
 
-    The records are indexed: events by room, records about a sid by that sid, closed rooms by namespace. So each of
-    many clients that come back at once finds its own records without a look at the others.
+    The records are indexed: events by room, records about a sid by that sid, and other changes by namespace. So each
+    of many clients that come back at once finds its own records without a look at the others.
     """
 
     def __init__(self, base: int) -> None:
@@ -75,7 +75,10 @@ class Recent:
         return [above[offset] for offset in sorted(above)]
 
     def moves(self, namespace: str, sid: str, position: int) -> list[Record]:
-        """Return the records about a sid, and those that closed a room, above the position, in order."""
+        """Return the records above the position that may concern a sid, in order.
+
+        They are its own, and those that close a room or move the members of rooms.
+        """
         of_sid = _above(self._index.get((namespace, sid, False), ()), position)
         closed = _above(self._index.get((namespace, None, False), ()), position)
         return list(heapq.merge(of_sid, closed, key=lambda record: record.offset)) if closed else of_sid

@@ -33,8 +33,8 @@ class Memberships:
     """The rooms of a sid over the log.
 
     :ivar start: the start of the session: nothing at or below it is due.
-    :ivar joined: the sid belongs to everybody and to its own room above this offset, if that is above the start. Only
-                  rooms that were entered from an earlier position begin below it.
+    :ivar joined: events for everybody and for its own room are due above this offset, if that is above the start.
+                  Only rooms that were entered from an earlier position begin below it.
     """
 
     sid: str
@@ -47,7 +47,7 @@ class Memberships:
         return [room for room, spans in self.rooms.items() if spans and spans[-1][1] is None]
 
     def is_in(self, rooms: Iterable[str]) -> bool:
-        """Whether it is in any of the rooms now. Its own and everybody's count."""
+        """Whether it is in any of the rooms now, its own room and everybody's included."""
         return not {EVERYBODY, self.sid, *self.current()}.isdisjoint(rooms)
 
     def enter(self, room: str, at: int) -> None:

@@ -1,7 +1,7 @@
-"""Positions: offsets in a form that applications hand around, from a page that they render to the stream after it.
+"""Positions: offsets as signed text for applications, which pass them from a page to the stream of events after it.
 
-``sio_position()`` in SQL writes the same text, so the checksum is made of SHA-256, which every PostgreSQL has. It is
-not the form of an offset on the wire. That says what a client has received, and a position says what a snapshot sees.
+``sio_position()`` in SQL writes the same text. The checksum uses SHA-256, which every PostgreSQL has. Offsets on the
+wire have another form, because they say what a client has received. A position says what a snapshot sees.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _CHECKSUM_BYTES = 15
 
 
 def encode_position(offset: int, namespace: str, codec: OffsetCodec) -> str:
-    """Return the position behind the record of an offset: that, the name of its epoch's key, and a checksum.
+    """Return the position of a record: its offset, the name of its epoch's key, and a checksum.
 
     It is 36 characters of URL-safe base64.
 
@@ -37,7 +37,7 @@ def decode_position(text: object, namespace: str, codec: OffsetCodec, *, argumen
     """Return the offset of a position.
 
     :param argument: the name of the argument that took it, for messages.
-    :raises PositionInvalid: if it is none, or that of another namespace.
+    :raises PositionInvalid: if it is malformed, forged, or of another namespace.
     :raises PositionLost: if the log has no such epoch, or has lost the record since.
     """
     if not isinstance(text, str) or not _FORM.fullmatch(text):
@@ -69,7 +69,7 @@ def _lost(epoch: Epoch, offset: int) -> bool:
 
 
 def _name(key: bytes) -> bytes:
-    """Return what names a key. The key of an epoch that began twice is another one."""
+    """Return the name of a key. If an epoch begins twice, as after a restore, its two keys have different names."""
     return hashlib.sha256(key + b"id").digest()[:_KEY_BYTES]
 
 

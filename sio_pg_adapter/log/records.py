@@ -13,9 +13,9 @@ from .payload import encode_client_event
 
 
 class Kind(enum.IntEnum):
-    """What a record of the log says, or an entry of a batch does. Kinds from 10 on leave no record.
+    """The kinds of the records of the log, and of the entries of a batch. Kinds from 10 on leave no record.
 
-    A record that this node cannot read is ``UNREADABLE``. Its clients may be due what it says.
+    ``UNREADABLE`` stands for a record that this node cannot read. Clients may be due what it says.
     """
 
     UNREADABLE = -1
@@ -39,7 +39,7 @@ class Kind(enum.IntEnum):
 class Record:
     """A record of the log.
 
-    :ivar rooms: the rooms an event is for, ``("",)`` for everybody. The room of a move, or all of them.
+    :ivar rooms: the rooms of an event, ``("",)`` for everybody. The room of a move, or all rooms if members move.
     :ivar members: the rooms whose members move or are kicked, as of this record. ``""`` is everybody.
     :ivar body: an event's name and arguments as a JSON array, without the offset.
     :ivar parts: the binary parts that ``{"_placeholder":true,"num":n}`` in the body stands for.

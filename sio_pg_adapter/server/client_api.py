@@ -82,19 +82,19 @@ class ClientMethods(socketio.AsyncServer):
     ) -> str | None:
         """Add a client of any node, or a session that is away, to a room. It has taken effect on return.
 
-        Returns the position from which on the client is in the room. A client that is in the room already stays in it
-        from where it entered it. ``None`` if its connection has ended, and with ``connection=``.
+        Returns the position from which the client is in the room. If the client is already in the room, this is the
+        position at which it entered. ``None`` if its connection has ended, and with ``connection=``.
 
-        :param since: a position, in the client's connect handler or a middleware. The client gets the events for the
-                      room after it, and goes on live, in the order of the log with everything else. After a recovery
-                      this changes nothing, because the client is still in the room. ``None``: from now on.
-
+        :param since: a position, in the client's connect handler or a middleware. The client gets the room's events
+                      after it, in the order of the log with everything else, and goes on live. If the client has recovered
+                      and is still in the room, this changes nothing. ``None``: from now on.
         :param connection: a connection as for :meth:`emit`. The change is part of its transaction, at its place among
                            the transaction's events, and takes effect when that commits. The call returns at once. A
                            transaction stricter than READ COMMITTED is refused.
         :raises PositionLost: if not all events after the position can be sent. Nothing was sent. If the handler does
                               not catch it, the client is refused.
-        :raises PositionInvalid: if ``since`` is no position of this namespace. Uncaught, it refuses the client, too.
+        :raises PositionInvalid: if ``since`` is malformed, forged, or of another namespace. If the handler does not
+                                 catch it, the client is refused.
         :raises ConfigurationError: if ``since`` is given elsewhere.
         :raises ValueError: if the room is another client's own.
         """
@@ -199,8 +199,8 @@ class ClientMethods(socketio.AsyncServer):
     async def save_session(self, sid: str, session: Any, namespace: str | None = None) -> None:
         """Store the user session of a client of any node, or of one that is away. It is stored on return.
 
-        A handler that outlives its connection saves nothing, if another connection has the session by then. A warning
-        is logged.
+        If a handler outlives its connection, and another connection has the session by then, nothing is saved. A
+        warning is logged.
 
         :raises NotSerializable: if it has no JSON form, naming the key. Then nothing has changed. Clients without a
                                  recoverable session take any object, as in python-socketio.
@@ -220,7 +220,7 @@ class ClientMethods(socketio.AsyncServer):
             client.save(session)
             return
         sessions = (await self.manager.started()).sessions
-        # In its own handlers a sid means that connection, and elsewhere whatever connection has it.
+        # In its own handlers a sid means that connection. Elsewhere it means the connection that has the session.
         held = client.held if client is not None and handled() is client else None
         saved = await sessions.save(namespace, sid, data, held, expected=expected)
         if not saved and await sessions.text(namespace, sid) is not None:

@@ -94,7 +94,7 @@ class Endings:
             self._tasks.spawn(self.leave(client, self._host.reason.TRANSPORT_CLOSE), "leave")
 
     def broken(self, client: Client) -> None:
-        """An event could not be sent. The client leaves in this tick, and comes back to the log."""
+        """An event could not be sent. The client leaves in this tick, and recovers from the log."""
         self.taken(client)
 
     def slow(self, client: Client) -> None:

@@ -1,4 +1,4 @@
-"""The methods of the server about positions: from a page that the application renders to the stream after it."""
+"""The methods of the server about positions and history."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from sio_pg_adapter.manager import AsyncPostgresManager
 
 
 class PositionMethods:
-    """The methods of :class:`sio_pg_adapter.AsyncServer` about positions."""
+    """The methods of :class:`sio_pg_adapter.AsyncServer` about positions and history."""
 
     manager: AsyncPostgresManager
 
@@ -20,7 +20,7 @@ class PositionMethods:
         See :meth:`AsyncPostgresManager.position`.
 
         :param connection: an asyncpg connection, an SQLAlchemy ``AsyncConnection`` or ``AsyncSession``, or a psycopg
-                           ``AsyncConnection``: the position of its snapshot. ``None``: of now.
+                           ``AsyncConnection``. The position is that of its snapshot. ``None``: the present end.
         :raises StoreUnavailable: if the database cannot be reached.
         """
         return await self.manager.position(connection, namespace)
@@ -28,8 +28,8 @@ class PositionMethods:
     def last_position(self, sid: str, namespace: str | None = None) -> str | None:
         """Return the position up to which a client of this node has received events in a session that is over.
 
-        It is what the client's offset proves as it connects, for the rooms that it was in. ``None`` if the client has
-        recovered its session, or has none, or presented no valid offset.
+        The offset that the client presents as it connects proves this, for the rooms that it was in. ``None`` if the
+        client has recovered its session, has no session, or presented no valid offset.
         """
         namespace = namespace_name(namespace)
         client, node = self.manager.clients.addressed(text_name(sid, "sid"), namespace), self.manager.node
@@ -54,7 +54,7 @@ class PositionMethods:
         :param since: a position. Only events after it (exclusive).
         :param until: a position. Only events up to it (inclusive).
         :param limit: at most so many, from 1 to 10,000.
-        :raises PositionInvalid: if a position is none, or that of another namespace.
+        :raises PositionInvalid: if a position is malformed, forged, or of another namespace.
         :raises PositionLost: if ``since`` is older than the oldest stored event, or was lost in a failover.
         :raises StoreUnavailable: if the database does not answer.
         """

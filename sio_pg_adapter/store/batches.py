@@ -1,4 +1,4 @@
-"""How a batch of entries is written to a statement's arguments, and to a notification, and what its answer means."""
+"""The forms of a batch of entries: arguments of a statement, and a notification. The outcomes in its answer."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def outcomes(entries: list[Entry], offsets: list[int | None], results: list[str 
 def outcomes_by_key(offsets: list[int | None], events: list[int]) -> list[Written]:
     """Return the outcomes of the keyed events of a batch that is in the log and whose answer was lost.
 
-    :param offsets: the offsets of the events that have the keys. ``None``: the event is gone meanwhile.
+    :param offsets: the offsets of the events that have the keys. ``None``: the event has been deleted meanwhile.
     :param events: the offsets of the batch's own events. Those of the keyed ones are taken out.
     """
     written: list[Written] = []

@@ -70,7 +70,7 @@ class KeptConnection:
     async def check(self, timeout: float, then: Callable[[Connection], Awaitable[None]] | None = None) -> None:
         """Ask whether the connection is still fit, and note the fault if it is not.
 
-        :param then: what else has to work on it.
+        :param then: another check, which is called with the connection.
         """
         try:
             async with asyncio.timeout(timeout), self as connection:

@@ -33,8 +33,8 @@ FROM sio.sio_append_batch($1::bigint, $2::smallint[], $3::text[], $4::text[], $5
                           $8::text[], $9::bytea[], $10::text[]::uuid[], $11::text[], $12::text)
 
 -- name: write_event
--- Append one event for one room, and return its offset. It is minus that of the event that has the same key, if there is
--- one. Nothing is appended then.
+-- Append one event for one room, and return its offset. If the log has an event with the same key, append nothing, and
+-- return minus the offset of that event.
 SELECT sio.sio_append_event($1::bigint, $2::text, $3::text, $4::text, $5::text, $6::text) AS at,
        sio.sio_fingerprint() AS server
 
@@ -300,8 +300,8 @@ SELECT sio.sio_switch_segment($1::double precision)
 SELECT sio.sio_trim($1::double precision, $2::integer)
 
 -- name: drop_attachments
--- Delete bodies to which no record refers: those of messages, and of appends that failed. Younger than the records that
--- are kept, most have a record, and each pass would look for all of these records.
+-- Delete bodies to which no record refers: those of messages, and of appends that failed. Only bodies that are older than
+-- all kept records are looked at. Most younger ones have a record, and each pass would look for it.
 DELETE FROM sio.sio_attachments a WHERE id IN (
     SELECT id FROM sio.sio_attachments b
     WHERE b.ephemeral AND b.created_at < clock_timestamp() - interval '2 minutes'
@@ -310,9 +310,9 @@ DELETE FROM sio.sio_attachments a WHERE id IN (
     LIMIT $1::integer)
 
 -- name: drop_nodes
--- Delete nodes that ended so long ago that nothing depends on their options any more. Their retention counts until the
--- events of their time have had it, since the whole cluster may be down in between, or until a node with the same or a
--- longer one has taken over.
+-- Delete nodes that ended so long ago that nothing depends on their options any more. The retention of a node counts until
+-- it has passed since the node ended, because the whole cluster may be down meanwhile. It no longer counts if a later node
+-- has the same or a longer retention.
 DELETE FROM sio.sio_nodes n
 WHERE (coalesce(stopped_at, died_at) < clock_timestamp() - make_interval(secs => recovery_seconds + margin_seconds)
            AND NOT EXISTS (SELECT FROM sio.sio_sessions s WHERE s.node = n.id)
@@ -392,7 +392,7 @@ ORDER BY pg_total_relation_size(c.oid) DESC, 1
 
 -- name: rights
 -- The rights of roles other than the owner on the tables, the sequences and the functions that run with the owner's
--- rights. PUBLIC may call the other functions. Objects that the application created before these are left out.
+-- rights. PUBLIC may call the other functions. Objects that were created before these tables are left out.
 SELECT CASE WHEN a.grantee = 0 THEN 'PUBLIC' ELSE pg_get_userbyid(a.grantee)::text END AS role,
        a.privilege_type AS privilege, o.kind, o.name
 FROM (SELECT CASE c.relkind WHEN 'S' THEN 'sequence' ELSE 'table' END AS kind, c.relname::text AS name,

@@ -18,7 +18,7 @@ from .epochs import Epochs
 from .failures import translated
 
 TRIES = 3
-"""How often the end of the log is read. Retention truncates a segment once in minutes at most."""
+"""How often reading the end of the log is tried. Retention truncates at most one segment in some minutes."""
 
 HISTORIES_AT_ONCE = 2
 """How many histories are read at a time, each on a connection of the pool. The pool has four."""
@@ -26,7 +26,7 @@ HISTORIES_AT_ONCE = 2
 NO_LOG = "the table sio_log is empty: run `sio-pg migrate`, which repairs it"
 
 ZERO = datetime(1970, 1, 1, tzinfo=UTC)
-"""From here on the database counts microseconds."""
+"""The time from which the microseconds of the database count."""
 
 ATTACHMENT_TIMEOUT = 60.0
 """How long reading or writing a large body may take, in seconds: 50 MB on a slow disk."""

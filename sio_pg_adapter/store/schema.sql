@@ -480,8 +480,8 @@ BEGIN
                    OR (SELECT p."offset" FROM sio.sio_packets_1 p WHERE p."offset" = k."offset") IS NOT NULL));
 END $$;
 
--- Returns the offsets of a batch of events as sio_append_batch returns them. New ones begin above p_prev. p_args: the key of
--- each event, in JSON, or null. If events of the batch have the same key, the first is stored.
+-- Returns the offsets of a batch of events as sio_append_batch returns them. New ones begin above p_prev. p_args: the
+-- key of each event, in JSON, or null. If events of the batch have the same key, the first is stored.
 CREATE FUNCTION sio.sio_keyed_offsets(p_prev bigint, p_namespaces text[], p_args text[])
  RETURNS bigint[]
  LANGUAGE plpgsql
@@ -790,9 +790,9 @@ END $$;
 -- Appends that a sid enters (kind 1) or leaves (kind 2) a room. Returns the offset, minus the offset of an earlier record
 -- if nothing changed, 0 if the caller does not hold the sid any more, or null if the room is another client's own.
 --
--- p_args: generation, if the caller means only the connection that it holds. member, to change nothing, and return 0 if the
--- sid is not in the room. as_of, for a room that the handler of a recovery leaves: the membership ends at the offset that
--- the client presented.
+-- p_args: generation, if the caller means only the connection that it holds. member, to change nothing, and return 0 if
+-- the sid is not in the room. as_of, for a room that the handler of a recovery leaves: the membership ends at the
+-- offset that the client presented.
 CREATE FUNCTION sio.sio_move(p_batch bigint, p_kind integer, p_namespace text, p_room text, p_sid text, p_args json)
  RETURNS bigint
  LANGUAGE plpgsql
@@ -821,7 +821,7 @@ BEGIN
         IF v_session IS NOT NULL THEN
             INSERT INTO sio.sio_rooms (session, room, joined_at, namespace)
             VALUES (v_session, p_room, v_offset, p_namespace);
-            -- Every membership that ends has begun here, or with the session.
+            -- Every membership that ends has begun here, in sio_change_members, or with the session.
             IF (SELECT count(*) FROM (SELECT FROM sio.sio_rooms WHERE session = v_session AND left_at IS NOT NULL
                                       ORDER BY left_at LIMIT 101) x) > 100 THEN
                 PERFORM sio.sio_forget_rooms(v_session);
@@ -876,10 +876,10 @@ $$;
 -- Appends that the members of rooms enter (p_kind 6) or leave (7) each of the rooms p_targets, or are kicked (8). Returns
 -- the offset, or null if a target is a client's own room.
 --
--- It is one record for all members, because all appends would wait while ten thousand records are written. Each node finds
--- out which of its clients are members at that offset, so the record also reaches clients that are in no table. Each
--- kicked session has a record of its own before it. That holds the session data for the disconnect handler, because the
--- session is deleted.
+-- It is one record for all members, because all appends would wait while ten thousand records are written. Each node
+-- finds out which of its clients are members at that offset, so the record also reaches clients that are in no table.
+-- Each kicked session has a record of its own before it. That holds the session data for the disconnect handler,
+-- because the session is deleted.
 CREATE FUNCTION sio.sio_change_members(p_batch bigint, p_kind integer, p_namespace text, p_members text[], p_targets text[], p_skip_sids text[])
  RETURNS bigint
  LANGUAGE plpgsql
@@ -926,15 +926,15 @@ BEGIN
     RETURN v_offset;
 END $$;
 
--- Appends that members enter (p_kind 1) or leave (2) each of the rooms p_targets, or are kicked (5). The members are those
--- of the rooms p_rooms, away or not, where '' means everybody. The sids p_unstored, which have no session, are added, and
--- the sids p_skip_sids are left out. All of it counts from one offset.
+-- Appends that members enter (p_kind 1) or leave (2) each of the rooms p_targets, or are kicked (5). The members are
+-- those of the rooms p_rooms, away or not, where '' means everybody. The sids p_unstored, which have no session, are
+-- added, and the sids p_skip_sids are left out. All of it counts from one offset.
 --
--- Lock, move and commit are one statement. If they were three, a node that vanished between them would hold the log's lock
--- until TCP gives up.
+-- Lock, move and commit are one statement. If they were three, a node that vanished between them would hold the log's
+-- lock until TCP gives up.
 --
--- prev and offsets are those of sio_append_batch. offsets is empty if nobody moves. It is null, and nothing is written, if
--- a target is another client's own room.
+-- prev and offsets are those of sio_append_batch. offsets is empty if nobody moves. It is null, and nothing is written,
+-- if a target is another client's own room.
 CREATE FUNCTION sio.sio_move_members(p_batch bigint, p_kind smallint, p_namespace text, p_rooms text[], p_unstored text[], p_skip_sids text[], p_targets text[], OUT prev bigint, OUT offsets bigint[])
  RETURNS record
  LANGUAGE plpgsql
@@ -982,16 +982,16 @@ END $$;
 
 -- Sessions, as entries of a batch. The functions take and return JSON. The caller holds the log's lock.
 
--- Opens a session. p_args: pid_hash, identity (null for none), node, start, joined and stale (offsets, see sio_sessions),
--- cursor (of the node, when it noted the rooms) and rooms (an array of [room, joined, left]). Room changes and kicks above
--- the cursor are not in `rooms` yet, so the function follows them in log order. Returns the id, or null as the id if the
--- session was kicked. Returns null and opens nothing if `joined` is above the end of the log. The node has then read another
--- copy of the log, and the session would not be due the next events.
+-- Opens a session. p_args: pid_hash, identity (null for none), node, start, joined and stale (offsets, see
+-- sio_sessions), cursor (of the node, when it noted the rooms) and rooms (an array of [room, joined, left]). Room
+-- changes and kicks above the cursor are not in `rooms` yet, so the function follows them in log order. Returns the id,
+-- or null as the id if the session was kicked. Returns null and opens nothing if `joined` is above the end of the log.
+-- The node has then read another copy of the log, and the session would not be due the next events.
 --
--- since: the positions from which rooms were entered, each as [offset, key of its epoch]. If the log has lost one of them,
--- or records above it, the id is null, and `lost` is true. If retention is deleting records right now, the id is null, and
--- `lost` is false. Retention may not see this session, and would not note that its rooms lost records. The row lock on
--- sio_log keeps retention away until the commit, and nobody waits for that lock.
+-- since: the positions from which rooms were entered, each as [offset, key of its epoch]. If the log has lost one of
+-- them, or records above it, the id is null, and `lost` is true. If retention is deleting records right now, the id is
+-- null, and `lost` is false. Retention may not see this session, and would not note that its rooms lost records. The
+-- row lock on sio_log keeps retention away until the commit, and nobody waits for that lock.
 CREATE FUNCTION sio.sio_open(p_namespace text, p_sid text, p_data text, p_args json)
  RETURNS json
  LANGUAGE plpgsql
@@ -1001,8 +1001,8 @@ BEGIN
     IF (p_args->>'joined')::bigint > (SELECT last_value FROM sio.sio_packets_offset_seq) THEN
         RETURN NULL;
     END IF;
-    -- lost_below is the floor of the log. If the node is so far behind that the session starts below that, its rooms may have
-    -- no floors, because those are kept only for existing sessions.
+    -- lost_below is the floor of the log. If the node is so far behind that the session starts below that, its rooms
+    -- may have no floors, because those are kept only for existing sessions.
     INSERT INTO sio.sio_sessions (id, pid_hash, namespace, sid, identity, data, node, start_offset, joined_at,
                                   stale_offset, lost_below)
     VALUES (('x' || left(p_args->>'pid_hash', 15))::bit(60)::bigint, decode(p_args->>'pid_hash', 'hex'), p_namespace,
@@ -1185,9 +1185,9 @@ AS $$
     RETURNING json_build_object('data', data)
 $$;
 
--- Saves session data. p_args: id and generation, if the caller holds the session. A former holder may still write while a
--- claim waits for it. Without them the data is saved wherever the sid is. expected: the SHA-256 in hexadecimal of the data
--- that is to be replaced, if any other data is to stay. The same call, sent again, finds its own data.
+-- Saves session data. p_args: id and generation, if the caller holds the session. A former holder may still write while
+-- a claim waits for it. Without them the data is saved wherever the sid is. expected: the SHA-256 in hexadecimal of the
+-- data that is to be replaced, if any other data is to stay. The same call, sent again, finds its own data.
 CREATE FUNCTION sio.sio_save(p_namespace text, p_sid text, p_data text, p_args json)
  RETURNS json
  LANGUAGE sql
@@ -1395,12 +1395,12 @@ $$;
 
 -- History: the stored events of a room, for applications.
 
--- Returns the offsets of at most p_limit events that were emitted to a room. These are the first above p_after, in order. If
--- p_after is null, they are the last up to p_upto, in reverse order. The comment above sio_due explains the bounds and the
--- settings.
+-- Returns the offsets of at most p_limit events that were emitted to a room. These are the first above p_after, in
+-- order. If p_after is null, they are the last up to p_upto, in reverse order. The comment above sio_due explains the
+-- bounds and the settings.
 --
--- A scan has one bound on offsets, and LIMIT ends it. With p_after, p_upto is applied after that LIMIT. As a bound it would
--- not end a scan before PostgreSQL 18.
+-- A scan has one bound on offsets, and LIMIT ends it. With p_after, p_upto is applied after that LIMIT. As a bound it
+-- would not end a scan before PostgreSQL 18.
 CREATE FUNCTION sio.sio_history(p_namespace text, p_room text, p_after bigint, p_upto bigint, p_limit integer)
  RETURNS SETOF bigint
  LANGUAGE plpgsql
@@ -1569,8 +1569,8 @@ BEGIN
     RETURNING s.id, s.namespace, s.sid, s.data;
 END $$;
 
--- Deletes expired sessions whose handlers a node has called. Like every function that changes a session, it takes the log's
--- lock first. If it locked rows before, it could deadlock with a kick or with a TRUNCATE of the log.
+-- Deletes expired sessions whose handlers a node has called. Like every function that changes a session, it takes the
+-- log's lock first. If it locked rows before, it could deadlock with a kick or with a TRUNCATE of the log.
 CREATE FUNCTION sio.sio_delete_expired(p_sessions bigint[], p_node uuid)
  RETURNS void
  LANGUAGE plpgsql
@@ -1618,9 +1618,9 @@ AS $$
     ]::regclass[]) t
 $$;
 
--- Truncates a segment that retention has locked. The setting keeps sio_truncated from ending sessions. It is local to the
--- transaction, and an error takes it back with the subtransaction. The function does not SET it in its definition, because
--- only a superuser may create such a function.
+-- Truncates a segment that retention has locked. The setting keeps sio_truncated from ending sessions. It is local to
+-- the transaction, and an error takes it back with the subtransaction. The function does not SET it in its definition,
+-- because only a superuser may create such a function.
 CREATE FUNCTION sio.sio_empty_segment(p_segment integer)
  RETURNS void
  LANGUAGE plpgsql
@@ -1681,8 +1681,8 @@ BEGIN
     RETURN false;
 END $$;
 
--- Returns whether a session may ask for the floor of a room. It does if it became a member below the floor. So there are no
--- more floors than memberships, however many rooms there ever were.
+-- Returns whether a session may ask for the floor of a room. It does if it became a member below the floor. So there
+-- are no more floors than memberships, however many rooms there ever were.
 CREATE FUNCTION sio.sio_needs_floor(p_namespace text, p_room text, p_floor bigint)
  RETURNS boolean
  LANGUAGE plpgsql
@@ -1698,12 +1698,12 @@ END $$;
 -- Raises the floors of rooms whose events retention is about to delete. p_lasts: the last of these events in each room.
 -- p_floor and p_upto: the floor of the log before and after. The caller deletes nothing before this.
 --
--- The floor of a room is too high for a session that was not due the last deleted event. It had left the room, or the event
--- skipped its sid. Such a session gets a floor of its own. So a client recovers that skips its own events, or that left a
--- busy room.
+-- The floor of a room is too high for a session that was not due the last deleted event. It had left the room, or the
+-- event skipped its sid. Such a session gets a floor of its own. So a client recovers that skips its own events, or
+-- that left a busy room.
 --
--- A node could not write these floors when it releases a session. It knows what it sent, but not what the client received,
--- because events may be on their way when a connection breaks. A node that is killed would write nothing.
+-- A node could not write these floors when it releases a session. It knows what it sent, but not what the client
+-- received, because events may be on their way when a connection breaks. A node that is killed would write nothing.
 --
 -- At most 10,000 memberships get a floor at a time, which takes less than a second. For the others the floor of the room
 -- counts, which is never too low.
@@ -1906,8 +1906,8 @@ END $$;
 
 REVOKE ALL ON FUNCTION sio.sio_outbox_take FROM PUBLIC;
 
--- Fails the transaction with an error that can be retried, because the sequence was set back below records of the log. The
--- sequence is set below every epoch first. That outlasts the rollback, so the next append or the next try begins an
+-- Fails the transaction with an error that can be retried, because the sequence was set back below records of the log.
+-- The sequence is set below every epoch first. That outlasts the rollback, so the next append or the next try begins an
 -- epoch. The caller holds the log's lock.
 CREATE FUNCTION sio.sio_outbox_retry()
  RETURNS void
@@ -2281,9 +2281,9 @@ REVOKE ALL ON FUNCTION sio.sio_changes_append FROM PUBLIC;
 -- Changes rooms, or disconnects, at the commit. The package's functions call it. All parameters are text, so that no
 -- driver needs to know a type.
 --
--- p_change: enter_room, leave_room, close_room or disconnect. p_rooms: a JSON array of the rooms to enter, leave or close.
--- p_sid: the client that moves or is disconnected. p_members: instead of p_sid, a JSON array of rooms whose members are
--- meant. An empty name means everybody. p_skips: a JSON array of the sids of members that stay.
+-- p_change: enter_room, leave_room, close_room or disconnect. p_rooms: a JSON array of the rooms to enter, leave or
+-- close. p_sid: the client that moves or is disconnected. p_members: instead of p_sid, a JSON array of rooms whose
+-- members are meant. An empty name means everybody. p_skips: a JSON array of the sids of members that stay.
 CREATE FUNCTION sio.sio_change(p_change text, p_namespace text, p_rooms text, p_sid text, p_members text, p_skips text)
  RETURNS void
  LANGUAGE plpgsql
@@ -2340,8 +2340,8 @@ END $$;
 
 REVOKE ALL ON FUNCTION sio.sio_change FROM PUBLIC;
 
--- Checks the arguments of the functions for SQL, and calls sio_change. A null is refused, because 'user:' || id with a null
--- id is a mistake. An empty name stands for an argument that was left out.
+-- Checks the arguments of the functions for SQL, and calls sio_change. A null is refused, because 'user:' || id with a
+-- null id is a mistake. An empty name stands for an argument that was left out.
 CREATE FUNCTION sio.sio_change_named(p_change text, p_target text, p_sid text, p_room text, p_namespace text)
  RETURNS void
  LANGUAGE plpgsql
@@ -2425,9 +2425,9 @@ REVOKE ALL ON FUNCTION sio.sio_disconnect FROM PUBLIC;
 
 -- Positions: the end of the log as a snapshot sees it.
 
--- Returns the position of the calling statement's snapshot. An event whose transaction the snapshot sees is at or below it.
--- All others are above it. Offsets become visible in their order, so it is the last offset that the snapshot sees. The
--- function also works on a hot standby, where sequences and unlogged tables are no help.
+-- Returns the position of the calling statement's snapshot. An event whose transaction the snapshot sees is at or below
+-- it. All others are above it. Offsets become visible in their order, so it is the last offset that the snapshot sees.
+-- The function also works on a hot standby, where sequences and unlogged tables are no help.
 --
 -- A TRUNCATE is not MVCC-safe. An older snapshot finds the segment empty, and still sees the former floor. The row of
 -- pg_class that the snapshot sees then names another file than the segment has now. The truncated segment had the lower

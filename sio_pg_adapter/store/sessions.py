@@ -121,7 +121,7 @@ class Sessions:
                 return None if result["id"] is None else Held(result["id"], 1)
             if lost:
                 raise PositionLost(f"a position of {memberships.sid} was lost before its session was stored")
-            await asyncio.sleep(RETRY)  # nothing announces that retention is done
+            await asyncio.sleep(RETRY)  # retention announces nothing when it is done
         raise StoreUnavailable("retention does not come to an end, so no session with a position can be stored")
 
     async def claim(

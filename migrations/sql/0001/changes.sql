@@ -76,9 +76,9 @@ ALTER TABLE sio.sio_outbox_changes ENABLE ALWAYS TRIGGER sio_changes_append;
 -- Changes rooms, or disconnects, at the commit. The package's functions call it. All parameters are text, so that no
 -- driver needs to know a type.
 --
--- p_change: enter_room, leave_room, close_room or disconnect. p_rooms: a JSON array of the rooms to enter, leave or close.
--- p_sid: the client that moves or is disconnected. p_members: instead of p_sid, a JSON array of rooms whose members are
--- meant. An empty name means everybody. p_skips: a JSON array of the sids of members that stay.
+-- p_change: enter_room, leave_room, close_room or disconnect. p_rooms: a JSON array of the rooms to enter, leave or
+-- close. p_sid: the client that moves or is disconnected. p_members: instead of p_sid, a JSON array of rooms whose
+-- members are meant. An empty name means everybody. p_skips: a JSON array of the sids of members that stay.
 CREATE FUNCTION sio.sio_change(p_change text, p_namespace text, p_rooms text, p_sid text, p_members text, p_skips text)
 RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
@@ -130,8 +130,8 @@ BEGIN
     VALUES (v_kind, p_namespace, CASE WHEN v_kind = 5 THEN ARRAY[''] ELSE v_rooms END, p_sid, v_members, v_skips, false);
 END $$;
 
--- Checks the arguments of the functions for SQL, and calls sio_change. A null is refused, because 'user:' || id with a null
--- id is a mistake. An empty name stands for an argument that was left out.
+-- Checks the arguments of the functions for SQL, and calls sio_change. A null is refused, because 'user:' || id with a
+-- null id is a mistake. An empty name stands for an argument that was left out.
 CREATE FUNCTION sio.sio_change_named(p_change text, p_target text, p_sid text, p_room text, p_namespace text) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN

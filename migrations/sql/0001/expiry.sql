@@ -50,8 +50,8 @@ BEGIN
     RETURNING s.id, s.namespace, s.sid, s.data;
 END $$;
 
--- Deletes expired sessions whose handlers a node has called. Like every function that changes a session, it takes the log's
--- lock first. If it locked rows before, it could deadlock with a kick or with a TRUNCATE of the log.
+-- Deletes expired sessions whose handlers a node has called. Like every function that changes a session, it takes the
+-- log's lock first. If it locked rows before, it could deadlock with a kick or with a TRUNCATE of the log.
 CREATE FUNCTION sio.sio_delete_expired(p_sessions bigint[], p_node uuid) RETURNS void
 LANGUAGE plpgsql AS $$
 BEGIN

@@ -10,8 +10,8 @@ REVOKE ALL ON FUNCTION sio.sio_change, sio.sio_change_named, sio.sio_enter_room,
     sio.sio_disconnect, sio.sio_changes_take, sio.sio_changes_append
 FROM PUBLIC;
 
--- ALTER DEFAULT PRIVILEGES may have granted rights on all of this at its creation, to PUBLIC or to a role that anybody may
--- use through an HTTP interface. Nobody but the owner has a right until it is granted for these tables. The other
+-- ALTER DEFAULT PRIVILEGES may have granted rights on all of this at its creation, to PUBLIC or to a role that anybody
+-- may use through an HTTP interface. Nobody but the owner has a right until it is granted for these tables. The other
 -- functions stay with PUBLIC, because they run with the rights of the caller.
 DO $$
 DECLARE v_revoke text;

@@ -1,11 +1,11 @@
 -- History: the stored events of a room, for applications.
 
--- Returns the offsets of at most p_limit events that were emitted to a room. These are the first above p_after, in order. If
--- p_after is null, they are the last up to p_upto, in reverse order. The comment above sio_due explains the bounds and the
--- settings.
+-- Returns the offsets of at most p_limit events that were emitted to a room. These are the first above p_after, in
+-- order. If p_after is null, they are the last up to p_upto, in reverse order. The comment above sio_due explains the
+-- bounds and the settings.
 --
--- A scan has one bound on offsets, and LIMIT ends it. With p_after, p_upto is applied after that LIMIT. As a bound it would
--- not end a scan before PostgreSQL 18.
+-- A scan has one bound on offsets, and LIMIT ends it. With p_after, p_upto is applied after that LIMIT. As a bound it
+-- would not end a scan before PostgreSQL 18.
 CREATE FUNCTION sio.sio_history(p_namespace text, p_room text, p_after bigint, p_upto bigint, p_limit integer)
 RETURNS SETOF bigint
 LANGUAGE plpgsql STABLE ROWS 20

@@ -22,8 +22,8 @@ BEGIN
                    OR (SELECT p."offset" FROM sio.sio_packets_1 p WHERE p."offset" = k."offset") IS NOT NULL));
 END $$;
 
--- Returns the offsets of a batch of events as sio_append_batch returns them. New ones begin above p_prev. p_args: the key of
--- each event, in JSON, or null. If events of the batch have the same key, the first is stored.
+-- Returns the offsets of a batch of events as sio_append_batch returns them. New ones begin above p_prev. p_args: the
+-- key of each event, in JSON, or null. If events of the batch have the same key, the first is stored.
 CREATE FUNCTION sio.sio_keyed_offsets(p_prev bigint, p_namespaces text[], p_args text[]) RETURNS bigint[]
 LANGUAGE plpgsql STABLE SET enable_seqscan = off SET enable_bitmapscan = off AS $$
 BEGIN

@@ -21,8 +21,8 @@ BEGIN
     RETURN NULL;
 END $$;
 
--- Fails the transaction with an error that can be retried, because the sequence was set back below records of the log. The
--- sequence is set below every epoch first. That outlasts the rollback, so the next append or the next try begins an
+-- Fails the transaction with an error that can be retried, because the sequence was set back below records of the log.
+-- The sequence is set below every epoch first. That outlasts the rollback, so the next append or the next try begins an
 -- epoch. The caller holds the log's lock.
 CREATE FUNCTION sio.sio_outbox_retry() RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$

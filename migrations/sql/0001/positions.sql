@@ -1,8 +1,8 @@
 -- Positions: the end of the log as a snapshot sees it.
 
--- Returns the position of the calling statement's snapshot. An event whose transaction the snapshot sees is at or below it.
--- All others are above it. Offsets become visible in their order, so it is the last offset that the snapshot sees. The
--- function also works on a hot standby, where sequences and unlogged tables are no help.
+-- Returns the position of the calling statement's snapshot. An event whose transaction the snapshot sees is at or below
+-- it. All others are above it. Offsets become visible in their order, so it is the last offset that the snapshot sees.
+-- The function also works on a hot standby, where sequences and unlogged tables are no help.
 --
 -- A TRUNCATE is not MVCC-safe. An older snapshot finds the segment empty, and still sees the former floor. The row of
 -- pg_class that the snapshot sees then names another file than the segment has now. The truncated segment had the lower

@@ -30,9 +30,9 @@ LANGUAGE sql STABLE AS $$
     ]::regclass[]) t
 $$;
 
--- Truncates a segment that retention has locked. The setting keeps sio_truncated from ending sessions. It is local to the
--- transaction, and an error takes it back with the subtransaction. The function does not SET it in its definition, because
--- only a superuser may create such a function.
+-- Truncates a segment that retention has locked. The setting keeps sio_truncated from ending sessions. It is local to
+-- the transaction, and an error takes it back with the subtransaction. The function does not SET it in its definition,
+-- because only a superuser may create such a function.
 CREATE FUNCTION sio.sio_empty_segment(p_segment integer) RETURNS void
 LANGUAGE plpgsql AS $$
 BEGIN
@@ -89,8 +89,8 @@ BEGIN
     RETURN false;
 END $$;
 
--- Returns whether a session may ask for the floor of a room. It does if it became a member below the floor. So there are no
--- more floors than memberships, however many rooms there ever were.
+-- Returns whether a session may ask for the floor of a room. It does if it became a member below the floor. So there
+-- are no more floors than memberships, however many rooms there ever were.
 CREATE FUNCTION sio.sio_needs_floor(p_namespace text, p_room text, p_floor bigint) RETURNS boolean
 LANGUAGE plpgsql STABLE AS $$
 BEGIN
@@ -103,12 +103,12 @@ END $$;
 -- Raises the floors of rooms whose events retention is about to delete. p_lasts: the last of these events in each room.
 -- p_floor and p_upto: the floor of the log before and after. The caller deletes nothing before this.
 --
--- The floor of a room is too high for a session that was not due the last deleted event. It had left the room, or the event
--- skipped its sid. Such a session gets a floor of its own. So a client recovers that skips its own events, or that left a
--- busy room.
+-- The floor of a room is too high for a session that was not due the last deleted event. It had left the room, or the
+-- event skipped its sid. Such a session gets a floor of its own. So a client recovers that skips its own events, or
+-- that left a busy room.
 --
--- A node could not write these floors when it releases a session. It knows what it sent, but not what the client received,
--- because events may be on their way when a connection breaks. A node that is killed would write nothing.
+-- A node could not write these floors when it releases a session. It knows what it sent, but not what the client
+-- received, because events may be on their way when a connection breaks. A node that is killed would write nothing.
 --
 -- At most 10,000 memberships get a floor at a time, which takes less than a second. For the others the floor of the room
 -- counts, which is never too low.

@@ -26,9 +26,9 @@ END $$;
 -- Appends that a sid enters (kind 1) or leaves (kind 2) a room. Returns the offset, minus the offset of an earlier record
 -- if nothing changed, 0 if the caller does not hold the sid any more, or null if the room is another client's own.
 --
--- p_args: generation, if the caller means only the connection that it holds. member, to change nothing, and return 0 if the
--- sid is not in the room. as_of, for a room that the handler of a recovery leaves: the membership ends at the offset that
--- the client presented.
+-- p_args: generation, if the caller means only the connection that it holds. member, to change nothing, and return 0 if
+-- the sid is not in the room. as_of, for a room that the handler of a recovery leaves: the membership ends at the
+-- offset that the client presented.
 CREATE FUNCTION sio.sio_move(p_batch bigint, p_kind integer, p_namespace text, p_room text, p_sid text, p_args json)
 RETURNS bigint
 LANGUAGE plpgsql AS $$
@@ -106,10 +106,10 @@ $$;
 -- Appends that the members of rooms enter (p_kind 6) or leave (7) each of the rooms p_targets, or are kicked (8). Returns
 -- the offset, or null if a target is a client's own room.
 --
--- It is one record for all members, because all appends would wait while ten thousand records are written. Each node finds
--- out which of its clients are members at that offset, so the record also reaches clients that are in no table. Each
--- kicked session has a record of its own before it. That holds the session data for the disconnect handler, because the
--- session is deleted.
+-- It is one record for all members, because all appends would wait while ten thousand records are written. Each node
+-- finds out which of its clients are members at that offset, so the record also reaches clients that are in no table.
+-- Each kicked session has a record of its own before it. That holds the session data for the disconnect handler,
+-- because the session is deleted.
 CREATE FUNCTION sio.sio_change_members(p_batch bigint, p_kind integer, p_namespace text, p_members text[],
                                        p_targets text[], p_skip_sids text[]) RETURNS bigint
 LANGUAGE plpgsql AS $$
@@ -155,15 +155,15 @@ BEGIN
     RETURN v_offset;
 END $$;
 
--- Appends that members enter (p_kind 1) or leave (2) each of the rooms p_targets, or are kicked (5). The members are those
--- of the rooms p_rooms, away or not, where '' means everybody. The sids p_unstored, which have no session, are added, and
--- the sids p_skip_sids are left out. All of it counts from one offset.
+-- Appends that members enter (p_kind 1) or leave (2) each of the rooms p_targets, or are kicked (5). The members are
+-- those of the rooms p_rooms, away or not, where '' means everybody. The sids p_unstored, which have no session, are
+-- added, and the sids p_skip_sids are left out. All of it counts from one offset.
 --
--- Lock, move and commit are one statement. If they were three, a node that vanished between them would hold the log's lock
--- until TCP gives up.
+-- Lock, move and commit are one statement. If they were three, a node that vanished between them would hold the log's
+-- lock until TCP gives up.
 --
--- prev and offsets are those of sio_append_batch. offsets is empty if nobody moves. It is null, and nothing is written, if
--- a target is another client's own room.
+-- prev and offsets are those of sio_append_batch. offsets is empty if nobody moves. It is null, and nothing is written,
+-- if a target is another client's own room.
 CREATE FUNCTION sio.sio_move_members(
     p_batch bigint, p_kind smallint, p_namespace text, p_rooms text[], p_unstored text[], p_skip_sids text[],
     p_targets text[], OUT prev bigint, OUT offsets bigint[])

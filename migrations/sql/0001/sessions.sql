@@ -1,15 +1,15 @@
 -- Sessions, as entries of a batch. The functions take and return JSON. The caller holds the log's lock.
 
--- Opens a session. p_args: pid_hash, identity (null for none), node, start, joined and stale (offsets, see sio_sessions),
--- cursor (of the node, when it noted the rooms) and rooms (an array of [room, joined, left]). Room changes and kicks above
--- the cursor are not in `rooms` yet, so the function follows them in log order. Returns the id, or null as the id if the
--- session was kicked. Returns null and opens nothing if `joined` is above the end of the log. The node has then read another
--- copy of the log, and the session would not be due the next events.
+-- Opens a session. p_args: pid_hash, identity (null for none), node, start, joined and stale (offsets, see
+-- sio_sessions), cursor (of the node, when it noted the rooms) and rooms (an array of [room, joined, left]). Room
+-- changes and kicks above the cursor are not in `rooms` yet, so the function follows them in log order. Returns the id,
+-- or null as the id if the session was kicked. Returns null and opens nothing if `joined` is above the end of the log.
+-- The node has then read another copy of the log, and the session would not be due the next events.
 --
--- since: the positions from which rooms were entered, each as [offset, key of its epoch]. If the log has lost one of them,
--- or records above it, the id is null, and `lost` is true. If retention is deleting records right now, the id is null, and
--- `lost` is false. Retention may not see this session, and would not note that its rooms lost records. The row lock on
--- sio_log keeps retention away until the commit, and nobody waits for that lock.
+-- since: the positions from which rooms were entered, each as [offset, key of its epoch]. If the log has lost one of
+-- them, or records above it, the id is null, and `lost` is true. If retention is deleting records right now, the id is
+-- null, and `lost` is false. Retention may not see this session, and would not note that its rooms lost records. The
+-- row lock on sio_log keeps retention away until the commit, and nobody waits for that lock.
 CREATE FUNCTION sio.sio_open(p_namespace text, p_sid text, p_data text, p_args json) RETURNS json
 LANGUAGE plpgsql AS $$
 DECLARE v_session bigint; v_free boolean; v_lost boolean; r record;
@@ -17,8 +17,8 @@ BEGIN
     IF (p_args->>'joined')::bigint > (SELECT last_value FROM sio.sio_packets_offset_seq) THEN
         RETURN NULL;
     END IF;
-    -- lost_below is the floor of the log. If the node is so far behind that the session starts below that, its rooms may have
-    -- no floors, because those are kept only for existing sessions.
+    -- lost_below is the floor of the log. If the node is so far behind that the session starts below that, its rooms
+    -- may have no floors, because those are kept only for existing sessions.
     INSERT INTO sio.sio_sessions (id, pid_hash, namespace, sid, identity, data, node, start_offset, joined_at,
                                   stale_offset, lost_below)
     VALUES (('x' || left(p_args->>'pid_hash', 15))::bit(60)::bigint, decode(p_args->>'pid_hash', 'hex'), p_namespace,
@@ -190,9 +190,9 @@ LANGUAGE sql AS $$
     RETURNING json_build_object('data', data)
 $$;
 
--- Saves session data. p_args: id and generation, if the caller holds the session. A former holder may still write while a
--- claim waits for it. Without them the data is saved wherever the sid is. expected: the SHA-256 in hexadecimal of the data
--- that is to be replaced, if any other data is to stay. The same call, sent again, finds its own data.
+-- Saves session data. p_args: id and generation, if the caller holds the session. A former holder may still write while
+-- a claim waits for it. Without them the data is saved wherever the sid is. expected: the SHA-256 in hexadecimal of the
+-- data that is to be replaced, if any other data is to stay. The same call, sent again, finds its own data.
 CREATE FUNCTION sio.sio_save(p_namespace text, p_sid text, p_data text, p_args json) RETURNS json
 LANGUAGE sql AS $$
     UPDATE sio.sio_sessions SET data = p_data
