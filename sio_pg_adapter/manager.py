@@ -358,13 +358,13 @@ class AsyncPostgresManager(AsyncManager):
         """Return the events of a room that are stored, in the order of the log.
 
         They are all events that were emitted to the room, alone or together with other rooms. Events that
-        ``skip_sid`` kept from some clients are included. Events to everybody in the namespace belong to no room. ``None``
-        returns them. Volatile events are not stored. The option ``retention`` says how long the others are stored. An event
-        that cannot be read is left out, and logged.
+        ``skip_sid`` kept from some clients are included. Events to everybody in the namespace belong to no room.
+        ``None`` returns them. Volatile events are not stored. The option ``retention`` says how long the others are
+        stored. An event that cannot be read is left out, and logged.
 
         Without ``since`` they are the last ``limit`` events. If there are fewer, the list begins where the log
-        begins. With ``since`` they are the first ``limit`` events after it. The position of the last one is then the next
-        ``since``.
+        begins. With ``since`` they are the first ``limit`` events after it. The position of the last one is then the
+        next ``since``.
 
         :param room: the name of one room. A client's sid is a room, too.
         :param since: a position, of :meth:`position`, ``enter_room`` or an event. Only events after it (exclusive).

@@ -30,7 +30,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--chaos-seconds", type=float, default=15.0, help="how long the chaos test goes on")
     parser.addoption("--chaos-seed", type=int, default=None, help="of its random choices")
     parser.addoption("--field-seconds", type=float, default=5.0, help="how long each walk of tests/field goes on")
-    parser.addoption("--field-seed", type=int, default=None, help="of their random choices")
+    parser.addoption("--field-seed", type=int, default=None, help="seed of the random choices of tests/field")
     parser.addoption("--field-recoveries", type=int, default=10, help="recoveries under each setting of tests/field")
 
 

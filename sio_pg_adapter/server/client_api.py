@@ -86,8 +86,8 @@ class ClientMethods(socketio.AsyncServer):
         position at which it entered. ``None`` if its connection has ended, and with ``connection=``.
 
         :param since: a position, in the client's connect handler or a middleware. The client gets the room's events
-                      after it, in the order of the log with everything else, and goes on live. If the client has recovered
-                      and is still in the room, this changes nothing. ``None``: from now on.
+                      after it, in the order of the log with everything else, and goes on live. If the client has
+                      recovered and is still in the room, this changes nothing. ``None``: from now on.
         :param connection: a connection as for :meth:`emit`. The change is part of its transaction, at its place among
                            the transaction's events, and takes effect when that commits. The call returns at once. A
                            transaction stricter than READ COMMITTED is refused.

@@ -232,8 +232,8 @@ class Database:
     def page_connection(self) -> AbstractAsyncContextManager[Connection]:
         """Lend a connection for a page of a replay.
 
-        It does not come from a pool of the application. While the application kept that busy, no client would recover.
-        The page takes its turn on the reader instead, and the cursor waits for it.
+        It does not come from a pool of the application. While that is busy, no client would recover. The page
+        takes its turn on the reader instead, and the cursor waits for it.
         """
         return self.connection() if self._given_pool is None else self.reader
 

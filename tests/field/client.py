@@ -1,4 +1,4 @@
-"""``FieldClient``: a client that behaves as socket.io-client does, and notes what it saw.
+"""``FieldClient``: a client that behaves as socket.io-client does, and records the events that it gets.
 
 It comes back by itself after each loss of its connection, to any node, with the pid and the last offset that it has.
 """
@@ -20,10 +20,10 @@ from support.nodes import Node
 class FieldClient:
     """A client.
 
-    :param name: what it is called in reports.
+    :param name: its name in reports.
     :param rooms: the rooms that the nodes' ``connect`` handlers enter for it.
     :ivar choose: returns the node to connect to next.
-    :ivar lives: what it saw in each of its sessions. The last one goes on.
+    :ivar lives: the events of each of its sessions. The last session goes on.
     :ivar got: the numbers of all events that it got.
     """
 

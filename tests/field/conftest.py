@@ -35,7 +35,7 @@ QUICK = {
 
 @pytest.fixture
 def seconds(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> float:
-    """How long a walk goes on. In a short run nodes notice faults sooner than they do otherwise."""
+    """Return how long a walk goes on. In a short run, make nodes notice faults sooner."""
     seconds: float = request.config.getoption("--field-seconds")
     if seconds < LONG:
         for name, value in QUICK.items():

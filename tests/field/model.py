@@ -1,18 +1,18 @@
-"""What each client is due, by the logs of all servers that clients were served from.
+"""The events that each client is due, by the logs of all servers that served clients.
 
-A failover that loses commits, a restored copy and two primaries leave several logs. The judgement asks of each life,
-which is what one client saw in one session:
+A failover that loses commits, a restored copy and two primaries leave several logs. A life is what one client saw in
+one session. The judgement checks each life:
 
 - Its events are in one of the logs, under the same offsets, and were due to its session there.
-- None came twice, none out of order, and none is missing up to the last one that came.
-- The life that a client has in the end is of the log that is used then, and has everything up to the end.
+- No event came twice or out of order, and none is missing up to the last one that came.
+- The last life of a client is of the log that is used in the end, and has everything up to the end.
 
-So a client that saw an event that is lost, and recovered all the same, is found out: no log has both what it saw
-before and what it saw afterwards. Of each emit the model knows what its caller was told:
+So the judgement finds a client that saw a lost event and recovered all the same. No log has both what it saw before
+and what it saw afterwards. The model knows the outcome of each emit, and checks its event:
 
-- One that returned is in the log. If it is not, then it is in a log that was lost.
-- One that raised without ``may_be_stored`` is in no log. Nor is one whose transaction was rolled back.
-- None is twice in a log.
+- If the emit returned, the event is in the log that is used in the end, or in a log that was lost.
+- If it raised without ``may_be_stored``, or its transaction was rolled back, the event is in no log.
+- No event is twice in a log.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Span = tuple[str, int, int | None]
 
 
 class Outcome(Enum):
-    """What the caller of an emit was told."""
+    """The outcome of an emit for its caller."""
 
     STORED = "returned"
     OPEN = "may be stored"
@@ -118,7 +118,7 @@ class Log:
             await connection.close()
 
     def faults(self, life: Life, *, whole: bool) -> list[str]:
-        """Return what is wrong with a life if it was served from this log."""
+        """Return the faults of a life if it was served from this log."""
         if life.sid not in self.starts:
             return ["the log has no such session"]
         start, spans = self.starts[life.sid], self.spans.get(life.sid, [])
@@ -140,7 +140,7 @@ async def _number(connection: asyncpg.Connection, row: asyncpg.Record) -> int:
 
 @dataclass
 class Verdict:
-    """How a walk went. ``wrong`` is what must be empty."""
+    """The result of a walk. ``wrong`` has its faults, and must be empty."""
 
     deliveries: int = 0
     recoveries: int = 0
@@ -154,7 +154,7 @@ def judge(lives: dict[str, list[Life]], emits: dict[int, Outcome], logs: list[Lo
     """Judge a walk.
 
     :param lives: the lives of each client, in order.
-    :param emits: what the caller of each emit was told, by the emit's number.
+    :param emits: the outcome of each emit, by its number.
     :param logs: the logs of all servers. The last one is that of the server that is used in the end.
     :param lossy: whether commits may have been lost.
     """

@@ -12,7 +12,7 @@ ENDS = b"SQ"
 
 
 class Direction(Enum):
-    """What is lost from the statement on."""
+    """The data that is lost from the statement on."""
 
     TO_SERVER = "the statement and all that follows"
     TO_CLIENT = "the answer and all that follows"
@@ -40,7 +40,7 @@ class Statements:
 
 
 class Trap(Proxy):
-    """A way to PostgreSQL that falls silent where it was told to.
+    """A proxy before PostgreSQL that falls silent at the chosen statement.
 
     :ivar count: how many statements went to the server since it was armed.
     :ivar sprung: set when it has fallen silent.
@@ -69,14 +69,14 @@ class Trap(Proxy):
         self.sprung.clear()
 
     def silence_listeners(self) -> None:
-        """Connections that listen fall silent, and new connections stay so, until :meth:`heal`."""
+        """Silence connections that listen, and new connections until :meth:`heal`."""
         self._silent = True
         for server, statements in self._statements.items():
             if statements is None:
                 self._deaf |= {server, self._client_of[server]}
 
     def heal(self) -> None:
-        """Serve new connections. What was silent stays so."""
+        """Serve new connections. Silent ones stay silent."""
         self._at = None
         self._silent = False
 

@@ -1,7 +1,7 @@
 """A copy of the database takes over the name of the database.
 
-A restored backup is older than what clients have seen. While both servers run there are two primaries under one name,
-and connections that a node opens lead to another server than those that it has.
+A restored backup is older than the events that clients have seen. While both servers run, there are two primaries
+under one name. Connections that a node opens then lead to another server than those that it has.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ pytestmark = [pytest.mark.field, pytest.mark.timeout(0)]  # each of its waits ha
 
 
 SOON = "server_login_retry = 0.5"
-"""PgBouncer waits for 15 s otherwise before it connects again to a server that was away."""
+"""A setting of PgBouncer. By default it waits for 15 s before it connects again to a server that was away."""
 
 
 class Copies:
@@ -113,7 +113,7 @@ async def cut(server: EmbeddedPostgres, pids: list[int]) -> None:
 
 
 async def cut_one(walk: Walk, copies: Copies) -> None:
-    """Of each node one connection breaks."""
+    """One connection of each node breaks."""
     for node in walk.nodes:
         names = connections(node)
         name = walk.dice.choice(sorted(names))

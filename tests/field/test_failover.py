@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.field, pytest.mark.timeout(0)]  # each of its waits ha
 
 KINDS = ["kill", "kill, synchronous", "stop", "silence"]
 LOSSY = ["kill", "silence"]
-"""In these the standby is behind, so that commits are lost that clients have seen."""
+"""The kinds in which the standby is behind, so that events are lost that clients have seen."""
 
 
 class Pair:

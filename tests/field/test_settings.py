@@ -1,7 +1,7 @@
-"""Roles, databases and pools with settings that applications really have. Each works, or is refused at start by name.
+"""Roles, databases and pools with settings that real applications have. Each works, or is refused at start by name.
 
 Under each setting clients come and go for a while, and connections break. Then clients recover many times in a row
-while others emit (``--field-recoveries``): nothing is lost.
+while others emit (``--field-recoveries``). Nothing is lost.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def codec_types(dsn: str) -> list[str]:
 
 NEEDED = {"smallint": "int2", "integer": "int4", "bigint": "int8", "boolean": "bool", "double precision": "float8"}
 REFUSED = [NEEDED.get(name, name) for name in PLAIN]
-"""The types of which the package needs asyncpg's own codecs."""
+"""The types for which the package needs asyncpg's own codecs."""
 
 
 def pool_with_codecs(dsn: str, names: list[str]) -> asyncpg.Pool:

@@ -1,7 +1,7 @@
 """The network falls silent at a statement of an append, of a move and of a claim, in one direction.
 
-No connection is closed, and no answer comes. Once it is only the connection of that statement, and once the whole
-host, which is then silent to new connections as well.
+No connection is closed, and no answer comes. In one case only the connection of that statement falls silent. In the
+other the whole host does, and is also silent to new connections.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ async def fall_silent(walk: Walk, trap: Trap, operation: Operation, at: int, dir
 
 
 async def silence_listener(walk: Walk, trap: Trap) -> None:
-    """The connection that listens falls silent. What the node emits goes on, and it hears nothing."""
+    """The connection that listens falls silent. The node can emit, but hears nothing."""
     trap.silence_listeners()
     await walk.broken(walk.nodes[0])
     trap.heal()

@@ -1,12 +1,12 @@
-"""``Walk``: nodes and clients that go on under load while a scenario breaks what is between them and the log.
+"""``Walk``: nodes and clients under load, while a scenario breaks the connections between the nodes and the log.
 
-A scenario starts a walk, causes faults in its load, and has the walk judged in the end::
+A scenario starts a walk, causes faults under its load, and judges the walk in the end::
 
     async with Walk(seed, server.dsn) as walk:
         await walk.start([{"dsn": server.dsn()}] * 2)
         async with walk.load():
             server.kill()
-            await walk.broken()  # each node says so
+            await walk.broken()  # each node reports it
             server.start()
             await walk.healed()  # each node is back by itself, and all clients hear it
         await walk.judge(logs)
@@ -44,13 +44,13 @@ from support.nodes import Node
 ROOMS = [f"room-{i}" for i in range(5)]
 
 LONG = 60.0
-"""From this many seconds on a walk is a long one. In a short one nodes notice faults sooner."""
+"""Seconds from which a walk is a long one. In a short one, nodes notice faults sooner."""
 
 HEALTH_WAIT = 22.0
-"""Seconds within which a node says that it is broken: 20, and some for a machine that is busy."""
+"""Seconds within which a node reports that it is broken: 20, and 2 more for a busy machine."""
 
 IN_A_ROW = 10
-"""How often in a row a node says that it is broken until that counts."""
+"""How often in a row a node has to report that it is broken."""
 
 HEAL_WAIT = 60.0
 """Seconds within which a node is back once the fault is over."""
@@ -59,8 +59,8 @@ HEAL_WAIT = 60.0
 class Walk:
     """A walk.
 
-    :param seed: of all choices.
-    :param app_dsn: returns where the application's own transactions go now.
+    :param seed: the seed of all choices.
+    :param app_dsn: returns the DSN for the application's own transactions.
     :ivar done: how often each step was taken.
     """
 
@@ -152,11 +152,11 @@ class Walk:
                     self.wrong.append(f"{task.get_name()} ended by {type(result).__name__}: {result}")
 
     async def emit(self, node: Node, **options: Any) -> int:
-        """Emit the next number, and note what its caller is told."""
+        """Emit the next number, and record the outcome."""
         n = next(self._numbers)
         self.emits[n] = Outcome.OPEN
         data: Any = n
-        if n % 25 == 0:  # some that no notification carries, and some that no record holds
+        if n % 25 == 0:  # too large for a notification, and sometimes for a record
             data = (n, "x" * (80_000 if n % 50 == 0 else 9_000))
         try:
             await node.sio.emit("e", data, **options)
@@ -231,7 +231,7 @@ class Walk:
         life.ended = True
 
     async def _transactions(self, dice: random.Random, pause: float) -> None:
-        """Emit in transactions of the application's, of which some are rolled back."""
+        """Emit in transactions of the application, and roll some of them back."""
         while not self._stopping.is_set():
             with contextlib.suppress(*LOST, asyncpg.PostgresError):
                 connection = await asyncpg.connect(self.app_dsn(), timeout=2, command_timeout=5)
@@ -260,9 +260,9 @@ class Walk:
 
     # -- health -----------------------------------------------------------------------------------------------
     async def broken(self, *nodes: Node) -> None:
-        """Wait until each of the nodes says that it is not healthy. It must do so within :data:`HEALTH_WAIT`.
+        """Wait until each of the nodes reports that it is not healthy. It must do so within :data:`HEALTH_WAIT`.
 
-        It must say so several times in a row: while events are on their way a node is behind for a moment.
+        It must do so several times in a row, because a node is behind for a moment whenever events are on their way.
         """
         for node in nodes or self.nodes:
             try:
@@ -276,7 +276,7 @@ class Walk:
                 raise AssertionError(f"{name} says that it is healthy, and it is not. {self.report()}") from None
 
     async def stays_broken(self, seconds: float) -> None:
-        """Look on for a while. No node may say that it is healthy."""
+        """Watch for a while. No node may report that it is healthy."""
         end = asyncio.get_running_loop().time() + seconds
         while asyncio.get_running_loop().time() < end:
             for i, node in enumerate(self.nodes):
@@ -286,7 +286,7 @@ class Walk:
             await asyncio.sleep(0.02)
 
     async def healed(self) -> None:
-        """Wait until each node says that it is healthy, and what it emits reaches all clients."""
+        """Wait until each node reports that it is healthy, and its events reach all clients."""
         reasons: list[str] = []
         try:
             async with asyncio.timeout(HEAL_WAIT):
@@ -302,8 +302,10 @@ class Walk:
             ) from None
 
     async def mark(self, node: Node) -> None:
-        """Emit an event that all clients get, and wait until they have it. A client that gets a new session meanwhile
-        may not be due it, and waits for the next one."""
+        """Emit an event for all clients, and wait until they have it.
+
+        A client that gets a new session meanwhile may not be due the event, and waits for the next one.
+        """
         waiting = self.clients
         while waiting:
             lives = {client: len(client.lives) for client in waiting}
@@ -318,7 +320,7 @@ class Walk:
 
     @contextlib.asynccontextmanager
     async def losing_commits(self) -> AsyncIterator[None]:
-        """In this block commits may be lost, so that clients get new sessions."""
+        """Allow for lost commits in this block, after which clients get new sessions."""
         first = [max(0, len(client.lives) - 1) for client in self.clients]
         self.lossy = True
         yield
@@ -328,9 +330,9 @@ class Walk:
 
     # -- the end ------------------------------------------------------------------------------------------------
     async def judge(self, logs: Callable[[], Any]) -> Verdict:
-        """Bring everybody to rest, and judge.
+        """Wait until all is quiet, and judge.
 
-        :param logs: reads the logs, of which the last is that of the server that is used.
+        :param logs: reads the logs. The last one is that of the server that is used in the end.
         """
         await self.healed()
         verdict = judge(
@@ -356,7 +358,7 @@ class Walk:
 
 
 class _Tracebacks(logging.Handler):
-    """Notes what the package logs with a traceback: no fault of the database's may end in one."""
+    """Records the log lines with a traceback. No fault of the database may cause one."""
 
     def __init__(self) -> None:
         super().__init__(logging.ERROR)

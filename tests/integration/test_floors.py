@@ -74,8 +74,8 @@ async def settle_in(node, sid: str) -> None:
 @of_any_kind
 @either_way
 @pytest.mark.parametrize("away", [False, True], ids=["live", "away"])
-async def test_who_missed_nothing_recovers(start_node, db, pg_dsn, happens, whole, away):
-    """In the log of an hour nothing is left of what it was sent."""
+async def test_a_client_that_missed_nothing_recovers(start_node, db, pg_dsn, happens, whole, away):
+    """An hour later the log has none of the events that it was sent."""
     a, b = await start_node(), await start_node()
     async with a.client() as wire, b.client() as other:
         await settle_in(a, wire.sid)
@@ -100,7 +100,7 @@ async def test_who_missed_nothing_recovers(start_node, db, pg_dsn, happens, whol
 
 @of_any_kind
 @either_way
-async def test_who_never_got_an_event_recovers(start_node, db, pg_dsn, happens, whole):
+async def test_a_client_that_never_got_an_event_recovers(start_node, db, pg_dsn, happens, whole):
     node = await start_node()
     async with node.client() as wire:
         for room in (*ROOMS, "left", "closed"):
@@ -117,8 +117,8 @@ async def test_who_never_got_an_event_recovers(start_node, db, pg_dsn, happens, 
 
 @of_any_kind
 @either_way
-async def test_what_was_sent_and_not_received_is_missed(start_node, db, pg_dsn, happens, whole):
-    """The node has sent it, and would have noted that. The client says that it did not get it."""
+async def test_an_event_that_was_sent_and_not_received_is_missed(start_node, db, pg_dsn, happens, whole):
+    """The node has sent it, but the client's offset shows that it did not get it."""
     node = await start_node()
     async with node.client() as wire:
         await settle_in(node, wire.sid)
@@ -135,7 +135,9 @@ async def test_what_was_sent_and_not_received_is_missed(start_node, db, pg_dsn, 
 
 
 @either_way
-async def test_who_missed_the_last_event_of_a_room_that_it_left_gets_a_new_session(start_node, db, pg_dsn, whole):
+async def test_a_client_that_missed_the_last_event_of_a_room_it_left_gets_a_new_session(
+    start_node, db, pg_dsn, whole
+):
     node = await start_node()
     async with node.client() as wire:
         await node.sio.enter_room(wire.sid, "left")
@@ -221,8 +223,8 @@ async def test_the_verdict_is_exact_whatever_was_deleted(store, db, pg_dsn, seed
         await model.check()
 
 
-async def test_what_was_deleted_before_the_session_was_opened_is_missed(store, db, pg_dsn):
-    """Its node is far behind, and nobody needed a floor."""
+async def test_an_event_that_was_deleted_before_the_session_was_opened_is_missed(store, db, pg_dsn):
+    """Its node is far behind, and no floor was written because no session needed one."""
     start = await store.emit()
     await store.emit("s")
     await expire(db, pg_dsn, whole=False)

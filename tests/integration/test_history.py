@@ -117,7 +117,7 @@ async def test_one_record_that_cannot_be_read_does_not_hide_the_others(store, db
 
 # -- which of them -----------------------------------------------------------------------------------------------
 async def test_since_until_and_limit(store, db):
-    """All combinations at random, over both segments, against what they mean."""
+    """Random combinations, over both segments, return the events that they mean."""
     positions, of_room = [await store.manager.position()], []
     choice = random.Random(7)
     for n in range(60):
@@ -167,7 +167,7 @@ async def test_an_event_of_an_open_transaction_has_no_place_yet(store, pg_dsn):
 
 
 # -- what is no longer stored -------------------------------------------------------------------------------------
-async def test_since_an_offset_below_the_floor_is_lost_and_the_newest_begin_where_the_log_does(pg_dsn, store, db):
+async def test_since_below_the_floor_is_lost_and_the_newest_events_begin_where_the_log_begins(pg_dsn, store, db):
     for n in range(3):
         await store.emit("r", body=f'["{n}"]')
     first, second, third = await store.manager.history("r")
@@ -221,7 +221,7 @@ async def test_a_limit_is_refused_by_its_name(store, limit):
 
 
 @pytest.mark.parametrize("argument", ["since", "until"])
-async def test_a_position_that_is_none_is_refused_by_its_argument(store, argument):
+async def test_a_malformed_position_is_refused_by_its_argument(store, argument):
     await store.emit("r")
     elsewhere = await store.manager.position(namespace="/n")
     for wrong in ("", "1099511627777", 7, b"x" * 36):

@@ -1,4 +1,4 @@
-"""Idempotency keys: of all events with one key, the first is stored, and the others are not, for as long as it is."""
+"""Idempotency keys: while an event with a key is stored, no other event with that key is."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ async def keys(db) -> dict[str, int]:
 
 @pytest.fixture
 async def app(pg_dsn):
-    """A connection of the application's."""
+    """A connection of the application."""
     connection = await asyncpg.connect(pg_dsn)
     yield connection
     await connection.close()
@@ -73,7 +73,7 @@ async def test_a_second_event_with_a_key_is_not_stored_and_the_answer_says_so(st
 
 
 async def test_a_duplicate_returns_when_this_node_has_sent_the_first(start_node):
-    """As any emit does, so that what the caller does next comes behind it. Here no notification announces it."""
+    """Any emit does that, so that the caller's next event comes after it. Here no notification announces it."""
     a, b = await start_node(), await start_node()
     async with b.client() as wire:
         await b.manager.node.listener._disconnect()
@@ -213,7 +213,7 @@ async def test_a_key_is_free_again_when_somebody_deleted_its_event(store, db, st
 
 
 async def test_an_open_transaction_with_a_key_does_not_keep_retention_from_truncating(pg_dsn, store, app, db):
-    """Among many of them there is always one that is open. One that has read a segment would hold it."""
+    """Among many transactions, one is always open. If it had read a segment, it would hold it."""
     await append(store, keyed("old", "a"))
     await turned(db)
     [young] = await append(store, keyed("young", "b"))
@@ -251,7 +251,7 @@ async def test_a_rollback_leaves_the_key_free(store, app, db):
 
 
 async def test_of_two_events_in_one_transaction_the_first_is_stored(app, db):
-    """The second cannot know yet. What is returned says what was known when it was emitted."""
+    """The result is what was known at the emit. The second emit cannot know yet."""
     async with app.transaction():
         assert await emit_async(app, "a", key="k") is True
         assert await emit_async(app, "b", key="k") is True
@@ -308,7 +308,7 @@ async def test_a_stricter_transaction_repeats_where_its_snapshot_does_not_show_t
 
 # -- connections that break ----------------------------------------------------------------------------------------
 async def test_an_emit_that_may_be_stored_is_sent_again_with_its_key(start_node, pg_dsn, db, monkeypatch):
-    """The statement goes through, and its answer does not, nor does the question whether it is stored."""
+    """The statement goes through. Its answer does not, and nor does the query that asks whether it is stored."""
     monkeypatch.setattr("sio_pg_adapter.store.commits.QUERY_TIMEOUT", 0.5)
     monkeypatch.setattr("sio_pg_adapter.store.commits.GIVE_UP_AFTER", 0.5)
     async with Proxy(pg_dsn).running() as proxy:
@@ -437,7 +437,7 @@ async def test_ten_thousand_events_sent_twice_at_once_from_two_nodes(start_node,
         ({"key": "k", "namespace": "/admin"}, ConfigurationError, "'/admin' are not"),
     ],
 )
-async def test_what_has_no_meaning_is_refused_before_anything_is_stored(start_node, app, db, options, error, says):
+async def test_a_wrong_key_or_option_is_refused_before_anything_is_stored(start_node, app, db, options, error, says):
     node = await start_node()
     node.manager.unstored.add("/admin")
     for door in (node.sio, node.manager):

@@ -1,4 +1,4 @@
-"""Clients that come late: the history up to where they entered the room, and the events after it, are all events.
+"""Clients that come late get all events: the history up to where they entered the room, and the events after it.
 
 Writers emit all the time, on two nodes and in transactions. Clients enter the room in their connect handler or when
 they ask to, and some lose their connection in between.

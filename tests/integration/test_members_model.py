@@ -1,4 +1,4 @@
-"""Changes of all members of rooms, positions and retention at once: what the database says is what the model says."""
+"""Changes of all members of rooms, positions and retention at once. The database agrees with the model."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class MembersModel(Model):
             await self.open_behind()
 
     async def open_behind(self) -> None:
-        """Open a session with the rooms that its node knew at an earlier offset, until one is not kicked since."""
+        """Open sessions with the rooms that their node knew at an earlier offset, until one was not kicked since."""
         floor = max(await self._db.fetchval("SELECT floor FROM sio_log"), 1 << EPOCH_BITS)
         later = [record.offset for record in self._records if record.offset >= floor][-8:]
         cursor = self._chance.choice(later or [await self._store.reader.head()])

@@ -33,7 +33,7 @@ async def test_sql_and_python_write_the_same_position(store, db):
 
 
 async def test_a_position_is_that_of_the_snapshot(store, db, pg_dsn):
-    """Events of transactions that are open then are above it, whichever offsets rolled-back ones have taken."""
+    """Events of open transactions are above it, even if rolled-back transactions have taken offsets."""
     await store.emit()
     writer, other = await asyncpg.connect(pg_dsn), await asyncpg.connect(pg_dsn)
     async with db.transaction(isolation="repeatable_read", readonly=True):
@@ -64,8 +64,8 @@ async def test_a_position_counts_from_the_floor_when_nothing_is_stored(pg_dsn, s
     assert offset_of(store, await store.manager.position(db)) == head
 
 
-async def test_a_snapshot_from_before_a_truncate_is_refused_if_nothing_else_says_where_it_ends(pg_dsn, store, db):
-    """The records are gone from under the snapshot, which still sees the former floor: an answer would be too low."""
+async def test_a_snapshot_from_before_a_truncate_is_refused_if_its_end_cannot_be_known(pg_dsn, store, db):
+    """The snapshot no longer sees the records, and still sees the former floor. An answer would be too low."""
     await turned(db)
     newest = await store.manager.position()
     async with db.transaction(isolation="repeatable_read"):
@@ -129,7 +129,7 @@ async def test_a_position_has_a_namespace(db):
         await db.fetchval("SELECT sio_position(NULL)")
 
 
-async def test_a_position_is_read_by_whom_it_is_granted_to(db, pg_admin):
+async def test_only_roles_with_the_right_read_a_position(db, pg_admin):
     grants = await db.fetch(
         "SELECT grantee FROM information_schema.role_routine_grants WHERE routine_name = 'sio_position'"
     )
@@ -137,8 +137,10 @@ async def test_a_position_is_read_by_whom_it_is_granted_to(db, pg_admin):
 
 
 async def test_all_that_writes_at_once_is_on_one_side_of_a_position(store, db, pg_dsn):
-    """Each snapshot sees of 4 writers' transactions, a third rolled back, just those whose events are at or below its
-    position."""
+    """Each snapshot sees exactly the transactions of 4 writers whose events are at or below its position.
+
+    A third of the transactions is rolled back.
+    """
     await db.execute("CREATE TABLE state (writer integer, n integer)")
 
     async def write(number: int) -> None:

@@ -30,7 +30,7 @@ def short_pages(monkeypatch):
 
 
 def entering(node: Node, **rooms: str | None) -> list[str | None]:
-    """Have the connect handler enter rooms, each from its position. Returns the list that gets what it returned."""
+    """Have the connect handler enter rooms, each from its position. Return the list of the results."""
     returned: list[str | None] = []
 
     @node.sio.event
@@ -75,7 +75,7 @@ async def refused(node: Node, **auth: Any) -> str:
 
 
 # -- what the client gets -----------------------------------------------------------------------------------
-async def test_what_came_for_the_room_after_the_position_then_live_in_one_order(start_node):
+async def test_events_after_the_position_and_live_events_come_in_one_order(start_node):
     node = await start_node()
     await missed(node, 0, 3, room="doc")
     position = await node.sio.position()
@@ -120,7 +120,7 @@ async def test_rooms_from_several_positions_and_one_from_now_page_by_page(start_
 @pytest.mark.usefixtures("short_pages")
 @pytest.mark.parametrize("received", [0, 1, 10, 30])
 async def test_a_drop_in_the_middle_recovers_exactly(start_node, received):
-    """Also of a client that has received nothing yet, and of one whose last event is older than its session."""
+    """The client may have received nothing yet, or its last event may be older than its session."""
     a, b = await start_node(), await start_node()
     await missed(a, 0, 3, room="x")
     first = await a.sio.position()
@@ -169,7 +169,7 @@ async def test_nothing_is_sent_of_a_room_that_was_left_in_the_handler(start_node
 
 
 async def test_a_room_that_was_closed_counts_from_there(start_node):
-    """As it was closed before the position, while the client connects, and as a room that is entered anew."""
+    """It is closed before the position, while the client connects, or before it is entered again."""
     node = await start_node()
     await node.sio.close_room("x")
     position = await node.sio.position()
@@ -244,7 +244,7 @@ async def test_after_a_recovery_a_position_changes_nothing(start_node, db, pg_ds
 
 
 async def test_after_a_recovery_another_room_is_not_entered_from_a_position(start_node):
-    """The client may be due events there from below its offset, and could not say later which of them it has."""
+    """The client may be due events there below its offset. Later nothing would show which of them it has."""
     node = await start_node()
     position = await node.sio.position()
     await missed(node, 0, 1, room="x")
@@ -364,7 +364,7 @@ async def test_a_page_whose_client_received_what_was_lost_loads_again(start_node
 
 
 async def test_an_epoch_that_begins_while_the_client_connects_loses_its_position(start_node, db):
-    """Under the log's lock, in which the session is stored, it is certain."""
+    """The check under the log's lock, where the session is stored, finds it."""
     node = await start_node()
     await missed(node, 0, 1, room="x")
     position = await node.sio.position()
@@ -382,7 +382,7 @@ async def test_an_epoch_that_begins_while_the_client_connects_loses_its_position
 
 
 async def test_what_is_deleted_before_the_session_is_stored_closes_the_connection(start_node, db, pg_dsn):
-    """Nobody noted for the room what it lost. The client comes back, and its handler is told."""
+    """The room has no floor for the deleted events. The client comes back, and its handler gets PositionLost."""
     node = await start_node()
     position = await node.sio.position()
     await missed(node, 0, 3, room="x")
@@ -408,7 +408,7 @@ async def test_what_is_deleted_before_the_session_is_stored_closes_the_connectio
 
 
 async def test_retention_that_is_at_work_is_waited_for(start_node, db):
-    """It does not see the session's rooms, and would delete their events without a note."""
+    """Retention does not see the session's rooms, and would delete their events without a floor."""
     node = await start_node()
     entering(node, x=await node.sio.position())
     await missed(node, 0, 1, room="x")
@@ -496,7 +496,7 @@ async def test_a_client_whose_session_is_over_goes_on_from_what_it_received(star
         assert await ended(node, third) == [[5]]
 
 
-async def test_what_proves_nothing(start_node, db):
+async def test_no_last_position_without_a_proof(start_node, db):
     node = await start_node()
     async with node.client() as wire:
         await node.sio.emit("e")
@@ -572,7 +572,7 @@ async def test_a_client_without_a_session_has_a_position_too(start_node):
 
 
 # -- what is refused ------------------------------------------------------------------------------------------
-async def test_a_position_that_is_none_is_refused_before_anything_is_stored(start_node, db):
+async def test_a_malformed_position_is_refused_before_anything_is_stored(start_node, db):
     node = await start_node()
     other = await node.sio.position(namespace="/other")
     async with node.client() as wire:
@@ -597,7 +597,7 @@ async def test_a_position_that_is_none_is_refused_before_anything_is_stored(star
 
 
 @pytest.mark.parametrize("position", ["x", {"a": 1}, ""])
-async def test_a_client_that_sends_what_is_no_position_is_refused_and_nothing_is_logged(start_node, position, caplog):
+async def test_a_client_with_a_malformed_position_is_refused_and_nothing_is_logged(start_node, position, caplog):
     node = await start_node()
 
     @node.sio.event

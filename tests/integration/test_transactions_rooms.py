@@ -51,7 +51,7 @@ CLOSING = [name for name in CHANGES if "close" in name]
 
 @pytest.fixture
 async def connect(pg_dsn):
-    """Open connections of the application's: `await connect()`."""
+    """Open connections of the application: `await connect()`."""
     async with contextlib.AsyncExitStack() as stack:
 
         async def connect():
@@ -79,7 +79,7 @@ async def left_behind(db):
 # -- commit, in order, at two nodes and for sessions that are away ---------------------------------------------
 @pytest.mark.parametrize("change", CHANGES)
 async def test_a_change_takes_its_place_among_the_events_of_its_transaction(start_node, connect, db, change):
-    """Of the reader at another node, of one that is away, and not of a bystander."""
+    """It concerns readers at another node and readers that are away, and not a bystander."""
     a, b = await start_node(), await start_node()
     app = await connect()
     async with a.client() as bystander, b.client() as reader, b.client() as away:
@@ -302,7 +302,7 @@ async def test_clients_without_a_session_are_reached_by_the_record(start_node, c
             assert frames == ['2["after"]' if change in ENTERING else '2["before"]', '2["end"]']
 
 
-async def test_so_are_those_of_a_plain_server(start_node, connect, pg_dsn):
+async def test_clients_of_a_plain_server_are_reached_by_the_record(start_node, connect, pg_dsn):
     a = await start_node()
     app = await connect()
     plain = socketio.AsyncServer(
@@ -335,7 +335,7 @@ async def test_a_client_whose_connect_is_being_decided_is_reached(start_node, co
 
 
 @pytest.mark.parametrize("change", CHANGES)
-async def test_so_is_one_whose_node_has_not_seen_the_change_when_it_stores_the_session(
+async def test_a_client_is_reached_whose_node_stores_its_session_before_it_sees_the_change(
     start_node, connect, db, change
 ):
     await reach_a_connecting_client(await start_node(), await connect(), db, change, behind=True)

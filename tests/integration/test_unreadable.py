@@ -1,4 +1,4 @@
-"""Records that a node cannot read or apply, such as those of a newer version: nobody misses them unnoticed."""
+"""Records that a node cannot read or apply, such as those of a newer version. No client misses one unnoticed."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ async def is_closed(client) -> None:
 
 
 async def gets_a_new_session(node, client) -> AsgiClient:
-    """The client comes back, until it is no longer the one it was. It never gets past the record before that."""
+    """Have the client come back until it has a new session. It never gets past the record before that."""
     for _ in range(2):
         try:
             again = await comes_back(node, client)

@@ -33,8 +33,10 @@ server_round_robin = 1
 
 @contextlib.contextmanager
 def pgbouncer(dsn: str, mode: str, more: str = "") -> Iterator[str]:
-    """A PgBouncer before a database, for the time of a `with`, which gives the DSN through it. It hands out its
-    servers in turn. Without PgBouncer on this machine the test is skipped, except in CI."""
+    """Run a PgBouncer before a database in a `with` block, which gets the DSN through it.
+
+    It hands out its servers in turn. Without PgBouncer on this machine the test is skipped, except in CI.
+    """
     program = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
     if program is None:
         message = "pgbouncer is not on the path: apt-get install pgbouncer"

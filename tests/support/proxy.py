@@ -75,7 +75,11 @@ class Proxy:
             task.add_done_callback(self._tasks.discard)
 
     def _before(self, data: bytes, sink: asyncio.StreamWriter, other: asyncio.StreamWriter) -> None:
-        """Data is about to go to one end of a connection. The other end is where it comes from."""
+        """Look at data before it goes to one end of a connection.
+
+        :param sink: the end that gets the data.
+        :param other: the end that sent it.
+        """
 
     async def _pump(
         self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, other: asyncio.StreamWriter

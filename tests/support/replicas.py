@@ -24,8 +24,10 @@ REPLICATED = {
 
 @contextlib.contextmanager
 def client_programs() -> Iterator[Path]:
-    """Where pg_basebackup and the like are: with the server, else (its package may be of the server alone) in the
-    wheel."""
+    """The directory of pg_basebackup and similar programs.
+
+    They are with the server, or in the wheel if the server's package does not have them.
+    """
     server = EmbeddedPostgres()
     if server._given_bin and not (server._given_bin / "pg_dump").exists():
         server._given_bin = None
@@ -64,7 +66,7 @@ def copy_into(server: EmbeddedPostgres, source: EmbeddedPostgres, programs: Path
     at = ["-h", source.host, "-p", str(source.port), "-U", "postgres"]
     done = subprocess.run([*base, *at], check=False, capture_output=True, cwd="/", **server._account)
     assert done.returncode == 0, done.stderr.decode()
-    if standby:  # not by -R, which writes what only its own version knows
+    if standby:  # not by -R, which writes settings that only its own version knows
         (server._data / "standby.signal").touch()
         if server._account:
             os.chown(server._data / "standby.signal", server._account["user"], server._account["group"])
@@ -88,12 +90,12 @@ def _processes(server: EmbeddedPostgres) -> list[int]:
 
 
 def freeze(server: EmbeddedPostgres) -> None:
-    """From here on the server is silent. It closes nothing and answers nothing."""
+    """Make the server fall silent. It closes no connection and answers nothing."""
     for pid in _processes(server):  # the first process first: it makes no more children
         os.kill(pid, signal.SIGSTOP)
 
 
 def thaw(server: EmbeddedPostgres) -> None:
-    """Let a frozen server go on where it was."""
+    """Let a frozen server go on."""
     for pid in reversed(_processes(server)):
         os.kill(pid, signal.SIGCONT)
