@@ -135,9 +135,7 @@ async def test_an_event_that_was_sent_and_not_received_is_missed(start_node, db,
 
 
 @either_way
-async def test_a_client_that_missed_the_last_event_of_a_room_it_left_gets_a_new_session(
-    start_node, db, pg_dsn, whole
-):
+async def test_a_client_that_missed_the_last_event_before_it_left_gets_a_new_session(start_node, db, pg_dsn, whole):
     node = await start_node()
     async with node.client() as wire:
         await node.sio.enter_room(wire.sid, "left")
