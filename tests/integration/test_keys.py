@@ -328,7 +328,7 @@ async def test_an_emit_that_may_be_stored_is_sent_again_with_its_key(start_node,
 
 
 async def test_a_batch_with_keys_whose_answer_was_lost(start_store, db):
-    """Its rows in the log are fewer than its entries. Each gets its own outcome all the same."""
+    """It has fewer rows in the log than entries. Each entry still gets its own outcome."""
     store = await start_store()
     [(old, _)] = await append(store, keyed("0", "old"))
     await store.open()

@@ -100,7 +100,7 @@ def test_outcomes_of_a_batch():
 
 
 def test_outcomes_by_key_after_a_lost_answer():
-    """Of the events 11, 12 and 13 of a batch, two had keys. Others met keys, and the event of one of them is gone."""
+    """Two of the events 11, 12 and 13 had keys. Other entries met keys, and the event of one such key is gone."""
     events = [11, 12, 13]
     assert outcomes_by_key([13, 4, 11, 13, None], events) == [
         Written(13),
