@@ -583,3 +583,31 @@ async def test_an_epoch_that_an_older_snapshot_does_not_show_is_not_begun_twice(
             await app.execute("SELECT sio_emit('e')")
         await arrives_and_recovers(node, client)
     await app.close()
+
+
+async def test_an_emit_reads_no_offset_that_has_not_been_taken(store, db, pg_dsn):
+    """While a value is logged ahead, a SELECT from the sequence shows one that is up to 32 too high."""
+    taking, stop = await asyncpg.connect(pg_dsn), asyncio.Event()
+
+    async def take() -> None:
+        while not stop.is_set():
+            await taking.execute("SELECT count(nextval('sio_packets_offset_seq')) FROM generate_series(1, 20000)")
+
+    await store.emit()
+    task = asyncio.create_task(take())
+    await db.execute("""
+        CREATE FUNCTION pg_temp.too_high(tries integer) RETURNS bigint LANGUAGE plpgsql AS $$
+        DECLARE v_last bigint; v_count integer := 0;
+        BEGIN
+            FOR i IN 1..tries LOOP
+                v_last := sio_last_in_epoch();
+                IF v_last > pg_sequence_last_value('sio_packets_offset_seq') THEN
+                    v_count := v_count + 1;
+                END IF;
+            END LOOP;
+            RETURN v_count;
+        END $$""")
+    assert await db.fetchval("SELECT pg_temp.too_high(200000)") == 0
+    stop.set()
+    await task
+    await taking.close()

@@ -25,13 +25,17 @@ END $$;
 --
 -- Scripts that set every sequence to max(id) + 1 set it to 1 in a log that retention has emptied. Cursors are above that,
 -- so no node would ever see the appends that follow.
+--
+-- An emit calls this without the log's lock, while others take offsets. A SELECT from the sequence may then see a value
+-- that is up to 32 too high, which nextval() writes for the write-ahead log and takes back at once.
+-- pg_sequence_last_value() waits until it is taken back. It is null before the first nextval().
 CREATE FUNCTION sio.sio_last_in_epoch() RETURNS bigint
 LANGUAGE plpgsql STABLE AS $$
 BEGIN
     RETURN (
         SELECT o.last
         FROM sio.sio_marker m, sio.sio_log l,
-            (SELECT CASE WHEN is_called THEN last_value ELSE last_value - 1 END AS last
+            (SELECT coalesce(pg_sequence_last_value('sio.sio_packets_offset_seq'::regclass), last_value - 1) AS last
              FROM sio.sio_packets_offset_seq) o
         WHERE m.fingerprint = sio.sio_fingerprint() AND o.last - m.began_at BETWEEN 0 AND 1099511627774
           AND o.last >= l.floor);
