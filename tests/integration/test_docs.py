@@ -71,6 +71,7 @@ class Reader:
     def here(self, text: str, dsn: str | None = None) -> str:
         url = self.dsn.replace("postgresql://", "postgresql+asyncpg://")  # of SQLAlchemy
         text = text.replace("postgresql+asyncpg://app@localhost/app", url)
+        text = text.replace('("127.0.0.1", 8000)', '("127.0.0.1", 0)')  # others may have the port
         return text.replace("postgresql://app@localhost/app", dsn or self.dsn)
 
     async def python(self, text: str) -> None:
