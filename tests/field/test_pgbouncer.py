@@ -22,7 +22,7 @@ async def walk_through(mode: str, seed: int, pg_dsn: str, admin_dsn: str, recove
         options = {"dsn": dsn} if listens else {"dsn": dsn, "listen_dsn": pg_dsn}
         async with walking(seed, pg_dsn, [options] * 2) as walk:
             await go(walk, recoveries, admin_dsn)
-            async with walk.load(pause=0.01):
+            async with walk.load():
                 first.close()
                 await walk.broken()
                 more = f"{STARTUP}\nlisten_port = {conninfo_to_dict(dsn)['port']}"

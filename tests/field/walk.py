@@ -76,6 +76,8 @@ class Walk:
         self.app_dsn = app_dsn
         self._numbers = itertools.count(1)
         self._stopping = asyncio.Event()
+        self._disturbing = asyncio.Event()
+        self._disturbing.set()
         self._log = _Tracebacks()
 
     async def __aenter__(self) -> Self:
@@ -194,7 +196,8 @@ class Walk:
     async def _moves(self, dice: random.Random, pause: float) -> None:
         """Let clients come, go, change rooms, and be disconnected."""
         while not self._stopping.is_set():
-            await self.step(dice)
+            if self._disturbing.is_set():
+                await self.step(dice)
             await self._pause(dice, pause)
 
     async def step(self, dice: random.Random) -> None:
@@ -286,8 +289,13 @@ class Walk:
             await asyncio.sleep(0.02)
 
     async def healed(self) -> None:
-        """Wait until each node reports that it is healthy, and its events reach all clients."""
+        """Wait until each node reports that it is healthy, and its events reach all clients.
+
+        Emits go on meanwhile. Clients are left alone. On a busy machine they would be dropped faster than they come
+        back.
+        """
         reasons: list[str] = []
+        self._disturbing.clear()
         try:
             async with asyncio.timeout(HEAL_WAIT):
                 while reasons := [r for node in self.nodes if (r := (await node.manager.health()).reason)]:
@@ -300,6 +308,8 @@ class Walk:
                 f"the nodes are not back: {reasons or 'their events do not arrive'}, not connected: {missing}."
                 f" {self.report()}"
             ) from None
+        finally:
+            self._disturbing.set()
 
     async def mark(self, node: Node) -> None:
         """Emit an event for all clients, and wait until they have it.
