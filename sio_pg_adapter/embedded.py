@@ -266,7 +266,7 @@ class EmbeddedPostgres:
                 log.seek(0)
                 text = log.read().decode(errors="replace")[-4000:]
                 raise EmbeddedPostgresError(f"the embedded PostgreSQL did not start. Its log:\n{text}")
-            time.sleep(0.01)
+            time.sleep(0.01)  # the server announces nothing to a process that waits for it
 
     def _halt(self, signal_name: str) -> None:
         watcher, self._watcher = self._watcher, None

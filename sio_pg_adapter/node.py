@@ -287,7 +287,7 @@ class Node:
     async def _check_connections(self) -> None:
         """Check the connections of a process that only emits. It has none that listens, whose probe would do so."""
         while True:
-            await asyncio.sleep(PROBE_INTERVAL)
+            await asyncio.sleep(PROBE_INTERVAL)  # the pace of the probes
             await self.database.check_kept(PROBE_TIMEOUT)
 
     def _channels(self) -> list[str]:

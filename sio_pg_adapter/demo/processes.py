@@ -224,7 +224,7 @@ class Cluster:
                     async with database.connection() as connection:
                         with translated("a tick"):
                             self.head = await _emit_next(connection)
-                await asyncio.sleep(1 / EVENTS_PER_SECOND)
+                await asyncio.sleep(1 / EVENTS_PER_SECOND)  # the pace of the demo
         finally:
             await database.close()
 

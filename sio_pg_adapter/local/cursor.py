@@ -218,7 +218,7 @@ class Cursor:
                 self._ring.set()
             except Exception:  # the walk goes on: nothing else would ever be delivered on this node
                 logger.exception("the log cannot be read above offset %s, trying again", self.offset)
-                await asyncio.sleep(RETRY)
+                await asyncio.sleep(RETRY)  # as above
                 self._ring.set()
             self._reading = False
             notices, too_large = self._notices.take()

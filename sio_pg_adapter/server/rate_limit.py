@@ -37,4 +37,4 @@ class RateLimit:
     async def wait(self, pid: str) -> None:
         """Wait for the pid's turn."""
         if delay := self.delay(pid, time.monotonic()):
-            await asyncio.sleep(delay)
+            await asyncio.sleep(delay)  # until its turn comes

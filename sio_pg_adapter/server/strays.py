@@ -62,7 +62,7 @@ class Strays:
         strays = await self._sessions.held_here() - self._held()
         if not strays:
             return
-        await asyncio.sleep(SECOND_LOOK)
+        await asyncio.sleep(SECOND_LOOK)  # an open or a claim that is under way ends by then
         for stray in strays - self._held():
             logger.info("a session that no client holds is let go: the answer to its connect was lost")
             await self._sessions.release(stray, seconds=self._window, since=SECOND_LOOK)
