@@ -3,7 +3,8 @@
 Each command has a module of its own: :mod:`.migrate`, :mod:`.status`, :mod:`.tail`, :mod:`.emit` and :mod:`.prune`.
 ``status`` asks the nodes with :mod:`.ask_nodes` and prints with :mod:`.status_view`. ``migrate`` and ``status`` look
 at roles with :mod:`.rights`. ``tail`` reads with :mod:`.tail_records` and prints with :mod:`.tail_view`. All connect
-with :mod:`.connect` and print with :mod:`.terminal`. The demo is the package :mod:`sio_pg_adapter.demo`.
+with :mod:`.connect` and print with :mod:`.terminal`. The demo is the package :mod:`sio_pg_adapter.demo`,
+and ``check`` the module :mod:`sio_pg_adapter.check`.
 """
 
 from __future__ import annotations
@@ -124,6 +125,10 @@ def _parser() -> argparse.ArgumentParser:
     emit.add_argument("--skip-sid", metavar="SID", action="append", help="a client that does not get it (repeatable)")
 
     add("prune", "delete expired records and sessions once", database, json)
+
+    check = add("check", "compare what clients received in a run with what they were due", module="..check")
+    check.add_argument("history", metavar="HISTORY", help="a file that `sio-pg demo --history` or a test run wrote")
+    check.add_argument("--show", type=_count, default=20, metavar="N", help="show the first N findings (default: 20)")
 
     demo = add("demo", "show connection state recovery, without a database", module="..demo")
     demo.add_argument("--check", action="store_true", help="run the walk in the terminal, print its result, and exit")

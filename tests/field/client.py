@@ -11,7 +11,7 @@ import json
 import random
 from collections.abc import Callable
 
-from field.model import Life, Seen
+from sio_pg_adapter.demo.history import HistoryWriter, event_id
 from support.asgi_client import AsgiClient, Closed
 from support.chaos import number
 from support.nodes import Node
@@ -23,16 +23,27 @@ class FieldClient:
     :param name: its name in reports.
     :param rooms: the rooms that the nodes' ``connect`` handlers enter for it.
     :ivar choose: returns the node to connect to next.
-    :ivar lives: the events of each of its sessions. The last session goes on.
+    :param history: where it writes what it gets.
+    :ivar sids: the sids of its sessions. The last session goes on.
+    :ivar recoveries: how often it recovered its session.
     :ivar got: the numbers of all events that it got.
     """
 
-    def __init__(self, name: str, choose: Callable[[], Node], rooms: list[str], dice: random.Random) -> None:
+    def __init__(
+        self,
+        name: str,
+        choose: Callable[[], Node],
+        rooms: list[str],
+        dice: random.Random,
+        history: HistoryWriter,
+    ) -> None:
         self.name = name
-        self.lives: list[Life] = []
+        self.sids: list[str] = []
+        self.recoveries = 0
         self.got: set[int] = set()
         self.connected = asyncio.Event()
-        self.refusals: list[str] = []
+        self.refused = False
+        self.history = history
         self.choose = choose
         self._rooms = rooms
         self._dice = dice
@@ -47,7 +58,7 @@ class FieldClient:
 
     @property
     def sid(self) -> str | None:
-        return self.lives[-1].sid if self.lives else None
+        return self.sids[-1] if self.sids else None
 
     # -- what a walk does to it -----------------------------------------------------------------------------
     def drop(self) -> None:
@@ -78,7 +89,7 @@ class FieldClient:
 
     # -- a client ---------------------------------------------------------------------------------------------
     async def _run(self) -> None:
-        while not self.refusals:
+        while not self.refused:
             self._away.clear()
             wire = self._wire = AsgiClient(self.choose().sio)
             wire.patience = None
@@ -89,11 +100,12 @@ class FieldClient:
                 await asyncio.wait({reading, leaving}, return_when=asyncio.FIRST_COMPLETED)
             finally:
                 self.connected.clear()
+                self._write("disconnected")
                 for task in (reading, leaving):
                     task.cancel()
                 for result in await asyncio.gather(reading, leaving, return_exceptions=True):
                     if isinstance(result, Exception):
-                        self.refusals.append(f"{type(result).__name__}: {result}")
+                        self._refuse(f"{type(result).__name__}: {result}")
             await self._back.wait()
             await asyncio.sleep(self._dice.uniform(0.01, 0.15))  # its reconnection delay
 
@@ -109,20 +121,27 @@ class FieldClient:
         match packet[0]:
             case "0":
                 reply = json.loads(packet[1:])
-                if reply["pid"] != self._pid:
-                    self.lives.append(Life(reply["sid"], reply["pid"]))
-                    self._pid = reply["pid"]
-                elif reply["sid"] == self.sid:
-                    self.lives[-1].recovered.append(len(self.lives[-1].seen))
+                recovered = reply["pid"] == self._pid
+                self._write("connected", sid=reply["sid"], pid=reply["pid"], recovered=recovered)
+                if recovered:
+                    self.recoveries += 1
                 else:
-                    self.refusals.append("recovered, and with another sid")
+                    self.sids.append(reply["sid"])
+                    self._pid = reply["pid"]
                 self.connected.set()
             case "1":
-                self.lives[-1].ended = True
+                self.history.write("ended", sid=self.sid, by="a DISCONNECT packet")
                 raise Closed
             case "2":
-                _, n, *_, self._offset = json.loads(packet[1:])
-                self.lives[-1].seen.append(Seen(number(self._offset), n))
+                name, n, *_, self._offset = json.loads(packet[1:])
+                self._write("received", offset=number(self._offset), event=event_id(name, [n]))
                 self.got.add(n)
             case _:
-                self.refusals.append(f"it got {packet}")
+                self._refuse(f"it got {packet}")
+
+    def _refuse(self, reason: str) -> None:
+        self.refused = True
+        self._write("refused", reason=reason)
+
+    def _write(self, kind: str, **fields: object) -> None:
+        self.history.write(kind, client=self.name, **fields)

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from field.model import Log
 from field.servers import keep_sessions, query
 from field.walk import ROOMS, Walk
 from sio_pg_adapter import ConfigurationError, StoreUnavailable
@@ -28,11 +27,7 @@ async def walking(seed: int, dsn: str, managers: list[dict[str, Any]]) -> AsyncI
     async with Walk(seed, lambda: dsn) as walk:
         await walk.start(managers, clients=4)
         yield walk
-
-        async def logs() -> list[Log]:
-            return [await Log.read("the log", dsn)]
-
-        await walk.judge(logs)
+        await walk.judge(dsn)
 
 
 async def recover(walk: Walk, times: int) -> None:
@@ -41,13 +36,13 @@ async def recover(walk: Walk, times: int) -> None:
     async def recover_one(i: int, dice: random.Random) -> None:
         client = walk.clients[i]
         for _ in range(times // len(walk.clients) + 1):
-            before = len(client.lives[-1].recovered)
+            before = client.recoveries
             client.choose = lambda: dice.choice(walk.nodes)
             dice.choice([client.drop, client.vanish])()
             if dice.random() < 0.5:
                 await walk.nodes[0].sio.enter_room(client.sid, dice.choice(ROOMS))
                 await walk.nodes[1].sio.leave_room(client.sid, dice.choice(ROOMS))
-            while len(client.lives[-1].recovered) == before:
+            while client.recoveries == before:
                 await walk.emit(dice.choice(walk.nodes), room=dice.choice([None, *ROOMS]))
 
     dice = [random.Random(walk.dice.random()) for _ in walk.clients]

@@ -6,9 +6,9 @@ import asyncio
 
 import asyncpg
 
+from sio_pg_adapter.demo.history import KEEP
 from sio_pg_adapter.embedded import EmbeddedPostgres
 from sio_pg_adapter.migrate import upgrade
-from support.chaos import KEEP
 
 CONNECTIONS = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'app'"
 """Ends the connections of nodes and of the application."""

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 
-from field.model import Log
 from field.servers import CONNECTIONS, make_log, query, terminate
 from field.walk import Walk
 from sio_pg_adapter.embedded import EmbeddedPostgres
@@ -35,7 +34,7 @@ class Copies:
     def __init__(self, programs: Path, *, pooled: bool) -> None:
         self.pooled = pooled
         self.server, self.copy = prepared(REPLICATED), prepared(REPLICATED)
-        self.lost: list[Log] = []
+        self.lost = 0
         self.way = Proxy(self.server.dsn())
         self._programs = programs
 
@@ -61,14 +60,12 @@ class Copies:
         self.way.lead_to(self.copy.dsn())
         self.server, self.copy = self.copy, self.server
 
-    async def retire(self) -> None:
-        """Read the log of the server that was used before, and stop it."""
+    async def retire(self, walk: Walk) -> None:
+        """Write the log of the server that was used before, and stop it."""
         await terminate(self.copy)
-        self.lost.append(await Log.read(f"lost {len(self.lost)}", self.copy.admin_dsn("app")))
+        self.lost += 1
+        await walk.write_log(f"lost {self.lost}", self.copy.admin_dsn("app"))
         await asyncio.to_thread(shut_down, self.copy)
-
-    async def logs(self) -> list[Log]:
-        return [*self.lost, await Log.read("the log", self.server.admin_dsn("app"))]
 
     def stop(self) -> None:
         for server in (self.server, self.copy):
@@ -98,7 +95,7 @@ async def take_over(walk: Walk, copies: Copies) -> None:
         await asyncio.to_thread(copies.server.start)
         await walk.healed()
     await asyncio.to_thread(copies.copy.start)
-    await copies.retire()
+    await copies.retire(walk)
 
 
 def connections(node: Node) -> dict[str, int]:
@@ -135,7 +132,7 @@ async def two_primaries(walk: Walk, copies: Copies) -> None:
         copies.use_copy()
         await (cut_behind_pooler if copies.pooled else cut_one)(walk, copies)
         await walk.healed()
-    await copies.retire()
+    await copies.retire(walk)
 
 
 SCENARIOS = [restore, restore_files, two_primaries]
@@ -158,4 +155,4 @@ async def test_copies(seconds: float, seed: int, programs: Path, pooled: bool) -
                         scenario = scenarios.pop() if scenarios else walk.dice.choice(SCENARIOS)
                         walk.done[scenario.__name__] += 1
                         await scenario(walk, copies)
-                await walk.judge(copies.logs)
+                await walk.judge(copies.server.admin_dsn("app"))

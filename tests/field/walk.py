@@ -9,7 +9,7 @@ A scenario starts a walk, causes faults under its load, and judges the walk in t
             await walk.broken()  # each node reports it
             server.start()
             await walk.healed()  # each node is back by itself, and all clients hear it
-        await walk.judge(logs)
+        await walk.judge(server.dsn())
 
 The choices come from the seed. What happens between them depends on the machine, so a seed repeats the choices, not
 the run.
@@ -22,14 +22,16 @@ import contextlib
 import itertools
 import logging
 import random
+import shutil
+import tempfile
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from typing import Any, Self
 
 import asyncpg
 
 from field.client import FieldClient
-from field.model import Outcome, Verdict, judge
 from sio_pg_adapter import (
     AsyncPostgresManager,
     AsyncServer,
@@ -38,6 +40,8 @@ from sio_pg_adapter import (
     StoreUnavailable,
     emit_async,
 )
+from sio_pg_adapter.check import Outcome, Verdict, check_file
+from sio_pg_adapter.demo.history import HistoryWriter, event_id
 from sio_pg_adapter.store.failures import LOST
 from support.nodes import Node
 
@@ -69,10 +73,11 @@ class Walk:
         self.dice = random.Random(seed)
         self.nodes: list[Node] = []
         self.clients: list[FieldClient] = []
-        self.emits: dict[int, Outcome] = {}
+        self.path = Path(tempfile.mkdtemp(prefix="walk")) / "history.jsonl"
+        self.history = HistoryWriter(self.path, seed=seed)
+        self._stored: set[int] = set()
         self.done: Counter[str] = Counter()
         self.wrong: list[str] = []
-        self.lossy = False
         self.app_dsn = app_dsn
         self._numbers = itertools.count(1)
         self._stopping = asyncio.Event()
@@ -89,6 +94,7 @@ class Walk:
         for node in self.nodes:
             await node.sio.shutdown()
         logging.getLogger("sio_pg_adapter").removeHandler(self._log)
+        self.history.close()
 
     # -- nodes and clients ------------------------------------------------------------------------------------
     async def start(self, managers: list[dict[str, Any]], clients: int = 6) -> None:
@@ -97,7 +103,9 @@ class Walk:
             await self.start_node(**options)
         for i in range(clients):
             rooms = self.dice.sample(ROOMS, 2)
-            self.clients.append(FieldClient(f"client {i}", self._any_node, rooms, random.Random(self.dice.random())))
+            self.clients.append(
+                FieldClient(f"client {i}", self._any_node, rooms, random.Random(self.dice.random()), self.history)
+            )
         async with asyncio.timeout(HEAL_WAIT):
             for client in self.clients:
                 await client.connected.wait()
@@ -156,17 +164,22 @@ class Walk:
     async def emit(self, node: Node, **options: Any) -> int:
         """Emit the next number, and record the outcome."""
         n = next(self._numbers)
-        self.emits[n] = Outcome.OPEN
+        self.history.write("emit", event=event_id("e", [n]))
         data: Any = n
         if n % 25 == 0:  # too large for a notification, and sometimes for a record
             data = (n, "x" * (80_000 if n % 50 == 0 else 9_000))
         try:
             await node.sio.emit("e", data, **options)
         except StoreUnavailable as e:
-            self.emits[n] = Outcome.OPEN if e.may_be_stored else Outcome.NOT_STORED
+            self._answer(n, Outcome.UNKNOWN if e.may_be_stored else Outcome.NOT_STORED)
         else:
-            self.emits[n] = Outcome.STORED
+            self._answer(n, Outcome.STORED)
         return n
+
+    def _answer(self, n: int, outcome: Outcome) -> None:
+        self.history.write("answer", event=event_id("e", [n]), outcome=outcome.value)
+        if outcome is Outcome.STORED:
+            self._stored.add(n)
 
     def _options(self, dice: random.Random) -> dict[str, Any]:
         match dice.choice(["all", "room", "room", "rooms", "direct", "skip"]):
@@ -225,13 +238,14 @@ class Walk:
                     await self._kick(node, client)
 
     async def _kick(self, node: Node, client: FieldClient) -> None:
-        life = client.lives[-1]
+        sid = client.sid
         try:
-            await node.sio.disconnect(life.sid)
+            await node.sio.disconnect(sid)
         except StoreUnavailable as e:
-            life.ended = life.ended or e.may_be_stored
+            if e.may_be_stored:
+                self.history.write("ended", sid=sid, by="a disconnect() whose outcome is unknown")
             raise
-        life.ended = True
+        self.history.write("ended", sid=sid, by="disconnect()")
 
     async def _transactions(self, dice: random.Random, pause: float) -> None:
         """Emit in transactions of the application, and roll some of them back."""
@@ -250,16 +264,16 @@ class Walk:
         """Emit in a transaction. Commit it, or roll it back."""
         n = next(self._numbers)
         self.done["transaction"] += 1
-        self.emits[n] = Outcome.NOT_STORED
+        self._answer(n, Outcome.NOT_STORED)  # until it may be committed
         transaction = connection.transaction()
         await transaction.start()
         await emit_async(connection, "e", n, **self._options(dice))
         if dice.random() < 0.2:
             await transaction.rollback()
             return
-        self.emits[n] = Outcome.OPEN
+        self._answer(n, Outcome.UNKNOWN)
         await transaction.commit()
-        self.emits[n] = Outcome.STORED
+        self._answer(n, Outcome.STORED)
 
     # -- health -----------------------------------------------------------------------------------------------
     async def broken(self, *nodes: Node) -> None:
@@ -318,53 +332,49 @@ class Walk:
         """
         waiting = self.clients
         while waiting:
-            lives = {client: len(client.lives) for client in waiting}
+            sessions = {client: len(client.sids) for client in waiting}
             n = await self.emit(node)
             while waiting := [client for client in waiting if n not in client.got]:
-                if (
-                    any(len(client.lives) > lives[client] for client in waiting)
-                    or self.emits[n] is not Outcome.STORED
-                ):
+                if any(len(client.sids) > sessions[client] for client in waiting) or n not in self._stored:
                     break
                 await asyncio.sleep(0.01)
 
     @contextlib.asynccontextmanager
     async def losing_commits(self) -> AsyncIterator[None]:
         """Allow for lost commits in this block, after which clients get new sessions."""
-        first = [max(0, len(client.lives) - 1) for client in self.clients]
-        self.lossy = True
+        self.history.write("fault", what="commits may be lost", loses=True)
         yield
-        for client, i in zip(self.clients, first, strict=True):
-            for life in client.lives[i:]:
-                life.lossy = True
+        self.history.write("fault", what="no commit is lost any more", loses=False)
 
     # -- the end ------------------------------------------------------------------------------------------------
-    async def judge(self, logs: Callable[[], Any]) -> Verdict:
+    async def judge(self, dsn: str) -> Verdict:
         """Wait until all is quiet, and judge.
 
-        :param logs: reads the logs. The last one is that of the server that is used in the end.
+        :param dsn: the database that is used in the end.
         """
         await self.healed()
-        verdict = judge(
-            {client.name: client.lives for client in self.clients}, self.emits, await logs(), lossy=self.lossy
-        )
-        verdict.wrong += self.wrong + self._log.lines
-        verdict.wrong += [f"{client.name}: {reason}" for client in self.clients for reason in client.refusals]
-        print(self.report(verdict))
-        assert not verdict.wrong, self.report(verdict)
-        assert verdict.deliveries and verdict.recoveries, self.report(verdict)
+        await self.write_log("the log", dsn)
+        self.history.close()
+        verdict = check_file(self.path)
+        report = f"{self.report()}\n{verdict.report()}\n{self.path}"
+        print(report)
+        assert not verdict.findings, report
+        wrong = self.wrong + self._log.lines
+        assert not wrong, wrong
+        assert verdict.deliveries and verdict.recoveries, report
+        shutil.rmtree(self.path.parent)
         return verdict
 
-    def report(self, verdict: Verdict | None = None) -> str:
-        lines = [f"seed {self.seed}", f"did {dict(self.done)}"]
-        if verdict is not None:
-            lines += [
-                f"{verdict.deliveries} deliveries, {verdict.recoveries} recoveries",
-                f"{verdict.new_sessions} new sessions, {verdict.lost_emits} emits lost with their log",
-                f"emits {dict(verdict.outcomes)}",
-                *verdict.wrong[:40],
-            ]
-        return "\n".join(lines)
+    async def write_log(self, name: str, dsn: str) -> None:
+        """Write the log of a database on which nothing is going on."""
+        connection = await asyncpg.connect(dsn)
+        try:
+            await self.history.write_log(connection, name)
+        finally:
+            await connection.close()
+
+    def report(self) -> str:
+        return f"seed {self.seed}, did {dict(self.done)}"
 
 
 class _Tracebacks(logging.Handler):

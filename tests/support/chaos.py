@@ -1,24 +1,26 @@
-"""``Chaos``: all faults at once, and a model of what each client must receive.
+"""``Chaos``: all faults at once, and a history of what each client received.
 
-Clients, nodes and PostgreSQL are disturbed at random while events of every kind are emitted. The model is the log
-itself. An emit that raised may be in it or not, and each record was due to the members of its rooms at its offset.
+Clients, nodes and PostgreSQL are disturbed at random while events of every kind are emitted. ``sio-pg check`` judges
+the history.
 """
 
 from __future__ import annotations
 
 import asyncio
 import base64
-import bisect
 import collections
 import contextlib
 import random
 import re
 import time
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 import asyncpg
 
+from sio_pg_adapter import emit_async
+from sio_pg_adapter.check import Outcome
+from sio_pg_adapter.demo.history import KEEP, HistoryWriter, event_id
 from sio_pg_adapter.embedded import EmbeddedPostgres
 from support.js_driver import JSClient, JSDriver, Message
 from support.node_process import ControlError, NodeError, NodeProcess
@@ -26,50 +28,22 @@ from support.node_process import ControlError, NodeError, NodeProcess
 ROOMS = [f"room-{i}" for i in range(6)]
 SETTLE = 90.0  # seconds until all must have come to rest
 
-# Sessions that end take their rooms along; the model wants to know them all the same.
-KEEP = """
-    CREATE TABLE chaos_sessions (LIKE sio_sessions);
-    CREATE TABLE chaos_rooms (LIKE sio_rooms);
-    CREATE FUNCTION chaos_keep_session() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS
-        $$ BEGIN INSERT INTO public.chaos_sessions SELECT OLD.*; RETURN OLD; END $$;
-    CREATE FUNCTION chaos_keep_room() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS
-        $$ BEGIN INSERT INTO public.chaos_rooms SELECT OLD.*; RETURN OLD; END $$;
-    CREATE TRIGGER chaos_keep BEFORE DELETE ON sio_sessions FOR EACH ROW EXECUTE FUNCTION chaos_keep_session();
-    CREATE TRIGGER chaos_keep BEFORE DELETE ON sio_rooms FOR EACH ROW EXECUTE FUNCTION chaos_keep_room();
-"""
-
 
 def number(offset: str) -> int:
     """The number in an offset as clients have it."""
     return int.from_bytes(base64.urlsafe_b64decode(offset + "==")[:8], "big")
 
 
-@dataclass
-class Life:
-    """The events that a client saw in one session."""
-
-    sid: str
-    pid: str
-    got: list[int] = field(default_factory=list)  # offsets, in the order of arrival
-    recovered: int = 0
-    at: float = field(default_factory=time.time)
-
-
 class ChaosClient:
-    def __init__(self, client: JSClient) -> None:
+    def __init__(self, client: JSClient, history: HistoryWriter) -> None:
         self.client = client
-        self.lives: list[Life] = []
+        self.history = history
+        self.sid: str | None = None
         self.connected = False
-        self.refusals: list[str] = []
-        self.ended: set[str] = set()  # sids that its own DISCONNECT packet ended
+        self.received = 0
         self.marks: set[str] = set()
-        self.state: Message = {}  # in the end
         self.news = asyncio.Condition()
         self.task = asyncio.create_task(self._follow(), name=f"chaos {client.name}")
-
-    @property
-    def sid(self) -> str | None:
-        return self.lives[-1].sid if self.lives else None
 
     async def _follow(self) -> None:
         while True:
@@ -82,19 +56,22 @@ class ChaosClient:
         match message["type"]:
             case "connect":
                 self.connected = True
-                if message["recovered"]:
-                    assert message["sid"] == self.lives[-1].sid, "recovered, and another sid"
-                    self.lives[-1].recovered += 1
-                else:
-                    self.lives.append(Life(message["sid"], message["pid"]))
+                self.sid = message["sid"]
+                self.write("connected", **{key: message[key] for key in ("sid", "pid", "recovered")})
             case "disconnect":
                 self.connected = False
+                self.write("disconnected", reason=message["reason"])
             case "connect_error" if message["final"]:
-                self.refusals.append(message["message"])
+                self.write("refused", reason=message["message"])
             case "event":
-                self.lives[-1].got.append(number(message["offset"]))
+                args = message["args"]
+                self.received += 1
+                self.write("received", offset=number(message["offset"]), event=event_id(message["name"], args))
                 if message["name"] == "end":
-                    self.marks.add(message["args"][0])
+                    self.marks.add(args[0])
+
+    def write(self, kind: str, **fields: Any) -> None:
+        self.history.write(kind, client=self.client.name, **fields)
 
     async def until(self, true: Any, timeout: float) -> bool:
         try:
@@ -105,34 +82,41 @@ class ChaosClient:
         return True
 
 
-@dataclass
-class Verdict:
-    deliveries: int = 0
-    lost: list[str] = field(default_factory=list)
-    doubled: list[str] = field(default_factory=list)
-    inverted: list[str] = field(default_factory=list)
-    not_due: list[str] = field(default_factory=list)
-    fresh: dict[str, int] = field(default_factory=collections.Counter)
-    unexplained: list[str] = field(default_factory=list)
-    recovered: int = 0
-
-    @property
-    def wrong(self) -> list[str]:
-        return [*self.lost, *self.doubled, *self.inverted, *self.not_due, *self.unexplained]
-
-
 class Chaos:
-    def __init__(self, server: EmbeddedPostgres, dsn: str, js: JSDriver, seed: int) -> None:
-        self.server, self.dsn, self.js = server, dsn, js
+    """A run.
+
+    :param server: the PostgreSQL server that is restarted.
+    :param dsn: the database for the nodes, also after a failover.
+    :param history: where it is written.
+    :param seed: the seed of the choices. The run itself also depends on the machine.
+    :param fail_over: lets a standby take over and returns it, if there is one.
+    """
+
+    def __init__(
+        self,
+        server: EmbeddedPostgres,
+        dsn: str,
+        js: JSDriver,
+        seed: int,
+        history: HistoryWriter,
+        fail_over: Callable[[], Awaitable[EmbeddedPostgres]] | None = None,
+    ) -> None:
+        self.server, self.dsn, self.js, self.history = server, dsn, js, history
         self.random = random.Random(seed)
         self.nodes: list[NodeProcess] = []
         self.urls: list[str] = []
         self.clients: list[ChaosClient] = []
         self.done: dict[str, int] = collections.Counter()
-        self.emitted: dict[str, int] = collections.Counter()
+        self.failed: dict[str, int] = collections.Counter()
         self.logs: list[str] = []
+        self._fail_over = fail_over
         self._stop = asyncio.Event()
         self._numbers = iter(range(1, 1 << 40))
+
+    @property
+    def deliveries(self) -> int:
+        """The number of events that clients have received."""
+        return sum(one.received for one in self.clients)
 
     # -- set up ------------------------------------------------------------------------------------------------
     def _node(self, port: int = 0) -> NodeProcess:
@@ -162,7 +146,7 @@ class Chaos:
                 version=("4-8", "4-7", "4-6")[i % 3],
                 options={"transports": transports, "timeout": 5000},
             )
-            self.clients.append(ChaosClient(client))
+            self.clients.append(ChaosClient(client, self.history))
             await client.do("connect")
         for one in self.clients:
             assert await one.until(lambda one=one: one.connected, SETTLE)
@@ -172,7 +156,7 @@ class Chaos:
 
     @contextlib.asynccontextmanager
     async def database(self) -> Any:
-        connection = await asyncpg.connect(self.dsn)
+        connection = await asyncpg.connect(self.server.dsn())
         try:
             yield connection
         finally:
@@ -191,12 +175,18 @@ class Chaos:
         self.logs.append(node.stderr())
 
     # -- the run -------------------------------------------------------------------------------------------------
-    async def run(self, seconds: float) -> None:
-        emitters = [asyncio.create_task(self._emit(i), name=f"chaos emitter {i}") for i in range(4)]
-        faults = [asyncio.create_task(f(), name=f"chaos {f.__name__}") for f in (self._disturb, self._break)]
-        await asyncio.wait([*emitters, *faults], timeout=seconds, return_when=asyncio.FIRST_EXCEPTION)
+    async def run(self, over: Coroutine[Any, Any, Any], writers: int = 1) -> None:
+        """Disturb all until a coroutine returns, then wait until all clients have come to rest.
+
+        :param over: the coroutine.
+        :param writers: the number of tasks that emit in transactions of the application.
+        """
+        tasks = [self._emit() for _ in range(4)] + [self._write() for _ in range(writers)]
+        tasks += [self._disturb(), self._break(), over]
+        running = [asyncio.create_task(task, name=f"chaos {task.__name__}") for task in tasks]
+        await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
         self._stop.set()
-        await asyncio.gather(*emitters, *faults)
+        await asyncio.gather(*running)
         await self._settle()
 
     async def _pause(self, low: float, high: float) -> None:
@@ -209,14 +199,49 @@ class Chaos:
             await self.random.choice(self.nodes).control(op, **options)
         except (ControlError, NodeError, ConnectionError, asyncio.IncompleteReadError) as e:
             kind = e.kinds[0] if isinstance(e, ControlError) else type(e).__name__
-            self.emitted[f"{op}: {kind}"] += 1
+            self.failed[f"{op}: {kind}"] += 1
             return False
         return True
+
+    async def _write(self) -> None:
+        """Emit in transactions of the application, and roll some of them back."""
+        while not self._stop.is_set():
+            with contextlib.suppress(OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+                async with self.database() as connection:
+                    while not self._stop.is_set():
+                        await self._transaction(connection)
+                        await self._pause(0, 0.1)
+            await self._pause(0.1, 0.5)  # the database is away
+
+    async def _transaction(self, connection: asyncpg.Connection) -> None:
+        n = next(self._numbers)
+        self.history.write("emit", event=event_id("e", [n]))
+        outcome = Outcome.NOT_STORED
+        try:
+            transaction = connection.transaction()
+            await transaction.start()
+            await emit_async(connection, "e", n, room=self.random.choice([None, *ROOMS]))
+            if self.random.random() < 0.2:
+                await transaction.rollback()
+                return
+            outcome = Outcome.UNKNOWN
+            await transaction.commit()
+            outcome = Outcome.STORED
+        finally:
+            self.history.write("answer", event=event_id("e", [n]), outcome=outcome.value)
+
+    async def _emit_event(self, event: str, data: Any, **options: Any) -> bool:
+        """Emit, and write the outcome. If it failed, the event may be in the log all the same."""
+        name = event_id(event, data if isinstance(data, tuple) else [data])
+        self.history.write("emit", event=name)
+        stored = await self._control("emit", event=event, data=data, **options)
+        self.history.write("answer", event=name, outcome="stored" if stored else "unknown")
+        return stored
 
     def _sid(self) -> str | None:
         return self.random.choice(self.clients).sid
 
-    async def _emit(self, emitter: int) -> None:
+    async def _emit(self) -> None:
         while not self._stop.is_set():
             data: Any = next(self._numbers)
             options: dict[str, Any] = {}
@@ -237,8 +262,7 @@ class Chaos:
                 case "large":
                     data = (data, "x" * self.random.choice([7_400, 9_000, 70_000]))
                     options["room"] = self.random.choice(ROOMS)
-            if await self._control("emit", event="e", data=data, **options):
-                self.emitted[what] += 1
+            await self._emit_event("e", data, **options)
             await self._pause(0, 0.05)
 
     async def _disturb(self) -> None:
@@ -264,7 +288,7 @@ class Chaos:
                     await self._control("disconnect", sid=one.sid)
                     asyncio.get_running_loop().call_later(0.2, asyncio.ensure_future, one.client.do("connect"))
                 case "quit" if one.connected and one.sid:
-                    one.ended.add(one.sid)
+                    self.history.write("ended", sid=one.sid, by="its client")
                     await one.client.do("disconnect")
                     await one.client.do("connect")
             await self._pause(0.02, 0.25)
@@ -285,8 +309,12 @@ class Chaos:
             await self._pause(1, 3)
             if self._stop.is_set():
                 return
-            what = self.random.choices(["kill", "listeners", "backends", "restart", "terminate"], [4, 4, 2, 2, 2])[0]
+            whats = {"kill": 4, "listeners": 4, "backends": 2, "restart": 2, "terminate": 2, "failover": 1}
+            if self._fail_over is None:
+                del whats["failover"]
+            what = self.random.choices(list(whats), list(whats.values()))[0]
             self.done[what] += 1
+            self.history.write("fault", what=what)
             match what:
                 case "kill" | "terminate":
                     await self._replace(self.random.randrange(len(self.nodes)), what)
@@ -300,6 +328,9 @@ class Chaos:
                         )
                 case "restart":
                     await asyncio.to_thread(self.server.restart, "fast")
+                case "failover":
+                    assert self._fail_over is not None
+                    self.server = await self._fail_over()
 
     async def _replace(self, i: int, how: str) -> None:
         node = self.nodes[i]
@@ -315,11 +346,9 @@ class Chaos:
     async def _settle(self) -> None:
         mark = f"mark-{time.time()}"
         async with asyncio.timeout(SETTLE):
-            while not await self._control("emit", event="end", data=mark):
+            while not await self._emit_event("end", mark):
                 await asyncio.sleep(0.1)
         await asyncio.gather(*(self._come_to_rest(one, mark) for one in self.clients))
-        for one in self.clients:
-            one.state = await one.client.state()
 
     async def _come_to_rest(self, one: ChaosClient, mark: str) -> None:
         """Until it has the last event; a late kick leaves it disconnected, and a fresh session may not be due it."""
@@ -328,93 +357,14 @@ class Chaos:
         if not await one.until(lambda: mark in one.marks, SETTLE / 3):
             await one.client.do("connect")
             if not await one.until(lambda: one.connected, SETTLE / 3):
-                one.refusals.append(f"not connected in the end: {await one.client.state()}")
+                one.write("refused", reason=f"not connected in the end: {await one.client.state()}")
 
-    # -- the model -----------------------------------------------------------------------------------------------
-    async def judge(self) -> Verdict:
-        async with self.database() as c:
-            packets = await c.fetch(
-                "SELECT \"offset\", coalesce(rooms, ARRAY[room]) AS rooms, coalesce(skip_sids, '{}') AS skips"
-                ' FROM sio_packets WHERE kind = 0 ORDER BY "offset"'
-            )
-            kicked = {r["sid"] for r in await c.fetch("SELECT sid FROM sio_packets WHERE kind = 5")}
-            both = "(SELECT * FROM {0} UNION ALL SELECT * FROM {1})"
-            sessions = both.format("sio_sessions", "chaos_sessions")
-            starts = {
-                r["sid"]: r["start_offset"] for r in await c.fetch(f"SELECT sid, start_offset FROM {sessions} x")
-            }
-            spans: dict[str, list[tuple[str, int, int | None]]] = collections.defaultdict(list)
-            for r in await c.fetch(
-                f"SELECT s.sid, r.room, r.joined_at, r.left_at FROM {both.format('sio_rooms', 'chaos_rooms')} r"
-                f" JOIN {both.format('sio_sessions', 'chaos_sessions')} s ON s.id = r.session"
-            ):
-                spans[r["sid"]].append((r["room"], r["joined_at"], r["left_at"]))
-            assert await c.fetchval("SELECT floor FROM sio_log") == 0, (
-                "the log was trimmed: the model knows too little"
-            )
-        verdict = Verdict()
-        for one in self.clients:
-            for i, life in enumerate(one.lives):
-                last = life is one.lives[-1]
-                due = [p["offset"] for p in packets if _due(p, life.sid, starts.get(life.sid), spans[life.sid])]
-                self._compare(verdict, one, life, due, whole=last and life.sid not in kicked | one.ended)
-                if i:
-                    self._explain(verdict, one, one.lives[i - 1], kicked)
-            verdict.unexplained += [f"{one.client.name} was refused: {message}" for message in one.refusals]
-        return verdict
+    async def write_log(self) -> None:
+        """Write the log at the end of the history."""
+        async with self.database() as connection:
+            await self.history.write_log(connection)
 
-    def _compare(self, verdict: Verdict, one: ChaosClient, life: Life, due: list[int], *, whole: bool) -> None:
-        where = f"{one.client.name} {life.sid}"
-        verdict.deliveries += len(life.got)
-        verdict.recovered += life.recovered
-        due_set = set(due)
-        seen: set[int] = set()
-        highest = 0
-        for offset in life.got:
-            if offset in seen:
-                verdict.doubled.append(f"{where}: {offset} doubled")
-            elif offset < highest:
-                verdict.inverted.append(f"{where}: {offset} after {highest}")
-            if offset not in due_set:
-                verdict.not_due.append(f"{where}: {offset} was not due")
-            seen.add(offset)
-            highest = max(highest, offset)
-        upto = len(due) if whole else bisect.bisect_left(due, highest)
-        lost = [offset for offset in due[:upto] if offset not in seen]
-        if lost:
-            gap = "it got nothing later" if lost[0] > highest else f"it got others up to {highest}"
-            verdict.lost.append(f"{where}: lost {len(lost)} of {len(due)}, {lost[:10]}; {gap}; {one.state}")
-
-    def _explain(self, verdict: Verdict, one: ChaosClient, former: Life, kicked: set[str]) -> None:
-        if former.sid in kicked:
-            verdict.fresh["disconnected by the server"] += 1
-        elif former.sid in one.ended:
-            verdict.fresh["left by itself"] += 1
-        else:
-            verdict.fresh["no rule"] += 1
-            verdict.unexplained.append(f"{one.client.name} {former.sid}: a fresh session for no reason")
-
-    def report(self, verdict: Verdict) -> str:
-        said = collections.Counter(re.findall(r"a fresh session: .*|not recovered: .*", "\n".join(self.logs)))
-        lines = [
-            f"did {dict(self.done)}",
-            f"emits {dict(self.emitted)}",
-            f"deliveries {verdict.deliveries}, recovered {verdict.recovered} times",
-            f"lost {len(verdict.lost)}, doubled {len(verdict.doubled)}, inverted {len(verdict.inverted)}",
-            f"not due {len(verdict.not_due)}",
-            f"fresh sessions {dict(verdict.fresh)}; the nodes said {dict(said)}",
-            *verdict.wrong[:40],
-        ]
-        return "\n".join(lines)
-
-
-def _due(packet: Any, sid: str, start: int | None, spans: list[tuple[str, int, int | None]]) -> bool:
-    offset = packet["offset"]
-    if start is None or offset <= start or sid in packet["skips"]:
-        return False
-    rooms = packet["rooms"]
-    return (
-        "" in rooms
-        or sid in rooms
-        or any(room in rooms and a < offset and (b is None or offset < b) for room, a, b in spans)
-    )
+    def report(self) -> str:
+        logs = "\n".join(self.logs)
+        said = collections.Counter(re.findall(r"a fresh session: .*|not recovered: .*", logs))
+        return f"did {dict(self.done)}\nfailed {dict(self.failed)}\nthe nodes said {dict(said)}"
