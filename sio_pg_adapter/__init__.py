@@ -33,6 +33,7 @@ from .rooms import (
 )
 from .server.namespace import AsyncNamespace
 from .server.server import AsyncServer
+from .sync_client import Client, SimpleClient
 
 __all__ = [
     "AsyncClient",
@@ -40,6 +41,7 @@ __all__ = [
     "AsyncPostgresManager",
     "AsyncServer",
     "AsyncSimpleClient",
+    "Client",
     "ConfigurationError",
     "ConnectionStateRecovery",
     "HandlerFailed",
@@ -52,6 +54,7 @@ __all__ = [
     "RemoteSocket",
     "SchemaMismatch",
     "SessionConflict",
+    "SimpleClient",
     "SioPgError",
     "StoreUnavailable",
     "StoredEvent",
