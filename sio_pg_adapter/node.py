@@ -370,7 +370,7 @@ class Node:
             return "the node is checking which log the server has"
         for name, kept in (("writer", database.writer), ("reader", database.reader)):
             if kept.fault:
-                return f"{name}: {kept.fault.removesuffix(' (nothing was stored)')}"
+                return f"{name}: {kept.fault}"
         if self._follows and self.cursor.lag:
             return f"the cursor is {self.cursor.lag} offsets behind the log"
         return ""

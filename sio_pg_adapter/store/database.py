@@ -163,7 +163,7 @@ class Database:
         """
         name = {"application_name": "sio_pg_adapter"}
         try:
-            with connecting("a pool", self._option):
+            with connecting(self._option):
                 connection = await self._address.connect(
                     asyncpg.connect, CONNECT_TIMEOUT, statement_cache_size=0, server_settings=name
                 )
@@ -198,9 +198,8 @@ class Database:
 
     async def acquire(self, purpose: str = "a query") -> Connection:
         if self._pool is None:
-            raise StoreUnavailable(f"no connection for {purpose}: closed")
-        may_be_stored = None if purpose == "reader" else False
-        with translated(f"connecting to PostgreSQL for {purpose}", may_be_stored=may_be_stored):
+            raise StoreUnavailable(f"no connection for {purpose}: closed", may_be_stored=None)
+        with translated("connecting to PostgreSQL", may_be_stored=None):
             return await self._pool.acquire(timeout=CONNECT_TIMEOUT)
 
     async def release(self, connection: Connection) -> None:
@@ -260,7 +259,7 @@ class Database:
         """
         connection = await self.fit_connection(purpose)
         try:
-            with translated(f"connecting to PostgreSQL for {purpose}"):
+            with translated("connecting to PostgreSQL", may_be_stored=None):
                 await self._keep_alive(connection)
         except BaseException:  # cancelled, too: it is closed
             await self.discard(connection)
@@ -283,11 +282,11 @@ class Database:
         """
         if not self.must_fit:
             return
-        with translated(f"connecting to PostgreSQL for {purpose}"):
+        with translated("connecting to PostgreSQL", may_be_stored=None):
             fitness = await fitness_of(connection, self.queries)
         fitness.check_isolation()
         if fault := fitness.fault():
-            raise UnfitConnection(f"connecting to PostgreSQL for {purpose}: {fault}")
+            raise UnfitConnection(f"connecting to PostgreSQL: {fault}", may_be_stored=None)
         check_range(fitness.version or 0, fitness.compatible or 0, self.schema)
         if self.server is None and (self.settled or purpose == "reader"):
             self.server, self.channel = fitness.server, fitness.channel or ""
@@ -297,8 +296,9 @@ class Database:
                 await asyncio.wait({deciding}, timeout=CHECK_WAIT)
         if not self._serves(fitness.server, purpose):
             raise UnfitConnection(
-                f"connecting to PostgreSQL for {purpose}: this is another server than that of the other connections. "
-                "Check the hosts of the DSN, of listen_dsn and of the pooler"
+                "connecting to PostgreSQL: this is another server than that of the other connections. "
+                "Check the hosts of the DSN, of listen_dsn and of the pooler",
+                may_be_stored=None,
             )
 
     def _serves(self, server: str, purpose: str) -> bool:
@@ -371,7 +371,7 @@ class Database:
                 await self.discard(connection)
                 raise
             return connection, True
-        with connecting("LISTEN", self._option if self._listen_dsn is None else "listen_dsn"):
+        with connecting(self._option if self._listen_dsn is None else "listen_dsn"):
             settings = {"application_name": "sio_pg_adapter listen"}
             connection = await self._listen_address.connect(
                 asyncpg.connect,
@@ -393,7 +393,7 @@ class Database:
         async def notify(channel: str) -> None:
             await self.fetch("notify", [channel], [""])
 
-        with translated("LISTEN"):
+        with translated("LISTEN", may_be_stored=None):
             if not await hides_backend(connection) or await can_listen(connection, notify):
                 return
         raise PoolerBetween(
