@@ -174,8 +174,8 @@ def test_the_diff_of_an_example_is_the_one_that_made_it(tmp_path, name, files):
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    for name in files:
-        text = (example / name).read_text(encoding="utf-8")
-        assert not re.search(r"sio[._]|socketio|version_locations", text), name
-        if name.endswith(".py"):
-            compile(text, name, "exec")
+    for file in files:
+        text = (example / file).read_text(encoding="utf-8")
+        assert not re.search(r"sio[._]|socketio|version_locations", text), file
+        if file.endswith(".py"):
+            compile(text, file, "exec")
