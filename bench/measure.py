@@ -210,14 +210,14 @@ async def _storm(bench: Bench, peer: Peer, count: int) -> Figures:
             await others.ask("pace", room="bench", **{"from": "a", "to": "none"}, every_ms=missed_ms)
             answer = await during
             aside, away = await others.ask("paced", room="aside"), await others.ask("paced", room="bench")
-            return percentile(aside["found"], 0.99), away["sent"], answer
+            arrived = await load.ask("arrived", group="all", count=away["sent"] * count, timeout_ms=5_000)
+            return percentile(aside["found"], 0.99), away["sent"] * count - arrived["count"], answer
 
         quiet, *_ = await paced(asyncio.sleep(bench.sizes.quiet_seconds))
         await node.ask("stall")
         before = cluster.cpu()[0]
-        p99, sent, found = await paced(load.ask("storm", group="all"))
+        p99, lost, found = await paced(load.ask("storm", group="all"))
         stall, cpu = await node.ask("stall"), cluster.cpu()[0] - before
-        arrived = await load.ask("arrived", group="all", count=sent * count, timeout_ms=5_000)
     return {
         "ms": found["ms"] if found["back"] == count else None,
         "median ms": found["median_ms"],
@@ -228,7 +228,7 @@ async def _storm(bench: Bench, peer: Peer, count: int) -> Figures:
         "p99 / quiet": p99 / quiet,
         "missing": count - found["back"],
         "recovered": found["recovered"] if peer.recovers else None,
-        "lost": sent * count - arrived["count"] if peer.recovers else None,
+        "lost": lost if peer.recovers else None,
         "CPU s": cpu,
     }
 
