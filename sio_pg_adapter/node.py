@@ -64,6 +64,10 @@ REPLAY_MARGIN = 120.0
 HEAD_WAIT = 2.0
 """How long a record that is in the log may take to be applied before the node is behind, in seconds."""
 
+SESSIONS_AT_ONCE = 50
+"""How many sessions are claimed or opened at a time. When thousands of clients come back at once, a batch of their
+claims would hold the log's lock for long, and its answer the event loop. All emits would wait for both."""
+
 LEAVE_WAIT = 5.0
 """How long a stop waits for the database when the node leaves the cluster, in seconds."""
 
@@ -149,6 +153,7 @@ class Node:
         # what is on its way
         self.tasks = Tasks()
         self.handover = Handover()
+        self.turns = asyncio.Semaphore(SESSIONS_AT_ONCE)
 
         # the log
         self.epochs = Epochs(database)

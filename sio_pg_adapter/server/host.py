@@ -35,6 +35,8 @@ class Host:
         self.reason = sio.reason
         self.frames = FrameMaker(sio.packet_class)
         self.counters = manager.counters
+        self._last_handler: tuple[Any, int] = (None, 0)
+        self._last_takes_auth = True
 
     async def node(self) -> Node:
         """Return the node, started at the first use.
@@ -80,13 +82,20 @@ class Host:
         handler, leading = upstream.connect_handler(self._sio, namespace)
         if handler is None:
             return True
-        try:
-            inspect.signature(handler).bind(*[None] * (leading + 3))
-        except TypeError:
-            return False
-        except ValueError:  # a callable without a signature
-            return True
+        if self._last_handler != (handler, leading):  # most servers have one, and reading a signature takes long
+            self._last_handler, self._last_takes_auth = (handler, leading), _takes(handler, leading + 3)
+        return self._last_takes_auth
+
+
+def _takes(handler: Callable[..., Any], count: int) -> bool:
+    """Whether a function can be called with so many arguments."""
+    try:
+        inspect.signature(handler).bind(*[None] * count)
+    except TypeError:
+        return False
+    except ValueError:  # a callable without a signature
         return True
+    return True
 
 
 async def hang_up(host: Host, eio_sid: str) -> None:
