@@ -80,6 +80,7 @@ class Health:
     :ivar listener: ``"listening"``, ``"reconnecting"`` or ``"stopped"``.
     :ivar sessions: sessions that are held by clients of this node.
     :ivar reason: why it is not ok, in words. If it is ok, a fault that keeps no event from a client, or nothing.
+    :ivar durability: ``"flush"`` or ``"memory"``, the option of its manager.
     """
 
     ok: bool
@@ -88,6 +89,7 @@ class Health:
     listener: str
     sessions: int
     reason: str = ""
+    durability: str = "flush"
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,7 +207,8 @@ class Node:
         self.listener: Listener | None = None
         self._following: asyncio.Future[None] | None = None
         self.requests.serve(
-            Service.STATUS, lambda *_: status(self.clients, self.cursor, self.reconnects, self.health().reason)
+            Service.STATUS,
+            lambda *_: status(self.clients, self.cursor, self.reconnects, self.health().reason, database.durability),
         )
 
     def _presence(self, setup: Setup) -> Presence:
@@ -347,13 +350,14 @@ class Node:
         """Return the state of the node, without asking the database."""
         reason = self._fault()
         ok = not reason
+        durability = self.database.durability.value
         if not self._follows:
-            return Health(ok, 0, 0, "stopped", 0, reason)
+            return Health(ok, 0, 0, "stopped", 0, reason, durability)
         if ok and not self.pruner.running:
             reason = "the pruner's task has ended: this node deletes nothing that has expired"
         held = sum(client.held is not None for client in self.clients)
         state = "listening" if self.listening else "reconnecting"
-        return Health(ok, self.cursor.offset, self.cursor.lag, state, held, reason)
+        return Health(ok, self.cursor.offset, self.cursor.lag, state, held, reason, durability)
 
     def _fault(self) -> str:
         """Return why events from this node, or for its clients, may not arrive."""

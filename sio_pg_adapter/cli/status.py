@@ -87,6 +87,7 @@ def _node(row: Any, answers: dict[str, Any] | None) -> dict[str, Any]:
         "lag_seconds": None,
         "reconnects": answer.get("reconnects"),
         "reason": answer.get("reason"),
+        "durability": answer.get("durability"),
     }
 
 

@@ -9,6 +9,8 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from sio_pg_adapter.options import Durability
+
 from . import terminal
 from .rights import lines
 
@@ -82,11 +84,17 @@ def _nodes(status: dict[str, Any], *, narrow: bool) -> Iterator[RenderableType]:
     for state, explanation in _EXPLANATIONS.items():
         if ids := [node["id"][:8] for node in nodes if node["state"] == state]:
             yield Text(f"{', '.join(ids)}: {explanation}", style="yellow")
+    yield from _answers(nodes)
+    if status["note"] is not None:
+        yield Text(status["note"], style="yellow")
+
+
+def _answers(nodes: list[dict[str, Any]]) -> Iterator[RenderableType]:
     for node in nodes:
         if node["reason"]:
             yield Text(f"{node['id'][:8]}: {terminal.printable(node['reason'])}", style="yellow")
-    if status["note"] is not None:
-        yield Text(status["note"], style="yellow")
+    if ids := [node["id"][:8] for node in nodes if node["durability"] == Durability.MEMORY]:
+        yield Text(f'{", ".join(ids)}: emits do not wait for the disk (durability="memory")')
 
 
 def _lag(node: dict[str, Any]) -> Text:

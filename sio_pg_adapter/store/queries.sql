@@ -38,6 +38,19 @@ FROM sio.sio_append_batch($1::bigint, $2::smallint[], $3::text[], $4::text[], $5
 SELECT sio.sio_append_event($1::bigint, $2::text, $3::text, $4::text, $5::text, $6::text) AS at,
        sio.sio_fingerprint() AS server
 
+-- name: write_unflushed
+-- The same, without waiting until the commit is on disk. Only for batches of events.
+SELECT prev, offsets, results, sio.sio_fingerprint() AS server
+FROM set_config('synchronous_commit', 'off', true),
+     sio.sio_append_batch($1::bigint, $2::smallint[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[],
+                          $8::text[], $9::bytea[], $10::text[]::uuid[], $11::text[], $12::text)
+
+-- name: write_event_unflushed
+-- The same for one event for one room.
+SELECT sio.sio_append_event($1::bigint, $2::text, $3::text, $4::text, $5::text, $6::text) AS at,
+       sio.sio_fingerprint() AS server
+FROM set_config('synchronous_commit', 'off', true)
+
 -- name: move_members
 -- Move all members of some rooms, or kick them.
 SELECT prev, offsets, sio.sio_fingerprint() AS server
