@@ -52,6 +52,7 @@ from .store.listener import PROBE_INTERVAL, PROBE_TIMEOUT, Listener
 from .store.presence import Presence
 from .store.pruner import ExpiryHandlers, Pruner
 from .store.reader import LogReader, read_notification
+from .store.relay import Relay
 from .store.sessions import Sessions
 from .store.writer import LogWriter
 from .tasks import Tasks
@@ -163,6 +164,7 @@ class Node:
         self.sessions = Sessions(database, self.writer, self.id)
         self.presence = self._presence(setup)
         self.pruner = Pruner(database, _expiry_handlers(self.id, setup))
+        self.relay = Relay(database, self.id, setup.counters)
 
         # the clients of this node
         self.clients = setup.clients
@@ -232,8 +234,10 @@ class Node:
         try:
             await self.epochs.open()
             self.database.on_moved = self._on_moved
+            await self.relay.drain()
             self.writer.start()
             if self._follows:
+                self.relay.start()
                 self.listener = Listener(
                     self.database, self._channels, self._on_notify, self._on_listening, self._on_probe
                 )
@@ -251,6 +255,7 @@ class Node:
         """Write what is waiting, leave the cluster, and close all connections."""
         self.database.on_moved = None
         await self.tasks.close()
+        await self.relay.close()
         self.requests.close()
         await self.writer.close()
         await self.messages.close()
@@ -272,6 +277,7 @@ class Node:
         counted_dead = await self.presence.show(connection)
         await self.continuity.check()
         self.cursor.ring()  # whatever was announced before this connection listened was not heard
+        self.relay.ring()
         await self.continuity.returned(counted_dead=counted_dead)
 
     async def _on_probe(self, connection: Connection, timeout: float) -> str:
@@ -282,6 +288,7 @@ class Node:
             await checking
         if fault := probe.fault(self.database.server, self._channels()):
             return fault  # its head may be that of another log
+        await self.relay.look(probe)
         # Usually the notification is on its way. If it is not, this node is behind until it has read on.
         if not await self.cursor.passed(probe.head, HEAD_WAIT):
             self.cursor.offer(probe.head, probe.head, None)
@@ -314,6 +321,11 @@ class Node:
     def _on_notify(self, backend: int, channel: str, payload: str) -> None:
         if payload.startswith("{"):
             self.messages.receive(payload)
+        elif payload.startswith("relay"):
+            if moved := payload[6:]:
+                self.cursor.offer(*read_notification(moved, self.cursor.offset))
+            else:
+                self.relay.ring()
         elif channel == self.database.channel:
             # The answer to this node's own append brings its records. If a notification that comes first were not
             # skipped, the cursor might read them from the table.
@@ -355,6 +367,10 @@ class Node:
             return Health(ok, 0, 0, "stopped", 0, reason, durability)
         if ok and not self.pruner.running:
             reason = "the pruner's task has ended: this node deletes nothing that has expired"
+        elif ok and self.relay.faults:
+            reason = (
+                f"relay: {self.relay.faults} rows of sio_relay cannot be moved to the log. See their column fault"
+            )
         held = sum(client.held is not None for client in self.clients)
         state = "listening" if self.listening else "reconnecting"
         return Health(ok, self.cursor.offset, self.cursor.lag, state, held, reason, durability)
@@ -375,6 +391,8 @@ class Node:
         for name, kept in (("writer", database.writer), ("reader", database.reader)):
             if kept.fault:
                 return f"{name}: {kept.fault.removesuffix(' (nothing was stored)')}"
+        if self.relay.fault:
+            return f"relay: {self.relay.fault}"
         if self._follows and self.cursor.lag:
             return f"the cursor is {self.cursor.lag} offsets behind the log"
         return ""
