@@ -88,10 +88,6 @@ SELECT last_value FROM sio.sio_relay_id_seq
 -- Note that no row at or below an id waits.
 SELECT setval('sio.sio_relay_floor', greatest(last_value, $1::bigint)) FROM sio.sio_relay_floor
 
--- name: set_relay
--- Switch the relay on or off.
-SELECT sio.sio_set_relay($1::boolean)
-
 -- name: relay_status
 -- Whether the relay is on, how many rows wait, for how many seconds, and how many cannot be moved.
 SELECT (SELECT last_value FROM sio.sio_relay_state) NOT IN (0, 2) AS is_on,

@@ -17,11 +17,35 @@ CREATE FUNCTION sio.sio_emit_encoded(p_namespace text, p_room text, p_rooms text
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     v_rooms text[]; v_skips text[]; v_attachment uuid; v_at integer := 0;
-    v_size bigint := octet_length(p_body) + coalesce(octet_length(p_parts), 0); v_count integer := 0;
-    v_state bigint;
-    -- The event's name in JSON, if it is short. The characters of a reserved name may be escaped.
-    v_name text := substring(left(p_body, 100) FROM '^\["((?:[^"\\]|\\.)*)"');
+    v_size bigint; v_count integer := 0; v_state bigint;
+    v_name text;  -- the event's name in JSON, if it is short. The characters of a reserved name may be escaped
 BEGIN
+    IF (SELECT last_value FROM sio.sio_relay_state) NOT IN (0, 2) THEN
+        -- Most events are for one room and have no more than a body. This one statement checks and stores them, because
+        -- plpgsql prepares each of its expressions again in each transaction. It inserts nothing if it is any other event.
+        --
+        -- The statement locks sio_relay before it runs, and so before it reads the state.
+        WITH state AS MATERIALIZED (
+            SELECT last_value FROM sio.sio_relay_state
+            WHERE last_value NOT IN (0, 2) AND p_namespace IS NOT NULL AND p_room IS NOT NULL
+              AND p_rooms IS NULL AND p_skips IS NULL AND p_parts IS NULL AND p_key IS NULL
+              AND octet_length(p_body) <= 65536 AND octet_length(p_namespace) + octet_length(p_room) <= 512
+              AND p_body::json IS NOT NULL AND left(p_body, 2) = '["' AND right(p_body, 1) = ']'
+              AND substring(left(p_body, 100) FROM '^\["([^"\\]*)"') NOT IN (
+                  'connect', 'connect_error', 'disconnect', 'disconnecting', 'newListener', 'removeListener')),
+        inserted AS (
+            INSERT INTO sio.sio_relay (transaction, kind, namespace, room, body)
+            SELECT pg_current_xact_id()::text::bigint, 0, p_namespace, p_room, p_body FROM state)
+        SELECT last_value INTO v_state FROM state;
+        IF v_state IS NOT NULL THEN
+            IF v_state = 1 OR v_state % 2 = 0 THEN
+                PERFORM pg_notify(channel, 'relay') FROM sio.sio_log;
+            END IF;
+            RETURN NULL;
+        END IF;
+    END IF;
+    v_size := octet_length(p_body) + coalesce(octet_length(p_parts), 0);
+    v_name := substring(left(p_body, 100) FROM '^\["((?:[^"\\]|\\.)*)"');
     IF (p_namespace IS NOT NULL AND p_room IS NOT NULL AND p_body::json IS NOT NULL
         AND left(p_body, 2) = '["' AND right(p_body, 1) = ']') IS NOT TRUE THEN
         RAISE invalid_parameter_value USING MESSAGE = 'an event has a namespace, a room and a body: a JSON array that'
@@ -86,7 +110,6 @@ BEGIN
         END IF;
     END IF;
     IF (SELECT last_value FROM sio.sio_relay_state) NOT IN (0, 2) THEN
-        -- The statement locks sio_relay before it runs, and so before it reads the state.
         WITH state AS MATERIALIZED (SELECT last_value FROM sio.sio_relay_state WHERE last_value NOT IN (0, 2)),
         inserted AS (
             INSERT INTO sio.sio_relay (transaction, kind, namespace, room, rooms, skip_sids, body, parts, attachment, key)
