@@ -4,7 +4,8 @@ One run compares four transactions at 1, 8, 32 and 64 connections: an order's ro
 `pg_notify`, the row with `connection=` of this package, and the same with the relay, where a node moves the events.
 The relay counts until all events are in the log. Each transaction is one message to the server, so that round trips
 and Python cost little. It uses an embedded PostgreSQL that is durable (fsync on, on disk), or the server that
-SIO_PG_TEST_DSN names. The four take turns several times, so that all of them see the same machine. The output is the medians, and two ratios.
+SIO_PG_TEST_DSN names. The four take turns several times, so that all of them see the same machine. The output is the
+medians, and two ratios.
 """
 
 from __future__ import annotations
