@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import itertools
 import random
+import uuid
 
 import asyncpg
 import pytest
@@ -162,6 +163,8 @@ async def test_another_node_goes_on_when_the_one_that_moves_is_killed(relaying, 
         async with node.client() as wire:
             await transaction.commit()
             assert await wire.event() == ["late"]
+        # Not by a probe, which would leave the state as it is.
+        await state_is(db, lambda state: state == ASLEEP)
         assert sorted(await bodies(db)) == ['["late"]', '["meanwhile"]', '["wakes it"]']
         assert await waiting(db) == 0
     finally:
@@ -282,11 +285,11 @@ async def test_cause_before_effect_whatever_the_path(relaying, start_node, conne
     async def transaction(app):
         mine = [next(numbers) for _ in range(dice.randint(1, 3))]
         async with app.transaction():
-            if dice.random() < 0.3:
-                await app.fetchval("SELECT pg_sleep($1)", dice.random() / 50)
             for n in mine:
                 known[n] = len(done)
                 await emit_async(app, "e", n)
+                if dice.random() < 0.5:
+                    await app.fetchval("SELECT pg_sleep($1)", dice.random() / 20)
         done.extend(mine)
 
     async def direct(node):
@@ -371,6 +374,33 @@ async def test_a_row_that_cannot_be_moved_stops_nothing(relaying, start_node, co
         assert health.ok and "2 rows of sio_relay" in health.reason
         await emit_async(app, "4")
         assert await wire.event() == ["4"]
+
+
+async def test_a_node_that_cannot_move_is_not_healthy_until_it_can(relaying, start_node, connect, db):
+    node, app = await start_node(), await connect()
+    async with node.client() as wire:
+        await db.execute("ALTER FUNCTION sio_relay_append RENAME TO sio_relay_away")
+        await emit_async(app, "e")
+        await until(lambda: node.manager.node.relay.fault)
+        health = await node.manager.health()
+        assert not health.ok and "sio_relay_append" in health.reason
+        await db.execute("ALTER FUNCTION sio_relay_away RENAME TO sio_relay_append")
+        assert await wire.event() == ["e"]
+        await until(lambda: node.manager.node.health().ok)
+
+
+async def test_the_probe_moves_what_waits_too_long(relaying, start_node, connect, db, monkeypatch):
+    """The node that the state names lives, and does nothing."""
+    monkeypatch.setattr(relay, "LATE", 0.0)
+    node, stuck, app = await start_node(), await start_node(), await connect()
+    await stuck.manager.node.relay.close()
+    number = await db.fetchval("SELECT number FROM sio_nodes WHERE id = $1", uuid.UUID(stuck.manager.node.id))
+    await db.execute("SELECT setval('sio_relay_state', $1)", 3 + 2 * number)
+    async with node.client() as wire:
+        await emit_async(app, "e")
+        assert await waiting(db) == 1
+        assert await node.manager.node.listener._probe()
+        assert await wire.event() == ["e"]
 
 
 async def test_a_room_that_became_a_clients_own_meanwhile_is_not_entered(relaying, store, connect, db):

@@ -466,6 +466,7 @@ async def test_of_any_size_live_and_replayed(start_node, connect, size, binary):
 
 
 # -- everything at once ------------------------------------------------------------------------------------
+@pytest.mark.direct
 async def test_32_writers_what_is_committed_comes_in_the_order_of_the_commits(start_node, connect, db):
     """Half in transactions of random length, a third of them rolled back; at two nodes, and at a client that
     recovers in the middle. One commit is before another if it was done when the other was asked for.

@@ -437,6 +437,7 @@ async def test_a_claim_that_the_change_overtakes_is_exact(start_node, connect, d
             assert set(b.sio.rooms(wire.sid)) == {wire.sid, "user:"}
 
 
+@pytest.mark.direct
 @pytest.mark.parametrize("change", CHANGES)
 async def test_a_change_right_behind_a_claim_counts_before_the_handler_runs(start_node, connect, db, change):
     """The node has met its claim, and the change with it, before it follows the session's rooms."""
@@ -666,6 +667,7 @@ async def test_the_own_room_of_another_client_is_refused(start_node, connect, db
         assert await records(db) == 0
 
 
+@pytest.mark.direct
 async def test_a_sid_that_takes_a_rooms_name_before_the_commit_fails_the_commit(start_node, connect, db):
     node = await start_node()
     app = await connect()
