@@ -79,7 +79,7 @@ async def latency(bench: Bench, peer: Peer) -> Figures:
 
 async def sequential(bench: Bench, peer: Peer) -> Figures:
     """Awaited emits, one after the other."""
-    if peer.name == "postgres":
+    if peer.name in ("postgres", "ours-memory", "node-redis-streams-fsync"):  # durability concerns emits alone
         return {"ev/s": await postgres.one_after_the_other(bench.backends.postgres(), bench.sizes.sequential)}
     return await _emits(bench, peer, bench.sizes.sequential, 1)
 

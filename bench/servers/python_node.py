@@ -44,7 +44,9 @@ def build(config: Config) -> socketio.AsyncServer:
 
         if config.get("ring_only"):
             commits.carried = lambda _entries: None  # notifications then hold offsets alone
-        manager = AsyncPostgresManager(config["dsn"], schema=config["schema"])
+        manager = AsyncPostgresManager(
+            config["dsn"], schema=config["schema"], durability=config.get("durability", "flush")
+        )
         return AsyncServer(async_mode="asgi", client_manager=manager, connection_state_recovery=True)
     manager = PatientRedisManager(config["redis"]) if kind == "socketio-redis" else None
     return socketio.AsyncServer(async_mode="asgi", client_manager=manager)

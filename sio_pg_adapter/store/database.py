@@ -22,6 +22,7 @@ import asyncpg
 
 from sio_pg_adapter.addresses import plain_dsn, read_address
 from sio_pg_adapter.errors import ConfigurationError, SioPgError, StoreUnavailable
+from sio_pg_adapter.options import Durability
 from sio_pg_adapter.servers import KEEPALIVES, check_support
 
 from .backends import QUERY_TIMEOUT, keep_alive
@@ -65,6 +66,7 @@ class Database:
     :param pool: an application's ``asyncpg.Pool``, to use instead of one of its own.
     :param listen_dsn: where to listen, if not at ``dsn``.
     :param schema: the schema of the tables.
+    :param durability: whether appends of events wait until they are on disk. See :class:`.options.Durability`.
     :ivar pooled: whether a pooler serves all connections but the one that listens, so that no backend can be named.
     :ivar channel: the channel that announces appends.
     :ivar era: counts how often its connections had to be reopened.
@@ -76,7 +78,15 @@ class Database:
     :ivar must_fit: whether connections are judged. Those of the command line are not.
     """
 
-    def __init__(self, dsn: str | None, *, pool: Pool | None, listen_dsn: str | None, schema: str) -> None:
+    def __init__(
+        self,
+        dsn: str | None,
+        *,
+        pool: Pool | None,
+        listen_dsn: str | None,
+        schema: str,
+        durability: Durability = Durability.FLUSH,
+    ) -> None:
         self._own_dsn = dsn is not None and dsn != ""
         self._option = "dsn" if self._own_dsn else "SIO_PG_DSN"
         self.dsn = plain_dsn(dsn if self._own_dsn else os.environ.get("SIO_PG_DSN"), self._option)
@@ -94,6 +104,7 @@ class Database:
         self.pooled = False
         self.queries = Queries(schema)
         self.schema = schema
+        self.durability = durability
         self.channel = ""
         self.era = 0
         self.server: str | None = None
