@@ -19,6 +19,7 @@ from typing import Any
 
 import socketio
 import uvicorn
+from counting import CountingLoop, counts
 
 Config = dict[str, Any]
 
@@ -106,7 +107,7 @@ async def obey(sio: socketio.AsyncServer, server: uvicorn.Server) -> None:
         command = json.loads(line)
         op = command.pop("op")
         try:
-            answer: dict[str, Any] = {"value": await {"emit": emit}[op](sio, **command)}
+            answer: dict[str, Any] = {"value": await {"emit": emit, "counts": counts}[op](sio, **command)}
         except Exception as e:  # noqa: BLE001 - returned to the caller
             answer = {"error": repr(e)}
         print(json.dumps(answer), flush=True)
@@ -149,6 +150,8 @@ if __name__ == "__main__":
     resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
     given = json.loads(sys.argv[1])
     loop_factory = uvicorn.Config(None, **given.get("uvicorn", {})).get_loop_factory()
+    if given.get("counting"):
+        loop_factory = CountingLoop
     profile = os.environ.get("BENCH_PROFILE")  # a file for cProfile's figures
     with contextlib.ExitStack() as stack:
         if profile:
