@@ -22,7 +22,7 @@ def counted(function: Callable[..., Any], name: str) -> Callable[..., Any]:
 
 
 class CountingLoop(asyncio.SelectorEventLoop):
-    """Counts turns, callbacks, timers and tasks. It makes all of them more expensive, so CPU is measured without it."""
+    """Counts turns, callbacks, timers and tasks. That takes time, so CPU is measured without it."""
 
     def __init__(self) -> None:
         super().__init__()
