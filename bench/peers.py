@@ -41,13 +41,15 @@ class Backends:
     """The databases of a run: each is started when first needed, and ended with it."""
 
     dsn: str | None = None  # a server to use instead of the embedded one
+    on_disk: bool = True
     settings: dict[str, str] = field(default_factory=dict)
     stack: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
     redis_urls: dict[bool, str] = field(default_factory=dict)
 
     def postgres(self) -> str:
         if self.dsn is None:
-            embedded._in_memory = list  # noqa: SLF001 - on disk: where nothing is durable, nothing is measured
+            if self.on_disk:  # where nothing is durable, nothing is measured
+                embedded._in_memory = list  # noqa: SLF001
             server = self.stack.enter_context(embedded.EmbeddedPostgres(settings={**DURABLE, **self.settings}))
             self.dsn = server.admin_dsn()
         return self.dsn

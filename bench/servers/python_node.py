@@ -20,6 +20,7 @@ from typing import Any
 
 import socketio
 import uvicorn
+from counting import CountingLoop, counts
 
 Config = dict[str, Any]
 
@@ -130,7 +131,7 @@ class Stalls:
 
 
 async def obey(sio: socketio.AsyncServer, server: uvicorn.Server) -> None:
-    commands = {"emit": emit, "stall": Stalls().since}
+    commands = {"emit": emit, "stall": Stalls().since, "counts": counts}
     reader = asyncio.StreamReader()
     await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
     while line := await reader.readline():
@@ -184,6 +185,8 @@ if __name__ == "__main__":
         gc.collect()
         gc.freeze()
         gc.set_threshold(50_000, 20, 50)
+    if given.get("counting"):
+        loop_factory = CountingLoop
     profile = os.environ.get("BENCH_PROFILE")  # a file for cProfile's figures
     with contextlib.ExitStack() as stack:
         if profile:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from typing import Any
 
 from sio_pg_adapter.local.client import Client
@@ -69,9 +69,16 @@ class Host:
         """Whether the events of a namespace are stored, and its sessions recovered."""
         return namespace not in self._manager.unstored
 
-    async def handle_event(self, eio_sid: str, namespace: str | None, ack_id: int | None, data: Any) -> None:
+    @property
+    def handles_in_tasks(self) -> bool:
+        """Whether each event is handled in a task of its own."""
+        return bool(self._sio.async_handlers)
+
+    def handle_event(
+        self, eio_sid: str, namespace: str | None, ack_id: int | None, data: Any
+    ) -> Coroutine[Any, Any, None]:
         """Have the application handle an event of a client."""
-        await upstream.handle_event(self._sio, eio_sid, namespace, ack_id, data)
+        return upstream.handle_event(self._sio, eio_sid, namespace, ack_id, data)
 
     async def trigger(self, event: str, namespace: str, *args: Any) -> Any:
         """Call the application's handler of an event."""

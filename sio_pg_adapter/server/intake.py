@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import logging
 import time
+from contextvars import Context
 from typing import Any
 
 from engineio.exceptions import EngineIOError
@@ -52,11 +52,28 @@ class Intake:
         self._json = json
         self._limit = RateLimit()
 
-    def opened(self, socket: Any) -> None:
-        """An Engine.IO connection was opened."""
-        socket.handle_post_request = functools.partial(self._post, socket)
+    def event_at_once(self, eio_sid: str, text: str, context: Context) -> bool:
+        """A client sent an event in one message. Return whether a task handles it.
 
-    async def _post(self, socket: Any, environ: dict[str, Any]) -> None:
+        If not, :meth:`message` is called.
+
+        :param context: of the task that reads from the client. The handler runs in a copy of it.
+        """
+        if not self._host.handles_in_tasks or self._incoming.is_pending(eio_sid):
+            return False
+        try:
+            pkt = self._incoming.take(eio_sid, text)
+        except NotAPacket:
+            return False
+        started = self._host.handle_event(eio_sid, pkt.namespace, pkt.id, pkt.data)
+        try:
+            context.run(started.send, None)
+        except StopIteration:
+            return True
+        started.close()
+        raise RuntimeError("python-socketio waits before it makes the task of a handler")
+
+    async def post(self, socket: Any, environ: dict[str, Any]) -> None:
         try:
             await take_post(socket, environ, self._traffic)
         except EngineIOError as e:

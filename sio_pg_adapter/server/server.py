@@ -23,6 +23,7 @@ from sio_pg_adapter.store.sessions import Sessions
 from sio_pg_adapter.tasks import Tasks
 from sio_pg_adapter.wire import upstream
 from sio_pg_adapter.wire.incoming import ACKS, Incoming
+from sio_pg_adapter.wire.pings import Pings, socket_class
 
 from .admin import Instrumented
 from .client_api import ClientMethods
@@ -89,6 +90,8 @@ class AsyncServer(ClientMethods, ClusterMethods, PositionMethods, socketio.Async
             client_manager.traffic,
             client_manager.json,
         )
+        self._socket_class = socket_class(Pings(client_manager.connections), self._intake.post)
+        client_manager.connections.take_event = self._intake.event_at_once
         client_manager.serve(recovery, self._make_endings, self._expired)
         upstream.expect_polls_of_closed_connections(self.eio)
         if recovery is not None and hasattr(self.eio.logger, "addFilter"):
@@ -263,7 +266,8 @@ class AsyncServer(ClientMethods, ClusterMethods, PositionMethods, socketio.Async
     async def _handle_eio_connect(self, eio_sid: str, environ: dict[str, Any]) -> Any:
         if self.manager.leaving:
             return False  # the client tries again, and reaches another node
-        self._intake.opened(self.eio.sockets[eio_sid])
+        self.eio.sockets[eio_sid].__class__ = self._socket_class
+        upstream.trim_environ(environ)
         return await super()._handle_eio_connect(eio_sid, environ)
 
     async def _handle_eio_message(self, eio_sid: str, data: Any) -> None:

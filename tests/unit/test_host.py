@@ -12,7 +12,6 @@ from engineio.packet import MESSAGE, NOOP
 import support.local
 from sio_pg_adapter import AsyncPostgresManager, AsyncServer
 from sio_pg_adapter.server.host import Host, hang_up
-from sio_pg_adapter.wire import upstream
 from sio_pg_adapter.wire.frames import frame
 from sio_pg_adapter.wire.transport import Connection
 
@@ -154,7 +153,7 @@ class Socket(support.local.Socket):
 
 
 def queued(socket):
-    return [getattr(packet, "packet_type", packet) for packet in upstream.queued(socket.queue)]
+    return [getattr(packet, "packet_type", packet) for packet in socket.queue.waiting()]
 
 
 @pytest.mark.parametrize(("drop_queue", "before"), [(False, [MESSAGE]), (True, [])])
