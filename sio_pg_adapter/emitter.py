@@ -55,6 +55,7 @@ def emit(
     room: Any = None,
     to: Any = None,
     skip_sid: Any = None,
+    skip_room: Any = None,
     namespace: str | None = None,
     key: str | None = None,
     schema: str = "public",
@@ -68,6 +69,8 @@ def emit(
     :param data: one argument, a tuple of several, or ``None``, as in python-socketio's ``emit``.
     :param room: a room, a list of rooms, or ``None`` for everybody in the namespace. ``to`` is an alias.
     :param skip_sid: the sid, or a list of the sids, of clients that do not get the event.
+    :param skip_room: a room, or a list of rooms, whose members do not get the event. They are the members at the
+                      commit, also in a replay.
     :param key: an idempotency key, up to 512 bytes. If the log has an event with this key in the namespace, this
                 one is not sent. That is no error.
     :param schema: the schema of the tables.
@@ -79,7 +82,7 @@ def emit(
     :raises ConfigurationError: the connection is of another kind, or the key is empty.
     """
     outgoing = Outgoing.encoded(
-        event, data, namespace=namespace, room=room, to=to, skip_sid=skip_sid, key=key, json=json
+        event, data, namespace=namespace, room=room, to=to, skip_sid=skip_sid, skip_room=skip_room, key=key, json=json
     )
     stored = run(connection, "emit", _values(outgoing), schema, "emit", answers=key is not None)
     return None if key is None else bool(stored)
@@ -93,6 +96,7 @@ async def emit_async(
     room: Any = None,
     to: Any = None,
     skip_sid: Any = None,
+    skip_room: Any = None,
     namespace: str | None = None,
     key: str | None = None,
     schema: str = "public",
@@ -104,7 +108,7 @@ async def emit_async(
                        SQLAlchemy ``AsyncConnection`` or ``AsyncSession``.
     """
     outgoing = Outgoing.encoded(
-        event, data, namespace=namespace, room=room, to=to, skip_sid=skip_sid, key=key, json=json
+        event, data, namespace=namespace, room=room, to=to, skip_sid=skip_sid, skip_room=skip_room, key=key, json=json
     )
     return await emit_outgoing(connection, outgoing, schema)
 
@@ -212,6 +216,7 @@ def _values(outgoing: Outgoing) -> Values:
         outgoing.body,
         pack(outgoing.parts) if outgoing.parts else None,
         outgoing.key,
+        stdlib_json.dumps(outgoing.skip_rooms) if outgoing.skip_rooms else None,
     )
 
 

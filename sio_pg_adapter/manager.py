@@ -265,6 +265,7 @@ class AsyncPostgresManager(AsyncManager):
         callback: Callable[..., Any] | None = None,
         to: Any = None,
         *,
+        skip_room: Any = None,
         ignore_queue: bool = False,
         volatile: bool = False,
         connection: Any = None,
@@ -274,6 +275,8 @@ class AsyncPostgresManager(AsyncManager):
 
         Returns when this node has passed it on to its own clients' connections.
 
+        :param skip_room: a room, or several in a list, whose members do not get the event. Replays decide by the
+                          members that the rooms had when the event was emitted.
         :param volatile: do not store the event. It is never replayed.
         :param ignore_queue: send it to this node's clients only. It is not stored.
         :param connection: the event becomes part of this connection's transaction, and is sent when that commits, see
@@ -291,7 +294,15 @@ class AsyncPostgresManager(AsyncManager):
         if needs_log is not None and (callback is not None or volatile or ignore_queue):
             raise ConfigurationError(f"{needs_log}= stores the event: callback, volatile and ignore_queue do not")
         outgoing = Outgoing.encoded(
-            event, data, namespace=namespace, room=room, to=to, skip_sid=skip_sid, key=key, json=self.json
+            event,
+            data,
+            namespace=namespace,
+            room=room,
+            to=to,
+            skip_sid=skip_sid,
+            skip_room=skip_room,
+            key=key,
+            json=self.json,
         )
         if needs_log is not None and outgoing.namespace in self.unstored:
             raise ConfigurationError(
@@ -358,9 +369,9 @@ class AsyncPostgresManager(AsyncManager):
         """Return the events of a room that are stored, in the order of the log.
 
         They are all events that were emitted to the room, alone or together with other rooms. Events that
-        ``skip_sid`` kept from some clients are included. Events to everybody in the namespace belong to no room.
-        ``None`` returns them. Volatile events are not stored. The option ``retention`` says how long the others are
-        stored. An event that cannot be read is left out, and logged.
+        ``skip_sid`` or ``skip_room`` kept from some clients are included. Events to everybody in the namespace belong
+        to no room. ``None`` returns them. Volatile events are not stored. The option ``retention`` says how long the
+        others are stored. An event that cannot be read is left out, and logged.
 
         Without ``since`` they are the last ``limit`` events. If there are fewer, the list begins where the log
         begins. With ``since`` they are the first ``limit`` events after it. The position of the last one is then the

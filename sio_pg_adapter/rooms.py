@@ -166,6 +166,7 @@ async def change_members(connection: Any, move: MemberMove, schema: str) -> None
         None,
         json.dumps(move.rooms),
         json.dumps(move.skip_sids) if move.skip_sids else None,
+        json.dumps(move.skip_rooms) if move.skip_rooms else None,
     )
     await run_async(connection, "change", values, schema, CALLS[move.kind])
 
@@ -191,5 +192,6 @@ def _values(kind: Kind, sid: object, room: object, members_of: object, namespace
         None if room is None else json.dumps([room_name(room)]),
         None if sid is None else text_name(sid, "sid"),
         json.dumps(members) if members else None,
+        None,
         None,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from sio_pg_adapter.errors import ConfigurationError, NoAnswer
@@ -32,14 +33,15 @@ class Members:
         """
         if move.kind is Kind.ENTER and any(self._rooms.is_sid_room(move.namespace, room) for room in move.targets):
             raise ValueError("cannot enter a sid room")  # the client may be in no table
-        unstored, silent = await self._sockets.unstored(move.namespace, move.rooms, UNSTORED_WAIT)
-        stored = MemberMove(move.kind, move.namespace, move.rooms, move.targets, tuple(unstored), move.skip_sids)
-        await self._appender.change(stored)
+        unstored, silent = await self._sockets.unstored(move.namespace, move.rooms, move.skip_rooms, UNSTORED_WAIT)
+        await self._appender.change(replace(move, unstored=tuple(unstored)))
         if silent:
             raise NoAnswer("clients without a stored session may be left out", "node", silent, None)
 
 
-def member_move(kind: Kind, namespace: str, room: Any, rooms: Any = None, skip_sid: Any = None) -> MemberMove:
+def member_move(
+    kind: Kind, namespace: str, room: Any, rooms: Any = None, skip_sid: Any = None, skip_room: Any = None
+) -> MemberMove:
     """Check the names of a move.
 
     :param room: whose members, several in a list. ``None``: everybody in the namespace.
@@ -55,4 +57,5 @@ def member_move(kind: Kind, namespace: str, room: Any, rooms: Any = None, skip_s
         text_names(room, "room") or (EVERYBODY,),
         targets,
         skip_sids=text_names(skip_sid, "skip_sid"),
+        skip_rooms=text_names(skip_room, "skip_room"),
     )

@@ -56,14 +56,22 @@ class Event:
     namespace: str
     rooms: tuple[str, ...]
     skip_sids: tuple[str, ...]
+    skip_rooms: tuple[str, ...]
     body: str
 
     @classmethod
     def of(cls, outgoing: Outgoing) -> Self:
-        return cls(outgoing.namespace, outgoing.rooms, outgoing.skip_sids, outgoing.body)
+        return cls(outgoing.namespace, outgoing.rooms, outgoing.skip_sids, outgoing.skip_rooms, outgoing.body)
 
     def outgoing(self, parts: tuple[bytes, ...]) -> Outgoing:
-        return Outgoing(self.namespace, tuple(self.rooms), tuple(self.skip_sids), self.body, parts)
+        return Outgoing(
+            self.namespace,
+            tuple(self.rooms),
+            tuple(self.skip_sids),
+            self.body,
+            parts,
+            skip_rooms=tuple(self.skip_rooms),
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from typing import Any
 
 from sio_pg_adapter.errors import NoAnswer, NotSerializable
 from sio_pg_adapter.local.client import Client, State
-from sio_pg_adapter.local.rooms import Rooms
+from sio_pg_adapter.local.rooms import Rooms, belongs
 from sio_pg_adapter.store.sessions import Sessions, encode_session
 
 from .requests import Answers, Requests, Service
@@ -85,13 +85,19 @@ class Sockets:
             raise NoAnswer("fetch_sockets", "node", missing, sockets)
         return sockets
 
-    async def unstored(self, namespace: str, rooms: tuple[str, ...], timeout: float) -> tuple[list[str], set[str]]:
-        """Return the sids in any of the rooms without a session in the tables, and the nodes that did not answer."""
+    async def unstored(
+        self, namespace: str, rooms: tuple[str, ...], skip_rooms: tuple[str, ...], timeout: float
+    ) -> tuple[list[str], set[str]]:
+        """Return the sids without a session in the tables, and the nodes that did not answer.
+
+        :param rooms: only clients in any of these.
+        :param skip_rooms: only clients in none of these.
+        """
         answers = Answers()
-        fields = {"namespace": namespace, "rooms": rooms}
+        fields = {"namespace": namespace, "rooms": rooms, "skip_rooms": skip_rooms}
         await self._requests.gather(Service.UNSTORED, fields, (), answers, timeout=timeout)
         sids = {sid for answer in answers.answers.values() for sid in answer}
-        return sorted(sids | set(self._unstored_here(namespace, rooms))), answers.missing()
+        return sorted(sids | set(self._unstored_here(namespace, rooms, skip_rooms))), answers.missing()
 
     # -- the answers of this node ------------------------------------------------------------------------
     def _live_here(self, namespace: str, rooms: tuple[str, ...], *, portable: bool = True) -> list[dict[str, Any]]:
@@ -107,8 +113,12 @@ class Sockets:
             if client.state is State.LIVE
         ]
 
-    def _unstored_here(self, namespace: str, rooms: tuple[str, ...]) -> list[str]:
-        return [client.sid for client in self._rooms.belonging(namespace, rooms) if client.held is None]
+    def _unstored_here(self, namespace: str, rooms: tuple[str, ...], skip_rooms: tuple[str, ...]) -> list[str]:
+        return [
+            client.sid
+            for client in self._rooms.belonging(namespace, rooms)
+            if client.held is None and not belongs(client, skip_rooms)
+        ]
 
 
 def _portable(client: Client) -> Any:

@@ -98,7 +98,7 @@ class Delivery:
         slow: list[Client] = []
         broken: list[Client] = []
         sent = 0
-        for sid in self._rooms.members(record.namespace, record.rooms):
+        for sid in self._rooms.members(record.namespace, record.rooms, record.skip_rooms):
             client = clients.get(sid)
             if client is None or record.offset <= client.sent or sid in record.skip_sids:
                 continue

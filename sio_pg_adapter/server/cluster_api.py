@@ -116,11 +116,13 @@ class ClusterMethods:
         namespace: str | None = None,
         *,
         skip_sid: Any = None,
+        skip_room: Any = None,
         timeout: float = 60,
     ) -> dict[str, Any]:
         """Send an event to clients of all nodes, and wait for all their acknowledgements. It is not stored.
 
         :param room: clients in this room, or in any of several in a list. ``None``: everybody in the namespace.
+        :param skip_room: a room, or several in a list, whose members are not asked.
         :param timeout: seconds.
         :returns: the answers by sid, each as :meth:`call` returns it. Empty if no client is connected.
         :raises NoAnswer: if not all who were asked answered, with their sids in ``missing`` and the answers that came
@@ -131,7 +133,13 @@ class ClusterMethods:
             raise RuntimeError("Cannot use broadcast_call() when async_handlers is False.")
         seconds = _seconds(timeout)
         outgoing = Outgoing.encoded(
-            event, data, namespace=namespace, room=room, skip_sid=skip_sid, json=self.manager.json
+            event,
+            data,
+            namespace=namespace,
+            room=room,
+            skip_sid=skip_sid,
+            skip_room=skip_room,
+            json=self.manager.json,
         )
         return await (await self.manager.started()).broadcast_calls.call(outgoing, event, seconds)
 
@@ -142,6 +150,7 @@ class ClusterMethods:
         namespace: str | None = None,
         *,
         skip_sid: Any = None,
+        skip_room: Any = None,
         connection: Any = None,
     ) -> None:
         """Let all members of a room enter others: clients of any node, and sessions that are away and recoverable.
@@ -153,12 +162,13 @@ class ClusterMethods:
         :param room: the room whose members move, or several in a list. ``None``: everybody in the namespace.
         :param rooms: the room, or several in a list, that they enter.
         :param skip_sid: members that do not move.
+        :param skip_room: a room, or several in a list, whose members do not move.
         :param connection: as for :meth:`enter_room`. The members are those at the commit.
         :raises ValueError: if one of ``rooms`` is a client's own. Nobody has moved then.
         :raises NoAnswer: if a node did not name in time its clients that are in no table, since they have no recovery
                           or are connecting. All others have moved.
         """
-        await self._move(Kind.ENTER, room, namespace, rooms, skip_sid, connection)
+        await self._move(Kind.ENTER, room, namespace, rooms, skip_sid, skip_room, connection)
 
     async def sockets_leave(
         self,
@@ -167,13 +177,20 @@ class ClusterMethods:
         namespace: str | None = None,
         *,
         skip_sid: Any = None,
+        skip_room: Any = None,
         connection: Any = None,
     ) -> None:
         """Let all members of a room leave others, or that room itself. See :meth:`sockets_join`."""
-        await self._move(Kind.LEAVE, room, namespace, rooms, skip_sid, connection)
+        await self._move(Kind.LEAVE, room, namespace, rooms, skip_sid, skip_room, connection)
 
     async def disconnect_sockets(
-        self, room: Any, namespace: str | None = None, *, skip_sid: Any = None, connection: Any = None
+        self,
+        room: Any,
+        namespace: str | None = None,
+        *,
+        skip_sid: Any = None,
+        skip_room: Any = None,
+        connection: Any = None,
     ) -> None:
         """Disconnect all members of a room, and end their sessions for good: on any node, and sessions that are away.
 
@@ -181,15 +198,23 @@ class ClusterMethods:
 
         :param room: the room, or several in a list. ``None``: everybody in the namespace.
         :param skip_sid: members that stay.
+        :param skip_room: a room, or several in a list, whose members stay.
         :param connection: as for :meth:`sockets_join`.
         :raises NoAnswer: as :meth:`sockets_join`.
         """
-        await self._move(Kind.KICK, room, namespace, None, skip_sid, connection)
+        await self._move(Kind.KICK, room, namespace, None, skip_sid, skip_room, connection)
 
     async def _move(
-        self, kind: Kind, room: Any, namespace: str | None, rooms: Any, skip_sid: Any, connection: Any
+        self,
+        kind: Kind,
+        room: Any,
+        namespace: str | None,
+        rooms: Any,
+        skip_sid: Any,
+        skip_room: Any,
+        connection: Any,
     ) -> None:
-        move = member_move(kind, namespace_name(namespace), room, rooms, skip_sid)
+        move = member_move(kind, namespace_name(namespace), room, rooms, skip_sid, skip_room)
         if connection is None:
             await (await self.manager.started()).members.move(move)
             return

@@ -206,6 +206,7 @@ class AsyncServer(ClientMethods, ClusterMethods, PositionMethods, socketio.Async
         callback: Callable[..., Any] | None = None,
         ignore_queue: bool = False,
         *,
+        skip_room: Any = None,
         connection: Any = None,
         volatile: bool = False,
         key: str | None = None,
@@ -214,6 +215,8 @@ class AsyncServer(ClientMethods, ClusterMethods, PositionMethods, socketio.Async
 
         :param callback: called with the answer of a client. If the event is for several clients, it is called once,
                          with the first answer. :meth:`broadcast_call` returns all of them.
+        :param skip_room: a room, or several in a list. Clients that are in one of them when the event is emitted do
+                          not get it, and a recovery does not replay it to them.
         :param connection: an asyncpg connection, an SQLAlchemy ``AsyncConnection`` or ``AsyncSession``, or a psycopg
                            ``AsyncConnection``. The event is sent if and when its transaction commits. Errors of the
                            connection pass through.
@@ -230,6 +233,8 @@ class AsyncServer(ClientMethods, ClusterMethods, PositionMethods, socketio.Async
         namespace, room = namespace_name(namespace), first_named(to, room)
         self.logger.info('emitting event "%s" to %s [%s]', event, room or "all", namespace)
         more = {"connection": connection} if connection is not None else {}
+        if skip_room is not None:
+            more["skip_room"] = skip_room
         if volatile:
             more["volatile"] = True
         if key is not None:
@@ -250,6 +255,37 @@ class AsyncServer(ClientMethods, ClusterMethods, PositionMethods, socketio.Async
                 raise
             logger.debug("not reported to the Admin UI: %s", e)
             return None
+
+    async def send(
+        self,
+        data: Any,
+        to: Any = None,
+        room: Any = None,
+        skip_sid: Any = None,
+        namespace: str | None = None,
+        callback: Callable[..., Any] | None = None,
+        ignore_queue: bool = False,
+        *,
+        skip_room: Any = None,
+        connection: Any = None,
+        volatile: bool = False,
+        key: str | None = None,
+    ) -> bool | None:
+        """Send an event of the name ``message``. The parameters are those of :meth:`emit`."""
+        return await self.emit(
+            "message",
+            data,
+            to,
+            room,
+            skip_sid,
+            namespace,
+            callback,
+            ignore_queue,
+            skip_room=skip_room,
+            connection=connection,
+            volatile=volatile,
+            key=key,
+        )
 
     async def shutdown(self) -> None:
         """Stop background work, and the manager. Safe to call twice."""

@@ -56,6 +56,7 @@ CREATE TABLE sio.sio_packets (
     room text NOT NULL DEFAULT ''::text,
     rooms text[],
     skip_sids text[],
+    skip_rooms text[],
     sid text,
     generation bigint,
     as_of bigint,
@@ -75,7 +76,7 @@ COMMENT ON TABLE sio.sio_packets IS
     'room: the empty string means everybody. rooms: all rooms, if there are several. as_of: the offset from which a '
     'leave counts, if not its own. body, parts: an event and its binary. data: the session data of a kick, or a '
     'JSON array of the rooms whose members move. attachment: the large body of an event. batch: the append that '
-    'wrote the record.';
+    'wrote the record. skip_sids, skip_rooms: clients, and rooms whose members, it does not concern.';
 
 -- Appends go to one segment until its oldest record has expired, then to the other. When the last record of the first
 -- segment has expired, retention truncates it. Deleting a million rows one by one would take seconds and leave as many
@@ -92,6 +93,9 @@ COMMENT ON TABLE sio.sio_packets_0 IS
 -- A recovery reads the events of each room of its session in offset order.
 CREATE INDEX sio_packets_0_room ON sio.sio_packets_0 USING btree (namespace, room, "offset") WHERE (kind = 0);
 
+-- Few events skip rooms. These are looked for when memberships are forgotten.
+CREATE INDEX sio_packets_0_skip_rooms ON sio.sio_packets_0 USING btree ("offset") WHERE (skip_rooms IS NOT NULL);
+
 CREATE INDEX sio_packets_0_attachment ON sio.sio_packets_0 USING btree (attachment) WHERE (attachment IS NOT NULL);
 
 CREATE TABLE sio.sio_packets_1 (
@@ -104,6 +108,8 @@ COMMENT ON TABLE sio.sio_packets_1 IS
     'A segment of the log: appended to, or left until all of it has expired.';
 
 CREATE INDEX sio_packets_1_room ON sio.sio_packets_1 USING btree (namespace, room, "offset") WHERE (kind = 0);
+
+CREATE INDEX sio_packets_1_skip_rooms ON sio.sio_packets_1 USING btree ("offset") WHERE (skip_rooms IS NOT NULL);
 
 CREATE INDEX sio_packets_1_attachment ON sio.sio_packets_1 USING btree (attachment) WHERE (attachment IS NOT NULL);
 
@@ -285,6 +291,7 @@ CREATE UNLOGGED TABLE sio.sio_outbox (
     room text NOT NULL,
     rooms text[],
     skip_sids text[],
+    skip_rooms text[],
     body text,
     parts bytea,
     attachment uuid,
@@ -308,14 +315,15 @@ CREATE UNLOGGED TABLE sio.sio_outbox_changes (
     sid text,
     members text[],
     skip_sids text[] NOT NULL,
+    skip_rooms text[] NOT NULL,
     immediate boolean NOT NULL
 ) WITH (vacuum_truncate=off);
 
 COMMENT ON TABLE sio.sio_outbox_changes IS
     'Room changes and kicks of open transactions, with the kinds of sio_packets. Other transactions always see it '
     'empty. rooms: the rooms to enter, leave or close. sid: the client that moves or is kicked. members: the rooms '
-    'whose members do, where the empty string means everybody. skip_sids: members that stay. immediate: the '
-    'application has set its constraints IMMEDIATE.';
+    'whose members do, where the empty string means everybody. skip_sids, skip_rooms: members that stay. immediate: '
+    'the application has set its constraints IMMEDIATE.';
 
 -- The number of the segment that is appended to. It is a sequence, which shows its present value whatever the snapshot.
 -- A repeatable read transaction that began before a switch therefore appends to the right segment.
@@ -537,23 +545,23 @@ BEGIN
 END $$;
 
 -- Appends one record of a kind other than an event, and returns its offset. The caller holds the log's lock.
-CREATE FUNCTION sio.sio_put_record(p_batch bigint, p_kind integer, p_namespace text, p_room text, p_sid text, p_generation bigint DEFAULT NULL::bigint, p_as_of bigint DEFAULT NULL::bigint, p_node uuid DEFAULT NULL::uuid, p_data text DEFAULT NULL::text, p_rooms text[] DEFAULT NULL::text[], p_skip_sids text[] DEFAULT NULL::text[])
+CREATE FUNCTION sio.sio_put_record(p_batch bigint, p_kind integer, p_namespace text, p_room text, p_sid text, p_generation bigint DEFAULT NULL::bigint, p_as_of bigint DEFAULT NULL::bigint, p_node uuid DEFAULT NULL::uuid, p_data text DEFAULT NULL::text, p_rooms text[] DEFAULT NULL::text[], p_skip_sids text[] DEFAULT NULL::text[], p_skip_rooms text[] DEFAULT NULL::text[])
  RETURNS bigint
  LANGUAGE plpgsql
 AS $$
 DECLARE v_offset bigint; v_segment bigint := (SELECT last_value FROM sio.sio_active_segment);
 BEGIN
     IF v_segment = 0 THEN
-        INSERT INTO sio.sio_packets_0 ("offset", kind, namespace, room, rooms, skip_sids, sid, generation, as_of, node,
-                                       data, batch)
+        INSERT INTO sio.sio_packets_0 ("offset", kind, namespace, room, rooms, skip_sids, skip_rooms, sid, generation,
+                                       as_of, node, data, batch)
         VALUES (nextval('sio.sio_packets_offset_seq'), p_kind, p_namespace, coalesce(p_room, ''), p_rooms, p_skip_sids,
-                p_sid, p_generation, p_as_of, p_node, p_data, p_batch)
+                p_skip_rooms, p_sid, p_generation, p_as_of, p_node, p_data, p_batch)
         RETURNING "offset" INTO v_offset;
     ELSE
-        INSERT INTO sio.sio_packets_1 ("offset", kind, namespace, room, rooms, skip_sids, sid, generation, as_of, node,
-                                       data, batch)
+        INSERT INTO sio.sio_packets_1 ("offset", kind, namespace, room, rooms, skip_sids, skip_rooms, sid, generation,
+                                       as_of, node, data, batch)
         VALUES (nextval('sio.sio_packets_offset_seq'), p_kind, p_namespace, coalesce(p_room, ''), p_rooms, p_skip_sids,
-                p_sid, p_generation, p_as_of, p_node, p_data, p_batch)
+                p_skip_rooms, p_sid, p_generation, p_as_of, p_node, p_data, p_batch)
         RETURNING "offset" INTO v_offset;
     END IF;
     RETURN v_offset;
@@ -562,20 +570,20 @@ END $$;
 -- Appends a batch of waiting entries in order, with one lock, one commit and one notification.
 --
 -- Arrays have one element for each entry. p_room_lists: a JSON array of all rooms, if there are several.
--- p_skip_lists: a JSON array of the sids that do not get the event. p_args: the arguments of the functions below, or the
--- key of an event.
+-- p_skip_lists: a JSON array of the sids that do not get the event. p_skip_room_lists: of the rooms whose members do not.
+-- p_args: the arguments of the functions below, or the key of an event.
 -- p_carry: the records for the notification, if they fit.
 --
 -- prev: the last offset before the batch. offsets: the offset of each entry. An entry that changed nothing has minus the
 -- offset of the record that it met, or 0. A refused entry has null. An event whose key is taken changes nothing.
 -- results: the answers of the session functions.
-CREATE FUNCTION sio.sio_append_batch(p_batch bigint, p_kinds smallint[], p_namespaces text[], p_rooms text[], p_room_lists text[], p_skip_lists text[], p_sids text[], p_bodies text[], p_parts bytea[], p_attachments uuid[], p_args text[], p_carry text, OUT prev bigint, OUT offsets bigint[], OUT results text[])
+CREATE FUNCTION sio.sio_append_batch(p_batch bigint, p_kinds smallint[], p_namespaces text[], p_rooms text[], p_room_lists text[], p_skip_lists text[], p_skip_room_lists text[], p_sids text[], p_bodies text[], p_parts bytea[], p_attachments uuid[], p_args text[], p_carry text, OUT prev bigint, OUT offsets bigint[], OUT results text[])
  RETURNS record
  LANGUAGE plpgsql
 AS $$
 DECLARE
     v_segment bigint; v_last bigint; v_offset bigint; v_result json; v_channel text; v_rooms text[]; v_skips text[];
-    v_key text; r record;
+    v_skip_rooms text[]; v_key text; r record;
 BEGIN
     LOCK TABLE sio.sio_lock IN EXCLUSIVE MODE;
     PERFORM sio.sio_check_isolation();
@@ -597,24 +605,30 @@ BEGIN
             ON CONFLICT (namespace, key) DO UPDATE SET "offset" = excluded."offset";  -- as in sio_take_key()
         END IF;
         IF v_segment = 0 THEN
-            INSERT INTO sio.sio_packets_0 ("offset", kind, namespace, room, rooms, skip_sids, body, parts, attachment,
-                                           batch)
+            INSERT INTO sio.sio_packets_0 ("offset", kind, namespace, room, rooms, skip_sids, skip_rooms, body, parts,
+                                           attachment, batch)
             SELECT offsets[e.i], 0, e.namespace, e.room,
                    CASE WHEN e.rooms IS NOT NULL THEN ARRAY(SELECT json_array_elements_text(e.rooms::json)) END,
                    CASE WHEN e.skips IS NOT NULL THEN ARRAY(SELECT json_array_elements_text(e.skips::json)) END,
+                   CASE WHEN e.skip_rooms IS NOT NULL THEN
+                       ARRAY(SELECT json_array_elements_text(e.skip_rooms::json)) END,
                    e.body, e.parts, e.attachment, p_batch
-            FROM unnest(p_namespaces, p_rooms, p_room_lists, p_skip_lists, p_bodies, p_parts, p_attachments)
-                WITH ORDINALITY AS e (namespace, room, rooms, skips, body, parts, attachment, i)
+            FROM unnest(p_namespaces, p_rooms, p_room_lists, p_skip_lists, p_skip_room_lists, p_bodies, p_parts,
+                        p_attachments)
+                WITH ORDINALITY AS e (namespace, room, rooms, skips, skip_rooms, body, parts, attachment, i)
             WHERE offsets[e.i] > 0;
         ELSE
-            INSERT INTO sio.sio_packets_1 ("offset", kind, namespace, room, rooms, skip_sids, body, parts, attachment,
-                                           batch)
+            INSERT INTO sio.sio_packets_1 ("offset", kind, namespace, room, rooms, skip_sids, skip_rooms, body, parts,
+                                           attachment, batch)
             SELECT offsets[e.i], 0, e.namespace, e.room,
                    CASE WHEN e.rooms IS NOT NULL THEN ARRAY(SELECT json_array_elements_text(e.rooms::json)) END,
                    CASE WHEN e.skips IS NOT NULL THEN ARRAY(SELECT json_array_elements_text(e.skips::json)) END,
+                   CASE WHEN e.skip_rooms IS NOT NULL THEN
+                       ARRAY(SELECT json_array_elements_text(e.skip_rooms::json)) END,
                    e.body, e.parts, e.attachment, p_batch
-            FROM unnest(p_namespaces, p_rooms, p_room_lists, p_skip_lists, p_bodies, p_parts, p_attachments)
-                WITH ORDINALITY AS e (namespace, room, rooms, skips, body, parts, attachment, i)
+            FROM unnest(p_namespaces, p_rooms, p_room_lists, p_skip_lists, p_skip_room_lists, p_bodies, p_parts,
+                        p_attachments)
+                WITH ORDINALITY AS e (namespace, room, rooms, skips, skip_rooms, body, parts, attachment, i)
             WHERE offsets[e.i] > 0;
         END IF;
         IF EXISTS (SELECT FROM unnest(p_room_lists) l WHERE l IS NOT NULL) THEN
@@ -633,9 +647,10 @@ BEGIN
             END IF;
         END IF;
     ELSE
-        FOR r IN SELECT * FROM unnest(p_kinds, p_namespaces, p_rooms, p_room_lists, p_skip_lists, p_sids, p_bodies,
-                                      p_parts, p_attachments, p_args)
-                     WITH ORDINALITY AS e (kind, namespace, room, rooms, skips, sid, body, parts, attachment, args, i)
+        FOR r IN SELECT * FROM unnest(p_kinds, p_namespaces, p_rooms, p_room_lists, p_skip_lists, p_skip_room_lists,
+                                      p_sids, p_bodies, p_parts, p_attachments, p_args)
+                     WITH ORDINALITY AS e (kind, namespace, room, rooms, skips, skip_rooms, sid, body, parts,
+                                           attachment, args, i)
                  ORDER BY i
         LOOP
             v_offset := 0;
@@ -646,30 +661,34 @@ BEGIN
                 v_offset := CASE WHEN v_key IS NOT NULL THEN -sio.sio_keyed_event(r.namespace, v_key) END;
                 v_rooms := NULL;
                 v_skips := NULL;
+                v_skip_rooms := NULL;
                 IF r.rooms IS NOT NULL THEN
                     v_rooms := ARRAY(SELECT json_array_elements_text(r.rooms::json));
                 END IF;
                 IF r.skips IS NOT NULL THEN
                     v_skips := ARRAY(SELECT json_array_elements_text(r.skips::json));
                 END IF;
+                IF r.skip_rooms IS NOT NULL THEN
+                    v_skip_rooms := ARRAY(SELECT json_array_elements_text(r.skip_rooms::json));
+                END IF;
                 -- The further rooms are written at once, because a claim behind the event in this batch reads them.
                 IF v_offset < 0 THEN
                     NULL;  -- the key is taken
                 ELSIF v_segment = 0 THEN
-                    INSERT INTO sio.sio_packets_0 ("offset", kind, namespace, room, rooms, skip_sids, body, parts,
-                                                   attachment, batch)
-                    VALUES (nextval('sio.sio_packets_offset_seq'), 0, r.namespace, r.room, v_rooms, v_skips, r.body,
-                            r.parts, r.attachment, p_batch)
+                    INSERT INTO sio.sio_packets_0 ("offset", kind, namespace, room, rooms, skip_sids, skip_rooms, body,
+                                                   parts, attachment, batch)
+                    VALUES (nextval('sio.sio_packets_offset_seq'), 0, r.namespace, r.room, v_rooms, v_skips,
+                            v_skip_rooms, r.body, r.parts, r.attachment, p_batch)
                     RETURNING "offset" INTO v_offset;
                     IF v_rooms IS NOT NULL THEN
                         INSERT INTO sio.sio_packet_rooms_0 (namespace, room, "offset")
                         SELECT DISTINCT r.namespace, x.room, v_offset FROM unnest(v_rooms[2:]) AS x (room);
                     END IF;
                 ELSE
-                    INSERT INTO sio.sio_packets_1 ("offset", kind, namespace, room, rooms, skip_sids, body, parts,
-                                                   attachment, batch)
-                    VALUES (nextval('sio.sio_packets_offset_seq'), 0, r.namespace, r.room, v_rooms, v_skips, r.body,
-                            r.parts, r.attachment, p_batch)
+                    INSERT INTO sio.sio_packets_1 ("offset", kind, namespace, room, rooms, skip_sids, skip_rooms, body,
+                                                   parts, attachment, batch)
+                    VALUES (nextval('sio.sio_packets_offset_seq'), 0, r.namespace, r.room, v_rooms, v_skips,
+                            v_skip_rooms, r.body, r.parts, r.attachment, p_batch)
                     RETURNING "offset" INTO v_offset;
                     IF v_rooms IS NOT NULL THEN
                         INSERT INTO sio.sio_packet_rooms_1 (namespace, room, "offset")
@@ -766,7 +785,8 @@ END $$;
 -- Bounds the memberships of a session that have ended: above a hundred of them, only the last fifty stay. A claim reads
 -- them under the log's lock, so a client that enters and leaves a room 10,000 times would hold up all appends. If a
 -- membership that goes had an event, a client at a lower offset cannot recover any more, because it would not get that
--- event. The event may be deleted already, which a floor says.
+-- event. The event may be deleted already, which a floor says. The same holds if an event skips the room, because the
+-- client would get that event.
 CREATE FUNCTION sio.sio_forget_rooms(p_session bigint)
  RETURNS void
  LANGUAGE plpgsql
@@ -785,6 +805,7 @@ BEGIN
     LOOP
         v_lost := greatest(
             v_lost, (SELECT d FROM sio.sio_last_due(r.namespace, r.room, v_sid, r.joined_at, r.left_at) d),
+            sio.sio_last_skipping(r.namespace, r.room, r.joined_at, r.left_at),
             (SELECT least(d, r.left_at - 1)
              FROM sio.sio_deleted(p_session, r.namespace, r.room, r.joined_at, r.left_at) d WHERE d > r.joined_at));
     END LOOP;
@@ -862,13 +883,17 @@ BEGIN
 END $$;
 
 -- Returns the sessions of the members of rooms, away or not. '' means everybody. Each of the three sources has an index.
-CREATE FUNCTION sio.sio_members(p_namespace text, p_rooms text[], p_skip_sids text[])
+-- Members of p_skip_rooms are left out.
+CREATE FUNCTION sio.sio_members(p_namespace text, p_rooms text[], p_skip_sids text[], p_skip_rooms text[])
  RETURNS SETOF bigint
  LANGUAGE sql
  STABLE
 AS $$
     SELECT s.id FROM sio.sio_sessions s
-    WHERE (s.expires_at IS NULL OR s.expires_at > clock_timestamp()) AND s.sid <> ALL (p_skip_sids) AND s.id IN (
+    WHERE (s.expires_at IS NULL OR s.expires_at > clock_timestamp()) AND s.sid <> ALL (p_skip_sids || p_skip_rooms)
+      AND NOT EXISTS (SELECT FROM sio.sio_rooms k
+                      WHERE k.session = s.id AND k.room = ANY (p_skip_rooms) AND k.left_at IS NULL)
+      AND s.id IN (
         SELECT session FROM sio.sio_rooms
         WHERE namespace = p_namespace AND room = ANY (p_rooms) AND left_at IS NULL
         UNION ALL
@@ -884,7 +909,7 @@ $$;
 -- finds out which of its clients are members at that offset, so the record also reaches clients that are in no table.
 -- Each kicked session has a record of its own before it. That holds the session data for the disconnect handler,
 -- because the session is deleted.
-CREATE FUNCTION sio.sio_change_members(p_batch bigint, p_kind integer, p_namespace text, p_members text[], p_targets text[], p_skip_sids text[])
+CREATE FUNCTION sio.sio_change_members(p_batch bigint, p_kind integer, p_namespace text, p_members text[], p_targets text[], p_skip_sids text[], p_skip_rooms text[])
  RETURNS bigint
  LANGUAGE plpgsql
 AS $$
@@ -894,7 +919,7 @@ BEGIN
         SELECT FROM sio.sio_sessions WHERE namespace = p_namespace AND sid = ANY (p_targets)) THEN
         RETURN NULL;
     END IF;
-    v_sessions := ARRAY(SELECT sio.sio_members(p_namespace, p_members, p_skip_sids));
+    v_sessions := ARRAY(SELECT sio.sio_members(p_namespace, p_members, p_skip_sids, p_skip_rooms));
     IF p_kind = 8 THEN
         IF (SELECT last_value FROM sio.sio_active_segment) = 0 THEN
             WITH gone AS (DELETE FROM sio.sio_sessions WHERE id = ANY (v_sessions) RETURNING sid, data)
@@ -910,7 +935,8 @@ BEGIN
     v_offset := sio.sio_put_record(
         p_batch, p_kind, p_namespace, p_targets[1], NULL, p_data => array_to_json(p_members)::text,
         p_rooms => CASE WHEN cardinality(p_targets) > 1 THEN p_targets END,
-        p_skip_sids => CASE WHEN cardinality(p_skip_sids) > 0 THEN p_skip_sids END);
+        p_skip_sids => CASE WHEN cardinality(p_skip_sids) > 0 THEN p_skip_sids END,
+        p_skip_rooms => CASE WHEN cardinality(p_skip_rooms) > 0 THEN p_skip_rooms END);
     IF p_kind = 6 THEN
         INSERT INTO sio.sio_rooms (session, room, joined_at, namespace)
         SELECT m.session, t.room, v_offset, p_namespace
@@ -932,14 +958,14 @@ END $$;
 
 -- Appends that members enter (p_kind 1) or leave (2) each of the rooms p_targets, or are kicked (5). The members are
 -- those of the rooms p_rooms, away or not, where '' means everybody. The sids p_unstored, which have no session, are
--- added, and the sids p_skip_sids are left out. All of it counts from one offset.
+-- added. The sids p_skip_sids and the members of p_skip_rooms are left out. All of it counts from one offset.
 --
 -- Lock, move and commit are one statement. If they were three, a node that vanished between them would hold the log's
 -- lock until TCP gives up.
 --
 -- prev and offsets are those of sio_append_batch. offsets is empty if nobody moves. It is null, and nothing is written,
 -- if a target is another client's own room.
-CREATE FUNCTION sio.sio_move_members(p_batch bigint, p_kind smallint, p_namespace text, p_rooms text[], p_unstored text[], p_skip_sids text[], p_targets text[], OUT prev bigint, OUT offsets bigint[])
+CREATE FUNCTION sio.sio_move_members(p_batch bigint, p_kind smallint, p_namespace text, p_rooms text[], p_unstored text[], p_skip_sids text[], p_skip_rooms text[], p_targets text[], OUT prev bigint, OUT offsets bigint[])
  RETURNS record
  LANGUAGE plpgsql
 AS $$
@@ -953,10 +979,12 @@ BEGIN
             AND ('' = ANY (p_rooms) OR sid = ANY (p_rooms) OR id IN (
                  SELECT session FROM sio.sio_rooms
                  WHERE namespace = p_namespace AND room = ANY (p_rooms) AND left_at IS NULL))
+            AND NOT EXISTS (SELECT FROM sio.sio_rooms k
+                            WHERE k.session = id AND k.room = ANY (p_skip_rooms) AND k.left_at IS NULL)
           UNION
           SELECT unnest(p_unstored)) m
         CROSS JOIN unnest(p_targets) t (room)
-    WHERE m.sid <> ALL (p_skip_sids) AND m.sid <> t.room;
+    WHERE m.sid <> ALL (p_skip_sids || p_skip_rooms) AND m.sid <> t.room;
     v_count := cardinality(v_rooms);
     IF v_count = 0 THEN
         offsets := '{}';
@@ -965,7 +993,7 @@ BEGIN
         SELECT w.prev, w.offsets INTO prev, offsets
         FROM sio.sio_append_batch(
             p_batch, array_fill(p_kind, ARRAY[v_count]), array_fill(p_namespace, ARRAY[v_count]), v_rooms, NULL, NULL,
-            v_sids, NULL, NULL, NULL, NULL, NULL) w;
+            NULL, v_sids, NULL, NULL, NULL, NULL, NULL) w;
     END IF;
 END $$;
 
@@ -1031,13 +1059,14 @@ BEGIN
     INSERT INTO sio.sio_rooms (session, room, joined_at, left_at, namespace)
     SELECT v_session, x->>0, (x->>1)::bigint, (x->>2)::bigint, p_namespace
     FROM json_array_elements(p_args->'rooms') x;
-    FOR r IN SELECT kind, room, rooms, skip_sids, data, "offset" FROM sio.sio_packets
+    FOR r IN SELECT kind, room, rooms, skip_sids, skip_rooms, data, "offset" FROM sio.sio_packets
              WHERE "offset" > (p_args->>'cursor')::bigint AND kind <> 0 AND namespace = p_namespace
                AND (sid = p_sid OR kind IN (3, 6, 7, 8))
              ORDER BY "offset"
     LOOP
         CONTINUE WHEN r.kind > 5 AND (
             p_sid = ANY (r.skip_sids)
+            OR sio.sio_is_skipped(v_session, p_sid, r.skip_rooms, r."offset")
             OR NOT EXISTS (SELECT FROM json_array_elements_text(r.data::json) m (room)
                            WHERE m.room IN ('', p_sid) OR m.room IN (
                                SELECT x.room FROM sio.sio_rooms x WHERE x.session = v_session AND x.left_at IS NULL)));
@@ -1234,6 +1263,19 @@ AS $$
     WHERE s.id = p_session AND (r.left_at IS NULL OR r.left_at > p_after)
 $$;
 
+-- Returns whether a session was in one of an event's skip_rooms at the offset of the event. Its own room is one, too.
+CREATE FUNCTION sio.sio_is_skipped(p_session bigint, p_sid text, p_skip_rooms text[], p_offset bigint)
+ RETURNS boolean
+ LANGUAGE plpgsql
+ STABLE
+AS $$
+BEGIN
+    RETURN p_sid = ANY (p_skip_rooms) OR EXISTS (
+        SELECT FROM sio.sio_rooms
+        WHERE session = p_session AND room = ANY (p_skip_rooms) AND joined_at < p_offset
+          AND (left_at IS NULL OR left_at > p_offset));
+END $$;
+
 -- Returns the offsets of the events that a session is due above p_after, in order, at most p_limit of them.
 --
 -- Each membership has an index scan of its own in each segment, with its own ORDER BY and LIMIT. The scans are then
@@ -1263,6 +1305,7 @@ BEGIN
            AND (p.room, p."offset") > (m.room, greatest(p_after, m.joined_at))
            AND (p.room, p."offset") < (m.room, coalesce(m.left_at, 9223372036854775807))
            AND NOT m.sid = ANY (coalesce(p.skip_sids, ARRAY[]::text[]))
+           AND (p.skip_rooms IS NULL OR NOT sio.sio_is_skipped(p_session, m.sid, p.skip_rooms, p."offset"))
          ORDER BY p.room, p."offset" LIMIT p_limit)
         UNION ALL
         (SELECT x."offset" FROM sio.sio_packet_rooms_0 x JOIN sio.sio_packets_0 p ON p."offset" = x."offset"
@@ -1270,6 +1313,7 @@ BEGIN
            AND (x.room, x."offset") > (m.room, greatest(p_after, m.joined_at))
            AND (x.room, x."offset") < (m.room, coalesce(m.left_at, 9223372036854775807))
            AND NOT m.sid = ANY (coalesce(p.skip_sids, ARRAY[]::text[]))
+           AND (p.skip_rooms IS NULL OR NOT sio.sio_is_skipped(p_session, m.sid, p.skip_rooms, p."offset"))
          ORDER BY x.room, x."offset" LIMIT p_limit)
         UNION ALL
         (SELECT p."offset" FROM sio.sio_packets_1 p
@@ -1277,6 +1321,7 @@ BEGIN
            AND (p.room, p."offset") > (m.room, greatest(p_after, m.joined_at))
            AND (p.room, p."offset") < (m.room, coalesce(m.left_at, 9223372036854775807))
            AND NOT m.sid = ANY (coalesce(p.skip_sids, ARRAY[]::text[]))
+           AND (p.skip_rooms IS NULL OR NOT sio.sio_is_skipped(p_session, m.sid, p.skip_rooms, p."offset"))
          ORDER BY p.room, p."offset" LIMIT p_limit)
         UNION ALL
         (SELECT x."offset" FROM sio.sio_packet_rooms_1 x JOIN sio.sio_packets_1 p ON p."offset" = x."offset"
@@ -1284,6 +1329,7 @@ BEGIN
            AND (x.room, x."offset") > (m.room, greatest(p_after, m.joined_at))
            AND (x.room, x."offset") < (m.room, coalesce(m.left_at, 9223372036854775807))
            AND NOT m.sid = ANY (coalesce(p.skip_sids, ARRAY[]::text[]))
+           AND (p.skip_rooms IS NULL OR NOT sio.sio_is_skipped(p_session, m.sid, p.skip_rooms, p."offset"))
          ORDER BY x.room, x."offset" LIMIT p_limit)
     ) d
     ORDER BY 1 LIMIT p_limit;
@@ -1367,7 +1413,8 @@ AS $$
 $$;
 
 -- Returns the highest offset of the stored events of a room that do not skip a sid, between two offsets, both exclusive.
--- Null if there is none. As in sio_due, two bounds give the room, and the callers force one plan for all values. These
+-- Null if there is none. Events that skip rooms count. A client that comes back may still leave such a room as of its
+-- offset, and is due the event then. As in sio_due, two bounds give the room, and the callers force one plan for all values. These
 -- scans run backwards, so the lower bound is the one that is repeated.
 CREATE FUNCTION sio.sio_last_due(p_namespace text, p_room text, p_sid text, p_above bigint, p_below bigint)
  RETURNS SETOF bigint
@@ -1395,6 +1442,28 @@ AS $$
            AND (x.room, x."offset") > (p_room, p_above) AND (x.room, x."offset") < (p_room, p_below)
            AND NOT p_sid = ANY (coalesce(p.skip_sids, ARRAY[]::text[]))
          ORDER BY x.room DESC, x."offset" DESC LIMIT 1))
+$$;
+
+-- Returns the highest offset of the stored events that skip the members of a room, between two offsets, both exclusive.
+-- Null if there is none. It looks at a thousand of the events that skip any room, and counts the last one that it reaches.
+CREATE FUNCTION sio.sio_last_skipping(p_namespace text, p_room text, p_above bigint, p_below bigint)
+ RETURNS bigint
+ LANGUAGE sql
+ STABLE
+AS $$
+    SELECT max(x."offset") FROM (
+        (SELECT "offset", row_number() OVER (ORDER BY "offset" DESC) = 1000 OR namespace = p_namespace
+                AND p_room = ANY (skip_rooms) AS counts
+         FROM sio.sio_packets_0
+         WHERE skip_rooms IS NOT NULL AND "offset" > p_above AND "offset" < p_below
+         ORDER BY "offset" DESC LIMIT 1000)
+        UNION ALL
+        (SELECT "offset", row_number() OVER (ORDER BY "offset" DESC) = 1000 OR namespace = p_namespace
+                AND p_room = ANY (skip_rooms)
+         FROM sio.sio_packets_1
+         WHERE skip_rooms IS NOT NULL AND "offset" > p_above AND "offset" < p_below
+         ORDER BY "offset" DESC LIMIT 1000)) x
+    WHERE x.counts
 $$;
 
 -- History: the stored events of a room, for applications.
@@ -1989,7 +2058,7 @@ BEGIN
         -- still waits for the commit.
         SET CONSTRAINTS sio.sio_outbox_append DEFERRED;
         INSERT INTO sio.sio_outbox
-        VALUES (OLD.namespace, OLD.room, OLD.rooms, OLD.skip_sids, OLD.body, OLD.parts, OLD.attachment,
+        VALUES (OLD.namespace, OLD.room, OLD.rooms, OLD.skip_sids, OLD.skip_rooms, OLD.body, OLD.parts, OLD.attachment,
                 OLD.channel, OLD.carried, OLD.above, true, OLD.key);
         RETURN NULL;
     END IF;
@@ -2020,9 +2089,10 @@ BEGIN
     END IF;
     -- The offset before it is one less, or belongs to a rolled-back transaction or a former epoch.
     IF v_segment OPERATOR(pg_catalog.=) 0 THEN
-        INSERT INTO sio.sio_packets_0 AS p ("offset", kind, namespace, room, rooms, skip_sids, body, parts, attachment)
+        INSERT INTO sio.sio_packets_0 AS p ("offset", kind, namespace, room, rooms, skip_sids, skip_rooms, body, parts,
+                                            attachment)
         VALUES (pg_catalog.nextval('sio.sio_packets_offset_seq'), 0, OLD.namespace, OLD.room, OLD.rooms,
-                OLD.skip_sids, OLD.body, OLD.parts, OLD.attachment)
+                OLD.skip_sids, OLD.skip_rooms, OLD.body, OLD.parts, OLD.attachment)
         ON CONFLICT ("offset") DO NOTHING
         RETURNING p."offset", pg_catalog.pg_notify(OLD.channel, pg_catalog.concat(
             p."offset" OPERATOR(pg_catalog.-) 1, ' ', p."offset", OLD.carried))::varchar
@@ -2032,9 +2102,10 @@ BEGIN
             SELECT DISTINCT OLD.namespace, r.room, v_offset FROM pg_catalog.unnest(OLD.rooms[2:]) AS r (room);
         END IF;
     ELSE
-        INSERT INTO sio.sio_packets_1 AS p ("offset", kind, namespace, room, rooms, skip_sids, body, parts, attachment)
+        INSERT INTO sio.sio_packets_1 AS p ("offset", kind, namespace, room, rooms, skip_sids, skip_rooms, body, parts,
+                                            attachment)
         VALUES (pg_catalog.nextval('sio.sio_packets_offset_seq'), 0, OLD.namespace, OLD.room, OLD.rooms,
-                OLD.skip_sids, OLD.body, OLD.parts, OLD.attachment)
+                OLD.skip_sids, OLD.skip_rooms, OLD.body, OLD.parts, OLD.attachment)
         ON CONFLICT ("offset") DO NOTHING
         RETURNING p."offset", pg_catalog.pg_notify(OLD.channel, pg_catalog.concat(
             p."offset" OPERATOR(pg_catalog.-) 1, ' ', p."offset", OLD.carried))::varchar
@@ -2062,19 +2133,20 @@ REVOKE ALL ON FUNCTION sio.sio_outbox_append FROM PUBLIC;
 --
 -- p_body: the JSON array of the event's name and arguments. p_parts: its binary parts, each after its length in four
 -- bytes. p_rooms: a JSON array of all rooms if there are several, of which p_room is the first. p_skips: a JSON array of
--- the sids that do not get the event. p_key: the idempotency key.
+-- the sids that do not get the event. p_key: the idempotency key. p_skip_rooms: a JSON array of the rooms whose members do
+-- not get the event.
 --
 -- Returns whether the event will be stored: false if the log has an event with the key, and null without a key. The key
 -- is taken at the commit, under the log's lock. An append would otherwise wait, under that lock, for the key of an open
 -- transaction, which may itself wait for the lock. So an event with the key that is committed in between wins.
-CREATE FUNCTION sio.sio_emit_encoded(p_namespace text, p_room text, p_rooms text, p_skips text, p_body text, p_parts bytea, p_key text DEFAULT NULL::text)
+CREATE FUNCTION sio.sio_emit_encoded(p_namespace text, p_room text, p_rooms text, p_skips text, p_body text, p_parts bytea, p_key text DEFAULT NULL::text, p_skip_rooms text DEFAULT NULL::text)
  RETURNS boolean
  LANGUAGE plpgsql
  SECURITY DEFINER
  SET search_path TO 'pg_catalog', 'pg_temp'
 AS $$
 DECLARE
-    v_rooms text[]; v_skips text[]; v_attachment uuid; v_at integer := 0;
+    v_rooms text[]; v_skips text[]; v_skip_rooms text[]; v_attachment uuid; v_at integer := 0;
     v_size bigint := octet_length(p_body) + coalesce(octet_length(p_parts), 0); v_count integer := 0;
     -- The event's name in JSON, if it is short. The characters of a reserved name may be escaped.
     v_name text := substring(left(p_body, 100) FROM '^\["((?:[^"\\]|\\.)*)"');
@@ -2093,8 +2165,8 @@ BEGIN
             ' come back and get it again. Rename the event', v_name);
     END IF;
     -- Most events have none of these. JSON text is never shorter than the names in it.
-    IF v_size > 65536 OR p_parts IS NOT NULL OR p_rooms IS NOT NULL OR p_skips IS NOT NULL OR p_key IS NOT NULL
-       OR octet_length(p_namespace) + octet_length(p_room) > 512 THEN
+    IF v_size > 65536 OR p_parts IS NOT NULL OR p_rooms IS NOT NULL OR p_skips IS NOT NULL
+       OR p_skip_rooms IS NOT NULL OR p_key IS NOT NULL OR octet_length(p_namespace) + octet_length(p_room) > 512 THEN
         IF p_rooms IS NOT NULL THEN
             v_rooms := ARRAY(SELECT json_array_elements_text(p_rooms::json));
             IF array_position(v_rooms, NULL) IS NOT NULL OR v_rooms[1] IS DISTINCT FROM p_room
@@ -2106,8 +2178,11 @@ BEGIN
         IF p_skips IS NOT NULL THEN
             v_skips := array_remove(ARRAY(SELECT json_array_elements_text(p_skips::json)), NULL);
         END IF;
-        IF (SELECT max(octet_length(n)) FROM unnest(v_rooms || v_skips || ARRAY[p_namespace, p_room]) n) > 512
-        THEN
+        IF p_skip_rooms IS NOT NULL THEN
+            v_skip_rooms := nullif(ARRAY(SELECT r FROM json_array_elements_text(p_skip_rooms::json) r WHERE r <> ''), '{}');
+        END IF;
+        IF (SELECT max(octet_length(n)) FROM unnest(v_rooms || v_skips || v_skip_rooms || ARRAY[p_namespace, p_room]) n)
+           > 512 THEN
             RAISE program_limit_exceeded USING MESSAGE = 'a namespace, room or sid is longer than 512 bytes';
         END IF;
         WHILE v_at < octet_length(p_parts) LOOP  -- a node that cannot take them apart would stand still
@@ -2148,14 +2223,14 @@ BEGIN
     -- The marker may go between here and the commit, by a crash, which this transaction does not survive, or by a
     -- TRUNCATE of the log, which ends all sessions. Neither does harm.
     INSERT INTO sio.sio_outbox
-    SELECT p_namespace, p_room, v_rooms, v_skips, CASE WHEN v_attachment IS NULL THEN p_body END,
+    SELECT p_namespace, p_room, v_rooms, v_skips, v_skip_rooms, CASE WHEN v_attachment IS NULL THEN p_body END,
            CASE WHEN v_attachment IS NULL THEN p_parts END, v_attachment, (SELECT channel FROM sio.sio_log),
            CASE WHEN octet_length(c.carried) <= 7600 THEN c.carried ELSE '' END,
            sio.sio_last_in_epoch(), false, p_key
     FROM (SELECT CASE WHEN v_size < 7600 AND p_parts IS NULL AND pg_notification_queue_usage() < 0.1 THEN
               ' ' || json_build_array(json_build_array(
                   p_namespace, coalesce(v_rooms, ARRAY[p_room]), coalesce(v_skips, ARRAY[]::text[]),
-                  p_body))::text END) AS c (carried);
+                  coalesce(v_skip_rooms, ARRAY[]::text[]), p_body))::text END) AS c (carried);
     RETURN CASE WHEN p_key IS NOT NULL THEN true END;
 END $$;
 
@@ -2164,7 +2239,7 @@ REVOKE ALL ON FUNCTION sio.sio_emit_encoded FROM PUBLIC;
 -- Emits an event from SQL. A null room is refused: 'user:' || id with a null id must not reach everybody. An empty room
 -- among others is left out. An empty array of rooms reaches nobody, so nothing is stored and the key is not taken.
 -- Returns what sio_emit_encoded returns, and null if the event reaches nobody.
-CREATE FUNCTION sio.sio_emit(event text, data json DEFAULT NULL::json, room text DEFAULT ''::text, rooms text[] DEFAULT '{""}'::text[], namespace text DEFAULT '/'::text, skip_sids text[] DEFAULT '{}'::text[], key text DEFAULT NULL::text)
+CREATE FUNCTION sio.sio_emit(event text, data json DEFAULT NULL::json, room text DEFAULT ''::text, rooms text[] DEFAULT '{""}'::text[], namespace text DEFAULT '/'::text, skip_sids text[] DEFAULT '{}'::text[], key text DEFAULT NULL::text, skip_rooms text[] DEFAULT '{}'::text[])
  RETURNS boolean
  LANGUAGE plpgsql
  SECURITY DEFINER
@@ -2195,14 +2270,15 @@ BEGIN
     RETURN sio.sio_emit_encoded(
         namespace, v_rooms[1], CASE WHEN cardinality(v_rooms) > 1 THEN array_to_json(v_rooms)::text END,
         CASE WHEN cardinality(skip_sids) > 0 THEN array_to_json(skip_sids)::text END,
-        '[' || to_json(event)::text || coalesce(',' || data::text, '') || ']', NULL, key);
+        '[' || to_json(event)::text || coalesce(',' || data::text, '') || ']', NULL, key,
+        CASE WHEN cardinality(skip_rooms) > 0 THEN array_to_json(skip_rooms)::text END);
 END $$;
 
 COMMENT ON FUNCTION sio.sio_emit IS
     'Sends a Socket.IO event if and when this transaction commits. data: one argument, as JSON. Without it the '
-    'event has no argument. room, rooms: who gets the event. Without them everybody in the namespace gets it. key: '
-    'an event whose key an event in the log has is not stored. Returns whether it will be stored, and null without '
-    'a key.';
+    'event has no argument. room, rooms: who gets the event. Without them everybody in the namespace gets it. '
+    'skip_sids, skip_rooms: clients, and rooms whose members at the commit, do not get it. key: an event whose key '
+    'an event in the log has is not stored. Returns whether it will be stored, and null without a key.';
 
 REVOKE ALL ON FUNCTION sio.sio_emit FROM PUBLIC;
 
@@ -2242,7 +2318,8 @@ BEGIN
         -- As in sio_outbox_append(): the application has its constraints IMMEDIATE.
         SET CONSTRAINTS sio.sio_changes_append DEFERRED;
         INSERT INTO sio.sio_outbox_changes
-        VALUES (OLD.kind, OLD.namespace, OLD.rooms, OLD.sid, OLD.members, OLD.skip_sids, true);
+        VALUES (OLD.kind, OLD.namespace, OLD.rooms, OLD.sid, OLD.members, OLD.skip_sids, OLD.skip_rooms,
+                true);
         RETURN NULL;
     END IF;
     IF current_setting('synchronous_commit') = 'off' THEN
@@ -2256,7 +2333,7 @@ BEGIN
     IF OLD.members IS NOT NULL THEN
         v_offset := sio.sio_change_members(
             NULL, CASE OLD.kind WHEN 1 THEN 6 WHEN 2 THEN 7 ELSE 8 END, OLD.namespace, OLD.members, OLD.rooms,
-            OLD.skip_sids);
+            OLD.skip_sids, OLD.skip_rooms);
     ELSIF OLD.kind = 5 THEN
         v_offset := sio.sio_kick(NULL, OLD.namespace, OLD.sid);
     ELSE
@@ -2288,7 +2365,8 @@ REVOKE ALL ON FUNCTION sio.sio_changes_append FROM PUBLIC;
 -- p_change: enter_room, leave_room, close_room or disconnect. p_rooms: a JSON array of the rooms to enter, leave or
 -- close. p_sid: the client that moves or is disconnected. p_members: instead of p_sid, a JSON array of rooms whose
 -- members are meant. An empty name means everybody. p_skips: a JSON array of the sids of members that stay.
-CREATE FUNCTION sio.sio_change(p_change text, p_namespace text, p_rooms text, p_sid text, p_members text, p_skips text)
+-- p_skip_rooms: of the rooms whose members stay.
+CREATE FUNCTION sio.sio_change(p_change text, p_namespace text, p_rooms text, p_sid text, p_members text, p_skips text, p_skip_rooms text DEFAULT NULL::text)
  RETURNS void
  LANGUAGE plpgsql
  SECURITY DEFINER
@@ -2297,7 +2375,7 @@ AS $$
 DECLARE
     v_kind integer := CASE p_change WHEN 'enter_room' THEN 1 WHEN 'leave_room' THEN 2 WHEN 'close_room' THEN 3
                       WHEN 'disconnect' THEN 5 END;
-    v_rooms text[]; v_members text[]; v_skips text[]; v_own text;
+    v_rooms text[]; v_members text[]; v_skips text[]; v_skip_rooms text[]; v_own text;
 BEGIN
     IF v_kind IS NULL OR p_namespace IS NULL THEN
         RAISE invalid_parameter_value USING MESSAGE =
@@ -2312,6 +2390,7 @@ BEGIN
     v_rooms := ARRAY(SELECT DISTINCT json_array_elements_text(p_rooms::json));
     v_members := CASE WHEN p_members IS NOT NULL THEN ARRAY(SELECT json_array_elements_text(p_members::json)) END;
     v_skips := ARRAY(SELECT json_array_elements_text(p_skips::json));
+    v_skip_rooms := ARRAY(SELECT json_array_elements_text(p_skip_rooms::json));
     IF (cardinality(v_rooms) = 0) <> (v_kind = 5) OR '' = ANY (v_rooms) OR array_position(v_rooms, NULL) IS NOT NULL THEN
         RAISE invalid_parameter_value USING MESSAGE = format(
             'sio_%s: name the room. It is not empty, since an empty name means everybody', p_change);
@@ -2321,7 +2400,8 @@ BEGIN
         RAISE invalid_parameter_value USING MESSAGE = format(
             'sio_%s: name one client by sid, or all members of a room by room', p_change);
     END IF;
-    IF (SELECT max(octet_length(n)) FROM unnest(v_rooms || v_members || v_skips || ARRAY[p_namespace, p_sid]) n) > 512 THEN
+    IF (SELECT max(octet_length(n)) FROM unnest(v_rooms || v_members || v_skips || v_skip_rooms
+                                                || ARRAY[p_namespace, p_sid]) n) > 512 THEN
         RAISE program_limit_exceeded USING MESSAGE = format(
             'sio_%s: a namespace, room or sid is longer than 512 bytes', p_change);
     END IF;
@@ -2339,7 +2419,8 @@ BEGIN
         END IF;
     END IF;
     INSERT INTO sio.sio_outbox_changes
-    VALUES (v_kind, p_namespace, CASE WHEN v_kind = 5 THEN ARRAY[''] ELSE v_rooms END, p_sid, v_members, v_skips, false);
+    VALUES (v_kind, p_namespace, CASE WHEN v_kind = 5 THEN ARRAY[''] ELSE v_rooms END, p_sid, v_members, v_skips,
+            v_skip_rooms, false);
 END $$;
 
 REVOKE ALL ON FUNCTION sio.sio_change FROM PUBLIC;

@@ -69,8 +69,14 @@ def client_of(sid: str, namespace: str = "/", *, eio_sid: str | None = None, sen
     return Client(namespace, sid, connection, Memberships(sid, sent), sent=sent)
 
 
-def event(*rooms: str, body: str = '["e"]', namespace: str = "/", skip: tuple[str, ...] = ()) -> Outgoing:
-    return Outgoing(namespace, rooms or ("",), skip, body)
+def event(
+    *rooms: str,
+    body: str = '["e"]',
+    namespace: str = "/",
+    skip: tuple[str, ...] = (),
+    skip_rooms: tuple[str, ...] = (),
+) -> Outgoing:
+    return Outgoing(namespace, rooms or ("",), skip, body, skip_rooms=skip_rooms)
 
 
 class Local:

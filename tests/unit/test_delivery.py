@@ -10,8 +10,8 @@ from sio_pg_adapter.log.records import Held, Kind, Record
 from support.local import Local, event
 
 
-def record(offset, *rooms, body='["e"]', namespace="/", skip=()):
-    return Record(offset, Kind.EVENT, namespace, rooms or ("",), tuple(skip), body=body)
+def record(offset, *rooms, body='["e"]', namespace="/", skip=(), skip_rooms=()):
+    return Record(offset, Kind.EVENT, namespace, rooms or ("",), tuple(skip), tuple(skip_rooms), body=body)
 
 
 def sent(client):
@@ -34,6 +34,17 @@ async def test_an_event_reaches_each_member_of_its_rooms_once():
     local.delivery.apply(record(2, body='["all"]'))
     assert [sent(client) for client in (a, b, c, elsewhere)] == [['2["all"]'], ['2["all"]'], ['2["all"]'], []]
     assert (local.counters.applied, local.counters.stored) == (2, 5)
+
+
+async def test_an_event_does_not_reach_members_of_the_rooms_that_it_skips():
+    local = Local()
+    a, b, c = local.client("a", "x"), local.client("b", "x", "muted"), local.client("c", "x", "away")
+    local.client("d", "muted", namespace="/other")
+    local.delivery.apply(record(1, "x", skip_rooms=["muted", "away", "nobody"]))
+    assert [sent(client) for client in (a, b, c)] == [['2["e"]'], [], []]
+    local.delivery.apply(Record(2, Kind.LEAVE, "/", ("muted",), sid="b"))
+    local.delivery.apply(record(3, skip_rooms=["muted", "a"]))
+    assert [len(sent(client)) for client in (a, b, c)] == [0, 1, 1]
 
 
 async def test_clients_that_keep_offsets_get_one_as_the_last_argument():

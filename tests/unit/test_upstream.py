@@ -48,6 +48,7 @@ SIGNATURES = {
         ),
         "leave_room": "(self, sid, room, namespace=None)",
         "rooms": "(self, sid, namespace=None)",
+        "send": "(self, data, to=None, room=None, skip_sid=None, namespace=None, callback=None, ignore_queue=False)",
         "session": "(self, sid, namespace=None)",
         "save_session": "(self, sid, session, namespace=None)",
         "shutdown": "(self)",

@@ -6,16 +6,18 @@
 --
 -- p_body: the JSON array of the event's name and arguments. p_parts: its binary parts, each after its length in four
 -- bytes. p_rooms: a JSON array of all rooms if there are several, of which p_room is the first. p_skips: a JSON array of
--- the sids that do not get the event. p_key: the idempotency key.
+-- the sids that do not get the event. p_key: the idempotency key. p_skip_rooms: a JSON array of the rooms whose members do
+-- not get the event.
 --
 -- Returns whether the event will be stored: false if the log has an event with the key, and null without a key. The key
 -- is taken at the commit, under the log's lock. An append would otherwise wait, under that lock, for the key of an open
 -- transaction, which may itself wait for the lock. So an event with the key that is committed in between wins.
 CREATE FUNCTION sio.sio_emit_encoded(p_namespace text, p_room text, p_rooms text, p_skips text, p_body text,
-                                     p_parts bytea, p_key text DEFAULT NULL) RETURNS boolean
+                                     p_parts bytea, p_key text DEFAULT NULL, p_skip_rooms text DEFAULT NULL)
+RETURNS boolean
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-    v_rooms text[]; v_skips text[]; v_attachment uuid; v_at integer := 0;
+    v_rooms text[]; v_skips text[]; v_skip_rooms text[]; v_attachment uuid; v_at integer := 0;
     v_size bigint := octet_length(p_body) + coalesce(octet_length(p_parts), 0); v_count integer := 0;
     -- The event's name in JSON, if it is short. The characters of a reserved name may be escaped.
     v_name text := substring(left(p_body, 100) FROM '^\["((?:[^"\\]|\\.)*)"');
@@ -34,8 +36,8 @@ BEGIN
             ' come back and get it again. Rename the event', v_name);
     END IF;
     -- Most events have none of these. JSON text is never shorter than the names in it.
-    IF v_size > 65536 OR p_parts IS NOT NULL OR p_rooms IS NOT NULL OR p_skips IS NOT NULL OR p_key IS NOT NULL
-       OR octet_length(p_namespace) + octet_length(p_room) > 512 THEN
+    IF v_size > 65536 OR p_parts IS NOT NULL OR p_rooms IS NOT NULL OR p_skips IS NOT NULL
+       OR p_skip_rooms IS NOT NULL OR p_key IS NOT NULL OR octet_length(p_namespace) + octet_length(p_room) > 512 THEN
         IF p_rooms IS NOT NULL THEN
             v_rooms := ARRAY(SELECT json_array_elements_text(p_rooms::json));
             IF array_position(v_rooms, NULL) IS NOT NULL OR v_rooms[1] IS DISTINCT FROM p_room
@@ -47,8 +49,11 @@ BEGIN
         IF p_skips IS NOT NULL THEN
             v_skips := array_remove(ARRAY(SELECT json_array_elements_text(p_skips::json)), NULL);
         END IF;
-        IF (SELECT max(octet_length(n)) FROM unnest(v_rooms || v_skips || ARRAY[p_namespace, p_room]) n) > 512
-        THEN
+        IF p_skip_rooms IS NOT NULL THEN
+            v_skip_rooms := nullif(ARRAY(SELECT r FROM json_array_elements_text(p_skip_rooms::json) r WHERE r <> ''), '{}');
+        END IF;
+        IF (SELECT max(octet_length(n)) FROM unnest(v_rooms || v_skips || v_skip_rooms || ARRAY[p_namespace, p_room]) n)
+           > 512 THEN
             RAISE program_limit_exceeded USING MESSAGE = 'a namespace, room or sid is longer than 512 bytes';
         END IF;
         WHILE v_at < octet_length(p_parts) LOOP  -- a node that cannot take them apart would stand still
@@ -89,14 +94,14 @@ BEGIN
     -- The marker may go between here and the commit, by a crash, which this transaction does not survive, or by a
     -- TRUNCATE of the log, which ends all sessions. Neither does harm.
     INSERT INTO sio.sio_outbox
-    SELECT p_namespace, p_room, v_rooms, v_skips, CASE WHEN v_attachment IS NULL THEN p_body END,
+    SELECT p_namespace, p_room, v_rooms, v_skips, v_skip_rooms, CASE WHEN v_attachment IS NULL THEN p_body END,
            CASE WHEN v_attachment IS NULL THEN p_parts END, v_attachment, (SELECT channel FROM sio.sio_log),
            CASE WHEN octet_length(c.carried) <= 7600 THEN c.carried ELSE '' END,
            sio.sio_last_in_epoch(), false, p_key
     FROM (SELECT CASE WHEN v_size < 7600 AND p_parts IS NULL AND pg_notification_queue_usage() < 0.1 THEN
               ' ' || json_build_array(json_build_array(
                   p_namespace, coalesce(v_rooms, ARRAY[p_room]), coalesce(v_skips, ARRAY[]::text[]),
-                  p_body))::text END) AS c (carried);
+                  coalesce(v_skip_rooms, ARRAY[]::text[]), p_body))::text END) AS c (carried);
     RETURN CASE WHEN p_key IS NOT NULL THEN true END;
 END $$;
 
@@ -104,7 +109,8 @@ END $$;
 -- among others is left out. An empty array of rooms reaches nobody, so nothing is stored and the key is not taken.
 -- Returns what sio_emit_encoded returns, and null if the event reaches nobody.
 CREATE FUNCTION sio.sio_emit(event text, data json DEFAULT NULL, room text DEFAULT '', rooms text[] DEFAULT '{""}',
-                             namespace text DEFAULT '/', skip_sids text[] DEFAULT '{}', key text DEFAULT NULL)
+                             namespace text DEFAULT '/', skip_sids text[] DEFAULT '{}', key text DEFAULT NULL,
+                             skip_rooms text[] DEFAULT '{}')
 RETURNS boolean
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE v_rooms text[];
@@ -132,11 +138,13 @@ BEGIN
     RETURN sio.sio_emit_encoded(
         namespace, v_rooms[1], CASE WHEN cardinality(v_rooms) > 1 THEN array_to_json(v_rooms)::text END,
         CASE WHEN cardinality(skip_sids) > 0 THEN array_to_json(skip_sids)::text END,
-        '[' || to_json(event)::text || coalesce(',' || data::text, '') || ']', NULL, key);
+        '[' || to_json(event)::text || coalesce(',' || data::text, '') || ']', NULL, key,
+        CASE WHEN cardinality(skip_rooms) > 0 THEN array_to_json(skip_rooms)::text END);
 END $$;
 
 COMMENT ON FUNCTION sio.sio_emit IS
     'Sends a Socket.IO event if and when this transaction commits. data: one argument, as JSON. Without it the '
     'event has no argument. room, rooms: who gets the event. Without them everybody in the namespace gets it. '
+    'skip_sids, skip_rooms: clients, and rooms whose members at the commit, do not get it. '
     'key: an event whose key an event in the log has is not stored. Returns whether it will be stored, and null '
     'without a key.';
