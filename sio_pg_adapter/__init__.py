@@ -1,7 +1,7 @@
 """Socket.IO connection state recovery for python-socketio, on nothing but PostgreSQL."""
 
 from .client import AsyncClient, AsyncSimpleClient
-from .cluster.sockets import RemoteSocket
+from .cluster.sockets import Handshake, RemoteSocket
 from .emitter import emit, emit_async
 from .errors import (
     ConfigurationError,
@@ -43,6 +43,7 @@ __all__ = [
     "ConfigurationError",
     "ConnectionStateRecovery",
     "HandlerFailed",
+    "Handshake",
     "Health",
     "NoAnswer",
     "NotSerializable",

@@ -217,6 +217,7 @@ class AsyncPostgresManager(AsyncManager):
             follows=not self.write_only,
             json=self.json,
             server_event_handlers=self.server_event_handlers,
+            environ_of=self.server.environ.get if self.server else _no_environ,
             expiry_namespaces=self.expiry_namespaces,
             on_expired=self._on_expired,
         )
@@ -567,6 +568,10 @@ class AsyncPostgresManager(AsyncManager):
             return self.server.disconnect(client.sid, namespace=client.namespace, ignore_queue=True)
 
         return PlainEndings(disconnect, tasks)
+
+
+def _no_environ(_eio_sid: str) -> None:
+    """A process that only emits has no connections."""
 
 
 async def _nobody(_sid: str, _namespace: str, _session: Any) -> None:

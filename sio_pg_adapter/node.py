@@ -103,6 +103,7 @@ class Setup:
     :ivar follows: whether the node follows the log. A process that only emits does not.
     :ivar json: the module that encodes events.
     :ivar server_event_handlers: handlers of server events, by name.
+    :ivar environ_of: returns the WSGI environment of an Engine.IO connection. ``None`` if it has ended.
     :ivar expiry_namespaces: the namespaces with a handler of expired sessions.
     :ivar on_expired: calls that handler.
     """
@@ -119,6 +120,7 @@ class Setup:
     follows: bool
     json: ModuleType | Any
     server_event_handlers: Mapping[str, Callable[..., Any]]
+    environ_of: Callable[[str], Mapping[str, Any] | None]
     expiry_namespaces: list[str]
     on_expired: Callable[[str, str, Any], Awaitable[None]]
 
@@ -198,7 +200,7 @@ class Node:
         self.messages.on(Kind.EVENT, self._on_event)
         self.requests = Requests(self.messages, self.presence, self.tasks, self.id, self.channel)
         self.callbacks = Callbacks(setup.clients, self.delivery, self.messages, self.tasks, self.channel)
-        self.sockets = Sockets(self.rooms, self.sessions, self.requests, self.id)
+        self.sockets = Sockets(self.rooms, self.sessions, self.requests, self.epochs, self.id, setup.environ_of)
         self.members = Members(self.rooms, self.appender, self.sockets)
         self.broadcast_calls = BroadcastCalls(self.delivery, self.requests, self.id)
         self.server_events = ServerEvents(self.requests, setup.server_event_handlers, setup.json)

@@ -89,6 +89,7 @@ class Client:
     :ivar sent: the offset up to which it has been sent what it is due. Nothing at or below it is sent any more. A
                 replay may read beyond the cursor, which passes the same records later.
     :ivar presented: the data of its CONNECT packet.
+    :ivar connected_at: when that came, as ``time.time()`` returns it.
     :ivar proved: the offset of the last event that it received in a former session. ``None`` after a recovery.
     :ivar lost: it has received events up to an offset that this log does not have.
     :ivar since: the rooms that it entered from a position, with the offset and the key of its epoch in hexadecimal.
@@ -110,6 +111,7 @@ class Client:
     memberships: Memberships
     sent: int
     presented: Any = None
+    connected_at: float = field(default_factory=time.time)
     proved: int | None = None
     lost: bool = False
     since: dict[str, tuple[int, str]] = field(default_factory=dict)

@@ -41,7 +41,12 @@ class ClusterMethods:
         return len(await node.requests.others()) + 1
 
     async def fetch_sockets(
-        self, room: Any = None, namespace: str | None = None, *, timeout: float = FETCH_TIMEOUT
+        self,
+        room: Any = None,
+        namespace: str | None = None,
+        *,
+        local: bool = False,
+        timeout: float = FETCH_TIMEOUT,
     ) -> list[RemoteSocket]:
         """Return the clients of all nodes that are connected now.
 
@@ -49,13 +54,14 @@ class ClusterMethods:
         missed.
 
         :param room: only clients in this room, or in any of several in a list. A client's sid is a room, too.
+        :param local: only clients of this node. No other node is asked.
         :param timeout: seconds for the other nodes to answer.
         :raises NoAnswer: if a node did not answer. Its ``answers`` has those of the others.
         :raises StoreUnavailable: if the database cannot be reached.
         """
         name, rooms = namespace_name(namespace), text_names(room, "room") or (EVERYBODY,)
         seconds = _seconds(timeout)
-        return await (await self.manager.started()).sockets.fetch(name, rooms, seconds)
+        return await (await self.manager.started()).sockets.fetch(name, rooms, seconds, self, local=local)
 
     # -- from server to server -------------------------------------------------------------------------------
     @overload
