@@ -2,7 +2,7 @@
 
 from .client import AsyncClient, AsyncSimpleClient
 from .cluster.sockets import Handshake, RemoteSocket
-from .emitter import emit, emit_async
+from .emitter import emit, emit_async, server_side_emit, server_side_emit_async
 from .errors import (
     ConfigurationError,
     HandlerFailed,
@@ -67,4 +67,6 @@ __all__ = [
     "leave_room",
     "leave_room_async",
     "lifespan",
+    "server_side_emit",
+    "server_side_emit_async",
 ]

@@ -14,6 +14,7 @@ from typing import Any, Self
 from socketio import AsyncManager
 from socketio.packet import Packet
 
+from .cluster.members import member_move
 from .counters import Counters
 from .emitter import emit_outgoing, read_position
 from .errors import ConfigurationError, SioPgError
@@ -26,10 +27,10 @@ from .local.protocols import Endings
 from .local.rooms import Rooms
 from .log.memberships import Memberships
 from .log.names import EVERYBODY, namespace_name, room_name, text_name
-from .log.records import Entry, Kind, Outgoing, StoredEvent
+from .log.records import Entry, Kind, MemberMove, Outgoing, StoredEvent
 from .node import Health, MakeEndings, Node, Setup
 from .options import ConnectionStateRecovery, retention_seconds
-from .rooms import close_room_async, disconnect_async, enter_room_async, leave_room_async
+from .rooms import change_members, close_room_async, disconnect_async, enter_room_async, leave_room_async
 from .store.database import Database, Pool
 from .tasks import Tasks
 from .wire import upstream, websocket
@@ -113,7 +114,7 @@ class AsyncPostgresManager(AsyncManager):
         self.cork = Cork()
         self.recovery: ConnectionStateRecovery | None = None
         self.unstored: set[str] = set()  # namespaces whose events are not stored: the Admin UI's
-        self.server_event_handlers: dict[str, Callable[..., Any]] = {}
+        self.server_event_handlers: dict[tuple[str, str], Callable[..., Any]] = {}
         self.expiry_namespaces: list[str] = []
         self._limit = QueueLimit(max_queued_packets, max_queued_bytes)
         self._make_endings: MakeEndings = self._plain_endings
@@ -443,6 +444,64 @@ class AsyncPostgresManager(AsyncManager):
             return
         self.check_rooms("close", namespace, (room,))
         await close_room_async(connection, room, namespace=namespace, schema=self.database.schema)
+
+    async def sockets_join(
+        self,
+        room: Any,
+        rooms: Any,
+        namespace: str | None = None,
+        *,
+        skip_sid: Any = None,
+        skip_room: Any = None,
+        connection: Any = None,
+    ) -> None:
+        """Let all members of a room enter others, see :meth:`AsyncServer.sockets_join`. Also with ``write_only``."""
+        move = member_move(Kind.ENTER, namespace_name(namespace), room, rooms, skip_sid, skip_room)
+        if connection is not None:
+            self.check_rooms("enter", move.namespace, move.targets)
+        await self._move(move, connection)
+
+    async def sockets_leave(
+        self,
+        room: Any,
+        rooms: Any,
+        namespace: str | None = None,
+        *,
+        skip_sid: Any = None,
+        skip_room: Any = None,
+        connection: Any = None,
+    ) -> None:
+        """Let all members of a room leave others, see :meth:`AsyncServer.sockets_leave`. Also with ``write_only``."""
+        move = member_move(Kind.LEAVE, namespace_name(namespace), room, rooms, skip_sid, skip_room)
+        await self._move(move, connection)
+
+    async def disconnect_sockets(
+        self,
+        room: Any,
+        namespace: str | None = None,
+        *,
+        skip_sid: Any = None,
+        skip_room: Any = None,
+        connection: Any = None,
+    ) -> None:
+        """Disconnect all members of a room, see :meth:`AsyncServer.disconnect_sockets`. Also with ``write_only``."""
+        move = member_move(Kind.KICK, namespace_name(namespace), room, None, skip_sid, skip_room)
+        await self._move(move, connection)
+
+    async def _move(self, move: MemberMove, connection: Any) -> None:
+        if connection is not None:
+            await change_members(connection, move, self.database.schema)
+            return
+        node = await self.started()
+        if self.write_only:  # no node can answer it, so it takes the path of a transaction, which asks none
+            await node.members.move_by_record(move)
+        else:
+            await node.members.move(move)
+
+    async def server_side_emit(self, event: str, *args: Any, namespace: str | None = None) -> None:
+        """Send an event to all other nodes, see :meth:`AsyncServer.server_side_emit`. Also with ``write_only``."""
+        name = namespace_name(namespace)
+        await (await self.started()).server_events.emit(name, event, args)
 
     def check_rooms(
         self, verb: str, namespace: str | None, rooms: tuple[str, ...], *, but: str | None = None

@@ -102,7 +102,7 @@ class Setup:
     :ivar retention_seconds: how long events are kept, whatever sessions need. ``None``: for ever.
     :ivar follows: whether the node follows the log. A process that only emits does not.
     :ivar json: the module that encodes events.
-    :ivar server_event_handlers: handlers of server events, by name.
+    :ivar server_event_handlers: handlers of server events, by namespace and name.
     :ivar environ_of: returns the WSGI environment of an Engine.IO connection. ``None`` if it has ended.
     :ivar expiry_namespaces: the namespaces with a handler of expired sessions.
     :ivar on_expired: calls that handler.
@@ -119,7 +119,7 @@ class Setup:
     retention_seconds: float | None
     follows: bool
     json: ModuleType | Any
-    server_event_handlers: Mapping[str, Callable[..., Any]]
+    server_event_handlers: Mapping[tuple[str, str], Callable[..., Any]]
     environ_of: Callable[[str], Mapping[str, Any] | None]
     expiry_namespaces: list[str]
     on_expired: Callable[[str, str, Any], Awaitable[None]]
@@ -201,7 +201,7 @@ class Node:
         self.requests = Requests(self.messages, self.presence, self.tasks, self.id, self.channel)
         self.callbacks = Callbacks(setup.clients, self.delivery, self.messages, self.tasks, self.channel)
         self.sockets = Sockets(self.rooms, self.sessions, self.requests, self.epochs, self.id, setup.environ_of)
-        self.members = Members(self.rooms, self.appender, self.sockets)
+        self.members = Members(self.rooms, self.appender, self.sockets, database)
         self.broadcast_calls = BroadcastCalls(self.delivery, self.requests, self.id)
         self.server_events = ServerEvents(self.requests, setup.server_event_handlers, setup.json)
         self.listener: Listener | None = None

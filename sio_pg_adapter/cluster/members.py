@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from sio_pg_adapter.errors import ConfigurationError, NoAnswer
+from sio_pg_adapter.errors import ConfigurationError, NoAnswer, StoreUnavailable
 from sio_pg_adapter.local.appender import Appender
 from sio_pg_adapter.local.rooms import Rooms
 from sio_pg_adapter.log.names import EVERYBODY, text_names
 from sio_pg_adapter.log.records import Kind, MemberMove
+from sio_pg_adapter.rooms import move_values
+from sio_pg_adapter.store.database import Database
 
 from .sockets import Sockets
 
@@ -17,11 +19,16 @@ UNSTORED_WAIT = 5.0
 """How long a move waits for other nodes to name their clients that are in no table, in seconds."""
 
 
+INVALID_PARAMETER_VALUE = "22023"
+"""The SQLSTATE with which sio_change refuses to let others enter a client's own room."""
+
+
 class Members:
     """Moves the members of rooms."""
 
-    def __init__(self, rooms: Rooms, appender: Appender, sockets: Sockets) -> None:
+    def __init__(self, rooms: Rooms, appender: Appender, sockets: Sockets, database: Database) -> None:
         self._rooms = rooms
+        self._database = database
         self._appender = appender
         self._sockets = sockets
 
@@ -37,6 +44,21 @@ class Members:
         await self._appender.change(replace(move, unstored=tuple(unstored)))
         if silent:
             raise NoAnswer("clients without a stored session may be left out", "node", silent, None)
+
+    async def move_by_record(self, move: MemberMove) -> None:
+        """Move the members as a transaction does, by one record, from which each node finds its clients.
+
+        So no node is asked, which a process that does not listen cannot do.
+
+        :raises ValueError: if one of the rooms to enter is a client's own.
+        :raises StoreUnavailable: if the database did not answer. The move may be stored.
+        """
+        try:
+            await self._database.fetch_value("change", *move_values(move))
+        except StoreUnavailable as e:
+            if getattr(e.__cause__, "sqlstate", None) == INVALID_PARAMETER_VALUE:
+                raise ValueError("cannot enter a sid room") from e
+            raise
 
 
 def member_move(

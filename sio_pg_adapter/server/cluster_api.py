@@ -6,14 +6,12 @@ import math
 from collections.abc import Callable
 from typing import Any, TypeVar, overload
 
-from sio_pg_adapter.cluster.members import member_move
 from sio_pg_adapter.cluster.sockets import RemoteSocket
 from sio_pg_adapter.errors import ConfigurationError
 from sio_pg_adapter.log.names import EVERYBODY, namespace_name, text_names
-from sio_pg_adapter.log.records import Kind, Outgoing
+from sio_pg_adapter.log.records import Outgoing
 from sio_pg_adapter.manager import AsyncPostgresManager
 from sio_pg_adapter.options import is_seconds
-from sio_pg_adapter.rooms import change_members
 
 H = TypeVar("H", bound=Callable[..., Any])
 
@@ -65,22 +63,23 @@ class ClusterMethods:
 
     # -- from server to server -------------------------------------------------------------------------------
     @overload
-    def on_server_event(self, event: H) -> H: ...
+    def on_server_event(self, event: H, *, namespace: str | None = None) -> H: ...
 
     @overload
-    def on_server_event(self, event: str) -> Callable[[H], H]: ...
+    def on_server_event(self, event: str, *, namespace: str | None = None) -> Callable[[H], H]: ...
 
     @overload
-    def on_server_event(self, event: str, handler: H) -> H: ...
+    def on_server_event(self, event: str, handler: H, *, namespace: str | None = None) -> H: ...
 
-    def on_server_event(self, event: Any, handler: Any = None) -> Any:
+    def on_server_event(self, event: Any, handler: Any = None, *, namespace: str | None = None) -> Any:
         """Register a handler for what other nodes send by :meth:`server_side_emit` and :meth:`server_side_call`.
 
         As a decorator: ``@sio.on_server_event("name")``, or ``@sio.on_server_event`` on a function of that name. An
-        event has one handler, and a later one takes its place. Its exceptions are logged, and reported to
-        :meth:`server_side_call`.
+        event of a namespace has one handler, and a later one takes its place. Its exceptions are logged, and reported
+        to :meth:`server_side_call`.
 
         :param handler: ``def handler(*args)``, or an ``async`` one. It returns this node's answer.
+        :param namespace: only events that are sent in this namespace.
         """
         if callable(event) and handler is None:
             event, handler = getattr(event, "__name__", None), event
@@ -89,29 +88,33 @@ class ClusterMethods:
                 f"on_server_event takes an event's name and a function, not {event!r} and {handler!r}"
             )
         if handler is None:
-            return lambda function: self.on_server_event(event, function)
-        self.manager.server_event_handlers[event] = handler
+            return lambda function: self.on_server_event(event, function, namespace=namespace)
+        self.manager.server_event_handlers[namespace_name(namespace), event] = handler
         return handler
 
-    async def server_side_emit(self, event: str, *args: Any) -> None:
+    async def server_side_emit(self, event: str, *args: Any, namespace: str | None = None) -> None:
         """Send an event to all other nodes, and not to this one. It is not stored: only nodes that live now get it.
 
+        :param namespace: the namespace whose handlers are called.
         :raises NotSerializable: before it is sent. It names the place of a value that has no JSON form.
         :raises StoreUnavailable: if it could not be sent.
         """
-        await (await self.manager.started()).server_events.emit(event, args)
+        await self.manager.server_side_emit(event, *args, namespace=namespace)
 
-    async def server_side_call(self, event: str, *args: Any, timeout: float = 60) -> dict[str, Any]:
+    async def server_side_call(
+        self, event: str, *args: Any, namespace: str | None = None, timeout: float = 60
+    ) -> dict[str, Any]:
         """Send an event to all other nodes, and wait for what their handlers return.
 
+        :param namespace: the namespace whose handlers are called.
         :param timeout: seconds.
         :returns: the answers by node id. This node is not asked: it can call its own function. Nodes without a
                   handler of the event are left out, and so are those that are gone before they answer.
         :raises NoAnswer: if a node that lives did not answer in time. Its ``answers`` has the others'.
         :raises HandlerFailed: if a handler raised. Its ``answers`` has the others'.
         """
-        seconds = _seconds(timeout)
-        return await (await self.manager.started()).server_events.call(event, args, seconds)
+        name, seconds = namespace_name(namespace), _seconds(timeout)
+        return await (await self.manager.started()).server_events.call(name, event, args, seconds)
 
     # -- many clients ----------------------------------------------------------------------------------------
     async def broadcast_call(
@@ -174,7 +177,9 @@ class ClusterMethods:
         :raises NoAnswer: if a node did not name in time its clients that are in no table, since they have no recovery
                           or are connecting. All others have moved.
         """
-        await self._move(Kind.ENTER, room, namespace, rooms, skip_sid, skip_room, connection)
+        await self.manager.sockets_join(
+            room, rooms, namespace, skip_sid=skip_sid, skip_room=skip_room, connection=connection
+        )
 
     async def sockets_leave(
         self,
@@ -187,7 +192,9 @@ class ClusterMethods:
         connection: Any = None,
     ) -> None:
         """Let all members of a room leave others, or that room itself. See :meth:`sockets_join`."""
-        await self._move(Kind.LEAVE, room, namespace, rooms, skip_sid, skip_room, connection)
+        await self.manager.sockets_leave(
+            room, rooms, namespace, skip_sid=skip_sid, skip_room=skip_room, connection=connection
+        )
 
     async def disconnect_sockets(
         self,
@@ -208,25 +215,9 @@ class ClusterMethods:
         :param connection: as for :meth:`sockets_join`.
         :raises NoAnswer: as :meth:`sockets_join`.
         """
-        await self._move(Kind.KICK, room, namespace, None, skip_sid, skip_room, connection)
-
-    async def _move(
-        self,
-        kind: Kind,
-        room: Any,
-        namespace: str | None,
-        rooms: Any,
-        skip_sid: Any,
-        skip_room: Any,
-        connection: Any,
-    ) -> None:
-        move = member_move(kind, namespace_name(namespace), room, rooms, skip_sid, skip_room)
-        if connection is None:
-            await (await self.manager.started()).members.move(move)
-            return
-        if kind is Kind.ENTER:
-            self.manager.check_rooms("enter", move.namespace, move.targets)
-        await change_members(connection, move, self.manager.database.schema)
+        await self.manager.disconnect_sockets(
+            room, namespace, skip_sid=skip_sid, skip_room=skip_room, connection=connection
+        )
 
 
 def _seconds(timeout: float) -> float:

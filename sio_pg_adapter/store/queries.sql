@@ -49,6 +49,10 @@ FROM sio.sio_move_members($1::bigint, $2::smallint, $3::text, $4::text[], $5::te
 SELECT sio.sio_emit_encoded(CAST($1 AS text), CAST($2 AS text), CAST($3 AS text), CAST($4 AS text), CAST($5 AS text),
                             CAST($6 AS bytea), CAST($7 AS text), CAST($8 AS text))
 
+-- name: server_side_emit
+-- Send a server event to all nodes when the caller's transaction commits.
+SELECT sio.sio_server_side_emit_encoded(CAST($1 AS text), CAST($2 AS text), CAST($3 AS bytea))
+
 -- name: position
 -- The end of the log as this statement sees it, signed for a namespace.
 SELECT sio.sio_position(CAST($1 AS text))

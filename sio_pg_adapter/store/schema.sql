@@ -2282,6 +2282,64 @@ COMMENT ON FUNCTION sio.sio_emit IS
 
 REVOKE ALL ON FUNCTION sio.sio_emit FROM PUBLIC;
 
+-- Sends an event to all nodes that live, for the package's emitters. It is not stored. Nodes get it when the transaction
+-- commits. What exceeds a notification goes through the attachment table, as in cluster/messages.py.
+--
+-- p_body: the JSON array of the event's name and arguments. p_parts: its binary parts, each after its length.
+CREATE FUNCTION sio.sio_server_side_emit_encoded(p_namespace text, p_body text, p_parts bytea)
+ RETURNS void
+ LANGUAGE plpgsql
+ SECURITY DEFINER
+ SET search_path TO 'pg_catalog', 'pg_temp'
+AS $$
+DECLARE v_message text; v_key uuid := gen_random_uuid();
+BEGIN
+    IF (p_namespace IS NOT NULL AND p_body::json IS NOT NULL AND left(p_body, 2) = '["') IS NOT TRUE THEN
+        RAISE invalid_parameter_value USING MESSAGE = 'a server event has a namespace and a body: a JSON array that begins'
+            ' with the event''s name, without space before it';
+    ELSIF octet_length(p_body) + coalesce(octet_length(p_parts), 0) > 268435456 THEN
+        RAISE program_limit_exceeded USING MESSAGE = 'an event is larger than 256 MiB';
+    END IF;
+    -- The key distinguishes it from equal messages, which PostgreSQL delivers once in a transaction.
+    v_message := json_build_object('node', '', 'number', v_key, 'cursor', 0, 'kind', 'request', 'body', json_build_object(
+        'what', 'server_event', 'fields', json_build_object('namespace', p_namespace, 'body', p_body)));
+    IF p_parts IS NOT NULL OR octet_length(v_message) > 7900 THEN
+        INSERT INTO sio.sio_attachments (id, data, ephemeral)
+        VALUES (v_key, int4send(octet_length(convert_to(v_message, 'UTF8'))) || convert_to(v_message, 'UTF8')
+            || coalesce(p_parts, ''), true);
+        v_message := json_build_object('node', '', 'cursor', 0, 'attachment', v_key);
+    END IF;
+    PERFORM pg_notify(channel, v_message) FROM sio.sio_log;
+END $$;
+
+REVOKE ALL ON FUNCTION sio.sio_server_side_emit_encoded FROM PUBLIC;
+
+-- Sends an event to all nodes that live, from SQL. args: a JSON array of its arguments.
+CREATE FUNCTION sio.sio_server_side_emit(event text, args json DEFAULT '[]'::json, namespace text DEFAULT '/'::text)
+ RETURNS void
+ LANGUAGE plpgsql
+ SECURITY DEFINER
+ SET search_path TO 'pg_catalog', 'pg_temp'
+AS $$
+BEGIN
+    IF event IS NULL OR args IS NULL OR namespace IS NULL THEN
+        RAISE null_value_not_allowed USING MESSAGE = 'sio_server_side_emit: event, args and namespace are not null';
+    ELSIF json_typeof(args) <> 'array' THEN
+        RAISE invalid_parameter_value USING MESSAGE = 'sio_server_side_emit: args is a JSON array';
+    END IF;
+    PERFORM sio.sio_server_side_emit_encoded(
+        namespace,
+        '[' || to_json(event)::text || coalesce((SELECT string_agg(',' || a::text, '' ORDER BY i)
+                                                 FROM json_array_elements(args) WITH ORDINALITY AS x (a, i)), '') || ']',
+        NULL);
+END $$;
+
+COMMENT ON FUNCTION sio.sio_server_side_emit IS
+    'Calls the handlers of a server event in all server processes if and when this transaction commits. It is not '
+    'stored: only servers that live then get it. args: a JSON array of arguments.';
+
+REVOKE ALL ON FUNCTION sio.sio_server_side_emit FROM PUBLIC;
+
 -- Room changes and kicks that are part of an application's own transaction.
 --
 -- They take the same path as its events (outbox.sql), through a table of their own, so that events do not cost more.
