@@ -279,7 +279,8 @@ class AsyncPostgresManager(AsyncManager):
 
         :param skip_room: a room, or several in a list, whose members do not get the event. Replays decide by the
                           members that the rooms had when the event was emitted.
-        :param volatile: do not store the event. It is never replayed.
+        :param volatile: do not store the event, and do not send it to clients for which anything waits. It is never
+                         replayed.
         :param ignore_queue: send it to this node's clients only. It is not stored.
         :param connection: the event becomes part of this connection's transaction, and is sent when that commits, see
                            :func:`sio_pg_adapter.emit_async`. Returns at once.
@@ -321,7 +322,7 @@ class AsyncPostgresManager(AsyncManager):
         elif ignore_queue:
             node.delivery.only_here(outgoing)
         elif volatile or outgoing.namespace in self.unstored:
-            await node.send_unstored(outgoing)
+            await node.send_unstored(outgoing, volatile=volatile)
         else:
             stored = await node.appender.event(outgoing)
             return stored if key is not None else None

@@ -323,17 +323,18 @@ class Node:
             self.handover.of(int(session), int(generation)).set()
 
     # -- events that are not stored ------------------------------------------------------------------------
-    async def send_unstored(self, outgoing: Outgoing) -> None:
+    async def send_unstored(self, outgoing: Outgoing, *, volatile: bool) -> None:
         """Send an event to the clients of all nodes that are live now.
 
+        :param volatile: clients for which anything waits do not get it.
         :raises StoreUnavailable: if it cannot be sent to the other nodes.
         """
         if self._follows:
-            self.delivery.unstored(outgoing)
-        await self.messages.send_to_all(Event.of(outgoing), outgoing.parts)
+            self.delivery.unstored(outgoing, volatile=volatile)
+        await self.messages.send_to_all(Event.of(outgoing, volatile=volatile), outgoing.parts)
 
     def _on_event(self, event: Event, parts: tuple[bytes, ...]) -> None:
-        self.delivery.unstored(event.outgoing(parts))
+        self.delivery.unstored(event.outgoing(parts), volatile=event.volatile)
 
     # -- what it says about itself ---------------------------------------------------------------------------
     @property

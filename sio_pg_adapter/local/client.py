@@ -133,6 +133,7 @@ class Client:
     _answered_at: float = 0.0
     _waiting: list[Frames] = field(default_factory=list)
     _bytes_waiting: int = 0
+    _filling: Tick | None = None
     _frames_put: int = 0
     _frames_replayed: int = 0
     _bytes_put: int = 0
@@ -174,6 +175,13 @@ class Client:
             sizes = [len(frame.data or "") for frame in waiting if frame is not None]
             self._bytes_put = sum(sizes) - max(sizes, default=0)  # a single large frame is not the client's fault
         return self._bytes_put > limit.bytes
+
+    @property
+    def takes_more(self) -> bool:
+        """Whether nothing waits for it but what was sent in this tick."""
+        if not self.connection.socket.queue.empty():
+            return self._filling is not None and self._filling.lasts
+        return self.connection.wire is None or self.connection.wire.drains
 
     def exceeds_behind_replay(self, limit: QueueLimit) -> bool:
         """Whether too much waits for it that no replay brings again, such as acknowledgements."""
@@ -288,6 +296,8 @@ class Client:
         socket = connection.socket
         if socket.closed or socket.closing or (connection.wire is not None and connection.wire.write(frames)):
             return
+        if socket.queue.empty():
+            self._filling = Tick()
         for frame in frames:
             socket.queue.put_nowait(frame)
             self._frames_put += 1

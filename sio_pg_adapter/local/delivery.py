@@ -196,14 +196,17 @@ class Delivery:
         self._rooms.go_live(client)
 
     # -- events that are not stored ------------------------------------------------------------------------
-    def unstored(self, outgoing: Outgoing) -> None:
-        """Send an event to the live clients of this node. Clients for which too much waits do not get it."""
+    def unstored(self, outgoing: Outgoing, *, volatile: bool = False) -> None:
+        """Send an event to the live clients of this node. Clients for which too much waits do not get it.
+
+        :param volatile: clients for which anything waits do not get it either.
+        """
         plain: Frames | None = None
         tailed: Frames | None = None
         recipients = [
             client
             for client in self._rooms.recipients(outgoing)
-            if client.state is State.LIVE and not client.exceeds(self._limit)
+            if client.state is State.LIVE and not client.exceeds(self._limit) and (client.takes_more or not volatile)
         ]
         self._counters.unstored += len(recipients)
         for client in recipients:

@@ -220,7 +220,8 @@ class AsyncServer(ClientMethods, ClusterMethods, PositionMethods, socketio.Async
         :param connection: an asyncpg connection, an SQLAlchemy ``AsyncConnection`` or ``AsyncSession``, or a psycopg
                            ``AsyncConnection``. The event is sent if and when its transaction commits. Errors of the
                            connection pass through.
-        :param volatile: ``True``: the event is not stored, and so never replayed.
+        :param volatile: ``True``: the event is not stored, and so never replayed. A client that does not take what
+                         it is sent, so that anything waits for it, does not get it.
         :param key: an idempotency key, up to 512 bytes. If the log has an event with this key in the namespace, this
                     one is not stored, which is no error.
         :returns: ``None`` without a key. With one, ``True`` if the event was stored, and ``False`` if the log had one

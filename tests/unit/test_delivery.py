@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from sio_pg_adapter.local.client import Ack, QueueLimit, State
@@ -258,6 +260,20 @@ async def test_an_unstored_event_does_not_move_the_offset():
 
 
 # -- questions -----------------------------------------------------------------------------------------------
+async def test_a_volatile_event_is_not_for_a_client_that_does_not_take_what_it_is_sent():
+    local = Local()
+    client = local.client("a")
+    for n in range(2):  # in one tick the socket's writer cannot have taken the first
+        local.delivery.unstored(event(body=f'["v",{n}]'), volatile=True)
+    await asyncio.sleep(0)
+    local.delivery.unstored(event(body='["v",2]'), volatile=True)
+    local.delivery.unstored(event(body='["kept"]'))
+    local.delivery.unstored(event(body='["v",3]'), volatile=True)
+    assert sent(client) == ['2["v",0]', '2["v",1]', '2["kept"]']
+    local.delivery.unstored(event(body='["v",4]'), volatile=True)
+    assert sent(client) == ['2["v",4]']
+
+
 async def test_a_question_has_an_id_for_each_client_and_no_offset():
     local = Local()
     a, b = local.client("a", "x", recoverable=True), local.client("b", "x")
