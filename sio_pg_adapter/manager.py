@@ -17,7 +17,7 @@ from socketio.packet import Packet
 from .cluster.members import member_move
 from .counters import Counters
 from .emitter import emit_outgoing, read_position
-from .errors import ConfigurationError, SioPgError
+from .errors import ConfigurationError, SioPgError, StoreUnavailable
 from .lifecycle import Lifecycle
 from .local.client import Client, QueueLimit, State
 from .local.clients import Clients
@@ -25,6 +25,7 @@ from .local.handling import handled
 from .local.plain_endings import PlainEndings
 from .local.protocols import Endings
 from .local.rooms import Rooms
+from .local.watch import Watch
 from .log.memberships import Memberships
 from .log.names import EVERYBODY, namespace_name, room_name, text_name
 from .log.records import Entry, Kind, MemberMove, Outgoing, StoredEvent
@@ -68,6 +69,9 @@ class AsyncPostgresManager(AsyncManager):
     :param max_queued_bytes: the same, in bytes.
     :param retention: seconds that events are kept at least, whatever sessions need. The longest of all servers
                       counts. ``None``: as long as sessions need them. ``math.inf``: for ever.
+    :param error_handler: a function, which may be ``async``. It is called with a :class:`StoreUnavailable` when the
+                          database is away, and with ``None`` when it is back. With ``write_only`` this is noticed
+                          within about 15 seconds.
     :raises ConfigurationError: naming the option that is wrong.
     """
 
@@ -86,6 +90,7 @@ class AsyncPostgresManager(AsyncManager):
         max_queued_packets: int = 10_000,
         max_queued_bytes: int = 32 * 1024 * 1024,
         retention: float | None = None,
+        error_handler: Callable[[StoreUnavailable | None], Any] | None = None,
     ) -> None:
         super().__init__()
         if not isinstance(write_only, bool):
@@ -101,7 +106,10 @@ class AsyncPostgresManager(AsyncManager):
             raise ConfigurationError(
                 "retention counts while a server runs. Give it to the manager of a server, not with write_only=True."
             )
+        if error_handler is not None and not callable(error_handler):
+            raise ConfigurationError(f"error_handler takes a function(error), not {error_handler!r}")
         self._retention_seconds = retention_seconds(retention)
+        self._error_handler = error_handler
         self.logger = logger
         if json is not None:
             self.json = json
@@ -112,6 +120,7 @@ class AsyncPostgresManager(AsyncManager):
         self.traffic = TrafficCounter()
         self.counters = Counters()
         self.cork = Cork()
+        self.watch = Watch()
         self.recovery: ConnectionStateRecovery | None = None
         self.unstored: set[str] = set()  # namespaces whose events are not stored: the Admin UI's
         self.server_event_handlers: dict[tuple[str, str], Callable[..., Any]] = {}
@@ -219,6 +228,8 @@ class AsyncPostgresManager(AsyncManager):
             json=self.json,
             server_event_handlers=self.server_event_handlers,
             environ_of=self.server.environ.get if self.server else _no_environ,
+            watch=self.watch,
+            on_store=self._error_handler,
             expiry_namespaces=self.expiry_namespaces,
             on_expired=self._on_expired,
         )

@@ -17,7 +17,7 @@ from sio_pg_adapter.local.rooms import Rooms
 from sio_pg_adapter.local.session_locks import SessionLocks
 from sio_pg_adapter.log.names import first_named, namespace_name
 from sio_pg_adapter.manager import AsyncPostgresManager
-from sio_pg_adapter.options import ConnectionStateRecovery, is_async, recovery_options
+from sio_pg_adapter.options import ConnectionStateRecovery, is_async, is_seconds, recovery_options
 from sio_pg_adapter.store.pruner import Pruner
 from sio_pg_adapter.store.sessions import Sessions
 from sio_pg_adapter.tasks import Tasks
@@ -28,6 +28,7 @@ from .admin import Instrumented
 from .client_api import ClientMethods
 from .cluster_api import ClusterMethods
 from .endings import Endings
+from .event_api import EventMethods
 from .host import Host, Middleware
 from .intake import Intake
 from .position_api import PositionMethods
@@ -40,7 +41,7 @@ E = TypeVar("E", bound=ExpiryHandler)
 logger = logging.getLogger("sio_pg_adapter")
 
 
-class AsyncServer(ClientMethods, ClusterMethods, PositionMethods, socketio.AsyncServer):
+class AsyncServer(ClientMethods, ClusterMethods, EventMethods, PositionMethods, socketio.AsyncServer):
     """A ``socketio.AsyncServer`` whose clients recover their connections.
 
     All of python-socketio's options, methods and decorators work unchanged.
@@ -48,9 +49,12 @@ class AsyncServer(ClientMethods, ClusterMethods, PositionMethods, socketio.Async
     :param client_manager: an :class:`AsyncPostgresManager`.
     :param connection_state_recovery: a :class:`ConnectionStateRecovery`, ``True`` for its defaults, or a dict of its
                                       keys. ``None`` or ``False``: off.
+    :param connect_timeout: seconds after which a connection is closed that no client has joined a namespace over.
+                            ``None``: it stays.
     :raises ConfigurationError: naming the option that is wrong.
     """
 
+    reserved_events = (*socketio.AsyncServer.reserved_events, "disconnecting")
     event: Event
     on: On
     manager: AsyncPostgresManager
@@ -60,6 +64,7 @@ class AsyncServer(ClientMethods, ClusterMethods, PositionMethods, socketio.Async
         client_manager: Any = None,
         *args: Any,
         connection_state_recovery: ConnectionStateRecovery | Mapping[str, Any] | bool | None = None,
+        connect_timeout: float | None = 45.0,
         **kwargs: Any,
     ) -> None:
         for name in kwargs:  # python-socketio takes any keyword: without this check, recovery would just stay off
@@ -73,7 +78,10 @@ class AsyncServer(ClientMethods, ClusterMethods, PositionMethods, socketio.Async
                 f"client_manager takes AsyncPostgresManager(...), not a {type(client_manager).__name__}. With "
                 "another manager use socketio.AsyncServer."
             )
+        if connect_timeout is not None and not (is_seconds(connect_timeout) and connect_timeout > 0):
+            raise ConfigurationError(f"connect_timeout takes seconds, more than 0, or None, not {connect_timeout!r}")
         self.middlewares: dict[str, list[Middleware]] = {}
+        self._event_middlewares, self._listeners = {}, {}
         self._expiry_handlers: dict[str, ExpiryHandler] = {}
         self._instrumented: list[Instrumented] = []
         self._session_locks = SessionLocks()
@@ -88,6 +96,7 @@ class AsyncServer(ClientMethods, ClusterMethods, PositionMethods, socketio.Async
             ),
             client_manager.traffic,
             client_manager.json,
+            connect_timeout,
         )
         client_manager.serve(recovery, self._make_endings, self._expired)
         upstream.expect_polls_of_closed_connections(self.eio)

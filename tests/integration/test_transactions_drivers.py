@@ -367,8 +367,8 @@ def test_case_79_django(dsn):
     assert (done.stdout, done.returncode) == ("refused\n", 0), done.stderr
     assert stored(dsn) == (
         [
-            (["user:7"], [], "/", '["100%",{"id":7}]', None),
-            ([""], [], "/", '["autocommit",{"_placeholder":true,"num":0}]', b"\0\0\0\6binary"),
+            (["user:7"], [], [], "/", '["100%",{"id":7}]', None),
+            ([""], [], [], "/", '["autocommit",{"_placeholder":true,"num":0}]', b"\0\0\0\6binary"),
         ],
         1,
     )
@@ -520,6 +520,6 @@ async def test_case_98_a_hostile_schema_is_only_a_name(dsn, schema):
     app = await asyncpg.connect(dsn)
     await emit_async(app, "4", schema=schema)
     await app.close()
-    bodies = [row[3] for row in stored(dsn, schema)[0]]
+    bodies = [row[4] for row in stored(dsn, schema)[0]]
     assert bodies == ['["1"]', '["2"]', '["3"]', '["4"]']
     assert stored(dsn)[0] == []

@@ -14,6 +14,7 @@ from sio_pg_adapter.local.clients import Clients
 from sio_pg_adapter.local.delivery import Delivery
 from sio_pg_adapter.local.returns import Returns
 from sio_pg_adapter.local.rooms import Rooms
+from sio_pg_adapter.local.watch import Watch
 from sio_pg_adapter.log.memberships import Memberships
 from sio_pg_adapter.log.offsets import Epoch, OffsetCodec
 from sio_pg_adapter.log.records import Outgoing
@@ -93,6 +94,7 @@ class Local:
         self.epochs.adopt(OffsetCodec([Epoch(0, b"k" * 32)]))
         self.ended = Ended()
         self.counters = Counters()
+        self.watch = Watch()
         self.delivery = Delivery(
             self.clients,
             self.rooms,
@@ -102,6 +104,7 @@ class Local:
             limit or QueueLimit(1_000, 1_000_000),
             self.counters,
             Returns(),
+            self.watch,
         )
 
     def client(
