@@ -165,7 +165,7 @@ def test_where_the_private_names_are() -> None:
     chat = Chat("/class")
     other = socketio.AsyncServer(async_mode="asgi")
     other.register_namespace(chat)
-    assert upstream.connect_handler(other, "/class") == (chat.on_connect, 0)
+    assert upstream.handler_of(other, "connect", "/class") == (chat.on_connect, 0)
     queue: asyncio.Queue[int] = asyncio.Queue()
     queue.put_nowait(1)
     assert upstream.queued(queue) == [1]
