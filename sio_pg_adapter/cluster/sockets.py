@@ -45,8 +45,15 @@ class Handshake:
     auth: Any
 
 
+class _OfServer:
+    """Holds the server whose methods a socket calls. It is no field: ``asdict`` would copy the server."""
+
+    __slots__ = ("_server",)
+    _server: Any
+
+
 @dataclass(frozen=True, slots=True)
-class RemoteSocket:
+class RemoteSocket(_OfServer):
     """A client of any node, as it was when the nodes were asked. Its methods act on it wherever it is by then.
 
     :ivar sid: its session id, which the server's methods take.
@@ -66,7 +73,6 @@ class RemoteSocket:
     node: str
     recovered: bool
     handshake: Handshake = field(compare=False, repr=False)
-    _server: Any = field(compare=False, repr=False)
 
     async def emit(self, event: str, data: Any = None, **options: Any) -> Any:
         """Send it an event. ``options`` are those of :meth:`AsyncServer.emit`, without the recipients."""
@@ -141,11 +147,12 @@ class Sockets:
                 node=node,
                 recovered=socket["recovered"],
                 handshake=_handshake(socket["handshake"]),
-                _server=server,
             )
             for sid, (node, socket) in newest.items()
             if sid in stored or not socket["generation"]  # else its session has just ended
         ]
+        for found in sockets:
+            object.__setattr__(found, "_server", server)
         if missing := answers.missing():
             raise NoAnswer("fetch_sockets", "node", missing, sockets)
         return sockets
