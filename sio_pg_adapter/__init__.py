@@ -1,8 +1,8 @@
 """Socket.IO connection state recovery for python-socketio, on nothing but PostgreSQL."""
 
 from .client import AsyncClient, AsyncSimpleClient
-from .cluster.sockets import RemoteSocket
-from .emitter import emit, emit_async
+from .cluster.sockets import Handshake, RemoteSocket
+from .emitter import emit, emit_async, server_side_emit, server_side_emit_async
 from .errors import (
     ConfigurationError,
     HandlerFailed,
@@ -45,6 +45,7 @@ __all__ = [
     "ConfigurationError",
     "ConnectionStateRecovery",
     "HandlerFailed",
+    "Handshake",
     "Health",
     "NoAnswer",
     "NotSerializable",
@@ -69,4 +70,6 @@ __all__ = [
     "leave_room",
     "leave_room_async",
     "lifespan",
+    "server_side_emit",
+    "server_side_emit_async",
 ]

@@ -28,7 +28,7 @@ from typing import Any
 
 from sio_pg_adapter.errors import ConfigurationError
 from sio_pg_adapter.log.names import namespace_name
-from sio_pg_adapter.log.payload import pack
+from sio_pg_adapter.log.payload import encode_event, pack
 from sio_pg_adapter.log.records import Outgoing
 from sio_pg_adapter.options import checked_schema
 from sio_pg_adapter.store.queries import Queries
@@ -56,6 +56,7 @@ def emit(
     room: Any = None,
     to: Any = None,
     skip_sid: Any = None,
+    skip_room: Any = None,
     namespace: str | None = None,
     key: str | None = None,
     schema: str = "public",
@@ -69,6 +70,8 @@ def emit(
     :param data: one argument, a tuple of several, or ``None``, as in python-socketio's ``emit``.
     :param room: a room, a list of rooms, or ``None`` for everybody in the namespace. ``to`` is an alias.
     :param skip_sid: the sid, or a list of the sids, of clients that do not get the event.
+    :param skip_room: a room, or a list of rooms, whose members do not get the event. They are the members at the
+                      commit, also in a replay.
     :param key: an idempotency key, up to 512 bytes. If the log has an event with this key in the namespace, this
                 one is not sent. That is no error.
     :param schema: the schema of the tables.
@@ -79,7 +82,9 @@ def emit(
     :raises PayloadTooLarge: before anything is sent.
     :raises ConfigurationError: the connection is of another kind, the key is empty, or another option is wrong.
     """
-    outgoing = _outgoing(event, data, namespace=namespace, room=room, to=to, skip_sid=skip_sid, key=key, json=json)
+    outgoing = _outgoing(
+        event, data, namespace=namespace, room=room, to=to, skip_sid=skip_sid, skip_room=skip_room, key=key, json=json
+    )
     stored = run(connection, "emit", _values(outgoing), schema, "emit", answers=key is not None)
     return None if key is None else bool(stored)
 
@@ -92,6 +97,7 @@ async def emit_async(
     room: Any = None,
     to: Any = None,
     skip_sid: Any = None,
+    skip_room: Any = None,
     namespace: str | None = None,
     key: str | None = None,
     schema: str = "public",
@@ -102,8 +108,50 @@ async def emit_async(
     :param connection: an asyncpg ``Connection``, also one of a pool, a psycopg ``AsyncConnection``, or an
                        SQLAlchemy ``AsyncConnection`` or ``AsyncSession``.
     """
-    outgoing = _outgoing(event, data, namespace=namespace, room=room, to=to, skip_sid=skip_sid, key=key, json=json)
+    outgoing = _outgoing(
+        event, data, namespace=namespace, room=room, to=to, skip_sid=skip_sid, skip_room=skip_room, key=key, json=json
+    )
     return await emit_outgoing(connection, outgoing, schema)
+
+
+def server_side_emit(
+    connection: Any,
+    event: str,
+    *args: Any,
+    namespace: str | None = None,
+    schema: str = "public",
+    json: ModuleType | Any = stdlib_json,
+) -> None:
+    """Call the handlers of a server event in all server processes if and when the connection's transaction commits.
+
+    The handlers are those of :meth:`AsyncServer.on_server_event`. Nothing is stored: only servers that live then get
+    it. It is not ordered with the transaction's events and room changes.
+
+    :param connection: as for :func:`emit`.
+    :param schema: the schema of the tables.
+    :param json: the module to encode with.
+    :raises NotSerializable: before anything is sent.
+    :raises ConfigurationError: the connection is of another kind.
+    """
+    run(connection, "server_side_emit", _server_event(event, args, namespace, json), schema, "server_side_emit")
+
+
+async def server_side_emit_async(
+    connection: Any,
+    event: str,
+    *args: Any,
+    namespace: str | None = None,
+    schema: str = "public",
+    json: ModuleType | Any = stdlib_json,
+) -> None:
+    """Send a server event as :func:`server_side_emit` does, on a connection that :func:`emit_async` takes."""
+    values = _server_event(event, args, namespace, json)
+    await run_async(connection, "server_side_emit", values, schema, "server_side_emit")
+
+
+def _server_event(event: str, args: tuple[Any, ...], namespace: object, json: ModuleType | Any) -> Values:
+    body, parts = encode_event(event, args, json)
+    return namespace_name(namespace), body, pack(parts) if parts else None
 
 
 def _outgoing(event: str, data: Any, *, json: Any, **options: Any) -> Outgoing:
@@ -217,6 +265,7 @@ def _values(outgoing: Outgoing) -> Values:
         outgoing.body,
         pack(outgoing.parts) if outgoing.parts else None,
         outgoing.key,
+        stdlib_json.dumps(outgoing.skip_rooms) if outgoing.skip_rooms else None,
     )
 
 

@@ -14,9 +14,10 @@ from typing import Any, Literal, Self
 from socketio import AsyncManager
 from socketio.packet import Packet
 
+from .cluster.members import member_move
 from .counters import Counters
 from .emitter import emit_outgoing, read_position
-from .errors import ConfigurationError, SioPgError
+from .errors import ConfigurationError, SioPgError, StoreUnavailable
 from .lifecycle import Lifecycle
 from .local.client import Client, QueueLimit, State
 from .local.clients import Clients
@@ -24,12 +25,13 @@ from .local.handling import handled
 from .local.plain_endings import PlainEndings
 from .local.protocols import Endings
 from .local.rooms import Rooms
+from .local.watch import Watch
 from .log.memberships import Memberships
 from .log.names import EVERYBODY, namespace_name, room_name, text_name
-from .log.records import Entry, Kind, Outgoing, StoredEvent
+from .log.records import Entry, Kind, MemberMove, Outgoing, StoredEvent
 from .node import Health, MakeEndings, Node, Setup
 from .options import ConnectionStateRecovery, checked_durability, retention_seconds
-from .rooms import close_room_async, disconnect_async, enter_room_async, leave_room_async
+from .rooms import change_members, close_room_async, disconnect_async, enter_room_async, leave_room_async
 from .store.database import Database, Pool
 from .tasks import Tasks
 from .wire import upstream, websocket
@@ -69,6 +71,9 @@ class AsyncPostgresManager(AsyncManager):
                       counts. ``None``: as long as sessions need them. ``math.inf``: for ever.
     :param durability: ``"flush"``: ``emit`` returns when the event is on disk. ``"memory"``: it does not wait for the
                        disk, and a crash of PostgreSQL loses the last events. All else is flushed in any case.
+    :param error_handler: a function, which may be ``async``. It is called with a :class:`StoreUnavailable` when the
+                          database is away, and with ``None`` when it is back. With ``write_only`` this is noticed
+                          within about 15 seconds.
     :raises ConfigurationError: naming the option that is wrong.
     """
 
@@ -88,6 +93,7 @@ class AsyncPostgresManager(AsyncManager):
         max_queued_bytes: int = 32 * 1024 * 1024,
         retention: float | None = None,
         durability: Literal["flush", "memory"] = "flush",
+        error_handler: Callable[[StoreUnavailable | None], Any] | None = None,
     ) -> None:
         super().__init__()
         if not isinstance(write_only, bool):
@@ -103,7 +109,10 @@ class AsyncPostgresManager(AsyncManager):
             raise ConfigurationError(
                 "retention counts while a server runs. Give it to the manager of a server, not with write_only=True."
             )
+        if error_handler is not None and not callable(error_handler):
+            raise ConfigurationError(f"error_handler takes a function(error), not {error_handler!r}")
         self._retention_seconds = retention_seconds(retention)
+        self._error_handler = error_handler
         self.logger = logger
         if json is not None:
             self.json = json
@@ -116,9 +125,10 @@ class AsyncPostgresManager(AsyncManager):
         self.traffic = TrafficCounter()
         self.counters = Counters()
         self.cork = Cork()
+        self.watch = Watch()
         self.recovery: ConnectionStateRecovery | None = None
         self.unstored: set[str] = set()  # namespaces whose events are not stored: the Admin UI's
-        self.server_event_handlers: dict[str, Callable[..., Any]] = {}
+        self.server_event_handlers: dict[tuple[str, str], Callable[..., Any]] = {}
         self.expiry_namespaces: list[str] = []
         self._limit = QueueLimit(max_queued_packets, max_queued_bytes)
         self._make_endings: MakeEndings = self._plain_endings
@@ -222,6 +232,9 @@ class AsyncPostgresManager(AsyncManager):
             follows=not self.write_only,
             json=self.json,
             server_event_handlers=self.server_event_handlers,
+            environ_of=self.server.environ.get if self.server else _no_environ,
+            watch=self.watch,
+            on_store=self._error_handler,
             expiry_namespaces=self.expiry_namespaces,
             on_expired=self._on_expired,
         )
@@ -271,6 +284,7 @@ class AsyncPostgresManager(AsyncManager):
         callback: Callable[..., Any] | None = None,
         to: Any = None,
         *,
+        skip_room: Any = None,
         ignore_queue: bool = False,
         volatile: bool = False,
         connection: Any = None,
@@ -280,7 +294,10 @@ class AsyncPostgresManager(AsyncManager):
 
         Returns when this node has passed it on to its own clients' connections.
 
-        :param volatile: do not store the event. It is never replayed.
+        :param skip_room: a room, or several in a list, whose members do not get the event. Replays decide by the
+                          members that the rooms had when the event was emitted.
+        :param volatile: do not store the event, and do not send it to clients for which anything waits. It is never
+                         replayed.
         :param ignore_queue: send it to this node's clients only. It is not stored.
         :param connection: the event becomes part of this connection's transaction, and is sent when that commits, see
                            :func:`sio_pg_adapter.emit_async`. Returns at once.
@@ -297,7 +314,15 @@ class AsyncPostgresManager(AsyncManager):
         if needs_log is not None and (callback is not None or volatile or ignore_queue):
             raise ConfigurationError(f"{needs_log}= stores the event: callback, volatile and ignore_queue do not")
         outgoing = Outgoing.encoded(
-            event, data, namespace=namespace, room=room, to=to, skip_sid=skip_sid, key=key, json=self.json
+            event,
+            data,
+            namespace=namespace,
+            room=room,
+            to=to,
+            skip_sid=skip_sid,
+            skip_room=skip_room,
+            key=key,
+            json=self.json,
         )
         if needs_log is not None and outgoing.namespace in self.unstored:
             raise ConfigurationError(
@@ -314,7 +339,7 @@ class AsyncPostgresManager(AsyncManager):
         elif ignore_queue:
             node.delivery.only_here(outgoing)
         elif volatile or outgoing.namespace in self.unstored:
-            await node.send_unstored(outgoing)
+            await node.send_unstored(outgoing, volatile=volatile)
         else:
             stored = await node.appender.event(outgoing)
             return stored if key is not None else None
@@ -364,9 +389,9 @@ class AsyncPostgresManager(AsyncManager):
         """Return the events of a room that are stored, in the order of the log.
 
         They are all events that were emitted to the room, alone or together with other rooms. Events that
-        ``skip_sid`` kept from some clients are included. Events to everybody in the namespace belong to no room.
-        ``None`` returns them. Volatile events are not stored. The option ``retention`` says how long the others are
-        stored. An event that cannot be read is left out, and logged.
+        ``skip_sid`` or ``skip_room`` kept from some clients are included. Events to everybody in the namespace belong
+        to no room. ``None`` returns them. Volatile events are not stored. The option ``retention`` says how long the
+        others are stored. An event that cannot be read is left out, and logged.
 
         Without ``since`` they are the last ``limit`` events. If there are fewer, the list begins where the log
         begins. With ``since`` they are the first ``limit`` events after it. The position of the last one is then the
@@ -437,6 +462,64 @@ class AsyncPostgresManager(AsyncManager):
             return
         self.check_rooms("close", namespace, (room,))
         await close_room_async(connection, room, namespace=namespace, schema=self.database.schema)
+
+    async def sockets_join(
+        self,
+        room: Any,
+        rooms: Any,
+        namespace: str | None = None,
+        *,
+        skip_sid: Any = None,
+        skip_room: Any = None,
+        connection: Any = None,
+    ) -> None:
+        """Let all members of a room enter others, see :meth:`AsyncServer.sockets_join`. Also with ``write_only``."""
+        move = member_move(Kind.ENTER, namespace_name(namespace), room, rooms, skip_sid, skip_room)
+        if connection is not None:
+            self.check_rooms("enter", move.namespace, move.targets)
+        await self._move(move, connection)
+
+    async def sockets_leave(
+        self,
+        room: Any,
+        rooms: Any,
+        namespace: str | None = None,
+        *,
+        skip_sid: Any = None,
+        skip_room: Any = None,
+        connection: Any = None,
+    ) -> None:
+        """Let all members of a room leave others, see :meth:`AsyncServer.sockets_leave`. Also with ``write_only``."""
+        move = member_move(Kind.LEAVE, namespace_name(namespace), room, rooms, skip_sid, skip_room)
+        await self._move(move, connection)
+
+    async def disconnect_sockets(
+        self,
+        room: Any,
+        namespace: str | None = None,
+        *,
+        skip_sid: Any = None,
+        skip_room: Any = None,
+        connection: Any = None,
+    ) -> None:
+        """Disconnect all members of a room, see :meth:`AsyncServer.disconnect_sockets`. Also with ``write_only``."""
+        move = member_move(Kind.KICK, namespace_name(namespace), room, None, skip_sid, skip_room)
+        await self._move(move, connection)
+
+    async def _move(self, move: MemberMove, connection: Any) -> None:
+        if connection is not None:
+            await change_members(connection, move, self.database.schema)
+            return
+        node = await self.started()
+        if self.write_only:  # no node can answer it, so it takes the path of a transaction, which asks none
+            await node.members.move_by_record(move)
+        else:
+            await node.members.move(move)
+
+    async def server_side_emit(self, event: str, *args: Any, namespace: str | None = None) -> None:
+        """Send an event to all other nodes, see :meth:`AsyncServer.server_side_emit`. Also with ``write_only``."""
+        name = namespace_name(namespace)
+        await (await self.started()).server_events.emit(name, event, args)
 
     def check_rooms(
         self, verb: str, namespace: str | None, rooms: tuple[str, ...], *, but: str | None = None
@@ -562,6 +645,10 @@ class AsyncPostgresManager(AsyncManager):
             return self.server.disconnect(client.sid, namespace=client.namespace, ignore_queue=True)
 
         return PlainEndings(disconnect, tasks)
+
+
+def _no_environ(_eio_sid: str) -> None:
+    """A process that only emits has no connections."""
 
 
 async def _nobody(_sid: str, _namespace: str, _session: Any) -> None:

@@ -12,6 +12,7 @@ them. The module is long because all parts of a node meet in it. ``docs/architec
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
 import secrets
 import uuid
@@ -29,7 +30,7 @@ from .cluster.server_events import ServerEvents
 from .cluster.sockets import Sockets
 from .cluster.status import status
 from .counters import Counters
-from .errors import SioPgError
+from .errors import SioPgError, StoreUnavailable
 from .local.appender import Appender
 from .local.client import QueueLimit
 from .local.clients import Clients
@@ -43,6 +44,7 @@ from .local.positions import Positions
 from .local.protocols import Endings, RoomTable
 from .local.returns import Returns
 from .local.rooms import Rooms
+from .local.watch import Watch
 from .log.records import Outgoing
 from .options import ConnectionStateRecovery
 from .store.database import Database
@@ -109,7 +111,10 @@ class Setup:
     :ivar retention_seconds: how long events are kept, whatever sessions need. ``None``: for ever.
     :ivar follows: whether the node follows the log. A process that only emits does not.
     :ivar json: the module that encodes events.
-    :ivar server_event_handlers: handlers of server events, by name.
+    :ivar server_event_handlers: handlers of server events, by namespace and name.
+    :ivar environ_of: returns the WSGI environment of an Engine.IO connection. ``None`` if it has ended.
+    :ivar watch: the listeners for the events that are sent to clients.
+    :ivar on_store: called when the database is away, with the error, and when it is back, with ``None``.
     :ivar expiry_namespaces: the namespaces with a handler of expired sessions.
     :ivar on_expired: calls that handler.
     """
@@ -125,7 +130,10 @@ class Setup:
     retention_seconds: float | None
     follows: bool
     json: ModuleType | Any
-    server_event_handlers: Mapping[str, Callable[..., Any]]
+    server_event_handlers: Mapping[tuple[str, str], Callable[..., Any]]
+    environ_of: Callable[[str], Mapping[str, Any] | None]
+    watch: Watch
+    on_store: Callable[[StoreUnavailable | None], Any] | None
     expiry_namespaces: list[str]
     on_expired: Callable[[str, str, Any], Awaitable[None]]
 
@@ -152,6 +160,8 @@ class Node:
         self.recovery = setup.recovery
         self.frames = setup.frames
         self._follows = setup.follows
+        self._on_store = setup.on_store
+        self._is_away = False
 
         # what is on its way
         self.tasks = Tasks()
@@ -185,6 +195,7 @@ class Node:
             setup.limit,
             setup.counters,
             self.returns,
+            setup.watch,
         )
         self.moves = Moves(setup.clients, self.rooms, self.cursor, self.appender)
         self.delivery.on_intruder = lambda *intruder: self.tasks.spawn(self.moves.expel(*intruder), "sid room")
@@ -207,8 +218,8 @@ class Node:
         self.messages.on(Kind.EVENT, self._on_event)
         self.requests = Requests(self.messages, self.presence, self.tasks, self.id, self.channel)
         self.callbacks = Callbacks(setup.clients, self.delivery, self.messages, self.tasks, self.channel)
-        self.sockets = Sockets(self.rooms, self.sessions, self.requests, self.id)
-        self.members = Members(self.rooms, self.appender, self.sockets)
+        self.sockets = Sockets(self.rooms, self.sessions, self.requests, self.epochs, self.id, setup.environ_of)
+        self.members = Members(self.rooms, self.appender, self.sockets, database)
         self.broadcast_calls = BroadcastCalls(self.delivery, self.requests, self.id)
         self.server_events = ServerEvents(self.requests, setup.server_event_handlers, setup.json)
         self.listener: Listener | None = None
@@ -244,7 +255,12 @@ class Node:
             if self._follows:
                 self.relay.start()
                 self.listener = Listener(
-                    self.database, self._channels, self._on_notify, self._on_listening, self._on_probe
+                    self.database,
+                    self._channels,
+                    self._on_notify,
+                    self._on_listening,
+                    self._on_probe,
+                    self._report_store,
                 )
                 await self.listener.start()
                 await self.cursor.start(self.delivery.apply, self.continuity)
@@ -304,6 +320,25 @@ class Node:
         while True:
             await asyncio.sleep(PROBE_INTERVAL)  # the pace of the probes
             await self.database.check_kept(PROBE_TIMEOUT)
+            self._report_store(self._fault())
+
+    def _report_store(self, fault: str) -> None:
+        """Report to the application that the database is away, or is back. Once each."""
+        if self._on_store is None or bool(fault) is self._is_away:
+            return
+        self._is_away = bool(fault)
+        error = StoreUnavailable(fault, may_be_stored=None) if fault else None
+        self.tasks.spawn(self._call_error_handler(self._on_store, error), "error handler")
+
+    async def _call_error_handler(
+        self, handler: Callable[[StoreUnavailable | None], Any], error: StoreUnavailable | None
+    ) -> None:
+        try:
+            result = handler(error)
+            if inspect.isawaitable(result):
+                await result
+        except Exception:  # the application's function failed. The node goes on
+            logger.exception("the error_handler failed")
 
     def _channels(self) -> list[str]:
         return [self.database.channel, self.channel]
@@ -341,17 +376,18 @@ class Node:
             self.handover.of(int(session), int(generation)).set()
 
     # -- events that are not stored ------------------------------------------------------------------------
-    async def send_unstored(self, outgoing: Outgoing) -> None:
+    async def send_unstored(self, outgoing: Outgoing, *, volatile: bool) -> None:
         """Send an event to the clients of all nodes that are live now.
 
+        :param volatile: clients for which anything waits do not get it.
         :raises StoreUnavailable: if it cannot be sent to the other nodes.
         """
         if self._follows:
-            self.delivery.unstored(outgoing)
-        await self.messages.send_to_all(Event.of(outgoing), outgoing.parts)
+            self.delivery.unstored(outgoing, volatile=volatile)
+        await self.messages.send_to_all(Event.of(outgoing, volatile=volatile), outgoing.parts)
 
     def _on_event(self, event: Event, parts: tuple[bytes, ...]) -> None:
-        self.delivery.unstored(event.outgoing(parts))
+        self.delivery.unstored(event.outgoing(parts), volatile=event.volatile)
 
     # -- what it says about itself ---------------------------------------------------------------------------
     @property

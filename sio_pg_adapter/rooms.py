@@ -37,6 +37,8 @@ def enter_room(
     room: str | None = None,
     *,
     members_of: Any = None,
+    skip_sid: Any = None,
+    skip_room: Any = None,
     namespace: str | None = None,
     schema: str = "public",
 ) -> None:
@@ -46,11 +48,19 @@ def enter_room(
     :param sid: the client. The session may be away, and the client at any node.
     :param room: the room to enter.
     :param members_of: instead of ``sid``, a room, or several in a list. All their members enter, as of the commit.
+    :param skip_sid: with ``members_of``: members that do not enter. The sid, or several in a list.
+    :param skip_room: with ``members_of``: a room, or several in a list, whose members do not enter.
     :param schema: the schema of the tables.
     :raises ConfigurationError: naming the argument, or the kind of the connection. Nothing is stored.
     :raises NotSerializable: if a name is not text. Nothing is stored.
     """
-    run(connection, "change", _values(Kind.ENTER, sid, room, members_of, namespace), schema, "enter_room")
+    run(
+        connection,
+        "change",
+        _values(Kind.ENTER, sid, room, members_of, namespace, skip_sid, skip_room),
+        schema,
+        "enter_room",
+    )
 
 
 async def enter_room_async(
@@ -59,11 +69,19 @@ async def enter_room_async(
     room: str | None = None,
     *,
     members_of: Any = None,
+    skip_sid: Any = None,
+    skip_room: Any = None,
     namespace: str | None = None,
     schema: str = "public",
 ) -> None:
     """Add to a room as :func:`enter_room` does, on a connection that :func:`sio_pg_adapter.emit_async` takes."""
-    await run_async(connection, "change", _values(Kind.ENTER, sid, room, members_of, namespace), schema, "enter_room")
+    await run_async(
+        connection,
+        "change",
+        _values(Kind.ENTER, sid, room, members_of, namespace, skip_sid, skip_room),
+        schema,
+        "enter_room",
+    )
 
 
 def leave_room(
@@ -72,6 +90,8 @@ def leave_room(
     room: str | None = None,
     *,
     members_of: Any = None,
+    skip_sid: Any = None,
+    skip_room: Any = None,
     namespace: str | None = None,
     schema: str = "public",
 ) -> None:
@@ -83,11 +103,19 @@ def leave_room(
     :param sid: the client. The session may be away, and the client at any node.
     :param room: the room to leave.
     :param members_of: instead of ``sid``, a room, or several in a list. All their members leave, as of the commit.
+    :param skip_sid: with ``members_of``: members that do not leave. The sid, or several in a list.
+    :param skip_room: with ``members_of``: a room, or several in a list, whose members do not leave.
     :param schema: the schema of the tables.
     :raises ConfigurationError: naming the argument, or the kind of the connection. Nothing is stored.
     :raises NotSerializable: if a name is not text. Nothing is stored.
     """
-    run(connection, "change", _values(Kind.LEAVE, sid, room, members_of, namespace), schema, "leave_room")
+    run(
+        connection,
+        "change",
+        _values(Kind.LEAVE, sid, room, members_of, namespace, skip_sid, skip_room),
+        schema,
+        "leave_room",
+    )
 
 
 async def leave_room_async(
@@ -96,11 +124,19 @@ async def leave_room_async(
     room: str | None = None,
     *,
     members_of: Any = None,
+    skip_sid: Any = None,
+    skip_room: Any = None,
     namespace: str | None = None,
     schema: str = "public",
 ) -> None:
     """Remove from a room as :func:`leave_room` does, on a connection that :func:`sio_pg_adapter.emit_async` takes."""
-    await run_async(connection, "change", _values(Kind.LEAVE, sid, room, members_of, namespace), schema, "leave_room")
+    await run_async(
+        connection,
+        "change",
+        _values(Kind.LEAVE, sid, room, members_of, namespace, skip_sid, skip_room),
+        schema,
+        "leave_room",
+    )
 
 
 def close_room(
@@ -128,6 +164,8 @@ def disconnect(
     sid: str | None = None,
     *,
     room: Any = None,
+    skip_sid: Any = None,
+    skip_room: Any = None,
     namespace: str | None = None,
     schema: str = "public",
 ) -> None:
@@ -138,11 +176,19 @@ def disconnect(
     :param connection: as for :func:`sio_pg_adapter.emit`.
     :param sid: the client.
     :param room: instead of ``sid``, a room, or several in a list. All their members are disconnected.
+    :param skip_sid: with ``room``: members that stay. The sid, or several in a list.
+    :param skip_room: with ``room``: a room, or several in a list, whose members stay.
     :param schema: the schema of the tables.
     :raises ConfigurationError: naming the argument, or the kind of the connection. Nothing is stored.
     :raises NotSerializable: if a name is not text. Nothing is stored.
     """
-    run(connection, "change", _values(Kind.KICK, sid, None, room, namespace), schema, "disconnect")
+    run(
+        connection,
+        "change",
+        _values(Kind.KICK, sid, None, room, namespace, skip_sid, skip_room),
+        schema,
+        "disconnect",
+    )
 
 
 async def disconnect_async(
@@ -150,27 +196,48 @@ async def disconnect_async(
     sid: str | None = None,
     *,
     room: Any = None,
+    skip_sid: Any = None,
+    skip_room: Any = None,
     namespace: str | None = None,
     schema: str = "public",
 ) -> None:
     """Disconnect as :func:`disconnect` does, on a connection that :func:`sio_pg_adapter.emit_async` takes."""
-    await run_async(connection, "change", _values(Kind.KICK, sid, None, room, namespace), schema, "disconnect")
+    await run_async(
+        connection,
+        "change",
+        _values(Kind.KICK, sid, None, room, namespace, skip_sid, skip_room),
+        schema,
+        "disconnect",
+    )
 
 
 async def change_members(connection: Any, move: MemberMove, schema: str) -> None:
     """Make a move of all members of some rooms a part of the connection's transaction."""
-    values = (
+    await run_async(connection, "change", move_values(move), schema, CALLS[move.kind])
+
+
+def move_values(move: MemberMove) -> Values:
+    """Return the parameters of the statement "change" for a move of all members of some rooms."""
+    return (
         CALLS[move.kind],
         move.namespace,
         None if move.kind is Kind.KICK else json.dumps(move.targets),
         None,
         json.dumps(move.rooms),
         json.dumps(move.skip_sids) if move.skip_sids else None,
+        json.dumps(move.skip_rooms) if move.skip_rooms else None,
     )
-    await run_async(connection, "change", values, schema, CALLS[move.kind])
 
 
-def _values(kind: Kind, sid: object, room: object, members_of: object, namespace: object) -> Values:
+def _values(
+    kind: Kind,
+    sid: object,
+    room: object,
+    members_of: object,
+    namespace: object,
+    skip_sid: object = None,
+    skip_room: object = None,
+) -> Values:
     """Return the parameters of the statement "change".
 
     :raises ConfigurationError: if an argument is missing, or given twice.
@@ -183,11 +250,15 @@ def _values(kind: Kind, sid: object, room: object, members_of: object, namespace
     if sid is not None and text_name(sid, "sid") == EVERYBODY:
         raise ConfigurationError(f"{call}() takes a sid that is not empty.")
     members = text_names(members_of, named, needed=True) if members_of is not None else ()
+    skip_sids, skip_rooms = text_names(skip_sid, "skip_sid"), text_names(skip_room, "skip_room")
+    if (skip_sids or skip_rooms) and not members:
+        raise ConfigurationError(f"{call}() takes skip_sid and skip_room together with {named}=.")
     return (
         call,
         namespace_name(namespace),
         None if room is None else json.dumps([room_name(room)]),
         None if sid is None else text_name(sid, "sid"),
         json.dumps(members) if members else None,
-        None,
+        json.dumps(skip_sids) if skip_sids else None,
+        json.dumps(skip_rooms) if skip_rooms else None,
     )

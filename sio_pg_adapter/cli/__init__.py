@@ -127,6 +127,9 @@ def _parser() -> argparse.ArgumentParser:
     emit.add_argument("--namespace", type=_namespace, default="/", help="namespace of the clients (default: /)")
     emit.add_argument("--room", action="append", help="a room or a sid (repeatable; default: everybody)")
     emit.add_argument("--key", help="do not store the event if one with this key is stored")
+    emit.add_argument(
+        "--skip-room", metavar="ROOM", action="append", help="a room whose members do not get it (repeatable)"
+    )
     emit.add_argument("--skip-sid", metavar="SID", action="append", help="a client that does not get it (repeatable)")
 
     add("prune", "delete expired records and sessions once", database, json)

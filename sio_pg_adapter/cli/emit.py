@@ -28,6 +28,7 @@ def main(args: argparse.Namespace) -> int:
         text_name(args.namespace, "--namespace"),
         text_names(args.room, "room") or (EVERYBODY,),
         text_names(args.skip_sid, "--skip-sid"),
+        text_names(args.skip_room, "--skip-room"),
         body=body,
         args={} if key is None else {"key": key},
     )

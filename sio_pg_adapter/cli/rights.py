@@ -26,6 +26,8 @@ FUNCTIONS = {
     "sio_close_room",
     "sio_disconnect",
     "sio_change",
+    "sio_server_side_emit",
+    "sio_server_side_emit_encoded",
 }
 """The functions that are granted to emitters and nodes."""
 

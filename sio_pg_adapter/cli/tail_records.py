@@ -16,8 +16,8 @@ TailRecord = dict[str, Any]
 """A record as ``tail --json`` prints it.
 
 The keys are ``offset``, ``at``, ``kind``, ``namespace``, ``rooms`` (empty for everybody), ``event``, ``skip_sids``,
-``members`` (rooms whose members move, empty for everybody, null in other records), ``sid``, ``node`` and ``bytes``.
-The kind of a record that cannot be read is ``unreadable``.
+``skip_rooms``, ``members`` (rooms whose members move, empty for everybody, null in other records), ``sid``, ``node``
+and ``bytes``. The kind of a record that cannot be read is ``unreadable``.
 With ``--payload`` there are also ``payload``, the arguments of an event, and ``binary``, the binary parts that
 ``{"_placeholder":true,"num":n}`` stands for, in Base64.
 """
@@ -71,6 +71,7 @@ def _record(row: Any, kind: Kind, *, payload: bool) -> TailRecord:
         "rooms": [] if rooms == [""] else list(rooms),
         "event": event,
         "skip_sids": list(row["skip_sids"] or ()),
+        "skip_rooms": list(row["skip_rooms"] or ()),
         "members": [room for room in json.loads(row["data"]) if room] if of_members else None,
         "sid": row["sid"],
         "node": row["node"] and row["node"].hex,

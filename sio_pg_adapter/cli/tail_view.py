@@ -60,8 +60,9 @@ def _append_event(line: Text, record: TailRecord) -> None:
 
 
 def _append_skips(line: Text, record: TailRecord) -> None:
-    if record["skip_sids"]:
-        line.append(f" except {', '.join(map(terminal.printable, record['skip_sids']))}")
+    skips = [*record["skip_sids"], *record["skip_rooms"]]
+    if skips:
+        line.append(f" except {', '.join(map(terminal.printable, skips))}")
 
 
 def _append_change(line: Text, record: TailRecord) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
-from sio_pg_adapter.errors import ConfigurationError, NoAnswer
+from sio_pg_adapter.errors import ConfigurationError, NoAnswer, StoreUnavailable
 from sio_pg_adapter.local.appender import Appender
 from sio_pg_adapter.local.rooms import Rooms
 from sio_pg_adapter.log.names import EVERYBODY, text_names
 from sio_pg_adapter.log.records import Kind, MemberMove
+from sio_pg_adapter.rooms import move_values
+from sio_pg_adapter.store.database import Database
 
 from .sockets import Sockets
 
@@ -16,11 +19,16 @@ UNSTORED_WAIT = 5.0
 """How long a move waits for other nodes to name their clients that are in no table, in seconds."""
 
 
+INVALID_PARAMETER_VALUE = "22023"
+"""The SQLSTATE with which sio_change refuses to let others enter a client's own room."""
+
+
 class Members:
     """Moves the members of rooms."""
 
-    def __init__(self, rooms: Rooms, appender: Appender, sockets: Sockets) -> None:
+    def __init__(self, rooms: Rooms, appender: Appender, sockets: Sockets, database: Database) -> None:
         self._rooms = rooms
+        self._database = database
         self._appender = appender
         self._sockets = sockets
 
@@ -32,14 +40,30 @@ class Members:
         """
         if move.kind is Kind.ENTER and any(self._rooms.is_sid_room(move.namespace, room) for room in move.targets):
             raise ValueError("cannot enter a sid room")  # the client may be in no table
-        unstored, silent = await self._sockets.unstored(move.namespace, move.rooms, UNSTORED_WAIT)
-        stored = MemberMove(move.kind, move.namespace, move.rooms, move.targets, tuple(unstored), move.skip_sids)
-        await self._appender.change(stored)
+        unstored, silent = await self._sockets.unstored(move.namespace, move.rooms, move.skip_rooms, UNSTORED_WAIT)
+        await self._appender.change(replace(move, unstored=tuple(unstored)))
         if silent:
             raise NoAnswer("clients without a stored session may be left out", "node", silent, None)
 
+    async def move_by_record(self, move: MemberMove) -> None:
+        """Move the members as a transaction does, by one record, from which each node finds its clients.
 
-def member_move(kind: Kind, namespace: str, room: Any, rooms: Any = None, skip_sid: Any = None) -> MemberMove:
+        So no node is asked, which a process that does not listen cannot do.
+
+        :raises ValueError: if one of the rooms to enter is a client's own.
+        :raises StoreUnavailable: if the database did not answer. The move may be stored.
+        """
+        try:
+            await self._database.fetch_value("change", *move_values(move))
+        except StoreUnavailable as e:
+            if getattr(e.__cause__, "sqlstate", None) == INVALID_PARAMETER_VALUE:
+                raise ValueError("cannot enter a sid room") from e
+            raise
+
+
+def member_move(
+    kind: Kind, namespace: str, room: Any, rooms: Any = None, skip_sid: Any = None, skip_room: Any = None
+) -> MemberMove:
     """Check the names of a move.
 
     :param room: whose members, several in a list. ``None``: everybody in the namespace.
@@ -55,4 +79,5 @@ def member_move(kind: Kind, namespace: str, room: Any, rooms: Any = None, skip_s
         text_names(room, "room") or (EVERYBODY,),
         targets,
         skip_sids=text_names(skip_sid, "skip_sid"),
+        skip_rooms=text_names(skip_room, "skip_room"),
     )

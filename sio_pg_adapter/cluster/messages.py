@@ -50,20 +50,33 @@ class Kind(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """An unstored event for the clients of the other nodes."""
+    """An unstored event for the clients of the other nodes.
+
+    :ivar volatile: clients for which anything waits do not get it.
+    """
 
     kind: ClassVar[Kind] = Kind.EVENT
     namespace: str
     rooms: tuple[str, ...]
     skip_sids: tuple[str, ...]
+    skip_rooms: tuple[str, ...]
     body: str
+    volatile: bool = False
 
     @classmethod
-    def of(cls, outgoing: Outgoing) -> Self:
-        return cls(outgoing.namespace, outgoing.rooms, outgoing.skip_sids, outgoing.body)
+    def of(cls, outgoing: Outgoing, *, volatile: bool = False) -> Self:
+        names = (outgoing.namespace, outgoing.rooms, outgoing.skip_sids, outgoing.skip_rooms)
+        return cls(*names, outgoing.body, volatile)
 
     def outgoing(self, parts: tuple[bytes, ...]) -> Outgoing:
-        return Outgoing(self.namespace, tuple(self.rooms), tuple(self.skip_sids), self.body, parts)
+        return Outgoing(
+            self.namespace,
+            tuple(self.rooms),
+            tuple(self.skip_sids),
+            self.body,
+            parts,
+            skip_rooms=tuple(self.skip_rooms),
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,25 +23,27 @@ Handler = Callable[..., Any]
 class ServerEvents:
     """Sends events to the other nodes, and calls this node's handlers of theirs.
 
-    :param handlers: this node's handlers by event. Some may be registered later.
+    :param handlers: this node's handlers by namespace and event. Some may be registered later.
     """
 
-    def __init__(self, requests: Requests, handlers: Mapping[str, Handler], json: ModuleType | Any) -> None:
+    def __init__(
+        self, requests: Requests, handlers: Mapping[tuple[str, str], Handler], json: ModuleType | Any
+    ) -> None:
         self._requests = requests
         self._handlers = handlers
         self._json = json
         requests.serve(Service.SERVER_EVENT, self._received)
 
-    async def emit(self, event: str, args: tuple[Any, ...]) -> None:
+    async def emit(self, namespace: str, event: str, args: tuple[Any, ...]) -> None:
         """Send an event to the other nodes."""
         body, parts = encode_event(event, args, self._json)
-        await self._requests.announce(Service.SERVER_EVENT, {"body": body}, parts)
+        await self._requests.announce(Service.SERVER_EVENT, {"namespace": namespace, "body": body}, parts)
 
-    async def call(self, event: str, args: tuple[Any, ...], timeout: float) -> dict[str, Any]:
+    async def call(self, namespace: str, event: str, args: tuple[Any, ...], timeout: float) -> dict[str, Any]:
         """Return what the handlers of the other nodes returned, by node id."""
         body, parts = encode_event(event, args, self._json)
-        answers = Answers()
-        await self._requests.gather(Service.SERVER_EVENT, {"body": body}, parts, answers, timeout=timeout)
+        answers, fields = Answers(), {"namespace": namespace, "body": body}
+        await self._requests.gather(Service.SERVER_EVENT, fields, parts, answers, timeout=timeout)
         values = {node: answer["value"] for node, answer in answers.answers.items() if answer["handled"]}
         if missing := answers.owing():
             raise NoAnswer(f"server event {event!r}", "node", missing, values)
@@ -51,7 +53,7 @@ class ServerEvents:
 
     def _received(self, request: Request, parts: tuple[bytes, ...]) -> Any:
         event, *args = with_binary(json.loads(request.fields["body"]), parts)
-        handler = self._handlers.get(event)
+        handler = self._handlers.get((request.fields["namespace"], event))
         return {"handled": False} if handler is None else _run(event, handler, args)
 
 

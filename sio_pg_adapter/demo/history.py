@@ -27,7 +27,7 @@ KEEP = """
 """Keeps the sessions and memberships that end, in a schema ``public``. A check has to know them as well."""
 
 _EVENTS = """
-    SELECT "offset", kind, namespace, coalesce(rooms, ARRAY[room]) AS rooms, skip_sids, sid,
+    SELECT "offset", kind, namespace, coalesce(rooms, ARRAY[room]) AS rooms, skip_sids, skip_rooms, sid,
         left(body, $1) AS body, substring(a.data FOR $1) AS data
     FROM public.sio_packets p LEFT JOIN public.sio_attachments a ON a.id = p.attachment
     WHERE kind IN ($2, $3) ORDER BY "offset"
@@ -101,6 +101,7 @@ class HistoryWriter:
                 namespace=r["namespace"],
                 rooms=[] if "" in r["rooms"] else r["rooms"],
                 skip_sids=r["skip_sids"] or [],
+                skip_rooms=r["skip_rooms"] or [],
             )
         for r in await connection.fetch(_SESSIONS):
             self.write("session", log=name, sid=r["sid"], namespace=r["namespace"], start=r["start_offset"])

@@ -88,6 +88,7 @@ class Client:
     :ivar sent: the offset up to which it has been sent what it is due. Nothing at or below it is sent any more. A
                 replay may read beyond the cursor, which passes the same records later.
     :ivar presented: the data of its CONNECT packet.
+    :ivar connected_at: when that came, as ``time.time()`` returns it.
     :ivar proved: the offset of the last event that it received in a former session. ``None`` after a recovery.
     :ivar lost: it has received events up to an offset that this log does not have.
     :ivar since: the rooms that it entered from a position, with the offset and the key of its epoch in hexadecimal.
@@ -109,6 +110,7 @@ class Client:
     memberships: Memberships
     sent: int
     presented: Any = None
+    connected_at: float = field(default_factory=time.time)
     proved: int | None = None
     lost: bool = False
     since: dict[str, tuple[int, str]] = field(default_factory=dict)
@@ -130,6 +132,7 @@ class Client:
     _answered_at: float = 0.0
     _waiting: list[Frames] = field(default_factory=list)
     _bytes_waiting: int = 0
+    _filling: Tick | None = None
     _frames_put: int = 0
     _frames_replayed: int = 0
     _bytes_put: int = 0
@@ -171,6 +174,13 @@ class Client:
             sizes = [len(frame.data or "") for frame in waiting if frame is not None]
             self._bytes_put = sum(sizes) - max(sizes, default=0)  # a single large frame is not the client's fault
         return self._bytes_put > limit.bytes
+
+    @property
+    def takes_more(self) -> bool:
+        """Whether nothing waits for it but what was sent in this tick."""
+        if not self.connection.socket.queue.empty():
+            return self._filling is not None and self._filling.lasts
+        return self.connection.wire is None or self.connection.wire.drains
 
     def exceeds_behind_replay(self, limit: QueueLimit) -> bool:
         """Whether too much waits for it that no replay brings again, such as acknowledgements."""
@@ -285,6 +295,8 @@ class Client:
         socket = connection.socket
         if socket.closed or socket.closing or (connection.wire is not None and connection.wire.write(frames)):
             return
+        if socket.queue.empty():
+            self._filling = Tick()
         for frame in frames:
             socket.queue.put_nowait(frame)
             self._frames_put += 1

@@ -19,6 +19,7 @@ from .protocols import Endings
 from .recent import Recent
 from .returns import Returns
 from .rooms import Rooms
+from .watch import Watch
 
 logger = logging.getLogger("sio_pg_adapter")
 
@@ -30,6 +31,7 @@ class Delivery:
     :param endings: ends connections.
     :param limit: how much may wait for a live client.
     :param returns: counts sessions that come back with the same offset.
+    :param watch: the listeners for the events that are sent.
     :ivar on_intruder: called if a client enters the own room of a client of this node. It takes the record and the
                        room.
     """
@@ -44,6 +46,7 @@ class Delivery:
         limit: QueueLimit,
         counters: Counters,
         returns: Returns,
+        watch: Watch,
     ) -> None:
         self._clients = clients
         self._rooms = rooms
@@ -53,6 +56,7 @@ class Delivery:
         self._limit = limit
         self._counters = counters
         self._returns = returns
+        self._watch = watch
         self.on_intruder: Callable[[Record, str], object] = lambda *_: None
         # Each node begins at a random number. If each sid began at 1, a late answer (of a former connection, or to
         # another node) could pass for the answer to a new question.
@@ -97,8 +101,8 @@ class Delivery:
             return
         slow: list[Client] = []
         broken: list[Client] = []
-        sent = 0
-        for sid in self._rooms.members(record.namespace, record.rooms):
+        sent: list[str] = []
+        for sid in self._rooms.members(record.namespace, record.rooms, record.skip_rooms):
             client = clients.get(sid)
             if client is None or record.offset <= client.sent or sid in record.skip_sids:
                 continue
@@ -115,8 +119,9 @@ class Delivery:
                 )
                 broken.append(client)
                 continue
-            sent += 1
-        self._counters.stored += sent
+            sent.append(sid)
+        self._counters.stored += len(sent)
+        self._note_sent(record, sent)
         for client in broken:  # before the next record, so that none of the later ones is sent
             self._endings.broken(client)
         for client in slow:
@@ -185,6 +190,7 @@ class Delivery:
             self._returns.sent(client.held, client.after)
         client.send_event(record.offset, self._stored(record, recoverable=client.recoverable))
         self._counters.sent_from_log(recovered=client.recovered)
+        self._note_sent(record, [client.sid])
 
     def catch_up(self, client: Client, recent: Recent, cursor: int) -> None:
         """Send a client the recent events it is due, and let it go live, in one tick."""
@@ -196,16 +202,20 @@ class Delivery:
         self._rooms.go_live(client)
 
     # -- events that are not stored ------------------------------------------------------------------------
-    def unstored(self, outgoing: Outgoing) -> None:
-        """Send an event to the live clients of this node. Clients for which too much waits do not get it."""
+    def unstored(self, outgoing: Outgoing, *, volatile: bool = False) -> None:
+        """Send an event to the live clients of this node. Clients for which too much waits do not get it.
+
+        :param volatile: clients for which anything waits do not get it either.
+        """
         plain: Frames | None = None
         tailed: Frames | None = None
         recipients = [
             client
             for client in self._rooms.recipients(outgoing)
-            if client.state is State.LIVE and not client.exceeds(self._limit)
+            if client.state is State.LIVE and not client.exceeds(self._limit) and (client.takes_more or not volatile)
         ]
         self._counters.unstored += len(recipients)
+        self._note_sent(outgoing, [client.sid for client in recipients])
         for client in recipients:
             if client.recoverable:
                 tailed = tailed or self._frames.unstored(outgoing)
@@ -222,7 +232,12 @@ class Delivery:
         self.unstored(outgoing)
         for client in self._rooms.awaited(outgoing):
             frames = self._frames.unstored(outgoing) if client.recoverable else self._frames.event(outgoing)
+            self._note_sent(outgoing, [client.sid])
             self.send_behind_replay(client, frames)
+
+    def _note_sent(self, event: Record | Outgoing, sids: list[str]) -> None:
+        if sids and event.body is not None and event.namespace in self._watch.handlers:
+            self._watch.sent(event.namespace, sids, event.body, event.parts)
 
     def question(self, outgoing: Outgoing, ack: Callable[[Client], Ack]) -> list[tuple[Client, int]]:
         """Send an event that wants an acknowledgement to the clients of this node, behind their replays.
@@ -234,6 +249,7 @@ class Delivery:
         recipients += [client for client in self._rooms.awaited(outgoing) if client not in recipients]
         asked = [(client, next(self._ack_ids)) for client in recipients]
         self._counters.unstored += len(asked)
+        self._note_sent(outgoing, [client.sid for client in recipients])
         for client, ack_id in asked:
             client.expect_ack(ack_id, ack(client))
             self.send_behind_replay(client, self._frames.event(outgoing, ack_id=ack_id))

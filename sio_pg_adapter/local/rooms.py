@@ -58,13 +58,19 @@ class Rooms:
         """Whether a room is the own room of a client of this node, also while its connect is being decided."""
         return self._clients.current(room, namespace) is not None
 
-    def members(self, namespace: str, rooms: tuple[str, ...]) -> Iterator[str]:
-        """Yield the sids of live clients in any of the rooms, each once.
+    def members(self, namespace: str, rooms: tuple[str, ...], skip_rooms: tuple[str, ...] = ()) -> Iterator[str]:
+        """Yield the sids of live clients in any of the rooms and none of ``skip_rooms``, each once.
 
         Do not await between two of them: the table is not copied, and may change.
         """
         of_namespace = self._table.rooms.get(namespace)
         if not of_namespace:
+            return
+        if skip_rooms:
+            skipped = [of_namespace[room] for room in skip_rooms if room in of_namespace]
+            for sid in self.members(namespace, rooms):
+                if not any(sid in members for members in skipped):
+                    yield sid
             return
         if len(rooms) == 1:
             yield from of_namespace.get(rooms[0] or None, ())
@@ -86,7 +92,7 @@ class Rooms:
             for client in self._clients.unsettled(namespace)
             if client.state is State.REPLAYING and belongs(client, outgoing.rooms)
         ]
-        return [client for client in recipients if client.sid not in outgoing.skip_sids]
+        return [client for client in recipients if not skips(outgoing, client)]
 
     def awaited(self, outgoing: Outgoing) -> list[Client]:
         """Return the clients that are not live yet and whose sid an event is for.
@@ -99,7 +105,7 @@ class Rooms:
             for client in clients
             if client is not None
             and client.state in (State.CONNECTING, State.REPLAYING)
-            and client.sid not in outgoing.skip_sids
+            and not skips(outgoing, client)
         ]
 
     def belonging(self, namespace: str, rooms: Iterable[str]) -> list[Client]:
@@ -111,3 +117,8 @@ class Rooms:
 def belongs(client: Client, rooms: Iterable[str]) -> bool:
     """Whether a client is in any of the rooms."""
     return client.memberships.is_in(rooms)
+
+
+def skips(outgoing: Outgoing, client: Client) -> bool:
+    """Whether an event is kept from a client, by its sid or by a room that it is in now."""
+    return client.sid in outgoing.skip_sids or (bool(outgoing.skip_rooms) and belongs(client, outgoing.skip_rooms))

@@ -105,17 +105,26 @@ class Memberships:
 
     def concerns(self, record: Record) -> bool:
         """Whether a record about the members of rooms is about this sid."""
-        return self.sid not in record.skip_sids and self.is_in(record.members)
+        return (
+            self.sid not in record.skip_sids
+            and self.is_in(record.members)
+            and not (record.skip_rooms and self.is_in(record.skip_rooms))
+        )
 
     def due(self, record: Record) -> bool:
         """Whether an event is for this sid, by the rooms it was in when the event was appended."""
         if record.kind is not Kind.EVENT or self.sid in record.skip_sids or record.offset <= self.start:
             return False
+        if any(room == self.sid or self.was_in(room, record.offset) for room in record.skip_rooms):
+            return False
         return any(
-            (room in (EVERYBODY, self.sid) and record.offset > self.joined)
-            or any(a < record.offset and (b is None or record.offset < b) for a, b in self.rooms.get(room, ()))
+            (room in (EVERYBODY, self.sid) and record.offset > self.joined) or self.was_in(room, record.offset)
             for room in record.rooms
         )
+
+    def was_in(self, room: str, at: int) -> bool:
+        """Whether it was in a room at an offset. Its own room and everybody's do not count."""
+        return any(a < at and (b is None or at < b) for a, b in self.rooms.get(room, ()))
 
     def rows(self) -> list[list[str | int | None]]:
         return [[room, a, b] for room, spans in self.rooms.items() for a, b in spans]

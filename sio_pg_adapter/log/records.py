@@ -40,6 +40,8 @@ class Record:
     """A record of the log.
 
     :ivar rooms: the rooms of an event, ``("",)`` for everybody. The room of a move, or all rooms if members move.
+    :ivar skip_sids: clients that it is not about.
+    :ivar skip_rooms: rooms whose members, as of this record, it is not about.
     :ivar members: the rooms whose members move or are kicked, as of this record. ``""`` is everybody.
     :ivar body: an event's name and arguments as a JSON array, without the offset.
     :ivar parts: the binary parts that ``{"_placeholder":true,"num":n}`` in the body stands for.
@@ -55,6 +57,7 @@ class Record:
     namespace: str
     rooms: tuple[str, ...] = (EVERYBODY,)
     skip_sids: tuple[str, ...] = ()
+    skip_rooms: tuple[str, ...] = ()
     members: tuple[str, ...] = ()
     sid: str | None = None
     generation: int | None = None
@@ -94,6 +97,7 @@ class Outgoing:
 
     :ivar rooms: the rooms it is for, ``("",)`` for everybody.
     :ivar skip_sids: clients that do not get it.
+    :ivar skip_rooms: rooms whose members do not get it.
     :ivar body: the JSON array of its name and arguments.
     :ivar parts: its binary parts.
     :ivar key: its idempotency key.
@@ -105,6 +109,7 @@ class Outgoing:
     body: str
     parts: tuple[bytes, ...] = ()
     key: str | None = None
+    skip_rooms: tuple[str, ...] = ()
 
     @classmethod
     def encoded(
@@ -116,6 +121,7 @@ class Outgoing:
         room: Any,
         to: Any = None,
         skip_sid: Any = None,
+        skip_room: Any = None,
         key: Any = None,
         json: ModuleType,
     ) -> Outgoing:
@@ -128,7 +134,8 @@ class Outgoing:
         rooms = text_names(first_named(to, room), "room") or (EVERYBODY,)
         skip_sids = text_names(skip_sid, "skip_sid")
         name, key = namespace_name(namespace), key_name(key)
-        return cls(name, rooms, skip_sids, *encode_client_event(event, data, json), key)
+        body, parts = encode_client_event(event, data, json)
+        return cls(name, rooms, skip_sids, body, parts, key, text_names(skip_room, "skip_room"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +161,7 @@ class Entry:
     namespace: str = ""
     rooms: tuple[str, ...] = (EVERYBODY,)
     skip_sids: tuple[str, ...] = ()
+    skip_rooms: tuple[str, ...] = ()
     sid: str | None = None
     body: str | None = None
     parts: tuple[bytes, ...] = ()
@@ -167,6 +175,7 @@ class Entry:
             outgoing.namespace,
             outgoing.rooms,
             outgoing.skip_sids,
+            outgoing.skip_rooms,
             body=outgoing.body,
             parts=outgoing.parts,
             args={} if outgoing.key is None else {"key": outgoing.key},
@@ -193,6 +202,7 @@ class MemberMove:
     :ivar rooms: the rooms whose members move. ``""`` is everybody.
     :ivar unstored: sids without a session that move, too.
     :ivar skip_sids: sids that stay.
+    :ivar skip_rooms: rooms whose members stay.
     """
 
     kind: Kind
@@ -201,6 +211,7 @@ class MemberMove:
     targets: tuple[str, ...]
     unstored: tuple[str, ...] = ()
     skip_sids: tuple[str, ...] = ()
+    skip_rooms: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

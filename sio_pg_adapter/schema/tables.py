@@ -91,6 +91,7 @@ def metadata_in(schema: str | None) -> MetaData:
         Column("room", Text, nullable=False),
         Column("rooms", ARRAY(Text)),
         Column("skip_sids", ARRAY(Text)),
+        Column("skip_rooms", ARRAY(Text)),
         Column("body", Text),
         Column("parts", LargeBinary),
         Column("attachment", Uuid),
@@ -114,12 +115,13 @@ def metadata_in(schema: str | None) -> MetaData:
         Column("sid", Text),
         Column("members", ARRAY(Text)),
         Column("skip_sids", ARRAY(Text), nullable=False),
+        Column("skip_rooms", ARRAY(Text), nullable=False),
         Column("immediate", Boolean, nullable=False),
         prefixes=["UNLOGGED"],
         comment="Room changes and kicks of open transactions, with the kinds of sio_packets. Other transactions "
         "always see it empty. rooms: the rooms to enter, leave or close. sid: the client that moves or is kicked. "
-        "members: the rooms whose members do, where the empty string means everybody. skip_sids: members that stay. "
-        "immediate: the application has set its constraints IMMEDIATE.",
+        "members: the rooms whose members do, where the empty string means everybody. skip_sids, skip_rooms: "
+        "members that stay. immediate: the application has set its constraints IMMEDIATE.",
     )
     _relay(made)
     return made
@@ -165,7 +167,8 @@ def _log(made: MetaData) -> None:
         "others, or are kicked. room: the empty string means everybody. rooms: all rooms, if there are several. "
         "as_of: the offset from which a leave counts, if not its own. body, parts: an event and its binary. data: "
         "the session data of a kick, or a JSON array of the rooms whose members move. attachment: the large body of "
-        "an event. batch: the append that wrote the record.",
+        "an event. batch: the append that wrote the record. skip_sids, skip_rooms: clients, and rooms whose members, "
+        "it does not concern.",
     )
     _packet_rooms(
         made,
@@ -184,6 +187,8 @@ def _log(made: MetaData) -> None:
         Index(f"{packets.name}_room", *of_room, postgresql_where=packets.c.kind == text("0"))
         with_attachment = packets.c.attachment.isnot(None)
         Index(f"{packets.name}_attachment", packets.c.attachment, postgresql_where=with_attachment)
+        with_skip_rooms = packets.c.skip_rooms.isnot(None)
+        Index(f"{packets.name}_skip_rooms", packets.c.offset, postgresql_where=with_skip_rooms)
         rooms = _packet_rooms(made, f"sio_packet_rooms_{segment}", f"The rooms of events in {packets.name}.")
         Index(f"{rooms.name}_offset", rooms.c.offset)
     keys = Table(
@@ -243,6 +248,7 @@ def _packets(made: MetaData, name: str, offset: Column[int], comment: str) -> Ta
         Column("room", Text, nullable=False, server_default=text("''::text")),
         Column("rooms", ARRAY(Text)),
         Column("skip_sids", ARRAY(Text)),
+        Column("skip_rooms", ARRAY(Text)),
         Column("sid", Text),
         Column("generation", BigInteger),
         Column("as_of", BigInteger),

@@ -6,14 +6,12 @@ import math
 from collections.abc import Callable
 from typing import Any, TypeVar, overload
 
-from sio_pg_adapter.cluster.members import member_move
 from sio_pg_adapter.cluster.sockets import RemoteSocket
 from sio_pg_adapter.errors import ConfigurationError
 from sio_pg_adapter.log.names import EVERYBODY, namespace_name, text_names
-from sio_pg_adapter.log.records import Kind, Outgoing
+from sio_pg_adapter.log.records import Outgoing
 from sio_pg_adapter.manager import AsyncPostgresManager
 from sio_pg_adapter.options import is_seconds
-from sio_pg_adapter.rooms import change_members
 
 H = TypeVar("H", bound=Callable[..., Any])
 
@@ -41,7 +39,12 @@ class ClusterMethods:
         return len(await node.requests.others()) + 1
 
     async def fetch_sockets(
-        self, room: Any = None, namespace: str | None = None, *, timeout: float = FETCH_TIMEOUT
+        self,
+        room: Any = None,
+        namespace: str | None = None,
+        *,
+        local: bool = False,
+        timeout: float = FETCH_TIMEOUT,
     ) -> list[RemoteSocket]:
         """Return the clients of all nodes that are connected now.
 
@@ -49,32 +52,34 @@ class ClusterMethods:
         missed.
 
         :param room: only clients in this room, or in any of several in a list. A client's sid is a room, too.
+        :param local: only clients of this node. No other node is asked.
         :param timeout: seconds for the other nodes to answer.
         :raises NoAnswer: if a node did not answer. Its ``answers`` has those of the others.
         :raises StoreUnavailable: if the database cannot be reached.
         """
         name, rooms = namespace_name(namespace), text_names(room, "room") or (EVERYBODY,)
         seconds = _seconds(timeout)
-        return await (await self.manager.started()).sockets.fetch(name, rooms, seconds)
+        return await (await self.manager.started()).sockets.fetch(name, rooms, seconds, self, local=local)
 
     # -- from server to server -------------------------------------------------------------------------------
     @overload
-    def on_server_event(self, event: H) -> H: ...
+    def on_server_event(self, event: H, *, namespace: str | None = None) -> H: ...
 
     @overload
-    def on_server_event(self, event: str) -> Callable[[H], H]: ...
+    def on_server_event(self, event: str, *, namespace: str | None = None) -> Callable[[H], H]: ...
 
     @overload
-    def on_server_event(self, event: str, handler: H) -> H: ...
+    def on_server_event(self, event: str, handler: H, *, namespace: str | None = None) -> H: ...
 
-    def on_server_event(self, event: Any, handler: Any = None) -> Any:
+    def on_server_event(self, event: Any, handler: Any = None, *, namespace: str | None = None) -> Any:
         """Register a handler for what other nodes send by :meth:`server_side_emit` and :meth:`server_side_call`.
 
         As a decorator: ``@sio.on_server_event("name")``, or ``@sio.on_server_event`` on a function of that name. An
-        event has one handler, and a later one takes its place. Its exceptions are logged, and reported to
-        :meth:`server_side_call`.
+        event of a namespace has one handler, and a later one takes its place. Its exceptions are logged, and reported
+        to :meth:`server_side_call`.
 
         :param handler: ``def handler(*args)``, or an ``async`` one. It returns this node's answer.
+        :param namespace: only events that are sent in this namespace.
         """
         if callable(event) and handler is None:
             event, handler = getattr(event, "__name__", None), event
@@ -83,29 +88,33 @@ class ClusterMethods:
                 f"on_server_event takes an event's name and a function, not {event!r} and {handler!r}"
             )
         if handler is None:
-            return lambda function: self.on_server_event(event, function)
-        self.manager.server_event_handlers[event] = handler
+            return lambda function: self.on_server_event(event, function, namespace=namespace)
+        self.manager.server_event_handlers[namespace_name(namespace), event] = handler
         return handler
 
-    async def server_side_emit(self, event: str, *args: Any) -> None:
+    async def server_side_emit(self, event: str, *args: Any, namespace: str | None = None) -> None:
         """Send an event to all other nodes, and not to this one. It is not stored: only nodes that live now get it.
 
+        :param namespace: the namespace whose handlers are called.
         :raises NotSerializable: before it is sent. It names the place of a value that has no JSON form.
         :raises StoreUnavailable: if it could not be sent.
         """
-        await (await self.manager.started()).server_events.emit(event, args)
+        await self.manager.server_side_emit(event, *args, namespace=namespace)
 
-    async def server_side_call(self, event: str, *args: Any, timeout: float = 60) -> dict[str, Any]:
+    async def server_side_call(
+        self, event: str, *args: Any, namespace: str | None = None, timeout: float = 60
+    ) -> dict[str, Any]:
         """Send an event to all other nodes, and wait for what their handlers return.
 
+        :param namespace: the namespace whose handlers are called.
         :param timeout: seconds.
         :returns: the answers by node id. This node is not asked: it can call its own function. Nodes without a
                   handler of the event are left out, and so are those that are gone before they answer.
         :raises NoAnswer: if a node that lives did not answer in time. Its ``answers`` has the others'.
         :raises HandlerFailed: if a handler raised. Its ``answers`` has the others'.
         """
-        seconds = _seconds(timeout)
-        return await (await self.manager.started()).server_events.call(event, args, seconds)
+        name, seconds = namespace_name(namespace), _seconds(timeout)
+        return await (await self.manager.started()).server_events.call(name, event, args, seconds)
 
     # -- many clients ----------------------------------------------------------------------------------------
     async def broadcast_call(
@@ -116,11 +125,13 @@ class ClusterMethods:
         namespace: str | None = None,
         *,
         skip_sid: Any = None,
+        skip_room: Any = None,
         timeout: float = 60,
     ) -> dict[str, Any]:
         """Send an event to clients of all nodes, and wait for all their acknowledgements. It is not stored.
 
         :param room: clients in this room, or in any of several in a list. ``None``: everybody in the namespace.
+        :param skip_room: a room, or several in a list, whose members are not asked.
         :param timeout: seconds.
         :returns: the answers by sid, each as :meth:`call` returns it. Empty if no client is connected.
         :raises NoAnswer: if not all who were asked answered, with their sids in ``missing`` and the answers that came
@@ -131,7 +142,13 @@ class ClusterMethods:
             raise RuntimeError("Cannot use broadcast_call() when async_handlers is False.")
         seconds = _seconds(timeout)
         outgoing = Outgoing.encoded(
-            event, data, namespace=namespace, room=room, skip_sid=skip_sid, json=self.manager.json
+            event,
+            data,
+            namespace=namespace,
+            room=room,
+            skip_sid=skip_sid,
+            skip_room=skip_room,
+            json=self.manager.json,
         )
         return await (await self.manager.started()).broadcast_calls.call(outgoing, event, seconds)
 
@@ -142,6 +159,7 @@ class ClusterMethods:
         namespace: str | None = None,
         *,
         skip_sid: Any = None,
+        skip_room: Any = None,
         connection: Any = None,
     ) -> None:
         """Let all members of a room enter others: clients of any node, and sessions that are away and recoverable.
@@ -153,12 +171,15 @@ class ClusterMethods:
         :param room: the room whose members move, or several in a list. ``None``: everybody in the namespace.
         :param rooms: the room, or several in a list, that they enter.
         :param skip_sid: members that do not move.
+        :param skip_room: a room, or several in a list, whose members do not move.
         :param connection: as for :meth:`enter_room`. The members are those at the commit.
         :raises ValueError: if one of ``rooms`` is a client's own. Nobody has moved then.
         :raises NoAnswer: if a node did not name in time its clients that are in no table, since they have no recovery
                           or are connecting. All others have moved.
         """
-        await self._move(Kind.ENTER, room, namespace, rooms, skip_sid, connection)
+        await self.manager.sockets_join(
+            room, rooms, namespace, skip_sid=skip_sid, skip_room=skip_room, connection=connection
+        )
 
     async def sockets_leave(
         self,
@@ -167,13 +188,22 @@ class ClusterMethods:
         namespace: str | None = None,
         *,
         skip_sid: Any = None,
+        skip_room: Any = None,
         connection: Any = None,
     ) -> None:
         """Let all members of a room leave others, or that room itself. See :meth:`sockets_join`."""
-        await self._move(Kind.LEAVE, room, namespace, rooms, skip_sid, connection)
+        await self.manager.sockets_leave(
+            room, rooms, namespace, skip_sid=skip_sid, skip_room=skip_room, connection=connection
+        )
 
     async def disconnect_sockets(
-        self, room: Any, namespace: str | None = None, *, skip_sid: Any = None, connection: Any = None
+        self,
+        room: Any,
+        namespace: str | None = None,
+        *,
+        skip_sid: Any = None,
+        skip_room: Any = None,
+        connection: Any = None,
     ) -> None:
         """Disconnect all members of a room, and end their sessions for good: on any node, and sessions that are away.
 
@@ -181,21 +211,13 @@ class ClusterMethods:
 
         :param room: the room, or several in a list. ``None``: everybody in the namespace.
         :param skip_sid: members that stay.
+        :param skip_room: a room, or several in a list, whose members stay.
         :param connection: as for :meth:`sockets_join`.
         :raises NoAnswer: as :meth:`sockets_join`.
         """
-        await self._move(Kind.KICK, room, namespace, None, skip_sid, connection)
-
-    async def _move(
-        self, kind: Kind, room: Any, namespace: str | None, rooms: Any, skip_sid: Any, connection: Any
-    ) -> None:
-        move = member_move(kind, namespace_name(namespace), room, rooms, skip_sid)
-        if connection is None:
-            await (await self.manager.started()).members.move(move)
-            return
-        if kind is Kind.ENTER:
-            self.manager.check_rooms("enter", move.namespace, move.targets)
-        await change_members(connection, move, self.manager.database.schema)
+        await self.manager.disconnect_sockets(
+            room, namespace, skip_sid=skip_sid, skip_room=skip_room, connection=connection
+        )
 
 
 def _seconds(timeout: float) -> float:

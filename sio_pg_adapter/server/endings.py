@@ -122,7 +122,7 @@ class Endings:
             await client.gone.wait()
             return
         ended_at = time.monotonic()
-        self._rooms.depart(client)
+        self._rooms.depart(client)  # its own list of rooms stays
         key = (client.namespace, client.sid)
         self.leaving[key] = client
         stored = True
@@ -130,7 +130,7 @@ class Endings:
             if client.ended:
                 stored = await _stores(client, self._delete_session(client))
             if client.accepted:
-                await self._run_disconnect_handler(client, reason)
+                await self._run_handlers(client, reason)
             if not client.ended:
                 stored = await _stores(client, self._release(client, ended_at))
             if not stored:
@@ -163,12 +163,16 @@ class Endings:
             if await _stores(client, work):
                 return
 
-    async def _run_disconnect_handler(self, client: Client, reason: str) -> None:
+    async def _run_handlers(self, client: Client, reason: str) -> None:
+        events = ["disconnect"]
+        if self._host.handles("disconnecting", client.namespace):
+            events.insert(0, "disconnecting")
         with handling(client):
-            try:
-                await self._host.trigger("disconnect", client.namespace, client.sid, reason)
-            except Exception:  # the application's handler failed. The session is released all the same
-                logger.exception("the disconnect handler of %s failed", client.label)
+            for event in events:
+                try:
+                    await self._host.trigger(event, client.namespace, client.sid, reason)
+                except Exception:  # the application's handler failed. The session is released all the same
+                    logger.exception("the %s handler of %s failed", event, client.label)
 
 
 async def _stores(client: Client, work: Coroutine[Any, Any, None]) -> bool:

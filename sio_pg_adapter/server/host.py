@@ -84,9 +84,14 @@ class Host:
         """Call the application's handler of an event."""
         return await upstream.trigger(self._sio, event, namespace, *args)
 
+    def handles(self, event: str, namespace: str) -> bool:
+        """Whether the application has a handler of an event in a namespace."""
+        handler, _ = upstream.handler_of(self._sio, event, namespace)
+        return handler is not None
+
     def takes_auth(self, namespace: str) -> bool:
         """Whether the application's connect handler takes a third argument, the client's auth."""
-        handler, leading = upstream.connect_handler(self._sio, namespace)
+        handler, leading = upstream.handler_of(self._sio, "connect", namespace)
         if handler is None:
             return True
         if self._last_handler != (handler, leading):  # most servers have one, and reading a signature takes long

@@ -33,6 +33,7 @@ class Intake:
 
     :param incoming: puts packets together.
     :param json: the server's module to encode acknowledgements with.
+    :param connect_timeout: seconds until a connection without a client is closed. ``None``: it stays.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class Intake:
         incoming: Incoming,
         traffic: TrafficCounter,
         json: Any,
+        connect_timeout: float | None,
     ) -> None:
         self._host = host
         self._clients = clients
@@ -51,6 +53,21 @@ class Intake:
         self._traffic = traffic
         self._json = json
         self._limit = RateLimit()
+        self._connect_timeout = connect_timeout
+        self._joining: dict[str, asyncio.TimerHandle] = {}
+
+    def opened(self, socket: Any) -> None:
+        """An Engine.IO connection was opened."""
+        if self._connect_timeout is not None:
+            loop = asyncio.get_running_loop()
+            self._joining[socket.sid] = loop.call_later(self._connect_timeout, self._close_if_unused, socket.sid)
+
+    def _close_if_unused(self, eio_sid: str) -> None:
+        """The time is up in which a connection may be without a client."""
+        self._joining.pop(eio_sid, None)
+        if not self._clients.by_socket.get(eio_sid):
+            logger.info("a connection is closed: nobody joined a namespace within connect_timeout: %s", eio_sid)
+            self._host.eio.start_background_task(hang_up, self._host, eio_sid)
 
     def event_at_once(self, eio_sid: str, text: str, context: Context) -> bool:
         """A client sent an event in one message. Return whether a task handles it.
@@ -139,6 +156,8 @@ class Intake:
     async def closed(self, eio_sid: str, reason: str) -> None:
         """The Engine.IO connection ended, for whatever reason. Its sessions can be recovered."""
         self._incoming.forget(eio_sid)
+        if timer := self._joining.pop(eio_sid, None):
+            timer.cancel()
         clients = list(self._clients.by_socket.get(eio_sid, {}).values())
         if reason == self._host.reason.TRANSPORT_CLOSE and any(_timed_out(c.connection.socket) for c in clients):
             reason = self._host.reason.PING_TIMEOUT

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 from collections.abc import Callable
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
@@ -18,7 +19,9 @@ R = TypeVar("R")
 def _of_server(method: Callable[Concatenate[AsyncServer, P], R]) -> Callable[Concatenate[Any, P], R]:
     """Return a method of the server as one of a namespace. It acts in the namespace of the class if none is given."""
     name = method.__name__
-    place = list(inspect.signature(method).parameters).index("namespace") - 1
+    parameters = inspect.signature(method).parameters
+    by_name = parameters["namespace"].kind is inspect.Parameter.KEYWORD_ONLY
+    place = math.inf if by_name else list(parameters).index("namespace") - 1
 
     def named(self: Any, namespace: object) -> object:
         return self.namespace if namespace in (None, "") else namespace
@@ -27,7 +30,7 @@ def _of_server(method: Callable[Concatenate[AsyncServer, P], R]) -> Callable[Con
     def of_namespace(self: Any, /, *args: P.args, **kwargs: P.kwargs) -> R:
         values = list(args)
         if len(values) > place:
-            values[place] = named(self, values[place])
+            values[int(place)] = named(self, values[int(place)])
         else:
             kwargs["namespace"] = named(self, kwargs.get("namespace"))
         result: R = getattr(self.server, name)(*values, **kwargs)
@@ -60,6 +63,9 @@ class AsyncNamespace(socketio.AsyncNamespace):
     history = _of_server(AsyncServer.history)
     fetch_sockets = _of_server(AsyncServer.fetch_sockets)
     broadcast_call = _of_server(AsyncServer.broadcast_call)
+    on_server_event = _of_server(AsyncServer.on_server_event)
+    server_side_emit = _of_server(AsyncServer.server_side_emit)
+    server_side_call = _of_server(AsyncServer.server_side_call)
     sockets_join = _of_server(AsyncServer.sockets_join)
     sockets_leave = _of_server(AsyncServer.sockets_leave)
     disconnect_sockets = _of_server(AsyncServer.disconnect_sockets)

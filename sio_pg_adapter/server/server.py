@@ -17,7 +17,7 @@ from sio_pg_adapter.local.rooms import Rooms
 from sio_pg_adapter.local.session_locks import SessionLocks
 from sio_pg_adapter.log.names import first_named, namespace_name
 from sio_pg_adapter.manager import AsyncPostgresManager
-from sio_pg_adapter.options import ConnectionStateRecovery, is_async, recovery_options
+from sio_pg_adapter.options import ConnectionStateRecovery, is_async, is_seconds, recovery_options
 from sio_pg_adapter.store.pruner import Pruner
 from sio_pg_adapter.store.sessions import Sessions
 from sio_pg_adapter.tasks import Tasks
@@ -29,6 +29,7 @@ from .admin import Instrumented
 from .client_api import ClientMethods
 from .cluster_api import ClusterMethods
 from .endings import Endings
+from .event_api import EventMethods
 from .host import Host, Middleware
 from .intake import Intake
 from .position_api import PositionMethods
@@ -41,7 +42,7 @@ E = TypeVar("E", bound=ExpiryHandler)
 logger = logging.getLogger("sio_pg_adapter")
 
 
-class AsyncServer(ClientMethods, ClusterMethods, PositionMethods, socketio.AsyncServer):
+class AsyncServer(ClientMethods, ClusterMethods, EventMethods, PositionMethods, socketio.AsyncServer):
     """A ``socketio.AsyncServer`` whose clients recover their connections.
 
     All of python-socketio's options, methods and decorators work unchanged.
@@ -49,9 +50,12 @@ class AsyncServer(ClientMethods, ClusterMethods, PositionMethods, socketio.Async
     :param client_manager: an :class:`AsyncPostgresManager`.
     :param connection_state_recovery: a :class:`ConnectionStateRecovery`, ``True`` for its defaults, or a dict of its
                                       keys. ``None`` or ``False``: off.
+    :param connect_timeout: seconds after which a connection is closed that no client has joined a namespace over.
+                            ``None``: it stays.
     :raises ConfigurationError: naming the option that is wrong.
     """
 
+    reserved_events = (*socketio.AsyncServer.reserved_events, "disconnecting")
     event: Event
     on: On
     manager: AsyncPostgresManager
@@ -61,6 +65,7 @@ class AsyncServer(ClientMethods, ClusterMethods, PositionMethods, socketio.Async
         client_manager: Any = None,
         *args: Any,
         connection_state_recovery: ConnectionStateRecovery | Mapping[str, Any] | bool | None = None,
+        connect_timeout: float | None = 45.0,
         **kwargs: Any,
     ) -> None:
         for name in kwargs:  # python-socketio takes any keyword: without this check, recovery would just stay off
@@ -74,7 +79,10 @@ class AsyncServer(ClientMethods, ClusterMethods, PositionMethods, socketio.Async
                 f"client_manager takes AsyncPostgresManager(...), not a {type(client_manager).__name__}. With "
                 "another manager use socketio.AsyncServer."
             )
+        if connect_timeout is not None and not (is_seconds(connect_timeout) and connect_timeout > 0):
+            raise ConfigurationError(f"connect_timeout takes seconds, more than 0, or None, not {connect_timeout!r}")
         self.middlewares: dict[str, list[Middleware]] = {}
+        self._event_middlewares, self._listeners = {}, {}
         self._expiry_handlers: dict[str, ExpiryHandler] = {}
         self._instrumented: list[Instrumented] = []
         self._session_locks = SessionLocks()
@@ -89,6 +97,7 @@ class AsyncServer(ClientMethods, ClusterMethods, PositionMethods, socketio.Async
             ),
             client_manager.traffic,
             client_manager.json,
+            connect_timeout,
         )
         self._socket_class = socket_class(Pings(client_manager.connections), self._intake.post)
         client_manager.connections.take_event = self._intake.event_at_once
@@ -209,6 +218,7 @@ class AsyncServer(ClientMethods, ClusterMethods, PositionMethods, socketio.Async
         callback: Callable[..., Any] | None = None,
         ignore_queue: bool = False,
         *,
+        skip_room: Any = None,
         connection: Any = None,
         volatile: bool = False,
         key: str | None = None,
@@ -217,10 +227,13 @@ class AsyncServer(ClientMethods, ClusterMethods, PositionMethods, socketio.Async
 
         :param callback: called with the answer of a client. If the event is for several clients, it is called once,
                          with the first answer. :meth:`broadcast_call` returns all of them.
+        :param skip_room: a room, or several in a list. Clients that are in one of them when the event is emitted do
+                          not get it, and a recovery does not replay it to them.
         :param connection: an asyncpg connection, an SQLAlchemy ``AsyncConnection`` or ``AsyncSession``, or a psycopg
                            ``AsyncConnection``. The event is sent if and when its transaction commits. Errors of the
                            connection pass through.
-        :param volatile: ``True``: the event is not stored, and so never replayed.
+        :param volatile: ``True``: the event is not stored, and so never replayed. A client that does not take what
+                         it is sent, so that anything waits for it, does not get it.
         :param key: an idempotency key, up to 512 bytes. If the log has an event with this key in the namespace, this
                     one is not stored, which is no error.
         :returns: ``None`` without a key. With one, ``True`` if the event was stored, and ``False`` if the log had one
@@ -233,6 +246,8 @@ class AsyncServer(ClientMethods, ClusterMethods, PositionMethods, socketio.Async
         namespace, room = namespace_name(namespace), first_named(to, room)
         self.logger.info('emitting event "%s" to %s [%s]', event, room or "all", namespace)
         more = {"connection": connection} if connection is not None else {}
+        if skip_room is not None:
+            more["skip_room"] = skip_room
         if volatile:
             more["volatile"] = True
         if key is not None:
@@ -253,6 +268,37 @@ class AsyncServer(ClientMethods, ClusterMethods, PositionMethods, socketio.Async
                 raise
             logger.debug("not reported to the Admin UI: %s", e)
             return None
+
+    async def send(
+        self,
+        data: Any,
+        to: Any = None,
+        room: Any = None,
+        skip_sid: Any = None,
+        namespace: str | None = None,
+        callback: Callable[..., Any] | None = None,
+        ignore_queue: bool = False,
+        *,
+        skip_room: Any = None,
+        connection: Any = None,
+        volatile: bool = False,
+        key: str | None = None,
+    ) -> bool | None:
+        """Send an event of the name ``message``. The parameters are those of :meth:`emit`."""
+        return await self.emit(
+            "message",
+            data,
+            to,
+            room,
+            skip_sid,
+            namespace,
+            callback,
+            ignore_queue,
+            skip_room=skip_room,
+            connection=connection,
+            volatile=volatile,
+            key=key,
+        )
 
     async def shutdown(self) -> None:
         """Stop background work, and the manager. Safe to call twice."""

@@ -20,7 +20,9 @@ is taken: writing 50 MB under it would hold up all appends."""
 def lone_event(entries: list[Entry]) -> tuple[Any, ...]:
     """Return the arguments for a single event for one room. Empty if it is more than that."""
     entry = entries[0]
-    if len(entries) > 1 or entry.kind is not Kind.EVENT or len(entry.rooms) > 1 or entry.skip_sids or entry.parts:
+    if len(entries) > 1 or entry.kind is not Kind.EVENT or len(entry.rooms) > 1:
+        return ()
+    if entry.skip_sids or entry.skip_rooms or entry.parts:
         return ()
     return entry.namespace, entry.rooms[0], entry.body, entry.key
 
@@ -34,6 +36,7 @@ def columns(entries: list[Entry], attachments: Sequence[str | None]) -> tuple[li
         [e.rooms[0] for e in entries],
         _column([json.dumps(e.rooms) if len(e.rooms) > 1 else None for e in entries]),
         _column([json.dumps(e.skip_sids) if e.skip_sids else None for e in entries]),
+        _column([json.dumps(e.skip_rooms) if e.skip_rooms else None for e in entries]),
         _column([e.sid for e in entries]),
         [None if a else e.body for a, e in zip(apart, entries, strict=True)],
         _column([pack(e.parts) if e.parts and not a else None for a, e in zip(apart, entries, strict=True)]),
@@ -51,7 +54,7 @@ def carried(entries: list[Entry]) -> str | None:
     """Return the batch's events as text, if they fit in a notification. Nodes that are up to date need not read."""
     if sum(e.size for e in entries) > CARRY_BYTES or any(e.kind is not Kind.EVENT or e.parts for e in entries):
         return None
-    text = compact([[e.namespace, e.rooms, e.skip_sids, e.body] for e in entries])
+    text = compact([[e.namespace, e.rooms, e.skip_sids, e.skip_rooms, e.body] for e in entries])
     return text if len(text) <= CARRY_BYTES else None  # ASCII: characters are bytes
 
 

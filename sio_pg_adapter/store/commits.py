@@ -220,6 +220,7 @@ class Commits:
             namespace=entry.namespace,
             rooms=entry.rooms,
             skip_sids=entry.skip_sids,
+            skip_rooms=entry.skip_rooms,
             sid=result["sid"] if claim else entry.sid,
             generation=result["generation"] if claim else None,
             node=self._node if claim else None,
@@ -239,6 +240,7 @@ class Commits:
                 move.rooms,
                 move.unstored,
                 move.skip_sids,
+                move.skip_rooms,
                 move.targets,
                 timeout=QUERY_TIMEOUT,
             )

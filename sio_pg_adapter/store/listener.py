@@ -42,6 +42,7 @@ class Listener:
                      returns why the connection has to be replaced, or nothing.
     :param on_ready: awaited with the connection on each (re)connect, before anything else. If it raises, the
                      connection counts as failed.
+    :param on_state: called with why it does not listen, and with nothing when it listens again.
     :ivar fault: why it does not listen.
     """
 
@@ -52,6 +53,7 @@ class Listener:
         on_message: Callable[[int, str, str], None],
         on_ready: Callable[[Connection], Awaitable[None]],
         on_probe: Callable[[Connection, float], Awaitable[str]] | None = None,
+        on_state: Callable[[str], None] | None = None,
     ) -> None:
         self._database = database
         self._channels = channels
@@ -59,6 +61,7 @@ class Listener:
         self._on_message = on_message
         self._on_ready = on_ready
         self._on_probe = on_probe
+        self._on_state = on_state
         self._connection: Connection | None = None
         self._pooled = False
         self._lost = asyncio.Event()
@@ -103,6 +106,7 @@ class Listener:
                     failures = 0
                     continue
                 logger.warning("the LISTEN connection is replaced: %s", self.fault)
+                self._report(self.fault)
             await self._disconnect()
             await asyncio.sleep(BACKOFF[min(failures, len(BACKOFF) - 1)] * random.uniform(0.5, 1.0))  # noqa: S311
             failures += 1
@@ -110,12 +114,17 @@ class Listener:
                 await self._connect()
                 self.reconnects += 1
                 logger.info("the LISTEN connection is back")
+                self._report("")
             except SioPgError as e:
                 self.fault = str(e)
                 logger.warning("LISTEN: %s", e)
             except Exception as e:  # the loop goes on: nothing else would ever listen again
                 self.fault = f"{type(e).__name__}: {e}"
                 logger.exception("LISTEN failed")
+
+    def _report(self, fault: str) -> None:
+        if self._on_state is not None:
+            self._on_state(fault)
 
     async def _connect(self) -> None:
         self._connection, self._pooled = await self._database.listen_connection()

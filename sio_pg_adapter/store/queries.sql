@@ -30,7 +30,7 @@ SELECT greatest(coalesce(max("offset"), 0), (SELECT floor FROM sio.sio_log)) FRO
 -- Append a batch of entries in order, with one lock, one commit and one notification.
 SELECT prev, offsets, results, sio.sio_fingerprint() AS server
 FROM sio.sio_append_batch($1::bigint, $2::smallint[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[],
-                          $8::text[], $9::bytea[], $10::text[]::uuid[], $11::text[], $12::text)
+                          $8::text[], $9::text[], $10::bytea[], $11::text[]::uuid[], $12::text[], $13::text)
 
 -- name: write_event
 -- Append one event for one room, and return its offset. If the log has an event with the same key, append nothing, and
@@ -43,7 +43,7 @@ SELECT sio.sio_append_event($1::bigint, $2::text, $3::text, $4::text, $5::text, 
 SELECT prev, offsets, results, sio.sio_fingerprint() AS server
 FROM set_config('synchronous_commit', 'off', true),
      sio.sio_append_batch($1::bigint, $2::smallint[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[],
-                          $8::text[], $9::bytea[], $10::text[]::uuid[], $11::text[], $12::text)
+                          $8::text[], $9::text[], $10::bytea[], $11::text[]::uuid[], $12::text[], $13::text)
 
 -- name: write_event_unflushed
 -- The same for one event for one room.
@@ -54,12 +54,17 @@ FROM set_config('synchronous_commit', 'off', true)
 -- name: move_members
 -- Move all members of some rooms, or kick them.
 SELECT prev, offsets, sio.sio_fingerprint() AS server
-FROM sio.sio_move_members($1::bigint, $2::smallint, $3::text, $4::text[], $5::text[], $6::text[], $7::text[])
+FROM sio.sio_move_members($1::bigint, $2::smallint, $3::text, $4::text[], $5::text[], $6::text[], $7::text[],
+                          $8::text[])
 
 -- name: emit
 -- Emit an event as part of the caller's transaction. It enters the log when that transaction commits.
 SELECT sio.sio_emit_encoded(CAST($1 AS text), CAST($2 AS text), CAST($3 AS text), CAST($4 AS text), CAST($5 AS text),
-                            CAST($6 AS bytea), CAST($7 AS text))
+                            CAST($6 AS bytea), CAST($7 AS text), CAST($8 AS text))
+
+-- name: server_side_emit
+-- Send a server event to all nodes when the caller's transaction commits.
+SELECT sio.sio_server_side_emit_encoded(CAST($1 AS text), CAST($2 AS text), CAST($3 AS bytea))
 
 -- name: relay_attend
 -- Ask which part this node has in the relay. It may be the one that moves rows from now on.
@@ -103,7 +108,7 @@ SELECT sio.sio_position(CAST($1 AS text))
 -- name: change
 -- Change rooms, or disconnect, as part of the caller's transaction.
 SELECT sio.sio_change(CAST($1 AS text), CAST($2 AS text), CAST($3 AS text), CAST($4 AS text), CAST($5 AS text),
-                      CAST($6 AS text))
+                      CAST($6 AS text), CAST($7 AS text))
 
 -- name: attach
 -- Store large bodies, before the log's lock is taken for the records that refer to them.
@@ -134,7 +139,7 @@ FROM unnest($1::text[], $2::text[]) WITH ORDINALITY AS k (namespace, key, i) ORD
 
 -- name: range
 -- A page of the log above a cursor, in order. The floor is in the first row, even if there is no record.
-SELECT l.floor, p."offset", p.kind, p.namespace, p.room, p.rooms, p.skip_sids, p.sid, p.generation, p.as_of,
+SELECT l.floor, p."offset", p.kind, p.namespace, p.room, p.rooms, p.skip_sids, p.skip_rooms, p.sid, p.generation, p.as_of,
        p.node::text AS node, p.body, p.parts, p.data, p.attachment::text AS attachment
 FROM sio.sio_log l LEFT JOIN LATERAL (
     (SELECT * FROM sio.sio_packets_0 WHERE "offset" > $1::bigint ORDER BY "offset" LIMIT $2::integer)
@@ -146,7 +151,7 @@ ORDER BY p."offset"
 -- name: page
 -- A page of the events that a session missed above an offset. The head and the loss are in the first row. There is no
 -- row at all if a newer claim holds the session, or if it has ended.
-SELECT h.head, h.lost, p."offset", p.kind, p.namespace, p.room, p.rooms, p.skip_sids, p.sid, p.generation, p.as_of,
+SELECT h.head, h.lost, p."offset", p.kind, p.namespace, p.room, p.rooms, p.skip_sids, p.skip_rooms, p.sid, p.generation, p.as_of,
        p.node::text AS node, p.body, p.parts, p.data, p.attachment::text AS attachment
 FROM (SELECT greatest((SELECT max("offset") FROM sio.sio_packets_0), (SELECT max("offset") FROM sio.sio_packets_1), 0)
                  AS head, sio.sio_lost(id, $3::bigint) AS lost
@@ -467,7 +472,7 @@ WHERE a.grantee <> o.owner
 -- name: tail
 -- A page of the log above an offset for people to read, with times and sizes. Without $3 the body has no more than the
 -- name of the event needs. A name has up to 512 bytes, which take up to 3,074 bytes in JSON.
-SELECT p."offset", p.created_at, p.kind, p.namespace, p.room, p.rooms, p.skip_sids, p.sid,
+SELECT p."offset", p.created_at, p.kind, p.namespace, p.room, p.rooms, p.skip_sids, p.skip_rooms, p.sid,
        p.generation, p.as_of, p.node,
        coalesce(octet_length(a.data), octet_length(p.body) + coalesce(octet_length(p.parts), 0), octet_length(p.data), 0)
            AS bytes,

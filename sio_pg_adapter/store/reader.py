@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
 import asyncpg
@@ -133,9 +133,7 @@ class LogReader:
             raise StoreUnavailable("an event was deleted while its body was being read", may_be_stored=None) from e
         except ValueError as e:
             return _unreadable(record.offset, record.namespace, e)
-        return Record(
-            record.offset, record.kind, record.namespace, record.rooms, record.skip_sids, body=body, parts=parts
-        )
+        return replace(record, body=body, parts=parts, attachment=None, frames={})
 
 
 def readable(row: asyncpg.Record) -> Record:
@@ -159,6 +157,7 @@ def _record_of(row: asyncpg.Record) -> Record:
         namespace=row["namespace"],
         rooms=tuple(row["rooms"] or (row["room"],)),
         skip_sids=tuple(row["skip_sids"] or ()),
+        skip_rooms=tuple(row["skip_rooms"] or ()),
         members=tuple(json.loads(row["data"])) if of_members else (),
         sid=row["sid"],
         generation=row["generation"],
@@ -182,8 +181,8 @@ def read_notification(payload: str, cursor: int = 0) -> tuple[int, int, list[Rec
     if not carried or last <= cursor:
         return prev, last, None
     records = [
-        Record(prev + i, Kind.EVENT, namespace, tuple(rooms), tuple(skips), body=body)
-        for i, (namespace, rooms, skips, body) in enumerate(json.loads(carried[0]), 1)
+        Record(prev + i, Kind.EVENT, namespace, tuple(rooms), tuple(skips), tuple(skip_rooms), body=body)
+        for i, (namespace, rooms, skips, skip_rooms, body) in enumerate(json.loads(carried[0]), 1)
     ]
     return (prev, last, records) if prev + len(records) == last else (prev, last, None)
 

@@ -56,6 +56,7 @@ CREATE TABLE sio.sio_packets (
     room text NOT NULL DEFAULT ''::text,
     rooms text[],
     skip_sids text[],
+    skip_rooms text[],
     sid text,
     generation bigint,
     as_of bigint,
@@ -75,7 +76,7 @@ COMMENT ON TABLE sio.sio_packets IS
     'room: the empty string means everybody. rooms: all rooms, if there are several. as_of: the offset from which a '
     'leave counts, if not its own. body, parts: an event and its binary. data: the session data of a kick, or a '
     'JSON array of the rooms whose members move. attachment: the large body of an event. batch: the append that '
-    'wrote the record.';
+    'wrote the record. skip_sids, skip_rooms: clients, and rooms whose members, it does not concern.';
 
 -- Appends go to one segment until its oldest record has expired, then to the other. When the last record of the first
 -- segment has expired, retention truncates it. Deleting a million rows one by one would take seconds and leave as many
@@ -92,6 +93,9 @@ COMMENT ON TABLE sio.sio_packets_0 IS
 -- A recovery reads the events of each room of its session in offset order.
 CREATE INDEX sio_packets_0_room ON sio.sio_packets_0 USING btree (namespace, room, "offset") WHERE (kind = 0);
 
+-- Few events skip rooms. These are looked for when memberships are forgotten.
+CREATE INDEX sio_packets_0_skip_rooms ON sio.sio_packets_0 USING btree ("offset") WHERE (skip_rooms IS NOT NULL);
+
 CREATE INDEX sio_packets_0_attachment ON sio.sio_packets_0 USING btree (attachment) WHERE (attachment IS NOT NULL);
 
 CREATE TABLE sio.sio_packets_1 (
@@ -104,6 +108,8 @@ COMMENT ON TABLE sio.sio_packets_1 IS
     'A segment of the log: appended to, or left until all of it has expired.';
 
 CREATE INDEX sio_packets_1_room ON sio.sio_packets_1 USING btree (namespace, room, "offset") WHERE (kind = 0);
+
+CREATE INDEX sio_packets_1_skip_rooms ON sio.sio_packets_1 USING btree ("offset") WHERE (skip_rooms IS NOT NULL);
 
 CREATE INDEX sio_packets_1_attachment ON sio.sio_packets_1 USING btree (attachment) WHERE (attachment IS NOT NULL);
 
@@ -285,6 +291,7 @@ CREATE UNLOGGED TABLE sio.sio_outbox (
     room text NOT NULL,
     rooms text[],
     skip_sids text[],
+    skip_rooms text[],
     body text,
     parts bytea,
     attachment uuid,
@@ -308,14 +315,15 @@ CREATE UNLOGGED TABLE sio.sio_outbox_changes (
     sid text,
     members text[],
     skip_sids text[] NOT NULL,
+    skip_rooms text[] NOT NULL,
     immediate boolean NOT NULL
 ) WITH (vacuum_truncate=off);
 
 COMMENT ON TABLE sio.sio_outbox_changes IS
     'Room changes and kicks of open transactions, with the kinds of sio_packets. Other transactions always see it '
     'empty. rooms: the rooms to enter, leave or close. sid: the client that moves or is kicked. members: the rooms '
-    'whose members do, where the empty string means everybody. skip_sids: members that stay. immediate: the '
-    'application has set its constraints IMMEDIATE.';
+    'whose members do, where the empty string means everybody. skip_sids, skip_rooms: members that stay. immediate: '
+    'the application has set its constraints IMMEDIATE.';
 
 -- Logged, unlike the tables above, because its rows outlive their transactions. See relay.sql. VACUUM never truncates it,
 -- because that takes a lock that emits would wait for.
@@ -327,6 +335,7 @@ CREATE TABLE sio.sio_relay (
     room text NOT NULL,
     rooms text,
     skip_sids text,
+    skip_rooms text,
     members text,
     sid text,
     body text,
@@ -340,8 +349,8 @@ CREATE TABLE sio.sio_relay (
 
 COMMENT ON TABLE sio.sio_relay IS
     'Events, room changes and kicks of transactions, until a node moves them to the log, with the kinds of '
-    'sio_packets. transaction: the transaction that inserted the row. rooms, skip_sids, members: JSON arrays. '
-    'fault: why the row cannot be moved. Nodes leave such rows alone.';
+    'sio_packets. transaction: the transaction that inserted the row. rooms, skip_sids, skip_rooms, members: JSON '
+    'arrays. fault: why the row cannot be moved. Nodes leave such rows alone.';
 
 CREATE INDEX sio_relay_key ON sio.sio_relay USING btree (namespace, key) WHERE (key IS NOT NULL);
 
@@ -576,23 +585,23 @@ BEGIN
 END $$;
 
 -- Appends one record of a kind other than an event, and returns its offset. The caller holds the log's lock.
-CREATE FUNCTION sio.sio_put_record(p_batch bigint, p_kind integer, p_namespace text, p_room text, p_sid text, p_generation bigint DEFAULT NULL::bigint, p_as_of bigint DEFAULT NULL::bigint, p_node uuid DEFAULT NULL::uuid, p_data text DEFAULT NULL::text, p_rooms text[] DEFAULT NULL::text[], p_skip_sids text[] DEFAULT NULL::text[])
+CREATE FUNCTION sio.sio_put_record(p_batch bigint, p_kind integer, p_namespace text, p_room text, p_sid text, p_generation bigint DEFAULT NULL::bigint, p_as_of bigint DEFAULT NULL::bigint, p_node uuid DEFAULT NULL::uuid, p_data text DEFAULT NULL::text, p_rooms text[] DEFAULT NULL::text[], p_skip_sids text[] DEFAULT NULL::text[], p_skip_rooms text[] DEFAULT NULL::text[])
  RETURNS bigint
  LANGUAGE plpgsql
 AS $$
 DECLARE v_offset bigint; v_segment bigint := (SELECT last_value FROM sio.sio_active_segment);
 BEGIN
     IF v_segment = 0 THEN
-        INSERT INTO sio.sio_packets_0 ("offset", kind, namespace, room, rooms, skip_sids, sid, generation, as_of, node,
-                                       data, batch)
+        INSERT INTO sio.sio_packets_0 ("offset", kind, namespace, room, rooms, skip_sids, skip_rooms, sid, generation,
+                                       as_of, node, data, batch)
         VALUES (nextval('sio.sio_packets_offset_seq'), p_kind, p_namespace, coalesce(p_room, ''), p_rooms, p_skip_sids,
-                p_sid, p_generation, p_as_of, p_node, p_data, p_batch)
+                p_skip_rooms, p_sid, p_generation, p_as_of, p_node, p_data, p_batch)
         RETURNING "offset" INTO v_offset;
     ELSE
-        INSERT INTO sio.sio_packets_1 ("offset", kind, namespace, room, rooms, skip_sids, sid, generation, as_of, node,
-                                       data, batch)
+        INSERT INTO sio.sio_packets_1 ("offset", kind, namespace, room, rooms, skip_sids, skip_rooms, sid, generation,
+                                       as_of, node, data, batch)
         VALUES (nextval('sio.sio_packets_offset_seq'), p_kind, p_namespace, coalesce(p_room, ''), p_rooms, p_skip_sids,
-                p_sid, p_generation, p_as_of, p_node, p_data, p_batch)
+                p_skip_rooms, p_sid, p_generation, p_as_of, p_node, p_data, p_batch)
         RETURNING "offset" INTO v_offset;
     END IF;
     RETURN v_offset;
@@ -601,20 +610,20 @@ END $$;
 -- Appends a batch of waiting entries in order, with one lock, one commit and one notification.
 --
 -- Arrays have one element for each entry. p_room_lists: a JSON array of all rooms, if there are several.
--- p_skip_lists: a JSON array of the sids that do not get the event. p_args: the arguments of the functions below, or the
--- key of an event.
+-- p_skip_lists: a JSON array of the sids that do not get the event. p_skip_room_lists: of the rooms whose members do not.
+-- p_args: the arguments of the functions below, or the key of an event.
 -- p_carry: the records for the notification, if they fit. p_drain: false for the relay, which appends its own rows.
 --
 -- prev: the last offset before the batch. offsets: the offset of each entry. An entry that changed nothing has minus the
 -- offset of the record that it met, or 0. A refused entry has null. An event whose key is taken changes nothing.
 -- results: the answers of the session functions.
-CREATE FUNCTION sio.sio_append_batch(p_batch bigint, p_kinds smallint[], p_namespaces text[], p_rooms text[], p_room_lists text[], p_skip_lists text[], p_sids text[], p_bodies text[], p_parts bytea[], p_attachments uuid[], p_args text[], p_carry text, p_drain boolean DEFAULT true, OUT prev bigint, OUT offsets bigint[], OUT results text[])
+CREATE FUNCTION sio.sio_append_batch(p_batch bigint, p_kinds smallint[], p_namespaces text[], p_rooms text[], p_room_lists text[], p_skip_lists text[], p_skip_room_lists text[], p_sids text[], p_bodies text[], p_parts bytea[], p_attachments uuid[], p_args text[], p_carry text, p_drain boolean DEFAULT true, OUT prev bigint, OUT offsets bigint[], OUT results text[])
  RETURNS record
  LANGUAGE plpgsql
 AS $$
 DECLARE
     v_segment bigint; v_last bigint; v_offset bigint; v_result json; v_channel text; v_rooms text[]; v_skips text[];
-    v_key text; r record;
+    v_skip_rooms text[]; v_key text; r record;
 BEGIN
     LOCK TABLE sio.sio_lock IN EXCLUSIVE MODE;
     PERFORM sio.sio_check_isolation();
@@ -639,24 +648,30 @@ BEGIN
             ON CONFLICT (namespace, key) DO UPDATE SET "offset" = excluded."offset";  -- as in sio_take_key()
         END IF;
         IF v_segment = 0 THEN
-            INSERT INTO sio.sio_packets_0 ("offset", kind, namespace, room, rooms, skip_sids, body, parts, attachment,
-                                           batch)
+            INSERT INTO sio.sio_packets_0 ("offset", kind, namespace, room, rooms, skip_sids, skip_rooms, body, parts,
+                                           attachment, batch)
             SELECT offsets[e.i], 0, e.namespace, e.room,
                    CASE WHEN e.rooms IS NOT NULL THEN ARRAY(SELECT json_array_elements_text(e.rooms::json)) END,
                    CASE WHEN e.skips IS NOT NULL THEN ARRAY(SELECT json_array_elements_text(e.skips::json)) END,
+                   CASE WHEN e.skip_rooms IS NOT NULL THEN
+                       ARRAY(SELECT json_array_elements_text(e.skip_rooms::json)) END,
                    e.body, e.parts, e.attachment, p_batch
-            FROM unnest(p_namespaces, p_rooms, p_room_lists, p_skip_lists, p_bodies, p_parts, p_attachments)
-                WITH ORDINALITY AS e (namespace, room, rooms, skips, body, parts, attachment, i)
+            FROM unnest(p_namespaces, p_rooms, p_room_lists, p_skip_lists, p_skip_room_lists, p_bodies, p_parts,
+                        p_attachments)
+                WITH ORDINALITY AS e (namespace, room, rooms, skips, skip_rooms, body, parts, attachment, i)
             WHERE offsets[e.i] > 0;
         ELSE
-            INSERT INTO sio.sio_packets_1 ("offset", kind, namespace, room, rooms, skip_sids, body, parts, attachment,
-                                           batch)
+            INSERT INTO sio.sio_packets_1 ("offset", kind, namespace, room, rooms, skip_sids, skip_rooms, body, parts,
+                                           attachment, batch)
             SELECT offsets[e.i], 0, e.namespace, e.room,
                    CASE WHEN e.rooms IS NOT NULL THEN ARRAY(SELECT json_array_elements_text(e.rooms::json)) END,
                    CASE WHEN e.skips IS NOT NULL THEN ARRAY(SELECT json_array_elements_text(e.skips::json)) END,
+                   CASE WHEN e.skip_rooms IS NOT NULL THEN
+                       ARRAY(SELECT json_array_elements_text(e.skip_rooms::json)) END,
                    e.body, e.parts, e.attachment, p_batch
-            FROM unnest(p_namespaces, p_rooms, p_room_lists, p_skip_lists, p_bodies, p_parts, p_attachments)
-                WITH ORDINALITY AS e (namespace, room, rooms, skips, body, parts, attachment, i)
+            FROM unnest(p_namespaces, p_rooms, p_room_lists, p_skip_lists, p_skip_room_lists, p_bodies, p_parts,
+                        p_attachments)
+                WITH ORDINALITY AS e (namespace, room, rooms, skips, skip_rooms, body, parts, attachment, i)
             WHERE offsets[e.i] > 0;
         END IF;
         IF EXISTS (SELECT FROM unnest(p_room_lists) l WHERE l IS NOT NULL) THEN
@@ -675,9 +690,10 @@ BEGIN
             END IF;
         END IF;
     ELSE
-        FOR r IN SELECT * FROM unnest(p_kinds, p_namespaces, p_rooms, p_room_lists, p_skip_lists, p_sids, p_bodies,
-                                      p_parts, p_attachments, p_args)
-                     WITH ORDINALITY AS e (kind, namespace, room, rooms, skips, sid, body, parts, attachment, args, i)
+        FOR r IN SELECT * FROM unnest(p_kinds, p_namespaces, p_rooms, p_room_lists, p_skip_lists, p_skip_room_lists,
+                                      p_sids, p_bodies, p_parts, p_attachments, p_args)
+                     WITH ORDINALITY AS e (kind, namespace, room, rooms, skips, skip_rooms, sid, body, parts,
+                                           attachment, args, i)
                  ORDER BY i
         LOOP
             v_offset := 0;
@@ -688,30 +704,34 @@ BEGIN
                 v_offset := CASE WHEN v_key IS NOT NULL THEN -sio.sio_keyed_event(r.namespace, v_key) END;
                 v_rooms := NULL;
                 v_skips := NULL;
+                v_skip_rooms := NULL;
                 IF r.rooms IS NOT NULL THEN
                     v_rooms := ARRAY(SELECT json_array_elements_text(r.rooms::json));
                 END IF;
                 IF r.skips IS NOT NULL THEN
                     v_skips := ARRAY(SELECT json_array_elements_text(r.skips::json));
                 END IF;
+                IF r.skip_rooms IS NOT NULL THEN
+                    v_skip_rooms := ARRAY(SELECT json_array_elements_text(r.skip_rooms::json));
+                END IF;
                 -- The further rooms are written at once, because a claim behind the event in this batch reads them.
                 IF v_offset < 0 THEN
                     NULL;  -- the key is taken
                 ELSIF v_segment = 0 THEN
-                    INSERT INTO sio.sio_packets_0 ("offset", kind, namespace, room, rooms, skip_sids, body, parts,
-                                                   attachment, batch)
-                    VALUES (nextval('sio.sio_packets_offset_seq'), 0, r.namespace, r.room, v_rooms, v_skips, r.body,
-                            r.parts, r.attachment, p_batch)
+                    INSERT INTO sio.sio_packets_0 ("offset", kind, namespace, room, rooms, skip_sids, skip_rooms, body,
+                                                   parts, attachment, batch)
+                    VALUES (nextval('sio.sio_packets_offset_seq'), 0, r.namespace, r.room, v_rooms, v_skips,
+                            v_skip_rooms, r.body, r.parts, r.attachment, p_batch)
                     RETURNING "offset" INTO v_offset;
                     IF v_rooms IS NOT NULL THEN
                         INSERT INTO sio.sio_packet_rooms_0 (namespace, room, "offset")
                         SELECT DISTINCT r.namespace, x.room, v_offset FROM unnest(v_rooms[2:]) AS x (room);
                     END IF;
                 ELSE
-                    INSERT INTO sio.sio_packets_1 ("offset", kind, namespace, room, rooms, skip_sids, body, parts,
-                                                   attachment, batch)
-                    VALUES (nextval('sio.sio_packets_offset_seq'), 0, r.namespace, r.room, v_rooms, v_skips, r.body,
-                            r.parts, r.attachment, p_batch)
+                    INSERT INTO sio.sio_packets_1 ("offset", kind, namespace, room, rooms, skip_sids, skip_rooms, body,
+                                                   parts, attachment, batch)
+                    VALUES (nextval('sio.sio_packets_offset_seq'), 0, r.namespace, r.room, v_rooms, v_skips,
+                            v_skip_rooms, r.body, r.parts, r.attachment, p_batch)
                     RETURNING "offset" INTO v_offset;
                     IF v_rooms IS NOT NULL THEN
                         INSERT INTO sio.sio_packet_rooms_1 (namespace, room, "offset")
@@ -817,7 +837,8 @@ END $$;
 -- Bounds the memberships of a session that have ended: above a hundred of them, only the last fifty stay. A claim reads
 -- them under the log's lock, so a client that enters and leaves a room 10,000 times would hold up all appends. If a
 -- membership that goes had an event, a client at a lower offset cannot recover any more, because it would not get that
--- event. The event may be deleted already, which a floor says.
+-- event. The event may be deleted already, which a floor says. The same holds if an event skips the room, because the
+-- client would get that event.
 CREATE FUNCTION sio.sio_forget_rooms(p_session bigint)
  RETURNS void
  LANGUAGE plpgsql
@@ -836,6 +857,7 @@ BEGIN
     LOOP
         v_lost := greatest(
             v_lost, (SELECT d FROM sio.sio_last_due(r.namespace, r.room, v_sid, r.joined_at, r.left_at) d),
+            sio.sio_last_skipping(r.namespace, r.room, r.joined_at, r.left_at),
             (SELECT least(d, r.left_at - 1)
              FROM sio.sio_deleted(p_session, r.namespace, r.room, r.joined_at, r.left_at) d WHERE d > r.joined_at));
     END LOOP;
@@ -913,13 +935,17 @@ BEGIN
 END $$;
 
 -- Returns the sessions of the members of rooms, away or not. '' means everybody. Each of the three sources has an index.
-CREATE FUNCTION sio.sio_members(p_namespace text, p_rooms text[], p_skip_sids text[])
+-- Members of p_skip_rooms are left out.
+CREATE FUNCTION sio.sio_members(p_namespace text, p_rooms text[], p_skip_sids text[], p_skip_rooms text[])
  RETURNS SETOF bigint
  LANGUAGE sql
  STABLE
 AS $$
     SELECT s.id FROM sio.sio_sessions s
-    WHERE (s.expires_at IS NULL OR s.expires_at > clock_timestamp()) AND s.sid <> ALL (p_skip_sids) AND s.id IN (
+    WHERE (s.expires_at IS NULL OR s.expires_at > clock_timestamp()) AND s.sid <> ALL (p_skip_sids || p_skip_rooms)
+      AND NOT EXISTS (SELECT FROM sio.sio_rooms k
+                      WHERE k.session = s.id AND k.room = ANY (p_skip_rooms) AND k.left_at IS NULL)
+      AND s.id IN (
         SELECT session FROM sio.sio_rooms
         WHERE namespace = p_namespace AND room = ANY (p_rooms) AND left_at IS NULL
         UNION ALL
@@ -935,7 +961,7 @@ $$;
 -- finds out which of its clients are members at that offset, so the record also reaches clients that are in no table.
 -- Each kicked session has a record of its own before it. That holds the session data for the disconnect handler,
 -- because the session is deleted.
-CREATE FUNCTION sio.sio_change_members(p_batch bigint, p_kind integer, p_namespace text, p_members text[], p_targets text[], p_skip_sids text[])
+CREATE FUNCTION sio.sio_change_members(p_batch bigint, p_kind integer, p_namespace text, p_members text[], p_targets text[], p_skip_sids text[], p_skip_rooms text[])
  RETURNS bigint
  LANGUAGE plpgsql
 AS $$
@@ -945,7 +971,7 @@ BEGIN
         SELECT FROM sio.sio_sessions WHERE namespace = p_namespace AND sid = ANY (p_targets)) THEN
         RETURN NULL;
     END IF;
-    v_sessions := ARRAY(SELECT sio.sio_members(p_namespace, p_members, p_skip_sids));
+    v_sessions := ARRAY(SELECT sio.sio_members(p_namespace, p_members, p_skip_sids, p_skip_rooms));
     IF p_kind = 8 THEN
         IF (SELECT last_value FROM sio.sio_active_segment) = 0 THEN
             WITH gone AS (DELETE FROM sio.sio_sessions WHERE id = ANY (v_sessions) RETURNING sid, data)
@@ -961,7 +987,8 @@ BEGIN
     v_offset := sio.sio_put_record(
         p_batch, p_kind, p_namespace, p_targets[1], NULL, p_data => array_to_json(p_members)::text,
         p_rooms => CASE WHEN cardinality(p_targets) > 1 THEN p_targets END,
-        p_skip_sids => CASE WHEN cardinality(p_skip_sids) > 0 THEN p_skip_sids END);
+        p_skip_sids => CASE WHEN cardinality(p_skip_sids) > 0 THEN p_skip_sids END,
+        p_skip_rooms => CASE WHEN cardinality(p_skip_rooms) > 0 THEN p_skip_rooms END);
     IF p_kind = 6 THEN
         INSERT INTO sio.sio_rooms (session, room, joined_at, namespace)
         SELECT m.session, t.room, v_offset, p_namespace
@@ -983,14 +1010,14 @@ END $$;
 
 -- Appends that members enter (p_kind 1) or leave (2) each of the rooms p_targets, or are kicked (5). The members are
 -- those of the rooms p_rooms, away or not, where '' means everybody. The sids p_unstored, which have no session, are
--- added, and the sids p_skip_sids are left out. All of it counts from one offset.
+-- added. The sids p_skip_sids and the members of p_skip_rooms are left out. All of it counts from one offset.
 --
 -- Lock, move and commit are one statement. If they were three, a node that vanished between them would hold the log's
 -- lock until TCP gives up.
 --
 -- prev and offsets are those of sio_append_batch. offsets is empty if nobody moves. It is null, and nothing is written,
 -- if a target is another client's own room.
-CREATE FUNCTION sio.sio_move_members(p_batch bigint, p_kind smallint, p_namespace text, p_rooms text[], p_unstored text[], p_skip_sids text[], p_targets text[], OUT prev bigint, OUT offsets bigint[])
+CREATE FUNCTION sio.sio_move_members(p_batch bigint, p_kind smallint, p_namespace text, p_rooms text[], p_unstored text[], p_skip_sids text[], p_skip_rooms text[], p_targets text[], OUT prev bigint, OUT offsets bigint[])
  RETURNS record
  LANGUAGE plpgsql
 AS $$
@@ -1005,10 +1032,12 @@ BEGIN
             AND ('' = ANY (p_rooms) OR sid = ANY (p_rooms) OR id IN (
                  SELECT session FROM sio.sio_rooms
                  WHERE namespace = p_namespace AND room = ANY (p_rooms) AND left_at IS NULL))
+            AND NOT EXISTS (SELECT FROM sio.sio_rooms k
+                            WHERE k.session = id AND k.room = ANY (p_skip_rooms) AND k.left_at IS NULL)
           UNION
           SELECT unnest(p_unstored)) m
         CROSS JOIN unnest(p_targets) t (room)
-    WHERE m.sid <> ALL (p_skip_sids) AND m.sid <> t.room;
+    WHERE m.sid <> ALL (p_skip_sids || p_skip_rooms) AND m.sid <> t.room;
     v_count := cardinality(v_rooms);
     IF v_count = 0 THEN
         offsets := '{}';
@@ -1017,7 +1046,7 @@ BEGIN
         SELECT w.prev, w.offsets INTO prev, offsets
         FROM sio.sio_append_batch(
             p_batch, array_fill(p_kind, ARRAY[v_count]), array_fill(p_namespace, ARRAY[v_count]), v_rooms, NULL, NULL,
-            v_sids, NULL, NULL, NULL, NULL, NULL) w;
+            NULL, v_sids, NULL, NULL, NULL, NULL, NULL) w;
     END IF;
 END $$;
 
@@ -1090,13 +1119,14 @@ BEGIN
     INSERT INTO sio.sio_rooms (session, room, joined_at, left_at, namespace)
     SELECT v_session, x->>0, (x->>1)::bigint, (x->>2)::bigint, p_namespace
     FROM json_array_elements(p_args->'rooms') x;
-    FOR r IN SELECT kind, room, rooms, skip_sids, data, "offset" FROM sio.sio_packets
+    FOR r IN SELECT kind, room, rooms, skip_sids, skip_rooms, data, "offset" FROM sio.sio_packets
              WHERE "offset" > (p_args->>'cursor')::bigint AND kind <> 0 AND namespace = p_namespace
                AND (sid = p_sid OR kind IN (3, 6, 7, 8))
              ORDER BY "offset"
     LOOP
         CONTINUE WHEN r.kind > 5 AND (
             p_sid = ANY (r.skip_sids)
+            OR sio.sio_is_skipped(v_session, p_sid, r.skip_rooms, r."offset")
             OR NOT EXISTS (SELECT FROM json_array_elements_text(r.data::json) m (room)
                            WHERE m.room IN ('', p_sid) OR m.room IN (
                                SELECT x.room FROM sio.sio_rooms x WHERE x.session = v_session AND x.left_at IS NULL)));
@@ -1293,6 +1323,19 @@ AS $$
     WHERE s.id = p_session AND (r.left_at IS NULL OR r.left_at > p_after)
 $$;
 
+-- Returns whether a session was in one of an event's skip_rooms at the offset of the event. Its own room is one, too.
+CREATE FUNCTION sio.sio_is_skipped(p_session bigint, p_sid text, p_skip_rooms text[], p_offset bigint)
+ RETURNS boolean
+ LANGUAGE plpgsql
+ STABLE
+AS $$
+BEGIN
+    RETURN p_sid = ANY (p_skip_rooms) OR EXISTS (
+        SELECT FROM sio.sio_rooms
+        WHERE session = p_session AND room = ANY (p_skip_rooms) AND joined_at < p_offset
+          AND (left_at IS NULL OR left_at > p_offset));
+END $$;
+
 -- Returns the offsets of the events that a session is due above p_after, in order, at most p_limit of them.
 --
 -- Each membership has an index scan of its own in each segment, with its own ORDER BY and LIMIT. The scans are then
@@ -1322,6 +1365,7 @@ BEGIN
            AND (p.room, p."offset") > (m.room, greatest(p_after, m.joined_at))
            AND (p.room, p."offset") < (m.room, coalesce(m.left_at, 9223372036854775807))
            AND NOT m.sid = ANY (coalesce(p.skip_sids, ARRAY[]::text[]))
+           AND (p.skip_rooms IS NULL OR NOT sio.sio_is_skipped(p_session, m.sid, p.skip_rooms, p."offset"))
          ORDER BY p.room, p."offset" LIMIT p_limit)
         UNION ALL
         (SELECT x."offset" FROM sio.sio_packet_rooms_0 x JOIN sio.sio_packets_0 p ON p."offset" = x."offset"
@@ -1329,6 +1373,7 @@ BEGIN
            AND (x.room, x."offset") > (m.room, greatest(p_after, m.joined_at))
            AND (x.room, x."offset") < (m.room, coalesce(m.left_at, 9223372036854775807))
            AND NOT m.sid = ANY (coalesce(p.skip_sids, ARRAY[]::text[]))
+           AND (p.skip_rooms IS NULL OR NOT sio.sio_is_skipped(p_session, m.sid, p.skip_rooms, p."offset"))
          ORDER BY x.room, x."offset" LIMIT p_limit)
         UNION ALL
         (SELECT p."offset" FROM sio.sio_packets_1 p
@@ -1336,6 +1381,7 @@ BEGIN
            AND (p.room, p."offset") > (m.room, greatest(p_after, m.joined_at))
            AND (p.room, p."offset") < (m.room, coalesce(m.left_at, 9223372036854775807))
            AND NOT m.sid = ANY (coalesce(p.skip_sids, ARRAY[]::text[]))
+           AND (p.skip_rooms IS NULL OR NOT sio.sio_is_skipped(p_session, m.sid, p.skip_rooms, p."offset"))
          ORDER BY p.room, p."offset" LIMIT p_limit)
         UNION ALL
         (SELECT x."offset" FROM sio.sio_packet_rooms_1 x JOIN sio.sio_packets_1 p ON p."offset" = x."offset"
@@ -1343,6 +1389,7 @@ BEGIN
            AND (x.room, x."offset") > (m.room, greatest(p_after, m.joined_at))
            AND (x.room, x."offset") < (m.room, coalesce(m.left_at, 9223372036854775807))
            AND NOT m.sid = ANY (coalesce(p.skip_sids, ARRAY[]::text[]))
+           AND (p.skip_rooms IS NULL OR NOT sio.sio_is_skipped(p_session, m.sid, p.skip_rooms, p."offset"))
          ORDER BY x.room, x."offset" LIMIT p_limit)
     ) d
     ORDER BY 1 LIMIT p_limit;
@@ -1426,7 +1473,8 @@ AS $$
 $$;
 
 -- Returns the highest offset of the stored events of a room that do not skip a sid, between two offsets, both exclusive.
--- Null if there is none. As in sio_due, two bounds give the room, and the callers force one plan for all values. These
+-- Null if there is none. Events that skip rooms count. A client that comes back may still leave such a room as of its
+-- offset, and is due the event then. As in sio_due, two bounds give the room, and the callers force one plan for all values. These
 -- scans run backwards, so the lower bound is the one that is repeated.
 CREATE FUNCTION sio.sio_last_due(p_namespace text, p_room text, p_sid text, p_above bigint, p_below bigint)
  RETURNS SETOF bigint
@@ -1454,6 +1502,28 @@ AS $$
            AND (x.room, x."offset") > (p_room, p_above) AND (x.room, x."offset") < (p_room, p_below)
            AND NOT p_sid = ANY (coalesce(p.skip_sids, ARRAY[]::text[]))
          ORDER BY x.room DESC, x."offset" DESC LIMIT 1))
+$$;
+
+-- Returns the highest offset of the stored events that skip the members of a room, between two offsets, both exclusive.
+-- Null if there is none. It looks at a thousand of the events that skip any room, and counts the last one that it reaches.
+CREATE FUNCTION sio.sio_last_skipping(p_namespace text, p_room text, p_above bigint, p_below bigint)
+ RETURNS bigint
+ LANGUAGE sql
+ STABLE
+AS $$
+    SELECT max(x."offset") FROM (
+        (SELECT "offset", row_number() OVER (ORDER BY "offset" DESC) = 1000 OR namespace = p_namespace
+                AND p_room = ANY (skip_rooms) AS counts
+         FROM sio.sio_packets_0
+         WHERE skip_rooms IS NOT NULL AND "offset" > p_above AND "offset" < p_below
+         ORDER BY "offset" DESC LIMIT 1000)
+        UNION ALL
+        (SELECT "offset", row_number() OVER (ORDER BY "offset" DESC) = 1000 OR namespace = p_namespace
+                AND p_room = ANY (skip_rooms)
+         FROM sio.sio_packets_1
+         WHERE skip_rooms IS NOT NULL AND "offset" > p_above AND "offset" < p_below
+         ORDER BY "offset" DESC LIMIT 1000)) x
+    WHERE x.counts
 $$;
 
 -- History: the stored events of a room, for applications.
@@ -1980,6 +2050,7 @@ BEGIN
            array_agg(room ORDER BY i) AS rooms,
            CASE WHEN count(x.rooms) > 0 THEN array_agg(x.rooms ORDER BY i) END AS room_lists,
            CASE WHEN count(x.skip_sids) > 0 THEN array_agg(x.skip_sids ORDER BY i) END AS skip_lists,
+           CASE WHEN count(x.skip_rooms) > 0 THEN array_agg(x.skip_rooms ORDER BY i) END AS skip_room_lists,
            CASE WHEN count(x.sid) > 0 THEN array_agg(x.sid ORDER BY i) END AS sids,
            array_agg(body ORDER BY i) AS bodies,
            CASE WHEN count(x.parts) > 0 THEN array_agg(x.parts ORDER BY i) END AS parts,
@@ -1990,15 +2061,16 @@ BEGIN
                ORDER BY i) END AS args,
            CASE WHEN sum(size) < 7600 AND bool_and(kind = 0 AND x.parts IS NULL AND attachment IS NULL) THEN
                json_agg(json_build_array(namespace, coalesce(x.rooms::json, json_build_array(room)),
-                                         coalesce(x.skip_sids::json, '[]'), body) ORDER BY i)::text END AS carry
+                                         coalesce(x.skip_sids::json, '[]'), coalesce(x.skip_rooms::json, '[]'), body)
+                        ORDER BY i)::text END AS carry
     INTO e FROM entries x;
     IF e.kinds IS NULL THEN
         RETURN;
     END IF;
     SELECT w.offsets INTO v_offsets
     FROM sio.sio_append_batch(
-        NULL, e.kinds, e.namespaces, e.rooms, e.room_lists, e.skip_lists, e.sids, e.bodies, e.parts, e.attachments, e.args,
-        CASE WHEN octet_length(e.carry) <= 7600 THEN e.carry END, false) w;
+        NULL, e.kinds, e.namespaces, e.rooms, e.room_lists, e.skip_lists, e.skip_room_lists, e.sids, e.bodies,
+        e.parts, e.attachments, e.args, CASE WHEN octet_length(e.carry) <= 7600 THEN e.carry END, false) w;
     IF array_position(v_offsets, NULL) IS NOT NULL THEN  -- since the call, a client has connected whose sid is the name
         RAISE data_exception USING MESSAGE = 'a room is the own room of a client, which nobody enters or closes';
     END IF;
@@ -2264,7 +2336,7 @@ BEGIN
         -- still waits for the commit.
         SET CONSTRAINTS sio.sio_outbox_append DEFERRED;
         INSERT INTO sio.sio_outbox
-        VALUES (OLD.namespace, OLD.room, OLD.rooms, OLD.skip_sids, OLD.body, OLD.parts, OLD.attachment,
+        VALUES (OLD.namespace, OLD.room, OLD.rooms, OLD.skip_sids, OLD.skip_rooms, OLD.body, OLD.parts, OLD.attachment,
                 OLD.channel, OLD.carried, OLD.above, true, OLD.key);
         RETURN NULL;
     END IF;
@@ -2299,9 +2371,10 @@ BEGIN
     END IF;
     -- The offset before it is one less, or belongs to a rolled-back transaction or a former epoch.
     IF v_segment OPERATOR(pg_catalog.=) 0 THEN
-        INSERT INTO sio.sio_packets_0 AS p ("offset", kind, namespace, room, rooms, skip_sids, body, parts, attachment)
+        INSERT INTO sio.sio_packets_0 AS p ("offset", kind, namespace, room, rooms, skip_sids, skip_rooms, body, parts,
+                                            attachment)
         VALUES (pg_catalog.nextval('sio.sio_packets_offset_seq'), 0, OLD.namespace, OLD.room, OLD.rooms,
-                OLD.skip_sids, OLD.body, OLD.parts, OLD.attachment)
+                OLD.skip_sids, OLD.skip_rooms, OLD.body, OLD.parts, OLD.attachment)
         ON CONFLICT ("offset") DO NOTHING
         RETURNING p."offset", pg_catalog.pg_notify(OLD.channel, pg_catalog.concat(
             p."offset" OPERATOR(pg_catalog.-) 1, ' ', p."offset", OLD.carried))::varchar
@@ -2311,9 +2384,10 @@ BEGIN
             SELECT DISTINCT OLD.namespace, r.room, v_offset FROM pg_catalog.unnest(OLD.rooms[2:]) AS r (room);
         END IF;
     ELSE
-        INSERT INTO sio.sio_packets_1 AS p ("offset", kind, namespace, room, rooms, skip_sids, body, parts, attachment)
+        INSERT INTO sio.sio_packets_1 AS p ("offset", kind, namespace, room, rooms, skip_sids, skip_rooms, body, parts,
+                                            attachment)
         VALUES (pg_catalog.nextval('sio.sio_packets_offset_seq'), 0, OLD.namespace, OLD.room, OLD.rooms,
-                OLD.skip_sids, OLD.body, OLD.parts, OLD.attachment)
+                OLD.skip_sids, OLD.skip_rooms, OLD.body, OLD.parts, OLD.attachment)
         ON CONFLICT ("offset") DO NOTHING
         RETURNING p."offset", pg_catalog.pg_notify(OLD.channel, pg_catalog.concat(
             p."offset" OPERATOR(pg_catalog.-) 1, ' ', p."offset", OLD.carried))::varchar
@@ -2341,20 +2415,21 @@ REVOKE ALL ON FUNCTION sio.sio_outbox_append FROM PUBLIC;
 --
 -- p_body: the JSON array of the event's name and arguments. p_parts: its binary parts, each after its length in four
 -- bytes. p_rooms: a JSON array of all rooms if there are several, of which p_room is the first. p_skips: a JSON array of
--- the sids that do not get the event. p_key: the idempotency key.
+-- the sids that do not get the event. p_key: the idempotency key. p_skip_rooms: a JSON array of the rooms whose members do
+-- not get the event.
 --
 -- Returns whether the event will be stored: false if the log or the relay has an event with the key, and null without a
 -- key. The key
 -- is taken at the commit, under the log's lock. An append would otherwise wait, under that lock, for the key of an open
 -- transaction, which may itself wait for the lock. So an event with the key that is committed in between wins.
-CREATE FUNCTION sio.sio_emit_encoded(p_namespace text, p_room text, p_rooms text, p_skips text, p_body text, p_parts bytea, p_key text DEFAULT NULL::text)
+CREATE FUNCTION sio.sio_emit_encoded(p_namespace text, p_room text, p_rooms text, p_skips text, p_body text, p_parts bytea, p_key text DEFAULT NULL::text, p_skip_rooms text DEFAULT NULL::text)
  RETURNS boolean
  LANGUAGE plpgsql
  SECURITY DEFINER
  SET search_path TO 'pg_catalog', 'pg_temp'
 AS $$
 DECLARE
-    v_rooms text[]; v_skips text[]; v_attachment uuid; v_at integer := 0;
+    v_rooms text[]; v_skips text[]; v_skip_rooms text[]; v_attachment uuid; v_at integer := 0;
     v_size bigint; v_count integer := 0; v_state bigint;
     v_name text;  -- the event's name in JSON, if it is short. The characters of a reserved name may be escaped
 BEGIN
@@ -2366,7 +2441,7 @@ BEGIN
         WITH state AS MATERIALIZED (
             SELECT last_value FROM sio.sio_relay_state
             WHERE last_value NOT IN (0, 2) AND p_namespace IS NOT NULL AND p_room IS NOT NULL
-              AND p_rooms IS NULL AND p_skips IS NULL AND p_parts IS NULL AND p_key IS NULL
+              AND p_rooms IS NULL AND p_skips IS NULL AND p_skip_rooms IS NULL AND p_parts IS NULL AND p_key IS NULL
               AND octet_length(p_body) <= 65536 AND octet_length(p_namespace) + octet_length(p_room) <= 512
               AND p_body::json IS NOT NULL AND left(p_body, 2) = '["' AND right(p_body, 1) = ']'
               AND substring(left(p_body, 100) FROM '^\["([^"\\]*)"') NOT IN (
@@ -2398,8 +2473,8 @@ BEGIN
             ' come back and get it again. Rename the event', v_name);
     END IF;
     -- Most events have none of these. JSON text is never shorter than the names in it.
-    IF v_size > 65536 OR p_parts IS NOT NULL OR p_rooms IS NOT NULL OR p_skips IS NOT NULL OR p_key IS NOT NULL
-       OR octet_length(p_namespace) + octet_length(p_room) > 512 THEN
+    IF v_size > 65536 OR p_parts IS NOT NULL OR p_rooms IS NOT NULL OR p_skips IS NOT NULL
+       OR p_skip_rooms IS NOT NULL OR p_key IS NOT NULL OR octet_length(p_namespace) + octet_length(p_room) > 512 THEN
         IF p_rooms IS NOT NULL THEN
             v_rooms := ARRAY(SELECT json_array_elements_text(p_rooms::json));
             IF array_position(v_rooms, NULL) IS NOT NULL OR v_rooms[1] IS DISTINCT FROM p_room
@@ -2411,8 +2486,11 @@ BEGIN
         IF p_skips IS NOT NULL THEN
             v_skips := array_remove(ARRAY(SELECT json_array_elements_text(p_skips::json)), NULL);
         END IF;
-        IF (SELECT max(octet_length(n)) FROM unnest(v_rooms || v_skips || ARRAY[p_namespace, p_room]) n) > 512
-        THEN
+        IF p_skip_rooms IS NOT NULL THEN
+            v_skip_rooms := nullif(ARRAY(SELECT r FROM json_array_elements_text(p_skip_rooms::json) r WHERE r <> ''), '{}');
+        END IF;
+        IF (SELECT max(octet_length(n)) FROM unnest(v_rooms || v_skips || v_skip_rooms || ARRAY[p_namespace, p_room]) n)
+           > 512 THEN
             RAISE program_limit_exceeded USING MESSAGE = 'a namespace, room or sid is longer than 512 bytes';
         END IF;
         WHILE v_at < octet_length(p_parts) LOOP  -- a node that cannot take them apart would stand still
@@ -2450,9 +2528,11 @@ BEGIN
     IF (SELECT last_value FROM sio.sio_relay_state) NOT IN (0, 2) THEN
         WITH state AS MATERIALIZED (SELECT last_value FROM sio.sio_relay_state WHERE last_value NOT IN (0, 2)),
         inserted AS (
-            INSERT INTO sio.sio_relay (transaction, kind, namespace, room, rooms, skip_sids, body, parts, attachment, key)
+            INSERT INTO sio.sio_relay (transaction, kind, namespace, room, rooms, skip_sids, skip_rooms, body, parts,
+                                       attachment, key)
             SELECT pg_current_xact_id()::text::bigint, 0, p_namespace, p_room, p_rooms,
                    CASE WHEN cardinality(v_skips) > 0 THEN array_to_json(v_skips)::text END,
+                   CASE WHEN cardinality(v_skip_rooms) > 0 THEN array_to_json(v_skip_rooms)::text END,
                    CASE WHEN v_attachment IS NULL THEN p_body END, CASE WHEN v_attachment IS NULL THEN p_parts END,
                    v_attachment, p_key
             FROM state)
@@ -2470,14 +2550,14 @@ BEGIN
     -- The marker may go between here and the commit, by a crash, which this transaction does not survive, or by a
     -- TRUNCATE of the log, which ends all sessions. Neither does harm.
     INSERT INTO sio.sio_outbox
-    SELECT p_namespace, p_room, v_rooms, v_skips, CASE WHEN v_attachment IS NULL THEN p_body END,
+    SELECT p_namespace, p_room, v_rooms, v_skips, v_skip_rooms, CASE WHEN v_attachment IS NULL THEN p_body END,
            CASE WHEN v_attachment IS NULL THEN p_parts END, v_attachment, (SELECT channel FROM sio.sio_log),
            CASE WHEN octet_length(c.carried) <= 7600 THEN c.carried ELSE '' END,
            sio.sio_last_in_epoch(), false, p_key
     FROM (SELECT CASE WHEN v_size < 7600 AND p_parts IS NULL AND pg_notification_queue_usage() < 0.1 THEN
               ' ' || json_build_array(json_build_array(
                   p_namespace, coalesce(v_rooms, ARRAY[p_room]), coalesce(v_skips, ARRAY[]::text[]),
-                  p_body))::text END) AS c (carried);
+                  coalesce(v_skip_rooms, ARRAY[]::text[]), p_body))::text END) AS c (carried);
     RETURN CASE WHEN p_key IS NOT NULL THEN true END;
 END $$;
 
@@ -2486,7 +2566,7 @@ REVOKE ALL ON FUNCTION sio.sio_emit_encoded FROM PUBLIC;
 -- Emits an event from SQL. A null room is refused: 'user:' || id with a null id must not reach everybody. An empty room
 -- among others is left out. An empty array of rooms reaches nobody, so nothing is stored and the key is not taken.
 -- Returns what sio_emit_encoded returns, and null if the event reaches nobody.
-CREATE FUNCTION sio.sio_emit(event text, data json DEFAULT NULL::json, room text DEFAULT ''::text, rooms text[] DEFAULT '{""}'::text[], namespace text DEFAULT '/'::text, skip_sids text[] DEFAULT '{}'::text[], key text DEFAULT NULL::text)
+CREATE FUNCTION sio.sio_emit(event text, data json DEFAULT NULL::json, room text DEFAULT ''::text, rooms text[] DEFAULT '{""}'::text[], namespace text DEFAULT '/'::text, skip_sids text[] DEFAULT '{}'::text[], key text DEFAULT NULL::text, skip_rooms text[] DEFAULT '{}'::text[])
  RETURNS boolean
  LANGUAGE plpgsql
  SECURITY DEFINER
@@ -2517,16 +2597,75 @@ BEGIN
     RETURN sio.sio_emit_encoded(
         namespace, v_rooms[1], CASE WHEN cardinality(v_rooms) > 1 THEN array_to_json(v_rooms)::text END,
         CASE WHEN cardinality(skip_sids) > 0 THEN array_to_json(skip_sids)::text END,
-        '[' || to_json(event)::text || coalesce(',' || data::text, '') || ']', NULL, key);
+        '[' || to_json(event)::text || coalesce(',' || data::text, '') || ']', NULL, key,
+        CASE WHEN cardinality(skip_rooms) > 0 THEN array_to_json(skip_rooms)::text END);
 END $$;
 
 COMMENT ON FUNCTION sio.sio_emit IS
     'Sends a Socket.IO event if and when this transaction commits. data: one argument, as JSON. Without it the '
-    'event has no argument. room, rooms: who gets the event. Without them everybody in the namespace gets it. key: '
-    'an event whose key an event in the log has is not stored. Returns whether it will be stored, and null without '
-    'a key.';
+    'event has no argument. room, rooms: who gets the event. Without them everybody in the namespace gets it. '
+    'skip_sids, skip_rooms: clients, and rooms whose members at the commit, do not get it. key: an event whose key '
+    'an event in the log has is not stored. Returns whether it will be stored, and null without a key.';
 
 REVOKE ALL ON FUNCTION sio.sio_emit FROM PUBLIC;
+
+-- Sends an event to all nodes that live, for the package's emitters. It is not stored. Nodes get it when the transaction
+-- commits. What exceeds a notification goes through the attachment table, as in cluster/messages.py.
+--
+-- p_body: the JSON array of the event's name and arguments. p_parts: its binary parts, each after its length.
+CREATE FUNCTION sio.sio_server_side_emit_encoded(p_namespace text, p_body text, p_parts bytea)
+ RETURNS void
+ LANGUAGE plpgsql
+ SECURITY DEFINER
+ SET search_path TO 'pg_catalog', 'pg_temp'
+AS $$
+DECLARE v_message text; v_key uuid := gen_random_uuid();
+BEGIN
+    IF (p_namespace IS NOT NULL AND p_body::json IS NOT NULL AND left(p_body, 2) = '["') IS NOT TRUE THEN
+        RAISE invalid_parameter_value USING MESSAGE = 'a server event has a namespace and a body: a JSON array that begins'
+            ' with the event''s name, without space before it';
+    ELSIF octet_length(p_body) + coalesce(octet_length(p_parts), 0) > 268435456 THEN
+        RAISE program_limit_exceeded USING MESSAGE = 'an event is larger than 256 MiB';
+    END IF;
+    -- The key distinguishes it from equal messages, which PostgreSQL delivers once in a transaction.
+    v_message := json_build_object('node', '', 'number', v_key, 'cursor', 0, 'kind', 'request', 'body', json_build_object(
+        'what', 'server_event', 'fields', json_build_object('namespace', p_namespace, 'body', p_body)));
+    IF p_parts IS NOT NULL OR octet_length(v_message) > 7900 THEN
+        INSERT INTO sio.sio_attachments (id, data, ephemeral)
+        VALUES (v_key, int4send(octet_length(convert_to(v_message, 'UTF8'))) || convert_to(v_message, 'UTF8')
+            || coalesce(p_parts, ''), true);
+        v_message := json_build_object('node', '', 'cursor', 0, 'attachment', v_key);
+    END IF;
+    PERFORM pg_notify(channel, v_message) FROM sio.sio_log;
+END $$;
+
+REVOKE ALL ON FUNCTION sio.sio_server_side_emit_encoded FROM PUBLIC;
+
+-- Sends an event to all nodes that live, from SQL. args: a JSON array of its arguments.
+CREATE FUNCTION sio.sio_server_side_emit(event text, args json DEFAULT '[]'::json, namespace text DEFAULT '/'::text)
+ RETURNS void
+ LANGUAGE plpgsql
+ SECURITY DEFINER
+ SET search_path TO 'pg_catalog', 'pg_temp'
+AS $$
+BEGIN
+    IF event IS NULL OR args IS NULL OR namespace IS NULL THEN
+        RAISE null_value_not_allowed USING MESSAGE = 'sio_server_side_emit: event, args and namespace are not null';
+    ELSIF json_typeof(args) <> 'array' THEN
+        RAISE invalid_parameter_value USING MESSAGE = 'sio_server_side_emit: args is a JSON array';
+    END IF;
+    PERFORM sio.sio_server_side_emit_encoded(
+        namespace,
+        '[' || to_json(event)::text || coalesce((SELECT string_agg(',' || a::text, '' ORDER BY i)
+                                                 FROM json_array_elements(args) WITH ORDINALITY AS x (a, i)), '') || ']',
+        NULL);
+END $$;
+
+COMMENT ON FUNCTION sio.sio_server_side_emit IS
+    'Calls the handlers of a server event in all server processes if and when this transaction commits. It is not '
+    'stored: only servers that live then get it. args: a JSON array of arguments.';
+
+REVOKE ALL ON FUNCTION sio.sio_server_side_emit FROM PUBLIC;
 
 -- Room changes and kicks that are part of an application's own transaction.
 --
@@ -2564,7 +2703,8 @@ BEGIN
         -- As in sio_outbox_append(): the application has its constraints IMMEDIATE.
         SET CONSTRAINTS sio.sio_changes_append DEFERRED;
         INSERT INTO sio.sio_outbox_changes
-        VALUES (OLD.kind, OLD.namespace, OLD.rooms, OLD.sid, OLD.members, OLD.skip_sids, true);
+        VALUES (OLD.kind, OLD.namespace, OLD.rooms, OLD.sid, OLD.members, OLD.skip_sids, OLD.skip_rooms,
+                true);
         RETURN NULL;
     END IF;
     IF current_setting('synchronous_commit') = 'off' THEN
@@ -2579,7 +2719,7 @@ BEGIN
     IF OLD.members IS NOT NULL THEN
         v_offset := sio.sio_change_members(
             NULL, CASE OLD.kind WHEN 1 THEN 6 WHEN 2 THEN 7 ELSE 8 END, OLD.namespace, OLD.members, OLD.rooms,
-            OLD.skip_sids);
+            OLD.skip_sids, OLD.skip_rooms);
     ELSIF OLD.kind = 5 THEN
         v_offset := sio.sio_kick(NULL, OLD.namespace, OLD.sid);
     ELSE
@@ -2611,7 +2751,8 @@ REVOKE ALL ON FUNCTION sio.sio_changes_append FROM PUBLIC;
 -- p_change: enter_room, leave_room, close_room or disconnect. p_rooms: a JSON array of the rooms to enter, leave or
 -- close. p_sid: the client that moves or is disconnected. p_members: instead of p_sid, a JSON array of rooms whose
 -- members are meant. An empty name means everybody. p_skips: a JSON array of the sids of members that stay.
-CREATE FUNCTION sio.sio_change(p_change text, p_namespace text, p_rooms text, p_sid text, p_members text, p_skips text)
+-- p_skip_rooms: of the rooms whose members stay.
+CREATE FUNCTION sio.sio_change(p_change text, p_namespace text, p_rooms text, p_sid text, p_members text, p_skips text, p_skip_rooms text DEFAULT NULL::text)
  RETURNS void
  LANGUAGE plpgsql
  SECURITY DEFINER
@@ -2620,7 +2761,7 @@ AS $$
 DECLARE
     v_kind integer := CASE p_change WHEN 'enter_room' THEN 1 WHEN 'leave_room' THEN 2 WHEN 'close_room' THEN 3
                       WHEN 'disconnect' THEN 5 END;
-    v_rooms text[]; v_members text[]; v_skips text[]; v_own text; v_state bigint;
+    v_rooms text[]; v_members text[]; v_skips text[]; v_skip_rooms text[]; v_own text; v_state bigint;
 BEGIN
     IF v_kind IS NULL OR p_namespace IS NULL THEN
         RAISE invalid_parameter_value USING MESSAGE =
@@ -2635,6 +2776,7 @@ BEGIN
     v_rooms := ARRAY(SELECT DISTINCT json_array_elements_text(p_rooms::json));
     v_members := CASE WHEN p_members IS NOT NULL THEN ARRAY(SELECT json_array_elements_text(p_members::json)) END;
     v_skips := ARRAY(SELECT json_array_elements_text(p_skips::json));
+    v_skip_rooms := ARRAY(SELECT json_array_elements_text(p_skip_rooms::json));
     IF (cardinality(v_rooms) = 0) <> (v_kind = 5) OR '' = ANY (v_rooms) OR array_position(v_rooms, NULL) IS NOT NULL THEN
         RAISE invalid_parameter_value USING MESSAGE = format(
             'sio_%s: name the room. It is not empty, since an empty name means everybody', p_change);
@@ -2644,7 +2786,8 @@ BEGIN
         RAISE invalid_parameter_value USING MESSAGE = format(
             'sio_%s: name one client by sid, or all members of a room by room', p_change);
     END IF;
-    IF (SELECT max(octet_length(n)) FROM unnest(v_rooms || v_members || v_skips || ARRAY[p_namespace, p_sid]) n) > 512 THEN
+    IF (SELECT max(octet_length(n)) FROM unnest(v_rooms || v_members || v_skips || v_skip_rooms
+                                                || ARRAY[p_namespace, p_sid]) n) > 512 THEN
         RAISE program_limit_exceeded USING MESSAGE = format(
             'sio_%s: a namespace, room or sid is longer than 512 bytes', p_change);
     END IF;
@@ -2665,11 +2808,12 @@ BEGIN
         -- As in sio_emit_encoded().
         WITH state AS MATERIALIZED (SELECT last_value FROM sio.sio_relay_state WHERE last_value NOT IN (0, 2)),
         inserted AS (
-            INSERT INTO sio.sio_relay (transaction, kind, namespace, room, rooms, skip_sids, members, sid)
+            INSERT INTO sio.sio_relay (transaction, kind, namespace, room, rooms, skip_sids, skip_rooms, members, sid)
             SELECT pg_current_xact_id()::text::bigint,
                    CASE WHEN v_members IS NULL THEN v_kind WHEN v_kind = 1 THEN 6 WHEN v_kind = 2 THEN 7 ELSE 8 END,
                    p_namespace, c.rooms[1], CASE WHEN cardinality(c.rooms) > 1 THEN array_to_json(c.rooms)::text END,
                    CASE WHEN cardinality(v_skips) > 0 THEN array_to_json(v_skips)::text END,
+                   CASE WHEN cardinality(v_skip_rooms) > 0 THEN array_to_json(v_skip_rooms)::text END,
                    array_to_json(v_members)::text, p_sid
             FROM state, (SELECT ARRAY[r.room] AS rooms FROM unnest(v_rooms) r (room) WHERE v_members IS NULL AND v_kind <> 5
                          UNION ALL
@@ -2684,7 +2828,8 @@ BEGIN
         END IF;
     END IF;
     INSERT INTO sio.sio_outbox_changes
-    VALUES (v_kind, p_namespace, CASE WHEN v_kind = 5 THEN ARRAY[''] ELSE v_rooms END, p_sid, v_members, v_skips, false);
+    VALUES (v_kind, p_namespace, CASE WHEN v_kind = 5 THEN ARRAY[''] ELSE v_rooms END, p_sid, v_members, v_skips,
+            v_skip_rooms, false);
 END $$;
 
 REVOKE ALL ON FUNCTION sio.sio_change FROM PUBLIC;

@@ -144,6 +144,11 @@ class Wire:
             self._traffic.on_write(len(frames), len(data))
         return True
 
+    @property
+    def drains(self) -> bool:
+        """Whether the client takes what is written."""
+        return not self._transport.is_closing() and self._transport.get_write_buffer_size() <= UNSENT_BYTES
+
     def _hold(self, data: bytes) -> None:
         if self._held is None:
             self._cork.holding.append(self)

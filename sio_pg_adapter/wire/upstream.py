@@ -77,12 +77,12 @@ async def trigger(sio: Any, event: str, namespace: str, *args: Any) -> Any:
     return await sio._trigger_event(event, namespace, *args)
 
 
-def connect_handler(sio: Any, namespace: str) -> tuple[Callable[..., Any] | None, int]:
-    """Return the application's connect handler in a namespace, and how many arguments precede the sid."""
-    handler, args = sio._get_event_handler("connect", namespace, ())
+def handler_of(sio: Any, event: str, namespace: str) -> tuple[Callable[..., Any] | None, int]:
+    """Return the application's handler of a reserved event in a namespace, and how many arguments precede the sid."""
+    handler, args = sio._get_event_handler(event, namespace, ())
     if handler is None:
         namespace_handler, args = sio._get_namespace_handler(namespace, ())
-        handler = getattr(namespace_handler, "on_connect", None)
+        handler = getattr(namespace_handler, f"on_{event}", None)
     return handler, len(args)
 
 

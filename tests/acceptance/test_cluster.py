@@ -60,6 +60,30 @@ async def test_case_76_recovers_from_a_killed_node(make_cluster, js, version):
     assert note["rooms"] == sorted([sid, "r", "late"]) and note["session"] == {"v": 1}
 
 
+@each_version
+async def test_what_skips_a_room_of_the_client_is_not_replayed_on_another_node(cluster, js, version):
+    client = await in_room(js, cluster.a.url, "r", version=version)
+    watcher = await in_room(js, cluster.b.url, "r", version=version)
+    sid = (await client.state())["sid"]
+    await cluster.b.control("enter_room", sid=sid, room="muted")
+    await cluster.b.emit("live", 1, room="r", skip_room="muted")
+    await cluster.a.emit("seen", room="r")
+    assert await client.events_until("seen") == []
+    await client.cut()
+    await cluster.a.emit("missed", 1, room="r", skip_room="muted")
+    await cluster.b.emit("missed", 2, skip_room=["others", "muted"])
+    await cluster.b.control("leave_room", sid=sid, room="muted")
+    await cluster.a.emit("missed", 3, room="r", skip_room="muted")
+    back = await client.back(url=cluster.b.url)
+    assert back["recovered"] and back["sid"] == sid
+    await cluster.a.control("enter_room", sid=sid, room="muted")
+    await cluster.a.emit("live", 2, skip_room="muted")
+    await cluster.a.emit("end")
+    assert await client.events_until("end") == [("missed", [3])]
+    everything = [("live", [1]), ("seen", []), *(("missed", [n]) for n in (1, 2, 3)), ("live", [2])]
+    assert await watcher.events_until("end") == everything
+
+
 async def test_case_77_across_three_nodes_as_on_one(make_cluster, js):
     nodes = make_cluster(3).nodes
     clients = [await in_room(js, node.url, "r") for node in nodes]

@@ -113,3 +113,28 @@ async def test_case_77_rooms_are_moved_and_disconnected_across_three_nodes_and_w
     assert not back["recovered"] and back["sid"] not in sids
     left = {socket["sid"] for socket in await a.control("fetch_sockets")}
     assert left == {back["sid"], (await other.state())["sid"]}
+
+
+async def test_the_socket_of_a_client_of_another_node(make_cluster, js):
+    a, b = make_cluster(2).nodes
+    client = await in_room(js, b.url, "r", auth={"token": "t"})
+    sid = (await client.state())["sid"]
+    await b.emit("seen", room="r")
+    await client.event("seen")
+    await client.cut()
+    await a.emit("missed", room="r")
+    assert (await client.back(url=b.url))["recovered"]
+    [socket] = await a.control("fetch_sockets", room=sid)
+    handshake = socket["handshake"]
+    assert handshake["auth"] == {"token": "t", "rooms": ["r"]} and handshake["address"] == "127.0.0.1"
+    assert handshake["query"]["EIO"] == "4" and handshake["headers"]["host"] in b.url
+    await a.control("socket", sid=sid, method="emit", args=["direct", 1])
+    await a.control("socket", sid=sid, method="join", args=[["x", "y"]])
+    await a.control("socket", sid=sid, method="leave", args=["y"])
+    await a.emit("left", room="y")
+    await a.emit("joined", room="x")
+    assert await client.events_until("joined") == [("missed", []), ("direct", [1])]
+    await a.control("socket", sid=sid, method="disconnect", args=[])
+    assert (await client.wait_for("disconnect"))["reason"] == "io server disconnect"
+    [note] = await b.logged(hook="disconnecting", sid=sid, reason="server disconnect")
+    assert note["rooms"] == sorted([sid, "r", "x"])

@@ -190,7 +190,8 @@ class Walk:
             case "direct":
                 return {"to": self._sid(dice)}
             case "skip":
-                return {"skip_sid": [self._sid(dice)], "room": dice.choice([None, *ROOMS])}
+                skips = {"skip_sid": [self._sid(dice)], "skip_room": dice.choice([None, *ROOMS])}
+                return {**skips, "room": dice.choice([None, *ROOMS])}
         return {}
 
     def _sid(self, dice: random.Random) -> str:

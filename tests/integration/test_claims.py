@@ -254,7 +254,7 @@ async def test_memberships_are_bounded_also_where_all_members_of_a_room_enter_an
         await store.emit("elsewhere")
         await store.move(Kind.LEAVE, "s", "x")
     assert await db.fetchval("SELECT count(*) FROM sio_rooms") == 101
-    await db.execute("SELECT sio_change_members(1, 6, '/', ARRAY['s'], ARRAY['x'], '{}')")
+    await db.execute("SELECT sio_change_members(1, 6, '/', ARRAY['s'], ARRAY['x'], '{}', '{}')")
     assert await db.fetchval("SELECT count(*) FROM sio_rooms") == 51
 
 

@@ -235,16 +235,21 @@ async def test_a_missing_node_is_explained_without_a_promise(db, capsys):
 async def test_emit_reaches_those_it_is_for(start_node, db, capsys):
     node = await start_node()
     async with node.client() as first, node.client() as second:
-        assert await run("emit", "hello", '{"n": 1}', "[2]", "--room", first.sid, "--room", second.sid) == 0
+        assert await run("emit", "hello", '{"n": 1}', "[2]", f"--room={first.sid}", f"--room={second.sid}") == 0
         assert await first.event() == await second.event() == ["hello", {"n": 1}, [2]]
         offset = await db.fetchval('SELECT max("offset") FROM sio_packets')
         assert capsys.readouterr().out == f"stored at offset {offset}\n"
-        assert await run("emit", "bye", "--skip-sid", first.sid, "--json") == 0
+        assert await run("emit", "bye", f"--skip-sid={first.sid}", "--json") == 0
         assert await second.event() == ["bye"] and first.waiting() == []
         assert json.loads(capsys.readouterr().out) == {"offset": offset + 1}
         for stored in (True, False):
             assert await run("emit", "once", "--key", "k", "--json") == 0
             assert json.loads(capsys.readouterr().out) == {"offset": offset + 2, "stored": stored}
+        await node.sio.enter_room(first.sid, "muted")
+        assert await run("emit", "hi", "--skip-room", "muted", "--skip-room", "nobody's", "--json") == 0
+        assert [await second.event(), await second.event()] == [["once"], ["hi"]]
+        assert await first.event() == ["once"] and first.waiting() == []
+        capsys.readouterr()
         assert await run("emit", "twice", "--key", "k") == 0
         assert capsys.readouterr().out == f"not stored: the event at offset {offset + 2} has the same key\n"
 
@@ -388,7 +393,7 @@ async def test_tail_shows_the_last_ones_then_follows_until_interrupted(store):
         await store.emit(body=f'["old",{n}]')
     async with command("tail", "--json", "--last", "2", "--payload") as tail:
         assert [record["payload"] for record in await records(tail, 2)] == [[1], [2]]
-        offset = await store.emit("x", "y", namespace="/n", skip=("s",), body='["new",{"a":"ü"}]')
+        offset = await store.emit("x", "y", namespace="/n", skip=("s",), skip_rooms=("m",), body='["new",{"a":"ü"}]')
         (record,) = await records(tail, 1)
         assert record.pop("at").endswith("Z")
         assert record == {
@@ -398,6 +403,7 @@ async def test_tail_shows_the_last_ones_then_follows_until_interrupted(store):
             "rooms": ["x", "y"],
             "event": "new",
             "skip_sids": ["s"],
+            "skip_rooms": ["m"],
             "members": None,
             "sid": None,
             "node": None,
@@ -464,7 +470,7 @@ async def test_tail_hides_payloads_and_shows_moves_and_large_events(store, start
 async def test_tail_shows_the_moves_of_all_members_of_a_room(store, db):
     await db.execute("""SELECT sio_enter_room('x', room => 'u'), sio_leave_room('x', room => E'u\r')
                             , sio_disconnect(room => 'u')""")
-    await db.execute("SELECT sio_change('enter_room', '/', '[\"x\",\"y\"]', NULL, '[\"\"]', '[\"s\"]')")
+    await db.execute("SELECT sio_change('enter_room', '/', '[\"x\",\"y\"]', NULL, '[\"\"]', '[\"s\"]', '[\"m\"]')")
     async with command("tail", "--last", "4") as tail:
         printed = await lines(tail, 4)
     for line, text in zip(
@@ -473,7 +479,7 @@ async def test_tail_shows_the_moves_of_all_members_of_a_room(store, db):
             "members of u enter x",
             "members of u\\r leave x",
             "members of u are disconnected",
-            "members of the namespace enter x, y except s",
+            "members of the namespace enter x, y except s, m",
         ),
         strict=True,
     ):
@@ -481,7 +487,7 @@ async def test_tail_shows_the_moves_of_all_members_of_a_room(store, db):
     async with command("tail", "--last", "2", "--json") as tail:
         kick, enter = await records(tail, 2)
     assert (kick["kind"], kick["members"], kick["rooms"]) == ("members_kick", ["u"], [])
-    assert (enter["members"], enter["skip_sids"]) == ([], ["s"])
+    assert (enter["members"], enter["skip_sids"], enter["skip_rooms"]) == ([], ["s"], ["m"])
 
 
 @pytest.mark.parametrize("more", [[], ["--payload"]])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import UTC, datetime
 
 import pytest
 import socketio
@@ -39,6 +40,10 @@ async def test_nodes_are_counted_by_the_locks_that_show_that_they_live(start_nod
     assert await a.sio.server_count() == 1
 
 
+def fields(socket: RemoteSocket) -> tuple:
+    return socket.sid, socket.namespace, socket.rooms, socket.session, socket.node, socket.recovered
+
+
 # -- fetch_sockets -----------------------------------------------------------------------------------------------
 async def test_fetch_sockets_tells_of_all_nodes(start_node):
     a, b = await start_node(namespaces="*"), await start_node(namespaces="*")
@@ -48,16 +53,64 @@ async def test_fetch_sockets_tells_of_all_nodes(start_node):
         await a.sio.enter_room(two.sid, "y")
         await a.sio.save_session(two.sid, {"user": 2})  # of another node's client: only the tables have it
         expected = [
-            RemoteSocket(one.sid, "/", (one.sid, "x"), {}, a.manager.node.id, recovered=False),
-            RemoteSocket(two.sid, "/", (two.sid, "x", "y"), {"user": 2}, b.manager.node.id, recovered=False),
+            (one.sid, "/", (one.sid, "x"), {}, a.manager.node.id, False),
+            (two.sid, "/", (two.sid, "x", "y"), {"user": 2}, b.manager.node.id, False),
         ]
         for node in (a, b):
-            assert sorted(await node.sio.fetch_sockets(), key=expected.index) == expected
+            assert sorted(map(fields, await node.sio.fetch_sockets()), key=expected.index) == expected
+            local = await node.sio.fetch_sockets(local=True)
+            assert list(map(fields, local)) == [s for s in expected if s[4] == node.manager.node.id]
+            assert await node.sio.fetch_sockets("y", local=True) == (local if node is b else [])
             assert {s.sid for s in await node.sio.fetch_sockets("x")} == {one.sid, two.sid}
-            assert await node.sio.fetch_sockets("y") == expected[1:]
-            assert await node.sio.fetch_sockets(["y", one.sid, "nobody"]) in (expected, expected[::-1])
+            assert list(map(fields, await node.sio.fetch_sockets("y"))) == expected[1:]
+            several = list(map(fields, await node.sio.fetch_sockets(["y", one.sid, "nobody"])))
+            assert several in (expected, expected[::-1])
             assert await node.sio.fetch_sockets("nobody") == []
             assert [s.sid for s in await node.sio.fetch_sockets(namespace="/ns")] == [other.sid]
+
+
+@pytest.mark.parametrize("recovery", [True, None])
+async def test_the_handshake_is_that_of_the_connection_without_the_secrets_of_recovery(start_node, recovery):
+    a, b = await start_node(), await start_node(recovery=recovery)
+    presented = {"token": "t", "deep": [1, {"a": None}]}
+    async with b.client(**presented) as wire, b.client() as bare:
+        by_sid = {socket.sid: socket for socket in await a.sio.fetch_sockets()}
+        handshake = by_sid[wire.sid].handshake
+        assert handshake.auth == presented and by_sid[bare.sid].handshake.auth is None
+        assert handshake.headers == {"host": "test", "upgrade": "websocket", "connection": "upgrade"}
+        assert handshake.query == {"EIO": "4", "transport": "websocket"} and handshake.address == "127.0.0.1"
+        connected_at = b.manager.clients.current(wire.sid, "/").connected_at
+        assert handshake.time == datetime.fromtimestamp(connected_at, UTC)
+        [same] = await b.sio.fetch_sockets(wire.sid)
+        assert same.handshake == handshake
+        if recovery is None:
+            return
+        await b.sio.emit("e")
+        await wire.event()
+        await wire.drop()
+        async with a.client(pid=wire.pid, offset=wire.offset, **presented) as again:
+            [found] = await b.sio.fetch_sockets(wire.sid)
+            assert again.sid == found.sid and found.recovered
+            assert found.handshake.auth == presented and found.handshake.time > handshake.time
+            assert again.pid not in repr(found.handshake) and wire.offset not in repr(found.handshake)
+
+
+async def test_the_methods_of_a_socket_act_on_it_wherever_it_is(start_node, db):
+    a, b = await start_node(namespaces="*"), await start_node(namespaces="*")
+    async with b.client("/ns") as wire, b.client("/ns") as other:
+        [socket] = await a.sio.fetch_sockets(wire.sid, namespace="/ns")
+        await socket.emit("e", 1)
+        await socket.join("x")
+        await socket.join(["y", "z"])
+        await socket.leave("y")
+        await socket.emit("e", 2, skip_room="x")
+        await a.sio.emit("end", namespace="/ns")
+        assert await wire.events_until("end", "/ns") == [["e", 1]]
+        assert await other.events_until("end", "/ns") == []
+        assert set(await a.sio.fetch_rooms(wire.sid, "/ns")) == {wire.sid, "x", "z"}
+        await wire.drop()
+        await socket.disconnect()  # its session, while it is away
+        assert [row["sid"] for row in await db.fetch("SELECT sid FROM sio_sessions")] == [other.sid]
 
 
 async def test_who_is_away_is_not_there_until_it_is_back(start_node):

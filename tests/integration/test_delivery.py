@@ -153,6 +153,24 @@ async def test_case_45_what_has_no_json_form_is_refused_before_anything(start_no
     assert await db.fetchval("SELECT count(*) FROM sio_packets WHERE kind = 0") == 1
 
 
+async def test_a_client_that_takes_nothing_gets_no_volatile_event_and_each_stored_one(start_node):
+    a, b = await start_node(), await start_node()
+    async with b.client() as slow, b.client() as quick:
+        slow.stall()
+        await a.sio.emit("e", 0)
+        await asyncio.wait_for(slow.held.wait(), 20)  # the socket's writer waits for it
+        await a.sio.emit("e", 1)  # which waits in its queue
+        for n in (2, 3):
+            await a.sio.emit("v", n, volatile=True)
+        await a.sio.emit("e", 4)
+        frames = [json.loads((await quick.recv())[1:])[:2] for _ in range(5)]
+        assert frames == [["e", 0], ["e", 1], ["v", 2], ["v", 3], ["e", 4]]
+        slow.flow()
+        assert [await slow.event() for _ in range(3)] == [["e", 0], ["e", 1], ["e", 4]]
+        await a.sio.emit("v", 5, volatile=True)
+        assert await slow.recv() == '2["v",5]'
+
+
 async def test_cases_5_37_binary_on_both_nodes_and_replayed(start_node):
     a, b = await start_node(), await start_node()
     sent = {"a": [b"1", {"b": bytearray(b"2" * 70_000)}], "c": memoryview(b"")}

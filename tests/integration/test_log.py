@@ -16,7 +16,7 @@ from sio_pg_adapter.store.queries import Queries
 from sio_pg_adapter.store.reader import read_notification
 
 WRITERS, EACH = 32, 25
-ONE = ([0], ["/"], [""], [None], [None], [None], ['["e"]'], [None], [None], ["{}"], None)
+ONE = ([0], ["/"], [""], [None], [None], [None], [None], ['["e"]'], [None], [None], ["{}"], None)
 WRITE = Queries("public")["write"]
 
 

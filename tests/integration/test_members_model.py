@@ -35,9 +35,11 @@ class MembersModel(Model):
         next_one = f"s{len(self._opened)}"  # it may be opened as of an earlier offset
         skip = tuple(self._chance.sample([*self._ids, next_one], self._chance.choice([0, 0, 1])))
         rooms = None if kind is Kind.MEMBERS_KICK else json.dumps(targets)
-        change = "SELECT sio_change($1, '/', $2, NULL, $3, $4)"
-        await self._db.execute(change, CALLS[kind], rooms, json.dumps(members), json.dumps(skip))
-        record = Record(await self._store.reader.head(), kind, "/", targets, skip_sids=skip, members=members)
+        muted = tuple(self._chance.sample([*ROOMS, *self._ids, next_one], self._chance.choice([0, 0, 1])))
+        change = "SELECT sio_change($1, '/', $2, NULL, $3, $4, $5)"
+        named = (json.dumps(names) for names in (members, skip, muted))
+        await self._db.execute(change, CALLS[kind], rooms, *named)
+        record = Record(await self._store.reader.head(), kind, "/", targets, skip, muted, members)
         if kind is Kind.MEMBERS_KICK:
             for sid in [sid for sid, rooms_of in self._rooms.items() if rooms_of.concerns(record)]:
                 del self._rooms[sid], self._ids[sid]

@@ -75,10 +75,16 @@ async def head(db: asyncpg.Connection) -> int:
 
 
 def entry(
-    kind: Kind, *, sid: str | None = None, room: str = "", body: str | None = None, args: object = None
+    kind: Kind,
+    *,
+    sid: str | None = None,
+    room: str = "",
+    skip_rooms: list[str] | None = None,
+    body: str | None = None,
+    args: object = None,
 ) -> list[object]:
-    nothing = [None]
-    columns: list[object] = [[int(kind)], ["/"], [room], nothing, nothing, [sid], [body], nothing, nothing]
+    nothing, skips = [None], [skip_rooms and json.dumps(skip_rooms)]
+    columns: list[object] = [[int(kind)], ["/"], [room], nothing, nothing, skips, [sid], [body], nothing, nothing]
     return [secrets.randbits(62), *columns, [json.dumps(args or {})], None]
 
 
@@ -125,10 +131,12 @@ async def test_a_claim_of_a_session_that_missed_much(db, log):
 async def test_a_claim_of_a_session_that_left_rooms_1000_times(db, log):
     await session(db, log, "p")
     last = await head(db)
-    for _ in range(1_000):
+    for i in range(1_000):
         await write(db, Kind.ENTER, sid="p", room="toggled")
         await write(db, Kind.EVENT, room="elsewhere", body='["e"]')
         await write(db, Kind.LEAVE, sid="p", room="toggled")
+        if i % 10 == 0:  # an event that skips the room while the client is not in it
+            await write(db, Kind.EVENT, room="elsewhere", body='["e"]', skip_rooms=["toggled"])
     assert await db.fetchval("SELECT count(*) FROM sio_rooms WHERE left_at IS NOT NULL") <= 101
     key = await db.fetchval("SELECT encode(key, 'hex') FROM sio_epochs ORDER BY epoch DESC LIMIT 1")
     args = {"pid_hash": pid_hash("p"), "after": last, "key": key, "missed": 10_000, "page": 10, "page_bytes": 32_768}
@@ -179,6 +187,23 @@ async def test_the_history_of_a_room(db, log, room):
     assert len(rows) == 20
 
 
+async def test_the_last_event_that_skips_a_room(db, log):
+    """It looks at a thousand events that skip any room, and at none of the others."""
+    skipping = "SELECT sio_last_skipping('/', 'muted', $1, $2)"
+    for _ in range(ROUNDS):
+        assert await pages_of(db, skipping, 0, log) < 100
+    at = await head(db)
+    await db.execute("""
+        INSERT INTO sio_packets_0 ("offset", kind, namespace, room, skip_rooms, body)
+        SELECT nextval('sio_packets_offset_seq'), 0, '/', 'x', ARRAY['of others', CASE WHEN i = 5 THEN 'muted' END],
+               '["e"]' FROM generate_series(1, 1500) i""")
+    for _ in range(ROUNDS):
+        assert await pages_of(db, skipping, at, at + 1_501) < PAGES
+    assert await db.fetchval(skipping, at, at + 900) == at + 5
+    assert await db.fetchval(skipping, at, at + 1_501) == at + 501  # it may be due what lies before
+    assert await db.fetchval(skipping, at + 5, at + 900) is None
+
+
 async def test_a_range_at_the_head(db, log):
     last = await head(db)
     for _ in range(ROUNDS):
@@ -190,7 +215,7 @@ async def test_an_event_with_a_key(db, log):
     """The plans are made while hardly a key is stored."""
     await db.execute("VACUUM ANALYZE sio_keys")
     one, many = {"key": "again"}, [json.dumps({"key": f"key {i}"}) for i in range(0, OTHERS, OTHERS // 20)]
-    batch = [0, [0] * 20, ["/"] * 20, ["r"] * 20, None, None, None, ['["e"]'] * 20, None, None, many, None]
+    batch = [0, [0] * 20, ["/"] * 20, ["r"] * 20, *[None] * 4, ['["e"]'] * 20, None, None, many, None]
 
     async def rounds() -> None:
         for i in range(ROUNDS):
@@ -198,7 +223,7 @@ async def test_an_event_with_a_key(db, log):
             assert await pages(db, "write", *batch) < PAGES
             for key in ("again", f"{i} {secrets.token_hex(8)}"):
                 assert await pages(db, "write_event", 0, "/", "r", '["e"]', key, None) < PAGES
-                assert await pages(db, "emit", "/", "r", None, None, '["e"]', None, key) < PAGES
+                assert await pages(db, "emit", "/", "r", None, None, '["e"]', None, key, None) < PAGES
 
     await rounds()
     await db.execute("""
@@ -216,7 +241,7 @@ async def test_the_event_of_a_key_in_a_log_that_was_analyzed_while_it_was_small(
     """Appends read the log themselves. With keys they read no more of it."""
     await db.execute(QUERIES["check_epoch"])
     keys = [json.dumps({"key": f"key {i}"}) for i in range(20)]
-    events = [0, [0] * 20, ["/"] * 20, ["r"] * 20, None, None, None, ['["e"]'] * 20, None, None]
+    events = [0, [0] * 20, ["/"] * 20, ["r"] * 20, *[None] * 4, ['["e"]'] * 20, None, None]
 
     async def rounds() -> None:
         for _ in range(ROUNDS):
@@ -254,7 +279,7 @@ async def test_the_members_of_a_room_among_those_of_many(db, analyzed):
     if analyzed:
         await db.execute("ANALYZE sio_sessions, sio_rooms")
     for i in range(ROUNDS):
-        members = "SELECT sio_members('/', $1::text[], '{}'::text[])"
+        members = "SELECT sio_members('/', $1::text[], '{}'::text[], '{}'::text[])"
         found = await db.fetch(members, [f"user:{i}", f"s{i + 1}"])
         assert len(found) == 3
         explained = await db.fetchval(

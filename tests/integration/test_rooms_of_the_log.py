@@ -29,6 +29,7 @@ emits = st.tuples(
         st.lists(st.one_of(rooms, sids), min_size=1, max_size=4, unique=True).map(tuple),
     ),
     st.lists(sids, max_size=2, unique=True).map(tuple),
+    st.lists(st.one_of(rooms, sids), max_size=2, unique=True).map(tuple),
 )
 of = st.one_of(sids, st.lists(st.one_of(rooms, sids), min_size=1, max_size=2).map(tuple))
 steps = st.one_of(
@@ -58,10 +59,8 @@ class Model:
 
     def do(self, step: tuple, offset: int) -> None:
         match step:
-            case ("emit", to, skip):
-                for sid in self.rooms:
-                    if sid not in skip and (not to or {sid, *self.rooms[sid]} & set(to)):
-                        self.sent[sid].append(offset)
+            case ("emit", *of):
+                self._emit(offset, *map(set, of))
             case ("enter", sid, room) if sid in self.rooms:
                 self.rooms[sid].add(room)
             case ("leave", sid, room) if sid in self.rooms:
@@ -73,6 +72,12 @@ class Model:
                 self.rooms.pop(sid, None)
             case ("in a transaction", change, of, room):
                 self._in_a_transaction(change, of, room)
+
+    def _emit(self, offset: int, to: set[str], skip: set[str], skip_rooms: set[str]) -> None:
+        for sid, its in self.rooms.items():
+            is_in = {sid, *its}
+            if sid not in skip and not is_in & skip_rooms and (not to or is_in & to):
+                self.sent[sid].append(offset)
 
     def _in_a_transaction(self, change: str, of: Any, room: str | None) -> None:
         match of:
@@ -101,8 +106,8 @@ class Run:
     async def do(self, step: tuple) -> None:
         store, offset = self.store, 0
         match step:
-            case ("emit", to, skip):
-                offset = await store.emit(*to, skip=skip)
+            case ("emit", to, skip, skip_rooms):
+                offset = await store.emit(*to, skip=skip, skip_rooms=skip_rooms)
             case ("enter", sid, room):
                 offset = await store.move(Kind.ENTER, sid, room)
             case ("leave", sid, room):
@@ -119,7 +124,7 @@ class Run:
             case ("in a transaction", change, of, room):
                 sid, members = (of, None) if isinstance(of, str) else (None, of and json.dumps(of))
                 await self.store.manager.node.database.fetch_value(
-                    "change", change, "/", room and json.dumps([room]), sid, members, None
+                    "change", change, "/", room and json.dumps([room]), sid, members, None, None
                 )
         self.model.do(step, offset)
 

@@ -39,14 +39,15 @@ paramstyle = "pyformat"  # of this module, as a driver's has it: see GenericDriv
 
 EVENTS = [
     ("binary", ("ü\0", b"\0\1", {"deep": [b""]}), {"room": "r1"}),
-    ("several", [1, None], {"to": ["r1", 'it\'s "r2" \\ %s $1 :p1'], "skip_sid": ["s1", "s2"], "namespace": "/x"}),
+    ("several", [1, None], {"to": ["r1", 'it\'s "r2" \\ %s $1 :p1'], "skip_sid": ["s1", "s2"], "skip_room": "m",
+                          "namespace": "/x"}),
     ("all", None, {}),
-]
+]  # fmt: skip
 ROWS = [
-    (["r1"], [], "/", ('["binary","\\u00fc\\u0000",{"_placeholder":true,"num":0},'
+    (["r1"], [], [], "/", ('["binary","\\u00fc\\u0000",{"_placeholder":true,"num":0},'
      '{"deep":[{"_placeholder":true,"num":1}]}]'), b"\0\0\0\2\0\1\0\0\0\0"),
-    (["r1", "it's \"r2\" \\ %s $1 :p1"], ["s1", "s2"], "/x", '["several",[1,null]]', None),
-    ([""], [], "/", '["all"]', None),
+    (["r1", "it's \"r2\" \\ %s $1 :p1"], ["s1", "s2"], ["m"], "/x", '["several",[1,null]]', None),
+    ([""], [], [], "/", '["all"]', None),
 ]  # fmt: skip
 
 
@@ -56,8 +57,8 @@ def stored(dsn, schema="public"):
         name = psycopg.sql.Identifier(schema, "sio_packets")
         rows = connection.execute(
             psycopg.sql.SQL(
-                "SELECT coalesce(rooms, ARRAY[room]), coalesce(skip_sids, '{{}}'), namespace, body, parts FROM {}"
-                ' ORDER BY "offset"'
+                "SELECT coalesce(rooms, ARRAY[room]), coalesce(skip_sids, '{{}}'), coalesce(skip_rooms, '{{}}'),"
+                ' namespace, body, parts FROM {} ORDER BY "offset"'
             ).format(name)
         ).fetchall()
         assert connection.execute("SELECT count(*) FROM sio_outbox").fetchone() == (0,)
@@ -366,8 +367,8 @@ def test_case_79_django(dsn):
     assert (done.stdout, done.returncode) == ("refused\n", 0), done.stderr
     assert stored(dsn) == (
         [
-            (["user:7"], [], "/", '["100%",{"id":7}]', None),
-            ([""], [], "/", '["autocommit",{"_placeholder":true,"num":0}]', b"\0\0\0\6binary"),
+            (["user:7"], [], [], "/", '["100%",{"id":7}]', None),
+            ([""], [], [], "/", '["autocommit",{"_placeholder":true,"num":0}]', b"\0\0\0\6binary"),
         ],
         1,
     )
@@ -437,6 +438,8 @@ class Thing:
         ("e", None, {"room": ["a", "\ud800"]}, NotSerializable, "room"),
         ("e", None, {"namespace": "/" + "x" * 512}, PayloadTooLarge, "namespace"),
         ("e", None, {"skip_sid": "x" * 513}, PayloadTooLarge, "skip_sid"),
+        ("e", None, {"skip_room": "x" * 513}, PayloadTooLarge, "skip_room"),
+        ("e", None, {"skip_room": ["m", 7]}, NotSerializable, "skip_room"),
         ("e", None, {"schema": "a\0"}, ConfigurationError, "schema"),
     ],
 )
@@ -517,6 +520,6 @@ async def test_case_98_a_hostile_schema_is_only_a_name(dsn, schema):
     app = await asyncpg.connect(dsn)
     await emit_async(app, "4", schema=schema)
     await app.close()
-    bodies = [row[3] for row in stored(dsn, schema)[0]]
+    bodies = [row[4] for row in stored(dsn, schema)[0]]
     assert bodies == ['["1"]', '["2"]', '["3"]', '["4"]']
     assert stored(dsn)[0] == []

@@ -36,7 +36,8 @@ def app(pg_dsn):
 
 def stored(app):
     return app.execute(
-        "SELECT namespace, coalesce(rooms, ARRAY[room]), coalesce(skip_sids, '{}'), body FROM sio_packets"
+        "SELECT namespace, coalesce(rooms, ARRAY[room]), coalesce(skip_sids, '{}'), coalesce(skip_rooms, '{}'),"
+        " body FROM sio_packets"
         ' ORDER BY "offset"'
     ).fetchall()
 
@@ -44,30 +45,34 @@ def stored(app):
 @pytest.mark.parametrize(
     ("call", "row"),
     [
-        ("sio_emit('e')", ("/", [""], [], '["e"]')),
-        ("""sio_emit('e', '{"id": 7}', room => 'user:7')""", ("/", ["user:7"], [], '["e",{"id": 7}]')),
-        ("sio_emit('e', '[1, 2]')", ("/", [""], [], '["e",[1, 2]]')),
-        ("sio_emit('e', '\"text\"')", ("/", [""], [], '["e","text"]')),
-        ("sio_emit('e', 'null')", ("/", [""], [], '["e",null]')),
-        ("sio_emit('e', ' 1.10 ')", ("/", [""], [], '["e", 1.10 ]')),
+        ("sio_emit('e')", ("/", [""], [], [], '["e"]')),
+        ("""sio_emit('e', '{"id": 7}', room => 'user:7')""", ("/", ["user:7"], [], [], '["e",{"id": 7}]')),
+        ("sio_emit('e', '[1, 2]')", ("/", [""], [], [], '["e",[1, 2]]')),
+        ("sio_emit('e', '\"text\"')", ("/", [""], [], [], '["e","text"]')),
+        ("sio_emit('e', 'null')", ("/", [""], [], [], '["e",null]')),
+        ("sio_emit('e', ' 1.10 ')", ("/", [""], [], [], '["e", 1.10 ]')),
         (r"""sio_emit('e', '{"b":1,"a":"\u0000\ud800","b":2}')""",
-         ("/", [""], [], r'["e",{"b":1,"a":"\u0000\ud800","b":2}]')),
-        ("sio_emit('e', to_jsonb(7)::json)", ("/", [""], [], '["e",7]')),
-        ("sio_emit('e', rooms => ARRAY['b', 'a', 'b'])", ("/", ["b", "a"], [], '["e"]')),
-        ("sio_emit('e', room => 'a', rooms => ARRAY['b', 'a'])", ("/", ["a", "b"], [], '["e"]')),
-        ("sio_emit('e', rooms => ARRAY['', 'b', '', 'a'])", ("/", ["b", "a"], [], '["e"]')),
-        ("sio_emit('e', rooms => ARRAY['admins', ''])", ("/", ["admins"], [], '["e"]')),
-        ("sio_emit('e', room => 'a', rooms => ARRAY['', 'b'])", ("/", ["a", "b"], [], '["e"]')),
-        ("sio_emit('e', room => 'a', rooms => ARRAY['', ''])", ("/", ["a"], [], '["e"]')),
-        ("sio_emit('e', room => 'a', rooms => ARRAY[]::text[])", ("/", ["a"], [], '["e"]')),
-        ("sio_emit('e', namespace => '/x', skip_sids => ARRAY['s', NULL, 't'])", ("/x", [""], ["s", "t"], '["e"]')),
-        ("sio_emit('e', skip_sids => NULL)", ("/", [""], [], '["e"]')),
-        ("sio_emit(E'\"\\\\\\n', room => repeat('ü', 256))", ("/", ["ü" * 256], [], r'["\"\\\n"]')),
-        ("sio_emit('disconnected', '\"connect\"')", ("/", [""], [], '["disconnected","connect"]')),
-        ("sio_emit('Connect')", ("/", [""], [], '["Connect"]')),
-        (f"sio_emit_encoded('/', '', NULL, NULL, '[\"e\"]', '\\x{'0000000101' * 10}')", ("/", [""], [], '["e"]')),
-        ("sio_emit('e', key => repeat('ü', 256))", ("/", [""], [], '["e"]')),
-        ("sio_emit('e', key => NULL)", ("/", [""], [], '["e"]')),
+         ("/", [""], [], [], r'["e",{"b":1,"a":"\u0000\ud800","b":2}]')),
+        ("sio_emit('e', to_jsonb(7)::json)", ("/", [""], [], [], '["e",7]')),
+        ("sio_emit('e', rooms => ARRAY['b', 'a', 'b'])", ("/", ["b", "a"], [], [], '["e"]')),
+        ("sio_emit('e', room => 'a', rooms => ARRAY['b', 'a'])", ("/", ["a", "b"], [], [], '["e"]')),
+        ("sio_emit('e', rooms => ARRAY['', 'b', '', 'a'])", ("/", ["b", "a"], [], [], '["e"]')),
+        ("sio_emit('e', rooms => ARRAY['admins', ''])", ("/", ["admins"], [], [], '["e"]')),
+        ("sio_emit('e', room => 'a', rooms => ARRAY['', 'b'])", ("/", ["a", "b"], [], [], '["e"]')),
+        ("sio_emit('e', room => 'a', rooms => ARRAY['', ''])", ("/", ["a"], [], [], '["e"]')),
+        ("sio_emit('e', room => 'a', rooms => ARRAY[]::text[])", ("/", ["a"], [], [], '["e"]')),
+        ("sio_emit('e', namespace => '/x', skip_sids => ARRAY['s', NULL, 't'])",
+         ("/x", [""], ["s", "t"], [], '["e"]')),
+        ("sio_emit('e', skip_rooms => ARRAY['m', '', NULL, 'n'])", ("/", [""], [], ["m", "n"], '["e"]')),
+        ("sio_emit('e', skip_rooms => ARRAY['', NULL])", ("/", [""], [], [], '["e"]')),
+        ("sio_emit('e', skip_rooms => NULL)", ("/", [""], [], [], '["e"]')),
+        ("sio_emit('e', skip_sids => NULL)", ("/", [""], [], [], '["e"]')),
+        ("sio_emit(E'\"\\\\\\n', room => repeat('ü', 256))", ("/", ["ü" * 256], [], [], r'["\"\\\n"]')),
+        ("sio_emit('disconnected', '\"connect\"')", ("/", [""], [], [], '["disconnected","connect"]')),
+        ("sio_emit('Connect')", ("/", [""], [], [], '["Connect"]')),
+        (f"sio_emit_encoded('/', '', NULL, NULL, '[\"e\"]', '\\x{'0000000101' * 10}')", ("/", [""], [], [], '["e"]')),
+        ("sio_emit('e', key => repeat('ü', 256))", ("/", [""], [], [], '["e"]')),
+        ("sio_emit('e', key => NULL)", ("/", [""], [], [], '["e"]')),
         ("sio_emit('e', rooms => ARRAY[]::text[], key => 'k')", None),
         ("sio_emit('e', '1', 'r', DEFAULT)", None),
         ("sio_emit('e', rooms => ARRAY[]::text[])", None),
@@ -98,6 +103,7 @@ def test_arguments(app, call, row):
         ("sio_emit('e', room => repeat('ü', 257))", psycopg.errors.ProgramLimitExceeded),
         ("sio_emit('e', rooms => ARRAY['a', repeat('x', 513)])", psycopg.errors.ProgramLimitExceeded),
         ("sio_emit('e', skip_sids => ARRAY[repeat('x', 513)])", psycopg.errors.ProgramLimitExceeded),
+        ("sio_emit('e', skip_rooms => ARRAY[repeat('x', 513)])", psycopg.errors.ProgramLimitExceeded),
         ("sio_emit('e', namespace => repeat('x', 513))", psycopg.errors.ProgramLimitExceeded),
         ("sio_emit('e', key => '')", psycopg.errors.InvalidParameterValue),
         ("sio_emit('e', key => repeat('ü', 257))", psycopg.errors.ProgramLimitExceeded),
@@ -154,15 +160,16 @@ def test_case_98_names_that_mean_harm_are_data(app):
     for name in hostile:
         app.execute(
             "SELECT sio_emit(%(n)s, to_json(%(n)s::text), rooms => ARRAY[%(n)s, 'r'], namespace => %(n)s,"
-            " skip_sids => ARRAY[%(n)s])",
+            " skip_sids => ARRAY[%(n)s], skip_rooms => ARRAY[%(n)s])",
             {"n": name},
         )
-        emit(app, name, name, room=[name, "r"], namespace=name, skip_sid=name)
+        emit(app, name, name, room=[name, "r"], namespace=name, skip_sid=name, skip_room=name)
     rows = stored(app)
     assert len(rows) == 2 * len(hostile)
     for name, *both in zip(hostile, rows[::2], rows[1::2], strict=True):
-        for namespace, rooms, skips, body in both:
-            assert (namespace, rooms, skips, json.loads(body)) == (name, [name, "r"], [name], [name, name])
+        for namespace, rooms, *skips, body in both:
+            assert (namespace, rooms, json.loads(body)) == (name, [name, "r"], [name, name])
+            assert skips == [[name], [name]]
     assert app.execute("SELECT count(*) FROM pg_class").fetchone() == before
 
 
@@ -410,4 +417,4 @@ async def test_a_write_only_manager_of_the_emitters_role_emits_in_its_transactio
     connection = await asyncpg.connect(roles["emitter"])
     await AsyncPostgresManager(roles["emitter"], write_only=True).emit("x", None, connection=connection)
     await connection.close()
-    assert stored(app) == [("/", [""], [], '["x"]')]
+    assert stored(app) == [("/", [""], [], [], '["x"]')]

@@ -255,6 +255,7 @@ class Chaos:
                     options["to"] = self._sid()
                 case "skip":
                     options["skip_sid"] = [self._sid(), self._sid()]
+                    options["skip_room"] = self.random.choice([None, *ROOMS, ROOMS])
                     options["room"] = self.random.choice([None, *ROOMS])
                 case "binary":
                     data = (data, self.random.randbytes(20), {"deep": [b"\x00"]})

@@ -13,6 +13,7 @@ from sio_pg_adapter.local.clients import Clients
 from sio_pg_adapter.local.delivery import Delivery
 from sio_pg_adapter.local.returns import Returns
 from sio_pg_adapter.local.rooms import Rooms
+from sio_pg_adapter.local.watch import Watch
 from sio_pg_adapter.log.memberships import Memberships
 from sio_pg_adapter.log.offsets import Epoch, OffsetCodec
 from sio_pg_adapter.log.records import Outgoing
@@ -69,8 +70,14 @@ def client_of(sid: str, namespace: str = "/", *, eio_sid: str | None = None, sen
     return Client(namespace, sid, connection, Memberships(sid, sent), sent=sent)
 
 
-def event(*rooms: str, body: str = '["e"]', namespace: str = "/", skip: tuple[str, ...] = ()) -> Outgoing:
-    return Outgoing(namespace, rooms or ("",), skip, body)
+def event(
+    *rooms: str,
+    body: str = '["e"]',
+    namespace: str = "/",
+    skip: tuple[str, ...] = (),
+    skip_rooms: tuple[str, ...] = (),
+) -> Outgoing:
+    return Outgoing(namespace, rooms or ("",), skip, body, skip_rooms=skip_rooms)
 
 
 class Local:
@@ -87,6 +94,7 @@ class Local:
         self.epochs.adopt(OffsetCodec([Epoch(0, b"k" * 32)]))
         self.ended = Ended()
         self.counters = Counters()
+        self.watch = Watch()
         self.delivery = Delivery(
             self.clients,
             self.rooms,
@@ -96,6 +104,7 @@ class Local:
             limit or QueueLimit(1_000, 1_000_000),
             self.counters,
             Returns(),
+            self.watch,
         )
 
     def client(

@@ -79,6 +79,7 @@ class ControlledNode:
         for handler in (disconnect, echo, join, leave, run):
             sio.on(handler.__name__, handler, namespace=namespace)
         self._register_say(namespace)
+        self._register_disconnecting(namespace)
         if config.middleware:
             self._register_middleware(namespace)
 
@@ -91,6 +92,13 @@ class ControlledNode:
             return stored
 
         self.sio.on("say", say, namespace=namespace)
+
+    def _register_disconnecting(self, namespace: str) -> None:
+        async def disconnecting(sid: str, reason: str) -> None:
+            rooms = self._rooms(sid, namespace)
+            await self._note(hook="disconnecting", namespace=namespace, sid=sid, reason=reason, rooms=rooms)
+
+        self.sio.on("disconnecting", disconnecting, namespace=namespace)
 
     def _register_middleware(self, namespace: str) -> None:
         async def middleware(sid: str, environ: Json, auth: Any) -> None:
@@ -231,7 +239,15 @@ class ControlledNode:
         return await self.sio.server_count()
 
     async def op_fetch_sockets(self, room: Any = None, namespace: str = "/") -> list[Json]:
-        return [asdict(socket) for socket in await self.sio.fetch_sockets(room, namespace)]
+        sockets = [asdict(socket) for socket in await self.sio.fetch_sockets(room, namespace)]
+        for socket in sockets:
+            socket["handshake"]["time"] = socket["handshake"]["time"].isoformat()
+        return sockets
+
+    async def op_socket(self, sid: str, method: str, args: list[Any]) -> None:
+        """Call a method of a socket of any node."""
+        [socket] = await self.sio.fetch_sockets(sid)
+        await getattr(socket, method)(*args)
 
     async def op_node_id(self) -> str:
         node: str = self.sio.manager.node.id

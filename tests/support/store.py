@@ -19,8 +19,15 @@ class Store:
         self.log, self.sessions, self.reader = manager.node.writer, manager.node.sessions, manager.node.reader
         self.node = manager.node.id
 
-    async def emit(self, *rooms: str, namespace: str = "/", skip: tuple[str, ...] = (), body: str = '["e"]') -> int:
-        entry = Entry(Kind.EVENT, namespace, rooms or ("",), skip, body=body)
+    async def emit(
+        self,
+        *rooms: str,
+        namespace: str = "/",
+        skip: tuple[str, ...] = (),
+        skip_rooms: tuple[str, ...] = (),
+        body: str = '["e"]',
+    ) -> int:
+        entry = Entry(Kind.EVENT, namespace, rooms or ("",), skip, skip_rooms, body=body)
         return (await self.log.append(entry)).offset
 
     async def move(self, kind: Kind, sid: str, room: str, **args: Any) -> int:

@@ -21,9 +21,18 @@ from sio_pg_adapter.store.batches import (
 from sio_pg_adapter.store.reader import read_notification
 
 
-def event(*rooms, body='["e"]', skip=(), parts=(), namespace="/", key=None):
+def event(*rooms, body='["e"]', skip=(), skip_rooms=(), parts=(), namespace="/", key=None):
     args = {} if key is None else {"key": key}
-    return Entry(Kind.EVENT, namespace, rooms or ("",), tuple(skip), body=body, parts=tuple(parts), args=args)
+    return Entry(
+        Kind.EVENT,
+        namespace,
+        rooms or ("",),
+        tuple(skip),
+        tuple(skip_rooms),
+        body=body,
+        parts=tuple(parts),
+        args=args,
+    )
 
 
 # -- a single event --------------------------------------------------------------------------------------
@@ -38,6 +47,7 @@ def test_a_single_event_for_one_room_has_a_statement_of_its_own():
         [event("x"), event("x")],
         [event("x", "y")],
         [event("x", skip=["a"])],
+        [event("x", skip_rooms=["m"])],
         [event("x", parts=[b"a"])],
         [Entry(Kind.ENTER, "/", ("x",), sid="a")],
     ],
@@ -51,7 +61,7 @@ def test_the_columns_of_a_batch():
     key = str(uuid.uuid4())
     entries = [
         event("x", "y", body='["a"]', skip=["s"], parts=[b"1", b"2"]),
-        event(body='["large"]', parts=[b"3"]),
+        event(body='["large"]', parts=[b"3"], skip_rooms=["m", "n"]),
         Entry(Kind.LEAVE, "/chat", ("z",), sid="t", args={"as_of": 7}),
     ]
     assert columns(entries, [None, key, None]) == (
@@ -60,6 +70,7 @@ def test_the_columns_of_a_batch():
         ["x", "", "z"],
         ['["x", "y"]', None, None],
         ['["s"]', None, None],
+        [None, '["m", "n"]', None],
         [None, None, "t"],
         ['["a"]', None, None],  # body and parts of the second are in the attachment table
         [pack([b"1", b"2"]), None, None],
@@ -69,9 +80,11 @@ def test_the_columns_of_a_batch():
 
 
 def test_a_column_of_nothing_is_not_sent():
-    _, _, _, rooms, skips, sids, bodies, parts, keys, args = columns([event("x"), event("y")], [None, None])
+    _, _, _, rooms, skips, skip_rooms, sids, bodies, parts, keys, args = columns(
+        [event("x"), event("y")], [None, None]
+    )
     assert bodies == ['["e"]', '["e"]']
-    assert (rooms, skips, sids, parts, keys, args) == (None,) * 6
+    assert (rooms, skips, skip_rooms, sids, parts, keys, args) == (None,) * 7
     assert _column([None, 0]) == [None, 0]
 
 
@@ -114,13 +127,13 @@ def test_outcomes_by_key_after_a_lost_answer():
 
 # -- what a notification carries -------------------------------------------------------------------------
 def test_the_events_of_a_small_batch_are_carried_and_read_as_they_were():
-    entries = [event("x", "y", body='["ü"]', skip=["s"], namespace="/chat"), event()]
+    entries = [event("x", "y", body='["ü"]', skip=["s"], skip_rooms=["m"], namespace="/chat"), event()]
     text = carried(entries)
     assert text is not None and text.isascii()
     _, _, records = read_notification(f"4 6 {text}")
     assert records is not None
-    assert [(r.namespace, r.rooms, r.skip_sids, r.body) for r in records] == [
-        (e.namespace, e.rooms, e.skip_sids, e.body) for e in entries
+    assert [(r.namespace, r.rooms, r.skip_sids, r.skip_rooms, r.body) for r in records] == [
+        (e.namespace, e.rooms, e.skip_sids, e.skip_rooms, e.body) for e in entries
     ]
 
 

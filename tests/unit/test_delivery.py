@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from sio_pg_adapter.local.client import Ack, QueueLimit, State
@@ -10,8 +12,8 @@ from sio_pg_adapter.log.records import Held, Kind, Record
 from support.local import Local, event
 
 
-def record(offset, *rooms, body='["e"]', namespace="/", skip=()):
-    return Record(offset, Kind.EVENT, namespace, rooms or ("",), tuple(skip), body=body)
+def record(offset, *rooms, body='["e"]', namespace="/", skip=(), skip_rooms=()):
+    return Record(offset, Kind.EVENT, namespace, rooms or ("",), tuple(skip), tuple(skip_rooms), body=body)
 
 
 def sent(client):
@@ -34,6 +36,17 @@ async def test_an_event_reaches_each_member_of_its_rooms_once():
     local.delivery.apply(record(2, body='["all"]'))
     assert [sent(client) for client in (a, b, c, elsewhere)] == [['2["all"]'], ['2["all"]'], ['2["all"]'], []]
     assert (local.counters.applied, local.counters.stored) == (2, 5)
+
+
+async def test_an_event_does_not_reach_members_of_the_rooms_that_it_skips():
+    local = Local()
+    a, b, c = local.client("a", "x"), local.client("b", "x", "muted"), local.client("c", "x", "away")
+    local.client("d", "muted", namespace="/other")
+    local.delivery.apply(record(1, "x", skip_rooms=["muted", "away", "nobody"]))
+    assert [sent(client) for client in (a, b, c)] == [['2["e"]'], [], []]
+    local.delivery.apply(Record(2, Kind.LEAVE, "/", ("muted",), sid="b"))
+    local.delivery.apply(record(3, skip_rooms=["muted", "a"]))
+    assert [len(sent(client)) for client in (a, b, c)] == [0, 1, 1]
 
 
 async def test_clients_that_keep_offsets_get_one_as_the_last_argument():
@@ -247,6 +260,20 @@ async def test_an_unstored_event_does_not_move_the_offset():
 
 
 # -- questions -----------------------------------------------------------------------------------------------
+async def test_a_volatile_event_is_not_for_a_client_that_does_not_take_what_it_is_sent():
+    local = Local()
+    client = local.client("a")
+    for n in range(2):  # in one tick the socket's writer cannot have taken the first
+        local.delivery.unstored(event(body=f'["v",{n}]'), volatile=True)
+    await asyncio.sleep(0)
+    local.delivery.unstored(event(body='["v",2]'), volatile=True)
+    local.delivery.unstored(event(body='["kept"]'))
+    local.delivery.unstored(event(body='["v",3]'), volatile=True)
+    assert sent(client) == ['2["v",0]', '2["v",1]', '2["kept"]']
+    local.delivery.unstored(event(body='["v",4]'), volatile=True)
+    assert sent(client) == ['2["v",4]']
+
+
 async def test_a_question_has_an_id_for_each_client_and_no_offset():
     local = Local()
     a, b = local.client("a", "x", recoverable=True), local.client("b", "x")

@@ -10,8 +10,8 @@ from sio_pg_adapter.log.memberships import Memberships, spans_of
 from sio_pg_adapter.log.records import Kind, Record
 
 
-def event(offset, *rooms, skip=()):
-    return Record(offset, Kind.EVENT, "/", rooms or ("",), tuple(skip), body='["e"]')
+def event(offset, *rooms, skip=(), skip_rooms=()):
+    return Record(offset, Kind.EVENT, "/", rooms or ("",), tuple(skip), tuple(skip_rooms), body='["e"]')
 
 
 def test_the_example_of_the_module():
@@ -39,6 +39,13 @@ def test_the_example_of_the_module():
         (event(31, "x", "y"), True),
         (event(25, "y", "x", "s"), True),
         (Record(25, Kind.ENTER, "/", ("x",), sid="s"), False),
+        (event(20, skip_rooms=["x"]), True),  # emitted, then muted
+        (event(21, skip_rooms=["x"]), False),
+        (event(29, "y", skip_rooms=["z", "x"]), False),
+        (event(30, skip_rooms=["x"]), True),
+        (event(25, "x", skip_rooms=["x"]), False),
+        (event(31, skip_rooms=["s"]), False),
+        (event(31, skip_rooms=["t"]), True),
     ],
 )
 def test_cases_35_36_40_due_by_the_rooms_of_the_time(record, due):
@@ -116,14 +123,15 @@ def test_a_closed_room_ends_the_membership_of_those_who_are_in_it():
 
 
 @pytest.mark.parametrize(
-    ("members", "skips", "moves"),
-    [(["x"], [], True), (["z", "x"], [], True), (["s"], [], True), ([""], [], True), (["y"], [], False),
-     (["t"], [], False), (["x"], ["s"], False)],
+    ("members", "skips", "skip_rooms", "moves"),
+    [(["x"], [], [], True), (["z", "x"], [], [], True), (["s"], [], [], True), ([""], [], [], True),
+     (["y"], [], [], False), (["t"], [], [], False), (["x"], ["s"], [], False), ([""], [], ["x"], False),
+     (["x"], [], ["z", "s"], False), (["x"], [], ["y", "t"], True)],
 )  # fmt: skip
-def test_a_record_about_the_members_of_rooms_is_about_those_who_are_in_one(members, skips, moves):
+def test_a_record_about_the_members_of_rooms_is_about_those_who_are_in_one(members, skips, skip_rooms, moves):
     for kind, spans in ((Kind.MEMBERS_ENTER, {"z": [(9, None)]}), (Kind.MEMBERS_LEAVE, {})):
         memberships = Memberships("s", 0, {"x": [(2, None)], "y": [(3, 5)]})
-        record = Record(9, kind, "/", ("z", "x"), tuple(skips), members=tuple(members))
+        record = Record(9, kind, "/", ("z", "x"), tuple(skips), tuple(skip_rooms), members=tuple(members))
         before = dict(memberships.rooms)
         assert memberships.concerns(record) is moves
         memberships.apply(record)
@@ -164,6 +172,7 @@ moves = st.lists(
         st.sampled_from(["s", "t"]),
         st.sampled_from(["", "rooms"]),
         st.booleans(),
+        st.sets(st.sampled_from(["x", "y", "z"]), max_size=1),
     ),
     max_size=40,
 )
@@ -176,15 +185,16 @@ def test_due_is_what_live_delivery_sends(script, start, data):
     sent: list[int] = []
     memberships = Memberships("s", start)
     log: list[Record] = []
-    for offset, (kind, names, sid, to, skip) in enumerate(script, start + 1):
+    for offset, (kind, names, sid, to, skip, skip_rooms) in enumerate(script, start + 1):
         if kind is Kind.EVENT:
-            record = event(offset, *(names if to else ("",)), skip=[sid] if skip else ())
-            if not (skip and sid == "s") and (not to or rooms & set(names)):
+            record = event(offset, *(names if to else ("",)), skip=[sid] if skip else (), skip_rooms=skip_rooms)
+            if not (skip and sid == "s") and not rooms & skip_rooms and (not to or rooms & set(names)):
                 sent.append(offset)
         elif kind in (Kind.MEMBERS_ENTER, Kind.MEMBERS_LEAVE):  # the members of the last of the rooms, or of a sid's
             of = names[-1] if to else sid
-            record = Record(offset, kind, "/", (names[0],), (sid,) if skip else (), members=(of,))
-            if of in {"s", *rooms} and not (skip and sid == "s"):
+            skip_sids = (sid,) if skip else ()
+            record = Record(offset, kind, "/", (names[0],), skip_sids, tuple(skip_rooms), members=(of,))
+            if of in {"s", *rooms} and not (skip and sid == "s") and not rooms & skip_rooms:
                 rooms = rooms | {names[0]} if kind is Kind.MEMBERS_ENTER else rooms - {names[0]}
         else:
             record = Record(offset, kind, "/", (names[0],), sid=None if kind is Kind.CLOSE else sid)

@@ -30,7 +30,7 @@ from sio_pg_adapter.store.reader import LogReader
 from support.postgres import Postgres
 
 EXAMPLES = [
-    Event("/", ("x",), ("a",), '["e"]'),
+    Event("/", ("x",), ("a",), ("m",), '["e"]'),
     Question(7, "sio_channel", {"namespace": "/"}),
     Answer(7, "[1]"),
     Request("status"),

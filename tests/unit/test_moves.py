@@ -64,7 +64,7 @@ class WritingNode(Local):
 
     def arguments(self) -> list[object]:
         """Return the arguments of each entry that was written."""
-        return [json.loads(text) for _, *columns, _ in self.postgres.arguments_of("write") for text in columns[9]]
+        return [json.loads(text) for _, *columns, _ in self.postgres.arguments_of("write") for text in columns[10]]
 
 
 @pytest.fixture

@@ -72,6 +72,8 @@ async def test_each_member_of_several_rooms_is_named_once():
     assert list(local.rooms.members("/", ("x",))) == ["a"]
     assert sorted(local.rooms.members("/", (EVERYBODY,))) == ["a", "b", "c"]
     assert sorted(local.rooms.members("/", (EVERYBODY, "x"))) == ["a", "b", "c"]
+    assert list(local.rooms.members("/", ("x", "y"), ("nobody", "x"))) == ["b"]
+    assert list(local.rooms.members("/", (EVERYBODY,), ("b",))) == ["a", "c"]
     assert list(local.rooms.members("/nobody", ("x",))) == list(local.rooms.members("/", ("nobody",))) == []
 
 
@@ -79,13 +81,17 @@ async def test_an_event_is_for_live_and_replaying_members_that_are_not_skipped()
     local = Local()
     live = local.client("live", "x")
     replaying = local.client("replaying", "x", state=State.REPLAYING)
-    local.client("connecting", "x", state=State.CONNECTING)
+    connecting = local.client("connecting", "x", state=State.CONNECTING)
     local.client("other")
     local.client("elsewhere", "x", namespace="/other")
     assert local.rooms.recipients(event("x")) == [live, replaying]
     assert local.rooms.recipients(event("replaying")) == [replaying]
     assert local.rooms.recipients(event("x", skip=("live",))) == [replaying]
     assert local.rooms.recipients(event("x", skip=("replaying",))) == [live]
+    assert local.rooms.recipients(event("x", skip_rooms=("nobody", "replaying"))) == [live]
+    assert local.rooms.recipients(event("x", skip_rooms=("x",))) == []
+    assert local.rooms.awaited(event("connecting")) == [connecting]
+    assert local.rooms.awaited(event("connecting", skip_rooms=("x",))) == []
 
 
 async def test_clients_belong_to_their_rooms_in_whatever_state():

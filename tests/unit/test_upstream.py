@@ -27,6 +27,7 @@ SIGNATURES = {
         "_get_event_handler": "(self, event, namespace, args)",
         "_get_namespace_handler": "(self, namespace, args)",
         "_handle_event": "(self, eio_sid, namespace, id, data)",
+        "_handle_event_internal": "(self, server, sid, eio_sid, data, namespace, id)",
         "_handle_eio_connect": "(self, eio_sid, environ)",
         "_handle_eio_disconnect": "(self, eio_sid, reason)",
         "_handle_eio_message": "(self, eio_sid, data)",
@@ -47,6 +48,7 @@ SIGNATURES = {
         ),
         "leave_room": "(self, sid, room, namespace=None)",
         "rooms": "(self, sid, namespace=None)",
+        "send": "(self, data, to=None, room=None, skip_sid=None, namespace=None, callback=None, ignore_queue=False)",
         "session": "(self, sid, namespace=None)",
         "save_session": "(self, sid, session, namespace=None)",
         "shutdown": "(self)",
@@ -120,8 +122,8 @@ ACCESSORS = {
     "__self__": "socket_of",
     "_binary_packet": "pending_packets",
     "_trigger_event": "trigger",
-    "_get_event_handler": "connect_handler",
-    "_get_namespace_handler": "connect_handler",
+    "_get_event_handler": "handler_of",
+    "_get_namespace_handler": "handler_of",
     "_handle_event": "handle_event",
     "_send_ping": "pings_are_reported",
     "_to_dict": "encode_without_data",
@@ -149,12 +151,12 @@ def test_where_engineio_looks_up_its_websockets(driver: Any) -> None:
 def test_where_the_private_names_are() -> None:
     sio = socketio.AsyncServer(async_mode="asgi")
     assert upstream.pending_packets(sio) == {}
-    assert upstream.connect_handler(sio, "/") == (None, 0)
+    assert upstream.handler_of(sio, "connect", "/") == (None, 0)
 
     @sio.on("connect", namespace="*")
     def connect(namespace: str, sid: str, environ: dict[str, Any]) -> None: ...
 
-    assert upstream.connect_handler(sio, "/chat") == (connect, 1)
+    assert upstream.handler_of(sio, "connect", "/chat") == (connect, 1)
 
     class Chat(socketio.AsyncNamespace):
         def on_connect(self, sid: str, environ: dict[str, Any], auth: Any) -> None: ...
@@ -162,4 +164,4 @@ def test_where_the_private_names_are() -> None:
     chat = Chat("/class")
     other = socketio.AsyncServer(async_mode="asgi")
     other.register_namespace(chat)
-    assert upstream.connect_handler(other, "/class") == (chat.on_connect, 0)
+    assert upstream.handler_of(other, "connect", "/class") == (chat.on_connect, 0)

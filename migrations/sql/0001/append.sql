@@ -13,22 +13,22 @@ END $$;
 CREATE FUNCTION sio.sio_put_record(
     p_batch bigint, p_kind integer, p_namespace text, p_room text, p_sid text,
     p_generation bigint DEFAULT NULL, p_as_of bigint DEFAULT NULL, p_node uuid DEFAULT NULL, p_data text DEFAULT NULL,
-    p_rooms text[] DEFAULT NULL, p_skip_sids text[] DEFAULT NULL)
+    p_rooms text[] DEFAULT NULL, p_skip_sids text[] DEFAULT NULL, p_skip_rooms text[] DEFAULT NULL)
 RETURNS bigint
 LANGUAGE plpgsql AS $$
 DECLARE v_offset bigint; v_segment bigint := (SELECT last_value FROM sio.sio_active_segment);
 BEGIN
     IF v_segment = 0 THEN
-        INSERT INTO sio.sio_packets_0 ("offset", kind, namespace, room, rooms, skip_sids, sid, generation, as_of, node,
-                                       data, batch)
+        INSERT INTO sio.sio_packets_0 ("offset", kind, namespace, room, rooms, skip_sids, skip_rooms, sid, generation,
+                                       as_of, node, data, batch)
         VALUES (nextval('sio.sio_packets_offset_seq'), p_kind, p_namespace, coalesce(p_room, ''), p_rooms, p_skip_sids,
-                p_sid, p_generation, p_as_of, p_node, p_data, p_batch)
+                p_skip_rooms, p_sid, p_generation, p_as_of, p_node, p_data, p_batch)
         RETURNING "offset" INTO v_offset;
     ELSE
-        INSERT INTO sio.sio_packets_1 ("offset", kind, namespace, room, rooms, skip_sids, sid, generation, as_of, node,
-                                       data, batch)
+        INSERT INTO sio.sio_packets_1 ("offset", kind, namespace, room, rooms, skip_sids, skip_rooms, sid, generation,
+                                       as_of, node, data, batch)
         VALUES (nextval('sio.sio_packets_offset_seq'), p_kind, p_namespace, coalesce(p_room, ''), p_rooms, p_skip_sids,
-                p_sid, p_generation, p_as_of, p_node, p_data, p_batch)
+                p_skip_rooms, p_sid, p_generation, p_as_of, p_node, p_data, p_batch)
         RETURNING "offset" INTO v_offset;
     END IF;
     RETURN v_offset;
@@ -37,8 +37,8 @@ END $$;
 -- Appends a batch of waiting entries in order, with one lock, one commit and one notification.
 --
 -- Arrays have one element for each entry. p_room_lists: a JSON array of all rooms, if there are several.
--- p_skip_lists: a JSON array of the sids that do not get the event. p_args: the arguments of the functions below, or the
--- key of an event.
+-- p_skip_lists: a JSON array of the sids that do not get the event. p_skip_room_lists: of the rooms whose members do not.
+-- p_args: the arguments of the functions below, or the key of an event.
 -- p_carry: the records for the notification, if they fit. p_drain: false for the relay, which appends its own rows.
 --
 -- prev: the last offset before the batch. offsets: the offset of each entry. An entry that changed nothing has minus the
@@ -46,12 +46,13 @@ END $$;
 -- results: the answers of the session functions.
 CREATE FUNCTION sio.sio_append_batch(
     p_batch bigint, p_kinds smallint[], p_namespaces text[], p_rooms text[], p_room_lists text[], p_skip_lists text[],
-    p_sids text[], p_bodies text[], p_parts bytea[], p_attachments uuid[], p_args text[], p_carry text,
-    p_drain boolean DEFAULT true, OUT prev bigint, OUT offsets bigint[], OUT results text[])
+    p_skip_room_lists text[], p_sids text[], p_bodies text[], p_parts bytea[], p_attachments uuid[], p_args text[],
+    p_carry text, p_drain boolean DEFAULT true,
+    OUT prev bigint, OUT offsets bigint[], OUT results text[])
 LANGUAGE plpgsql AS $$
 DECLARE
     v_segment bigint; v_last bigint; v_offset bigint; v_result json; v_channel text; v_rooms text[]; v_skips text[];
-    v_key text; r record;
+    v_skip_rooms text[]; v_key text; r record;
 BEGIN
     LOCK TABLE sio.sio_lock IN EXCLUSIVE MODE;
     PERFORM sio.sio_check_isolation();
@@ -76,24 +77,30 @@ BEGIN
             ON CONFLICT (namespace, key) DO UPDATE SET "offset" = excluded."offset";  -- as in sio_take_key()
         END IF;
         IF v_segment = 0 THEN
-            INSERT INTO sio.sio_packets_0 ("offset", kind, namespace, room, rooms, skip_sids, body, parts, attachment,
-                                           batch)
+            INSERT INTO sio.sio_packets_0 ("offset", kind, namespace, room, rooms, skip_sids, skip_rooms, body, parts,
+                                           attachment, batch)
             SELECT offsets[e.i], 0, e.namespace, e.room,
                    CASE WHEN e.rooms IS NOT NULL THEN ARRAY(SELECT json_array_elements_text(e.rooms::json)) END,
                    CASE WHEN e.skips IS NOT NULL THEN ARRAY(SELECT json_array_elements_text(e.skips::json)) END,
+                   CASE WHEN e.skip_rooms IS NOT NULL THEN
+                       ARRAY(SELECT json_array_elements_text(e.skip_rooms::json)) END,
                    e.body, e.parts, e.attachment, p_batch
-            FROM unnest(p_namespaces, p_rooms, p_room_lists, p_skip_lists, p_bodies, p_parts, p_attachments)
-                WITH ORDINALITY AS e (namespace, room, rooms, skips, body, parts, attachment, i)
+            FROM unnest(p_namespaces, p_rooms, p_room_lists, p_skip_lists, p_skip_room_lists, p_bodies, p_parts,
+                        p_attachments)
+                WITH ORDINALITY AS e (namespace, room, rooms, skips, skip_rooms, body, parts, attachment, i)
             WHERE offsets[e.i] > 0;
         ELSE
-            INSERT INTO sio.sio_packets_1 ("offset", kind, namespace, room, rooms, skip_sids, body, parts, attachment,
-                                           batch)
+            INSERT INTO sio.sio_packets_1 ("offset", kind, namespace, room, rooms, skip_sids, skip_rooms, body, parts,
+                                           attachment, batch)
             SELECT offsets[e.i], 0, e.namespace, e.room,
                    CASE WHEN e.rooms IS NOT NULL THEN ARRAY(SELECT json_array_elements_text(e.rooms::json)) END,
                    CASE WHEN e.skips IS NOT NULL THEN ARRAY(SELECT json_array_elements_text(e.skips::json)) END,
+                   CASE WHEN e.skip_rooms IS NOT NULL THEN
+                       ARRAY(SELECT json_array_elements_text(e.skip_rooms::json)) END,
                    e.body, e.parts, e.attachment, p_batch
-            FROM unnest(p_namespaces, p_rooms, p_room_lists, p_skip_lists, p_bodies, p_parts, p_attachments)
-                WITH ORDINALITY AS e (namespace, room, rooms, skips, body, parts, attachment, i)
+            FROM unnest(p_namespaces, p_rooms, p_room_lists, p_skip_lists, p_skip_room_lists, p_bodies, p_parts,
+                        p_attachments)
+                WITH ORDINALITY AS e (namespace, room, rooms, skips, skip_rooms, body, parts, attachment, i)
             WHERE offsets[e.i] > 0;
         END IF;
         IF EXISTS (SELECT FROM unnest(p_room_lists) l WHERE l IS NOT NULL) THEN
@@ -112,9 +119,10 @@ BEGIN
             END IF;
         END IF;
     ELSE
-        FOR r IN SELECT * FROM unnest(p_kinds, p_namespaces, p_rooms, p_room_lists, p_skip_lists, p_sids, p_bodies,
-                                      p_parts, p_attachments, p_args)
-                     WITH ORDINALITY AS e (kind, namespace, room, rooms, skips, sid, body, parts, attachment, args, i)
+        FOR r IN SELECT * FROM unnest(p_kinds, p_namespaces, p_rooms, p_room_lists, p_skip_lists, p_skip_room_lists,
+                                      p_sids, p_bodies, p_parts, p_attachments, p_args)
+                     WITH ORDINALITY AS e (kind, namespace, room, rooms, skips, skip_rooms, sid, body, parts,
+                                           attachment, args, i)
                  ORDER BY i
         LOOP
             v_offset := 0;
@@ -125,30 +133,34 @@ BEGIN
                 v_offset := CASE WHEN v_key IS NOT NULL THEN -sio.sio_keyed_event(r.namespace, v_key) END;
                 v_rooms := NULL;
                 v_skips := NULL;
+                v_skip_rooms := NULL;
                 IF r.rooms IS NOT NULL THEN
                     v_rooms := ARRAY(SELECT json_array_elements_text(r.rooms::json));
                 END IF;
                 IF r.skips IS NOT NULL THEN
                     v_skips := ARRAY(SELECT json_array_elements_text(r.skips::json));
                 END IF;
+                IF r.skip_rooms IS NOT NULL THEN
+                    v_skip_rooms := ARRAY(SELECT json_array_elements_text(r.skip_rooms::json));
+                END IF;
                 -- The further rooms are written at once, because a claim behind the event in this batch reads them.
                 IF v_offset < 0 THEN
                     NULL;  -- the key is taken
                 ELSIF v_segment = 0 THEN
-                    INSERT INTO sio.sio_packets_0 ("offset", kind, namespace, room, rooms, skip_sids, body, parts,
-                                                   attachment, batch)
-                    VALUES (nextval('sio.sio_packets_offset_seq'), 0, r.namespace, r.room, v_rooms, v_skips, r.body,
-                            r.parts, r.attachment, p_batch)
+                    INSERT INTO sio.sio_packets_0 ("offset", kind, namespace, room, rooms, skip_sids, skip_rooms, body,
+                                                   parts, attachment, batch)
+                    VALUES (nextval('sio.sio_packets_offset_seq'), 0, r.namespace, r.room, v_rooms, v_skips,
+                            v_skip_rooms, r.body, r.parts, r.attachment, p_batch)
                     RETURNING "offset" INTO v_offset;
                     IF v_rooms IS NOT NULL THEN
                         INSERT INTO sio.sio_packet_rooms_0 (namespace, room, "offset")
                         SELECT DISTINCT r.namespace, x.room, v_offset FROM unnest(v_rooms[2:]) AS x (room);
                     END IF;
                 ELSE
-                    INSERT INTO sio.sio_packets_1 ("offset", kind, namespace, room, rooms, skip_sids, body, parts,
-                                                   attachment, batch)
-                    VALUES (nextval('sio.sio_packets_offset_seq'), 0, r.namespace, r.room, v_rooms, v_skips, r.body,
-                            r.parts, r.attachment, p_batch)
+                    INSERT INTO sio.sio_packets_1 ("offset", kind, namespace, room, rooms, skip_sids, skip_rooms, body,
+                                                   parts, attachment, batch)
+                    VALUES (nextval('sio.sio_packets_offset_seq'), 0, r.namespace, r.room, v_rooms, v_skips,
+                            v_skip_rooms, r.body, r.parts, r.attachment, p_batch)
                     RETURNING "offset" INTO v_offset;
                     IF v_rooms IS NOT NULL THEN
                         INSERT INTO sio.sio_packet_rooms_1 (namespace, room, "offset")

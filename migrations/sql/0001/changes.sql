@@ -24,7 +24,8 @@ BEGIN
         -- As in sio_outbox_append(): the application has its constraints IMMEDIATE.
         SET CONSTRAINTS sio.sio_changes_append DEFERRED;
         INSERT INTO sio.sio_outbox_changes
-        VALUES (OLD.kind, OLD.namespace, OLD.rooms, OLD.sid, OLD.members, OLD.skip_sids, true);
+        VALUES (OLD.kind, OLD.namespace, OLD.rooms, OLD.sid, OLD.members, OLD.skip_sids, OLD.skip_rooms,
+                true);
         RETURN NULL;
     END IF;
     IF current_setting('synchronous_commit') = 'off' THEN
@@ -39,7 +40,7 @@ BEGIN
     IF OLD.members IS NOT NULL THEN
         v_offset := sio.sio_change_members(
             NULL, CASE OLD.kind WHEN 1 THEN 6 WHEN 2 THEN 7 ELSE 8 END, OLD.namespace, OLD.members, OLD.rooms,
-            OLD.skip_sids);
+            OLD.skip_sids, OLD.skip_rooms);
     ELSIF OLD.kind = 5 THEN
         v_offset := sio.sio_kick(NULL, OLD.namespace, OLD.sid);
     ELSE
@@ -80,13 +81,14 @@ ALTER TABLE sio.sio_outbox_changes ENABLE ALWAYS TRIGGER sio_changes_append;
 -- p_change: enter_room, leave_room, close_room or disconnect. p_rooms: a JSON array of the rooms to enter, leave or
 -- close. p_sid: the client that moves or is disconnected. p_members: instead of p_sid, a JSON array of rooms whose
 -- members are meant. An empty name means everybody. p_skips: a JSON array of the sids of members that stay.
-CREATE FUNCTION sio.sio_change(p_change text, p_namespace text, p_rooms text, p_sid text, p_members text, p_skips text)
-RETURNS void
+-- p_skip_rooms: of the rooms whose members stay.
+CREATE FUNCTION sio.sio_change(p_change text, p_namespace text, p_rooms text, p_sid text, p_members text, p_skips text,
+                               p_skip_rooms text DEFAULT NULL) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     v_kind integer := CASE p_change WHEN 'enter_room' THEN 1 WHEN 'leave_room' THEN 2 WHEN 'close_room' THEN 3
                       WHEN 'disconnect' THEN 5 END;
-    v_rooms text[]; v_members text[]; v_skips text[]; v_own text; v_state bigint;
+    v_rooms text[]; v_members text[]; v_skips text[]; v_skip_rooms text[]; v_own text; v_state bigint;
 BEGIN
     IF v_kind IS NULL OR p_namespace IS NULL THEN
         RAISE invalid_parameter_value USING MESSAGE =
@@ -101,6 +103,7 @@ BEGIN
     v_rooms := ARRAY(SELECT DISTINCT json_array_elements_text(p_rooms::json));
     v_members := CASE WHEN p_members IS NOT NULL THEN ARRAY(SELECT json_array_elements_text(p_members::json)) END;
     v_skips := ARRAY(SELECT json_array_elements_text(p_skips::json));
+    v_skip_rooms := ARRAY(SELECT json_array_elements_text(p_skip_rooms::json));
     IF (cardinality(v_rooms) = 0) <> (v_kind = 5) OR '' = ANY (v_rooms) OR array_position(v_rooms, NULL) IS NOT NULL THEN
         RAISE invalid_parameter_value USING MESSAGE = format(
             'sio_%s: name the room. It is not empty, since an empty name means everybody', p_change);
@@ -110,7 +113,8 @@ BEGIN
         RAISE invalid_parameter_value USING MESSAGE = format(
             'sio_%s: name one client by sid, or all members of a room by room', p_change);
     END IF;
-    IF (SELECT max(octet_length(n)) FROM unnest(v_rooms || v_members || v_skips || ARRAY[p_namespace, p_sid]) n) > 512 THEN
+    IF (SELECT max(octet_length(n)) FROM unnest(v_rooms || v_members || v_skips || v_skip_rooms
+                                                || ARRAY[p_namespace, p_sid]) n) > 512 THEN
         RAISE program_limit_exceeded USING MESSAGE = format(
             'sio_%s: a namespace, room or sid is longer than 512 bytes', p_change);
     END IF;
@@ -131,11 +135,12 @@ BEGIN
         -- As in sio_emit_encoded().
         WITH state AS MATERIALIZED (SELECT last_value FROM sio.sio_relay_state WHERE last_value NOT IN (0, 2)),
         inserted AS (
-            INSERT INTO sio.sio_relay (transaction, kind, namespace, room, rooms, skip_sids, members, sid)
+            INSERT INTO sio.sio_relay (transaction, kind, namespace, room, rooms, skip_sids, skip_rooms, members, sid)
             SELECT pg_current_xact_id()::text::bigint,
                    CASE WHEN v_members IS NULL THEN v_kind WHEN v_kind = 1 THEN 6 WHEN v_kind = 2 THEN 7 ELSE 8 END,
                    p_namespace, c.rooms[1], CASE WHEN cardinality(c.rooms) > 1 THEN array_to_json(c.rooms)::text END,
                    CASE WHEN cardinality(v_skips) > 0 THEN array_to_json(v_skips)::text END,
+                   CASE WHEN cardinality(v_skip_rooms) > 0 THEN array_to_json(v_skip_rooms)::text END,
                    array_to_json(v_members)::text, p_sid
             FROM state, (SELECT ARRAY[r.room] AS rooms FROM unnest(v_rooms) r (room) WHERE v_members IS NULL AND v_kind <> 5
                          UNION ALL
@@ -150,7 +155,8 @@ BEGIN
         END IF;
     END IF;
     INSERT INTO sio.sio_outbox_changes
-    VALUES (v_kind, p_namespace, CASE WHEN v_kind = 5 THEN ARRAY[''] ELSE v_rooms END, p_sid, v_members, v_skips, false);
+    VALUES (v_kind, p_namespace, CASE WHEN v_kind = 5 THEN ARRAY[''] ELSE v_rooms END, p_sid, v_members, v_skips,
+            v_skip_rooms, false);
 END $$;
 
 -- Checks the arguments of the functions for SQL, and calls sio_change. A null is refused, because 'user:' || id with a

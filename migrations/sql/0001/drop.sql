@@ -22,7 +22,8 @@ DROP FUNCTION sio.sio_fingerprint, sio.sio_check_isolation, sio.sio_last_in_epoc
     sio.sio_outbox_retry, sio.sio_outbox_bounds, sio.sio_outbox_append, sio.sio_emit_encoded, sio.sio_emit,
     sio.sio_wait_for_lock, sio.sio_forget_rooms, sio.sio_missed, sio.sio_needs_floor, sio.sio_delete_expired,
     sio.sio_has_key, sio.sio_keyed_event, sio.sio_keyed_offsets, sio.sio_take_key, sio.sio_position, sio.sio_in_log,
-    sio.sio_count_since, sio.sio_history, sio.sio_deleted, sio.sio_last_due, sio.sio_raise_floors;
+    sio.sio_count_since, sio.sio_history, sio.sio_deleted, sio.sio_last_due, sio.sio_raise_floors,
+    sio.sio_is_skipped, sio.sio_last_skipping, sio.sio_server_side_emit, sio.sio_server_side_emit_encoded;
 
 DROP FUNCTION sio.sio_members, sio.sio_change_members, sio.sio_changes_take, sio.sio_changes_append, sio.sio_change,
     sio.sio_change_named, sio.sio_enter_room, sio.sio_leave_room, sio.sio_close_room, sio.sio_disconnect;

@@ -1,7 +1,8 @@
 -- A role that may call these functions may send any event to any client, or change any client's rooms, so nobody may by
 -- default. The page on transactions in the documentation says whom to grant them to.
 REVOKE ALL ON FUNCTION sio.sio_emit, sio.sio_emit_encoded, sio.sio_outbox_take, sio.sio_outbox_append,
-    sio.sio_outbox_epoch, sio.sio_outbox_retry, sio.sio_outbox_bounds
+    sio.sio_outbox_epoch, sio.sio_outbox_retry, sio.sio_outbox_bounds, sio.sio_server_side_emit,
+    sio.sio_server_side_emit_encoded
 FROM PUBLIC;
 
 -- A position is no secret, but reading one runs with the rights of the owner.

@@ -80,7 +80,7 @@ BEGIN
         -- still waits for the commit.
         SET CONSTRAINTS sio.sio_outbox_append DEFERRED;
         INSERT INTO sio.sio_outbox
-        VALUES (OLD.namespace, OLD.room, OLD.rooms, OLD.skip_sids, OLD.body, OLD.parts, OLD.attachment,
+        VALUES (OLD.namespace, OLD.room, OLD.rooms, OLD.skip_sids, OLD.skip_rooms, OLD.body, OLD.parts, OLD.attachment,
                 OLD.channel, OLD.carried, OLD.above, true, OLD.key);
         RETURN NULL;
     END IF;
@@ -115,9 +115,10 @@ BEGIN
     END IF;
     -- The offset before it is one less, or belongs to a rolled-back transaction or a former epoch.
     IF v_segment OPERATOR(pg_catalog.=) 0 THEN
-        INSERT INTO sio.sio_packets_0 AS p ("offset", kind, namespace, room, rooms, skip_sids, body, parts, attachment)
+        INSERT INTO sio.sio_packets_0 AS p ("offset", kind, namespace, room, rooms, skip_sids, skip_rooms, body, parts,
+                                            attachment)
         VALUES (pg_catalog.nextval('sio.sio_packets_offset_seq'), 0, OLD.namespace, OLD.room, OLD.rooms,
-                OLD.skip_sids, OLD.body, OLD.parts, OLD.attachment)
+                OLD.skip_sids, OLD.skip_rooms, OLD.body, OLD.parts, OLD.attachment)
         ON CONFLICT ("offset") DO NOTHING
         RETURNING p."offset", pg_catalog.pg_notify(OLD.channel, pg_catalog.concat(
             p."offset" OPERATOR(pg_catalog.-) 1, ' ', p."offset", OLD.carried))::varchar
@@ -127,9 +128,10 @@ BEGIN
             SELECT DISTINCT OLD.namespace, r.room, v_offset FROM pg_catalog.unnest(OLD.rooms[2:]) AS r (room);
         END IF;
     ELSE
-        INSERT INTO sio.sio_packets_1 AS p ("offset", kind, namespace, room, rooms, skip_sids, body, parts, attachment)
+        INSERT INTO sio.sio_packets_1 AS p ("offset", kind, namespace, room, rooms, skip_sids, skip_rooms, body, parts,
+                                            attachment)
         VALUES (pg_catalog.nextval('sio.sio_packets_offset_seq'), 0, OLD.namespace, OLD.room, OLD.rooms,
-                OLD.skip_sids, OLD.body, OLD.parts, OLD.attachment)
+                OLD.skip_sids, OLD.skip_rooms, OLD.body, OLD.parts, OLD.attachment)
         ON CONFLICT ("offset") DO NOTHING
         RETURNING p."offset", pg_catalog.pg_notify(OLD.channel, pg_catalog.concat(
             p."offset" OPERATOR(pg_catalog.-) 1, ' ', p."offset", OLD.carried))::varchar

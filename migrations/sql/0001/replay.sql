@@ -13,6 +13,16 @@ LANGUAGE sql STABLE AS $$
     WHERE s.id = p_session AND (r.left_at IS NULL OR r.left_at > p_after)
 $$;
 
+-- Returns whether a session was in one of an event's skip_rooms at the offset of the event. Its own room is one, too.
+CREATE FUNCTION sio.sio_is_skipped(p_session bigint, p_sid text, p_skip_rooms text[], p_offset bigint) RETURNS boolean
+LANGUAGE plpgsql STABLE AS $$
+BEGIN
+    RETURN p_sid = ANY (p_skip_rooms) OR EXISTS (
+        SELECT FROM sio.sio_rooms
+        WHERE session = p_session AND room = ANY (p_skip_rooms) AND joined_at < p_offset
+          AND (left_at IS NULL OR left_at > p_offset));
+END $$;
+
 -- Returns the offsets of the events that a session is due above p_after, in order, at most p_limit of them.
 --
 -- Each membership has an index scan of its own in each segment, with its own ORDER BY and LIMIT. The scans are then
@@ -36,6 +46,7 @@ BEGIN
            AND (p.room, p."offset") > (m.room, greatest(p_after, m.joined_at))
            AND (p.room, p."offset") < (m.room, coalesce(m.left_at, 9223372036854775807))
            AND NOT m.sid = ANY (coalesce(p.skip_sids, ARRAY[]::text[]))
+           AND (p.skip_rooms IS NULL OR NOT sio.sio_is_skipped(p_session, m.sid, p.skip_rooms, p."offset"))
          ORDER BY p.room, p."offset" LIMIT p_limit)
         UNION ALL
         (SELECT x."offset" FROM sio.sio_packet_rooms_0 x JOIN sio.sio_packets_0 p ON p."offset" = x."offset"
@@ -43,6 +54,7 @@ BEGIN
            AND (x.room, x."offset") > (m.room, greatest(p_after, m.joined_at))
            AND (x.room, x."offset") < (m.room, coalesce(m.left_at, 9223372036854775807))
            AND NOT m.sid = ANY (coalesce(p.skip_sids, ARRAY[]::text[]))
+           AND (p.skip_rooms IS NULL OR NOT sio.sio_is_skipped(p_session, m.sid, p.skip_rooms, p."offset"))
          ORDER BY x.room, x."offset" LIMIT p_limit)
         UNION ALL
         (SELECT p."offset" FROM sio.sio_packets_1 p
@@ -50,6 +62,7 @@ BEGIN
            AND (p.room, p."offset") > (m.room, greatest(p_after, m.joined_at))
            AND (p.room, p."offset") < (m.room, coalesce(m.left_at, 9223372036854775807))
            AND NOT m.sid = ANY (coalesce(p.skip_sids, ARRAY[]::text[]))
+           AND (p.skip_rooms IS NULL OR NOT sio.sio_is_skipped(p_session, m.sid, p.skip_rooms, p."offset"))
          ORDER BY p.room, p."offset" LIMIT p_limit)
         UNION ALL
         (SELECT x."offset" FROM sio.sio_packet_rooms_1 x JOIN sio.sio_packets_1 p ON p."offset" = x."offset"
@@ -57,6 +70,7 @@ BEGIN
            AND (x.room, x."offset") > (m.room, greatest(p_after, m.joined_at))
            AND (x.room, x."offset") < (m.room, coalesce(m.left_at, 9223372036854775807))
            AND NOT m.sid = ANY (coalesce(p.skip_sids, ARRAY[]::text[]))
+           AND (p.skip_rooms IS NULL OR NOT sio.sio_is_skipped(p_session, m.sid, p.skip_rooms, p."offset"))
          ORDER BY x.room, x."offset" LIMIT p_limit)
     ) d
     ORDER BY 1 LIMIT p_limit;
@@ -126,7 +140,8 @@ LANGUAGE sql STABLE AS $$
 $$;
 
 -- Returns the highest offset of the stored events of a room that do not skip a sid, between two offsets, both exclusive.
--- Null if there is none. As in sio_due, two bounds give the room, and the callers force one plan for all values. These
+-- Null if there is none. Events that skip rooms count. A client that comes back may still leave such a room as of its
+-- offset, and is due the event then. As in sio_due, two bounds give the room, and the callers force one plan for all values. These
 -- scans run backwards, so the lower bound is the one that is repeated.
 CREATE FUNCTION sio.sio_last_due(p_namespace text, p_room text, p_sid text, p_above bigint, p_below bigint)
 RETURNS SETOF bigint
@@ -152,4 +167,23 @@ LANGUAGE sql STABLE AS $$
            AND (x.room, x."offset") > (p_room, p_above) AND (x.room, x."offset") < (p_room, p_below)
            AND NOT p_sid = ANY (coalesce(p.skip_sids, ARRAY[]::text[]))
          ORDER BY x.room DESC, x."offset" DESC LIMIT 1))
+$$;
+
+-- Returns the highest offset of the stored events that skip the members of a room, between two offsets, both exclusive.
+-- Null if there is none. It looks at a thousand of the events that skip any room, and counts the last one that it reaches.
+CREATE FUNCTION sio.sio_last_skipping(p_namespace text, p_room text, p_above bigint, p_below bigint) RETURNS bigint
+LANGUAGE sql STABLE AS $$
+    SELECT max(x."offset") FROM (
+        (SELECT "offset", row_number() OVER (ORDER BY "offset" DESC) = 1000 OR namespace = p_namespace
+                AND p_room = ANY (skip_rooms) AS counts
+         FROM sio.sio_packets_0
+         WHERE skip_rooms IS NOT NULL AND "offset" > p_above AND "offset" < p_below
+         ORDER BY "offset" DESC LIMIT 1000)
+        UNION ALL
+        (SELECT "offset", row_number() OVER (ORDER BY "offset" DESC) = 1000 OR namespace = p_namespace
+                AND p_room = ANY (skip_rooms)
+         FROM sio.sio_packets_1
+         WHERE skip_rooms IS NOT NULL AND "offset" > p_above AND "offset" < p_below
+         ORDER BY "offset" DESC LIMIT 1000)) x
+    WHERE x.counts
 $$;

@@ -3,7 +3,8 @@
 -- Bounds the memberships of a session that have ended: above a hundred of them, only the last fifty stay. A claim reads
 -- them under the log's lock, so a client that enters and leaves a room 10,000 times would hold up all appends. If a
 -- membership that goes had an event, a client at a lower offset cannot recover any more, because it would not get that
--- event. The event may be deleted already, which a floor says.
+-- event. The event may be deleted already, which a floor says. The same holds if an event skips the room, because the
+-- client would get that event.
 CREATE FUNCTION sio.sio_forget_rooms(p_session bigint) RETURNS void
 LANGUAGE plpgsql
 SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off
@@ -17,6 +18,7 @@ BEGIN
     LOOP
         v_lost := greatest(
             v_lost, (SELECT d FROM sio.sio_last_due(r.namespace, r.room, v_sid, r.joined_at, r.left_at) d),
+            sio.sio_last_skipping(r.namespace, r.room, r.joined_at, r.left_at),
             (SELECT least(d, r.left_at - 1)
              FROM sio.sio_deleted(p_session, r.namespace, r.room, r.joined_at, r.left_at) d WHERE d > r.joined_at));
     END LOOP;
@@ -91,10 +93,15 @@ BEGIN
 END $$;
 
 -- Returns the sessions of the members of rooms, away or not. '' means everybody. Each of the three sources has an index.
-CREATE FUNCTION sio.sio_members(p_namespace text, p_rooms text[], p_skip_sids text[]) RETURNS SETOF bigint
+-- Members of p_skip_rooms are left out.
+CREATE FUNCTION sio.sio_members(p_namespace text, p_rooms text[], p_skip_sids text[], p_skip_rooms text[])
+RETURNS SETOF bigint
 LANGUAGE sql STABLE AS $$
     SELECT s.id FROM sio.sio_sessions s
-    WHERE (s.expires_at IS NULL OR s.expires_at > clock_timestamp()) AND s.sid <> ALL (p_skip_sids) AND s.id IN (
+    WHERE (s.expires_at IS NULL OR s.expires_at > clock_timestamp()) AND s.sid <> ALL (p_skip_sids || p_skip_rooms)
+      AND NOT EXISTS (SELECT FROM sio.sio_rooms k
+                      WHERE k.session = s.id AND k.room = ANY (p_skip_rooms) AND k.left_at IS NULL)
+      AND s.id IN (
         SELECT session FROM sio.sio_rooms
         WHERE namespace = p_namespace AND room = ANY (p_rooms) AND left_at IS NULL
         UNION ALL
@@ -111,7 +118,7 @@ $$;
 -- Each kicked session has a record of its own before it. That holds the session data for the disconnect handler,
 -- because the session is deleted.
 CREATE FUNCTION sio.sio_change_members(p_batch bigint, p_kind integer, p_namespace text, p_members text[],
-                                       p_targets text[], p_skip_sids text[]) RETURNS bigint
+                                       p_targets text[], p_skip_sids text[], p_skip_rooms text[]) RETURNS bigint
 LANGUAGE plpgsql AS $$
 DECLARE v_sessions bigint[]; v_offset bigint;
 BEGIN
@@ -119,7 +126,7 @@ BEGIN
         SELECT FROM sio.sio_sessions WHERE namespace = p_namespace AND sid = ANY (p_targets)) THEN
         RETURN NULL;
     END IF;
-    v_sessions := ARRAY(SELECT sio.sio_members(p_namespace, p_members, p_skip_sids));
+    v_sessions := ARRAY(SELECT sio.sio_members(p_namespace, p_members, p_skip_sids, p_skip_rooms));
     IF p_kind = 8 THEN
         IF (SELECT last_value FROM sio.sio_active_segment) = 0 THEN
             WITH gone AS (DELETE FROM sio.sio_sessions WHERE id = ANY (v_sessions) RETURNING sid, data)
@@ -135,7 +142,8 @@ BEGIN
     v_offset := sio.sio_put_record(
         p_batch, p_kind, p_namespace, p_targets[1], NULL, p_data => array_to_json(p_members)::text,
         p_rooms => CASE WHEN cardinality(p_targets) > 1 THEN p_targets END,
-        p_skip_sids => CASE WHEN cardinality(p_skip_sids) > 0 THEN p_skip_sids END);
+        p_skip_sids => CASE WHEN cardinality(p_skip_sids) > 0 THEN p_skip_sids END,
+        p_skip_rooms => CASE WHEN cardinality(p_skip_rooms) > 0 THEN p_skip_rooms END);
     IF p_kind = 6 THEN
         INSERT INTO sio.sio_rooms (session, room, joined_at, namespace)
         SELECT m.session, t.room, v_offset, p_namespace
@@ -157,7 +165,7 @@ END $$;
 
 -- Appends that members enter (p_kind 1) or leave (2) each of the rooms p_targets, or are kicked (5). The members are
 -- those of the rooms p_rooms, away or not, where '' means everybody. The sids p_unstored, which have no session, are
--- added, and the sids p_skip_sids are left out. All of it counts from one offset.
+-- added. The sids p_skip_sids and the members of p_skip_rooms are left out. All of it counts from one offset.
 --
 -- Lock, move and commit are one statement. If they were three, a node that vanished between them would hold the log's
 -- lock until TCP gives up.
@@ -166,7 +174,7 @@ END $$;
 -- if a target is another client's own room.
 CREATE FUNCTION sio.sio_move_members(
     p_batch bigint, p_kind smallint, p_namespace text, p_rooms text[], p_unstored text[], p_skip_sids text[],
-    p_targets text[], OUT prev bigint, OUT offsets bigint[])
+    p_skip_rooms text[], p_targets text[], OUT prev bigint, OUT offsets bigint[])
 LANGUAGE plpgsql AS $$
 DECLARE v_rooms text[]; v_sids text[]; v_count integer;
 BEGIN
@@ -179,10 +187,12 @@ BEGIN
             AND ('' = ANY (p_rooms) OR sid = ANY (p_rooms) OR id IN (
                  SELECT session FROM sio.sio_rooms
                  WHERE namespace = p_namespace AND room = ANY (p_rooms) AND left_at IS NULL))
+            AND NOT EXISTS (SELECT FROM sio.sio_rooms k
+                            WHERE k.session = id AND k.room = ANY (p_skip_rooms) AND k.left_at IS NULL)
           UNION
           SELECT unnest(p_unstored)) m
         CROSS JOIN unnest(p_targets) t (room)
-    WHERE m.sid <> ALL (p_skip_sids) AND m.sid <> t.room;
+    WHERE m.sid <> ALL (p_skip_sids || p_skip_rooms) AND m.sid <> t.room;
     v_count := cardinality(v_rooms);
     IF v_count = 0 THEN
         offsets := '{}';
@@ -191,7 +201,7 @@ BEGIN
         SELECT w.prev, w.offsets INTO prev, offsets
         FROM sio.sio_append_batch(
             p_batch, array_fill(p_kind, ARRAY[v_count]), array_fill(p_namespace, ARRAY[v_count]), v_rooms, NULL, NULL,
-            v_sids, NULL, NULL, NULL, NULL, NULL) w;
+            NULL, v_sids, NULL, NULL, NULL, NULL, NULL) w;
     END IF;
 END $$;
 

@@ -50,13 +50,14 @@ BEGIN
     INSERT INTO sio.sio_rooms (session, room, joined_at, left_at, namespace)
     SELECT v_session, x->>0, (x->>1)::bigint, (x->>2)::bigint, p_namespace
     FROM json_array_elements(p_args->'rooms') x;
-    FOR r IN SELECT kind, room, rooms, skip_sids, data, "offset" FROM sio.sio_packets
+    FOR r IN SELECT kind, room, rooms, skip_sids, skip_rooms, data, "offset" FROM sio.sio_packets
              WHERE "offset" > (p_args->>'cursor')::bigint AND kind <> 0 AND namespace = p_namespace
                AND (sid = p_sid OR kind IN (3, 6, 7, 8))
              ORDER BY "offset"
     LOOP
         CONTINUE WHEN r.kind > 5 AND (
             p_sid = ANY (r.skip_sids)
+            OR sio.sio_is_skipped(v_session, p_sid, r.skip_rooms, r."offset")
             OR NOT EXISTS (SELECT FROM json_array_elements_text(r.data::json) m (room)
                            WHERE m.room IN ('', p_sid) OR m.room IN (
                                SELECT x.room FROM sio.sio_rooms x WHERE x.session = v_session AND x.left_at IS NULL)));

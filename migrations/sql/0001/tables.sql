@@ -48,6 +48,7 @@ CREATE TABLE sio.sio_packets (
     room text NOT NULL DEFAULT '',
     rooms text[],
     skip_sids text[],
+    skip_rooms text[],
     sid text,
     generation bigint,
     as_of bigint,
@@ -66,7 +67,7 @@ COMMENT ON TABLE sio.sio_packets IS
     'the empty string means everybody. rooms: all rooms, if there are several. as_of: the offset from which a leave '
     'counts, if not its own. body, parts: an event and its binary. data: the session data of a kick, or a JSON array '
     'of the rooms whose members move. attachment: the large body of an event. batch: the append that wrote the '
-    'record.';
+    'record. skip_sids, skip_rooms: clients, and rooms whose members, it does not concern.';
 
 -- Appends go to one segment until its oldest record has expired, then to the other. When the last record of the first
 -- segment has expired, retention truncates it. Deleting a million rows one by one would take seconds and leave as many
@@ -88,6 +89,11 @@ COMMENT ON TABLE sio.sio_packets_1 IS 'A segment of the log: appended to, or lef
 CREATE INDEX sio_packets_0_room ON sio.sio_packets_0 (namespace, room, "offset") WHERE kind = 0;
 
 CREATE INDEX sio_packets_1_room ON sio.sio_packets_1 (namespace, room, "offset") WHERE kind = 0;
+
+-- Few events skip rooms. These are looked for when memberships are forgotten.
+CREATE INDEX sio_packets_0_skip_rooms ON sio.sio_packets_0 ("offset") WHERE skip_rooms IS NOT NULL;
+
+CREATE INDEX sio_packets_1_skip_rooms ON sio.sio_packets_1 ("offset") WHERE skip_rooms IS NOT NULL;
 
 CREATE INDEX sio_packets_0_attachment ON sio.sio_packets_0 (attachment) WHERE attachment IS NOT NULL;
 
@@ -259,6 +265,7 @@ CREATE UNLOGGED TABLE sio.sio_outbox (
     room text NOT NULL,
     rooms text[],
     skip_sids text[],
+    skip_rooms text[],
     body text,
     parts bytea,
     attachment uuid,
@@ -282,14 +289,15 @@ CREATE UNLOGGED TABLE sio.sio_outbox_changes (
     sid text,
     members text[],
     skip_sids text[] NOT NULL,
+    skip_rooms text[] NOT NULL,
     immediate boolean NOT NULL
 ) WITH (vacuum_truncate = off);
 
 COMMENT ON TABLE sio.sio_outbox_changes IS
     'Room changes and kicks of open transactions, with the kinds of sio_packets. Other transactions always see it empty. '
     'rooms: the rooms to enter, leave or close. sid: the client that moves or is kicked. members: the rooms whose members '
-    'do, where the empty string means everybody. skip_sids: members that stay. immediate: the application has set its '
-    'constraints IMMEDIATE.';
+    'do, where the empty string means everybody. skip_sids, skip_rooms: members that stay. immediate: the application '
+    'has set its constraints IMMEDIATE.';
 
 -- Logged, unlike the tables above, because its rows outlive their transactions. See relay.sql. VACUUM never truncates it,
 -- because that takes a lock that emits would wait for.
@@ -301,6 +309,7 @@ CREATE TABLE sio.sio_relay (
     room text NOT NULL,
     rooms text,
     skip_sids text,
+    skip_rooms text,
     members text,
     sid text,
     body text,
@@ -313,8 +322,8 @@ CREATE TABLE sio.sio_relay (
 
 COMMENT ON TABLE sio.sio_relay IS
     'Events, room changes and kicks of transactions, until a node moves them to the log, with the kinds of sio_packets. '
-    'transaction: the transaction that inserted the row. rooms, skip_sids, members: JSON arrays. fault: why the row cannot '
-    'be moved. Nodes leave such rows alone.';
+    'transaction: the transaction that inserted the row. rooms, skip_sids, skip_rooms, members: JSON arrays. '
+    'fault: why the row cannot be moved. Nodes leave such rows alone.';
 
 CREATE INDEX sio_relay_key ON sio.sio_relay (namespace, key) WHERE key IS NOT NULL;
 
