@@ -15,7 +15,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def _of_server(method: Callable[Concatenate[AsyncServer, P], R]) -> Callable[Concatenate[Any, P], R]:
+def of_server(method: Callable[Concatenate[Any, P], R]) -> Callable[Concatenate[Any, P], R]:
     """Return a method of the server as one of a namespace. It acts in the namespace of the class if none is given."""
     name = method.__name__
     place = list(inspect.signature(method).parameters).index("namespace") - 1
@@ -42,24 +42,24 @@ class AsyncNamespace(socketio.AsyncNamespace):
     Its methods are the server's. They act in the namespace of the class if none is given.
     """
 
-    emit = _of_server(AsyncServer.emit)
-    send = _of_server(AsyncServer.send)
-    call = _of_server(AsyncServer.call)
-    enter_room = _of_server(AsyncServer.enter_room)
-    leave_room = _of_server(AsyncServer.leave_room)
-    close_room = _of_server(AsyncServer.close_room)
-    rooms = _of_server(AsyncServer.rooms)
-    get_session = _of_server(AsyncServer.get_session)
-    save_session = _of_server(AsyncServer.save_session)
-    session = _of_server(AsyncServer.session)
-    disconnect = _of_server(AsyncServer.disconnect)
-    recovered = _of_server(AsyncServer.recovered)
-    fetch_rooms = _of_server(AsyncServer.fetch_rooms)
-    last_position = _of_server(AsyncServer.last_position)
-    position = _of_server(AsyncServer.position)
-    history = _of_server(AsyncServer.history)
-    fetch_sockets = _of_server(AsyncServer.fetch_sockets)
-    broadcast_call = _of_server(AsyncServer.broadcast_call)
-    sockets_join = _of_server(AsyncServer.sockets_join)
-    sockets_leave = _of_server(AsyncServer.sockets_leave)
-    disconnect_sockets = _of_server(AsyncServer.disconnect_sockets)
+    emit = of_server(AsyncServer.emit)
+    send = of_server(AsyncServer.send)
+    call = of_server(AsyncServer.call)
+    enter_room = of_server(AsyncServer.enter_room)
+    leave_room = of_server(AsyncServer.leave_room)
+    close_room = of_server(AsyncServer.close_room)
+    rooms = of_server(AsyncServer.rooms)
+    get_session = of_server(AsyncServer.get_session)
+    save_session = of_server(AsyncServer.save_session)
+    session = of_server(AsyncServer.session)
+    disconnect = of_server(AsyncServer.disconnect)
+    recovered = of_server(AsyncServer.recovered)
+    fetch_rooms = of_server(AsyncServer.fetch_rooms)
+    last_position = of_server(AsyncServer.last_position)
+    position = of_server(AsyncServer.position)
+    history = of_server(AsyncServer.history)
+    fetch_sockets = of_server(AsyncServer.fetch_sockets)
+    broadcast_call = of_server(AsyncServer.broadcast_call)
+    sockets_join = of_server(AsyncServer.sockets_join)
+    sockets_leave = of_server(AsyncServer.sockets_leave)
+    disconnect_sockets = of_server(AsyncServer.disconnect_sockets)
