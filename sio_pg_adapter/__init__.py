@@ -33,6 +33,9 @@ from .rooms import (
 )
 from .server.namespace import AsyncNamespace
 from .server.server import AsyncServer
+from .sync.manager import PostgresManager
+from .sync.namespace import Namespace
+from .sync.server import Server
 from .sync_client import Client, SimpleClient
 
 __all__ = [
@@ -47,13 +50,16 @@ __all__ = [
     "HandlerFailed",
     "Handshake",
     "Health",
+    "Namespace",
     "NoAnswer",
     "NotSerializable",
     "PayloadTooLarge",
     "PositionInvalid",
     "PositionLost",
+    "PostgresManager",
     "RemoteSocket",
     "SchemaMismatch",
+    "Server",
     "SessionConflict",
     "SimpleClient",
     "SioPgError",

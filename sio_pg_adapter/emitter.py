@@ -21,7 +21,7 @@ import json as stdlib_json
 import re
 import shlex
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
@@ -208,12 +208,31 @@ def _only(row: Any) -> Any:
     return next(iter(row.values())) if isinstance(row, Mapping) else row[0]
 
 
+class LentConnection:
+    """A synchronous connection, as the thread that uses it lends it to the event loop.
+
+    Its statements run in that thread, which waits for the end of its call.
+
+    :param run_there: runs a function in the thread of the connection.
+    """
+
+    def __init__(self, connection: Any, run_there: Callable[..., Awaitable[Any]]) -> None:
+        self._connection = connection
+        self._run_there = run_there
+
+    async def run(self, query: str, values: Values, schema: str, caller: str) -> Any:
+        """Run a statement as :func:`run` does, and return its only value."""
+        return await self._run_there(run, self._connection, query, values, schema, caller, answers=True)
+
+
 async def run_async(connection: Any, query: str, values: Values, schema: str, caller: str | None) -> Any:
     """Run a statement as :func:`run` does, on an asynchronous connection, and return its only value.
 
     :param caller: the synchronous function of the same name, for messages. ``None`` if there is none.
     """
     checked_schema(schema)
+    if isinstance(connection, LentConnection):
+        return await connection.run(query, values, schema, caller or query)
     driver = _driver(connection)
     with _hint(schema):
         if driver is Driver.ASYNCPG:

@@ -167,11 +167,14 @@ class Connect:
             self._node.counters.fresh[presented.rejected] += 1
         if presented.rejected is Reason.FOREIGN_OFFSET:
             client.present_lost()
-        if recovery.accepts is not None and not recovery.accepts(self._environ(), presented.auth):
+        if recovery.accepts is not None and not await self._host.ask(
+            recovery.accepts, self._environ(), presented.auth
+        ):
             await self._first(client, presented.auth, pid=None)
             return
         if recovery.identity is not None:
-            self._identity = _checked_identity(recovery.identity(self._environ(), presented.auth))
+            identity = await self._host.ask(recovery.identity, self._environ(), presented.auth)
+            self._identity = _checked_identity(identity)
         client.offer_session()
         if presented.claim is not None:
             self._kept_offset = presented.claim.after

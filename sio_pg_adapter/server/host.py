@@ -89,6 +89,10 @@ class Host:
         handler, _ = upstream.handler_of(self._sio, event, namespace)
         return handler is not None
 
+    async def ask(self, function: Callable[..., Any], *args: Any) -> Any:
+        """Call a function of the application that is not async, such as an option, and return what it returns."""
+        return await self._sio._call_function(function, *args)  # noqa: SLF001 - the server of this package
+
     def takes_auth(self, namespace: str) -> bool:
         """Whether the application's connect handler takes a third argument, the client's auth."""
         handler, leading = upstream.handler_of(self._sio, "connect", namespace)

@@ -308,6 +308,10 @@ class AsyncServer(ClientMethods, ClusterMethods, EventMethods, PositionMethods, 
             await super().shutdown()
         await self.manager.aclose()
 
+    async def _call_function(self, function: Callable[..., Any], *args: Any) -> Any:
+        """Call a function of the application that is not async. The synchronous server does it in a thread."""
+        return function(*args)
+
     # -- python-socketio's private hooks -------------------------------------------------------------------
     async def _handle_eio_connect(self, eio_sid: str, environ: dict[str, Any]) -> Any:
         if self.manager.leaving:

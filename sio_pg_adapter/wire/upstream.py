@@ -14,6 +14,7 @@ import zlib
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+import socketio
 from engineio.async_socket import AsyncSocket
 
 from .inbox import Inbox
@@ -46,6 +47,11 @@ def replace_websocket_class(eio: Any, websocket: Callable[..., Any]) -> None:
     eio._async = {**eio._async, "websocket": websocket}
 
 
+def replace_driver(eio: Any, driver: dict[str, Any]) -> None:
+    """Have one Engine.IO server get its requests and websockets from another web framework."""
+    eio._async = driver
+
+
 def expect_polls_of_closed_connections(eio: Any) -> None:
     """Have an Engine.IO server log no error for the first poll with an unknown sid.
 
@@ -75,6 +81,11 @@ def pending_packets(sio: Any) -> dict[str, Any]:
 async def trigger(sio: Any, event: str, namespace: str, *args: Any) -> Any:
     """Call the application's handler of an event. The Admin UI wraps this."""
     return await sio._trigger_event(event, namespace, *args)
+
+
+def trigger_blocking(sio: Any, event: str, namespace: str, *args: Any) -> Any:
+    """Call the application's handler of an event as the synchronous server of python-socketio does."""
+    return socketio.Server._trigger_event(sio, event, namespace, *args)
 
 
 def handler_of(sio: Any, event: str, namespace: str) -> tuple[Callable[..., Any] | None, int]:
@@ -126,6 +137,8 @@ async def trigger_unreported(sio: Any, event: str, namespace: str, *args: Any) -
 # -- below a websocket -------------------------------------------------------------------------------
 def below(ws: Any) -> Below | None:
     """Return what is below a websocket of Engine.IO, if that is known."""
+    if (transport := getattr(ws, "transport", None)) is not None:  # this package's, under a WSGI server
+        return transport, ws.is_open, False
     try:
         return _below_aiohttp(ws) if hasattr(ws, "_sock") else _below_uvicorn(ws)
     except (AttributeError, KeyError):  # a server of another version: the regular path

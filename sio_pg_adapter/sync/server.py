@@ -1,0 +1,276 @@
+"""``Server``: python-socketio's synchronous server, with connection state recovery."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from typing import Any, TypeVar, overload
+
+import socketio
+
+from sio_pg_adapter.errors import ConfigurationError
+from sio_pg_adapter.handler_types import Event, On
+from sio_pg_adapter.manager import AsyncPostgresManager
+from sio_pg_adapter.options import ConnectionStateRecovery, is_async
+from sio_pg_adapter.server.server import AsyncServer
+
+from .background import Background
+from .calls import blocking
+from .loop_server import LoopServer
+from .manager import PostgresManager
+from .wsgi import serve
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+REFUSED_MODES = {
+    "eventlet": "its green threads share one system thread with the event loop, and the project is retired",
+    "gevent": "its patched locks and sockets do not reach the system thread of the event loop",
+    "gevent_uwsgi": "its patched locks and sockets do not reach the system thread of the event loop",
+}
+"""Asynchronous modes of python-socketio that cannot work here, and why."""
+
+INSTEAD = 'Use async_mode="threading", for example under `gunicorn -k gthread`. A websocket takes no thread there.'
+
+
+class Server(socketio.Server):
+    """A ``socketio.Server`` whose clients recover their connections.
+
+    All of python-socketio's options, methods and decorators work unchanged, under any threaded WSGI server. Handlers
+    are plain functions, which run in threads. Methods may be called in any thread, and block until they have their
+    result.
+
+    :param client_manager: a :class:`PostgresManager`.
+    :param connection_state_recovery: a :class:`ConnectionStateRecovery`, ``True`` for its defaults, or a dict of its
+                                      keys. ``None`` or ``False``: off. ``accepts`` and ``identity`` run in threads.
+    :raises ConfigurationError: naming the option that is wrong.
+    """
+
+    event: Event
+    on: On
+    manager: PostgresManager
+
+    def __init__(
+        self,
+        client_manager: Any = None,
+        *args: Any,
+        connection_state_recovery: ConnectionStateRecovery | Mapping[str, Any] | bool | None = None,
+        async_mode: str | None = None,
+        **options: Any,
+    ) -> None:
+        _check_mode(async_mode)
+        if not isinstance(client_manager, PostgresManager):
+            raise ConfigurationError(  # only the type is shown: it may be a DSN
+                f"client_manager takes PostgresManager(...), not a {type(client_manager).__name__}. With another "
+                "manager use socketio.Server."
+            )
+        self._registrations: list[Callable[[LoopServer], Any]] = []
+        self._make: Callable[[AsyncPostgresManager], LoopServer] = lambda manager: LoopServer(
+            manager,
+            *args,
+            connection_state_recovery=connection_state_recovery,
+            run_in_thread=self._run_in_thread,
+            **options,
+        )
+        self._server = self._make(client_manager.adopt(self, self._remake))
+        super().__init__(client_manager, *args, async_mode="threading", **options)
+        self.handlers, self.namespace_handlers = self._server.handlers, self._server.namespace_handlers
+        self._share()
+
+    def _remake(self, manager: AsyncPostgresManager) -> None:
+        """Make the server of a forked process, or of a start after a shutdown."""
+        self._server = self._make(manager)
+        self._server.handlers, self._server.namespace_handlers = self.handlers, self.namespace_handlers
+        for register in self._registrations:
+            register(self._server)
+        self._share()
+
+    def _share(self) -> None:
+        self.environ, self.eio.sockets = self._server.environ, self._server.eio.sockets
+
+    def _ready(self) -> tuple[Background, LoopServer]:
+        background, _ = self.manager._ready()  # noqa: SLF001 - they are one
+        return background, self._server
+
+    async def _run_in_thread(self, function: Callable[..., Any], *args: Any) -> Any:
+        background, _ = self._ready()
+        return await background.handlers.run(function, *args)
+
+    # -- registration ------------------------------------------------------------------------------------
+    def _register(self, registration: Callable[[LoopServer], Any]) -> Any:
+        result = registration(self._server)
+        self._registrations.append(registration)
+        return result
+
+    def _in_thread(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        async def called(*args: Any) -> Any:
+            return await self._run_in_thread(function, *args)
+
+        return called
+
+    @overload
+    def use(self, middleware: F, namespace: str = "/") -> F: ...
+
+    @overload
+    def use(self, middleware: str | None = None, namespace: str = "/") -> Callable[[F], F]: ...
+
+    def use(self, middleware: Any = None, namespace: str = "/") -> Any:
+        """Register a function that runs before the ``connect`` handler. It works as a decorator, too.
+
+        :param middleware: ``def middleware(sid, environ, auth)``. It raises
+                           ``socketio.exceptions.ConnectionRefusedError`` to refuse. As a decorator it may be the
+                           namespace instead: ``@sio.use("/chat")``.
+        """
+        if middleware is None or isinstance(middleware, str):
+            where = namespace if middleware is None else middleware
+            return lambda function: self.use(function, where)
+        called = self._in_thread(_function("use", middleware))
+        self._register(lambda server: server.use(called, namespace))
+        return middleware
+
+    @overload
+    def on_session_expired(self, handler: F, *, namespace: str = "*") -> F: ...
+
+    @overload
+    def on_session_expired(self, handler: None = None, *, namespace: str = "*") -> Callable[[F], F]: ...
+
+    def on_session_expired(self, handler: Any = None, *, namespace: str = "*") -> Any:
+        """Register a handler for sessions whose time is up without a recovery. It works as a decorator, too.
+
+        See :meth:`AsyncServer.on_session_expired`.
+
+        :param handler: ``def handler(sid, namespace, session)``. An exception is logged, and counts as a call.
+        :param namespace: the namespace whose sessions it is for. Without it, those of all namespaces.
+        """
+        if handler is None:
+            return lambda function: self.on_session_expired(function, namespace=namespace)
+        called = self._in_thread(_function("on_session_expired", handler))
+        self._register(lambda server: server.on_session_expired(called, namespace=namespace))
+        return handler
+
+    @overload
+    def on_server_event(self, event: F) -> F: ...
+
+    @overload
+    def on_server_event(self, event: str) -> Callable[[F], F]: ...
+
+    @overload
+    def on_server_event(self, event: str, handler: F) -> F: ...
+
+    def on_server_event(self, event: Any, handler: Any = None) -> Any:
+        """Register a handler for what other nodes send. See :meth:`AsyncServer.on_server_event`.
+
+        :param handler: ``def handler(*args)``. It returns this node's answer.
+        """
+        if callable(event) and handler is None:
+            event, handler = getattr(event, "__name__", None), event
+        if handler is None:
+            return lambda function: self.on_server_event(event, function)
+        called = self._in_thread(_function("on_server_event", handler))
+        self._register(lambda server: server.on_server_event(event, called))
+        return handler
+
+    def instrument(self, auth: Any = None, *args: Any, **options: Any) -> Any:
+        """Connect the Socket.IO Admin UI. See :meth:`AsyncServer.instrument`.
+
+        :param auth: if it is a function, it runs in a thread.
+        """
+        checked = self._in_thread(auth) if callable(auth) else auth
+        return self._register(lambda server: server.instrument(checked, *args, **options))
+
+    # -- events ------------------------------------------------------------------------------------------
+    emit = blocking(AsyncServer.emit)
+    send = blocking(AsyncServer.send)
+    call = blocking(AsyncServer.call)
+    broadcast_call = blocking(AsyncServer.broadcast_call)
+    server_side_emit = blocking(AsyncServer.server_side_emit)
+    server_side_call = blocking(AsyncServer.server_side_call)
+
+    # -- clients, rooms and sessions -----------------------------------------------------------------------
+    enter_room = blocking(AsyncServer.enter_room)
+    leave_room = blocking(AsyncServer.leave_room)
+    close_room = blocking(AsyncServer.close_room)
+    rooms = blocking(AsyncServer.rooms)
+    fetch_rooms = blocking(AsyncServer.fetch_rooms)
+    fetch_sockets = blocking(AsyncServer.fetch_sockets)
+    sockets_join = blocking(AsyncServer.sockets_join)
+    sockets_leave = blocking(AsyncServer.sockets_leave)
+    disconnect = blocking(AsyncServer.disconnect)
+    disconnect_sockets = blocking(AsyncServer.disconnect_sockets)
+    recovered = blocking(AsyncServer.recovered)
+    get_session = blocking(AsyncServer.get_session)
+    save_session = blocking(AsyncServer.save_session)
+    transport = blocking(AsyncServer.transport)
+    get_environ = blocking(AsyncServer.get_environ)
+    server_count = blocking(AsyncServer.server_count)
+
+    def session(self, sid: str, namespace: str | None = None) -> AbstractContextManager[Any]:
+        """Return a context manager with the user session of a client, which saves the changes that its block makes.
+
+        See :meth:`AsyncServer.session`. Blocks of other threads wait, and the thread itself may enter it again.
+        """
+        return self._session(sid, namespace)
+
+    @contextlib.contextmanager
+    def _session(self, sid: str, namespace: str | None) -> Iterator[Any]:
+        background, server = self._ready()
+        block = background.call(server.session, sid, namespace)
+        session = background.call(block.__aenter__)
+        try:
+            yield session
+        except BaseException:
+            if not background.call(block.__aexit__, *sys.exc_info()):
+                raise
+        else:
+            background.call(block.__aexit__, None, None, None)
+
+    # -- positions and history -------------------------------------------------------------------------------
+    position = blocking(AsyncServer.position)
+    last_position = blocking(AsyncServer.last_position)
+    history = blocking(AsyncServer.history)
+
+    # -- requests, start and end -----------------------------------------------------------------------------
+    def handle_request(self, environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        """Serve a request of a WSGI server. ``socketio.WSGIApp`` calls this."""
+        background, server = self._ready()
+        return serve(background, server.handle_request, environ, start_response, self.eio.max_http_buffer_size)
+
+    def start(self) -> None:
+        """Connect, and begin to follow the log. Safe to call twice.
+
+        Nothing needs this: the first connection or call starts the server. It shows a wrong DSN, or a database that
+        is not migrated, before the first client comes.
+
+        :raises StoreUnavailable: if the database cannot be reached.
+        :raises SchemaMismatch: if it is not migrated.
+        """
+        self.manager.start()
+
+    def shutdown(self) -> None:
+        """Send the clients away, so that they come back to another node, and stop. Safe to call twice."""
+        background = self.manager._background  # noqa: SLF001 - they are one
+        if background is not None:
+            background.call(self._server.shutdown)
+        self.manager.close()
+
+
+def _check_mode(mode: str | None) -> None:
+    if mode in REFUSED_MODES:
+        raise ConfigurationError(f"async_mode={mode!r} is not supported: {REFUSED_MODES[mode]}. {INSTEAD}")
+    if mode not in {None, "threading"}:
+        raise ConfigurationError(f'async_mode takes "threading" or None, not {mode!r}.')
+    for library in ("gevent", "eventlet"):
+        if library in sys.modules and type(threading.Lock()).__module__ != "_thread":
+            raise ConfigurationError(
+                f"{library} has patched the threads of this process: {REFUSED_MODES[library]}. {INSTEAD}"
+            )
+
+
+def _function(name: str, function: object) -> Callable[..., Any]:
+    if not callable(function) or is_async(function):
+        raise ConfigurationError(f"{name}() takes a function that is not async, not {function!r}")
+    return function
