@@ -129,6 +129,11 @@ async def test_events_of_transactions_skip_those_who_are_members_at_the_commit(s
         assert await other.events_until("end") == [["begin"], *(["posted", n] for n in range(1, 7))]
         async with node.client(pid=wire.pid, offset=wire.offset) as again:
             assert await again.events_until("end") == [["posted", n] for n in (1, 5, 6)]
+        await node.sio.enter_room(other.sid, "muted")
+        await connection.execute("INSERT INTO posts VALUES (7)")
+        await emit_async(connection, "posted", 8, room="r", skip_room="muted")
+        await emit_async(connection, "end")
+        assert await other.events_until("end") == []
     await connection.close()
 
 
