@@ -36,7 +36,9 @@ class Sizes:
     others: tuple[int, ...] = (1_000, 10_000, 100_000)
     missed: int = 20
     recoveries: int = 5  # clients of one fill that come back one after the other
-    storm: int = 500
+    storms: tuple[int, ...] = (500, 2_000, 5_000)
+    storm_deliveries: float = 5_000.0  # a second, of the events that come while the clients of a storm are away
+    quiet_seconds: float = 3.0
     idle_seconds: float = 60.0
     idle_clients: int = 100
     postgres_rows: int = 50_000
@@ -77,7 +79,7 @@ async def latency(bench: Bench, peer: Peer) -> Figures:
 
 async def sequential(bench: Bench, peer: Peer) -> Figures:
     """Awaited emits, one after the other."""
-    if peer.name == "postgres":
+    if peer.name in ("postgres", "ours-memory", "node-redis-streams-fsync"):  # durability concerns emits alone
         return {"ev/s": await postgres.one_after_the_other(bench.backends.postgres(), bench.sizes.sequential)}
     return await _emits(bench, peer, bench.sizes.sequential, 1)
 
@@ -177,22 +179,56 @@ async def recovery(bench: Bench, peer: Peer) -> Figures:
 
 
 async def storm(bench: Bench, peer: Peer) -> Figures:
-    """All clients of a node cut at once, until the last is back; recovered, where the peer can."""
-    count = bench.sizes.storm
-    async with bench.running(peer, 1) as (cluster, load):
+    """All clients of a node cut at once, until the last is back; recovered, where the peer can.
+
+    Meanwhile two others, of a load process of their own, go on: one sends an event to the other every 5 ms, and
+    some to the room of those that are away.
+    """
+    figures = Figures()
+    for count in bench.sizes.storms:
+        figures |= {f"{count} {figure}": value for figure, value in (await _storm(bench, peer, count)).items()}
+        if "500 ms" in figures and figures["500 ms"] and figures.get("5000 ms"):
+            figures["5000 ms / 500 ms"] = (figures["5000 ms"] or 0) / figures["500 ms"]
+    return figures
+
+
+async def _storm(bench: Bench, peer: Peer, count: int) -> Figures:
+    missed_ms = count / bench.sizes.storm_deliveries * 1000
+    async with bench.running(peer, 1) as (cluster, load), Child(install.node(), "js/load.mjs") as others:
+        node = cluster.nodes[0]
         await load.ask("connect", group="all", urls=cluster.urls, count=count, auth=BENCH)
+        await others.ask("connect", group="a", urls=cluster.urls, count=1)
+        await others.ask("connect", group="b", urls=cluster.urls, count=1, auth={"room": "aside"})
         await load.ask("watch", group="all")
-        await cluster.nodes[0].ask("emit", count=1, inflight=1)
+        await node.ask("emit", count=1, inflight=1)
         await load.ask("arrived", group="all", count=count)
+        await asyncio.sleep(1)
+
+        async def paced(during: Awaitable[Any]) -> tuple[float, int, Any]:
+            await load.ask("watch", group="all")
+            await others.ask("pace", room="aside", **{"from": "a", "to": "b"}, every_ms=5)
+            await others.ask("pace", room="bench", **{"from": "a", "to": "none"}, every_ms=missed_ms)
+            answer = await during
+            aside, away = await others.ask("paced", room="aside"), await others.ask("paced", room="bench")
+            arrived = await load.ask("arrived", group="all", count=away["sent"] * count, timeout_ms=5_000)
+            return percentile(aside["found"], 0.99), away["sent"] * count - arrived["count"], answer
+
+        quiet, *_ = await paced(asyncio.sleep(bench.sizes.quiet_seconds))
+        await node.ask("stall")
         before = cluster.cpu()[0]
-        found = await load.ask("storm", group="all")
-        cpu = cluster.cpu()[0] - before
-    recovered = found["recovered"] if peer.recovers else None
+        p99, lost, found = await paced(load.ask("storm", group="all"))
+        stall, cpu = await node.ask("stall"), cluster.cpu()[0] - before
     return {
         "ms": found["ms"] if found["back"] == count else None,
         "median ms": found["median_ms"],
+        "stall ms": stall["ms"],
+        "stall CPU ms": stall["cpu_ms"],
+        "quiet p99 ms": quiet,
+        "p99 ms": p99,
+        "p99 / quiet": p99 / quiet,
         "missing": count - found["back"],
-        "recovered": recovered,
+        "recovered": found["recovered"] if peer.recovers else None,
+        "lost": lost if peer.recovers else None,
         "CPU s": cpu,
     }
 

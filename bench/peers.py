@@ -41,31 +41,34 @@ class Backends:
     """The databases of a run: each is started when first needed, and ended with it."""
 
     dsn: str | None = None  # a server to use instead of the embedded one
+    on_disk: bool = True
     settings: dict[str, str] = field(default_factory=dict)
     stack: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
-    redis_url: str | None = None
+    redis_urls: dict[bool, str] = field(default_factory=dict)
 
     def postgres(self) -> str:
         if self.dsn is None:
-            embedded._in_memory = list  # noqa: SLF001 - on disk: where nothing is durable, nothing is measured
+            if self.on_disk:  # where nothing is durable, nothing is measured
+                embedded._in_memory = list  # noqa: SLF001
             server = self.stack.enter_context(embedded.EmbeddedPostgres(settings={**DURABLE, **self.settings}))
             self.dsn = server.admin_dsn()
         return self.dsn
 
-    def redis(self) -> str:
-        if self.redis_url is None:
-            self.redis_url = self.stack.enter_context(_redis())
-        return self.redis_url
+    def redis(self, *, durable: bool) -> str:
+        if durable not in self.redis_urls:
+            self.redis_urls[durable] = self.stack.enter_context(_redis(durable=durable))
+        return self.redis_urls[durable]
 
 
 @contextlib.contextmanager
-def _redis() -> Any:
+def _redis(*, durable: bool) -> Any:
     program, env = install.redis_server()
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
     with tempfile.TemporaryDirectory() as directory:
-        options = ["--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--dir", directory]
+        options = ["--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", directory]
+        options += ["--appendonly", "yes", "--appendfsync", "always"] if durable else ["--appendonly", "no"]
         process = subprocess.Popen([program, *options], stdout=subprocess.DEVNULL, env={**os.environ, **env})
         try:
             for _ in range(500):
@@ -108,13 +111,17 @@ class Cluster:
 
 @dataclass(frozen=True)
 class Peer:
-    """:ivar nodes: how many of its servers can form a cluster."""
+    """:ivar nodes: how many of its servers can form a cluster.
+    :ivar durable: whether an event is on disk when its emit has returned. ``None`` where nothing is stored.
+    """
 
     name: str
     title: str
     nodes: int = 2
     recovers: bool = True
     node_js: str | None = None
+    python: str | None = None
+    durable: bool | None = None
 
     @contextlib.asynccontextmanager
     async def running(self, backends: Backends, nodes: int, **config: Any) -> AsyncIterator[Cluster]:
@@ -124,17 +131,17 @@ class Peer:
             command = (
                 [install.node(), "js/server.mjs"] if self.node_js else [sys.executable, "servers/python_node.py"]
             )
-            text = json.dumps({"kind": self.node_js or self.name, **config})
+            text = json.dumps({"kind": self.node_js or self.python or self.name, **config})
             children = [Child(*command, text) for _ in range(min(nodes, self.nodes))]
             yield Cluster([await stack.enter_async_context(child) for child in children])
 
     @contextlib.asynccontextmanager
     async def _bus(self, backends: Backends) -> AsyncIterator[dict[str, str]]:
-        if self.name == "ours":
+        if (self.python or self.name) == "ours":
             dsn, schema = await asyncio.to_thread(backends.postgres), f"bench_{secrets.token_hex(4)}"
             await asyncio.to_thread(migrate.upgrade, dsn, schema=schema)
             try:
-                yield {"dsn": dsn, "schema": schema}
+                yield {"dsn": dsn, "schema": schema, "durability": "flush" if self.durable else "memory"}
             finally:
                 connection = await asyncpg.connect(dsn)
                 await connection.execute(f"DROP SCHEMA {schema} CASCADE")
@@ -142,7 +149,7 @@ class Peer:
         elif "redis" in self.name:
             import redis.asyncio as redis  # noqa: PLC0415 - installed by install.everything()
 
-            url = await asyncio.to_thread(backends.redis)
+            url = await asyncio.to_thread(backends.redis, durable=bool(self.durable))
             async with redis.from_url(url) as client:
                 await client.flushall()
             yield {"redis": url}
@@ -153,9 +160,16 @@ class Peer:
 PEERS = {
     peer.name: peer
     for peer in (
-        Peer("ours", "sio_pg_adapter"),
+        Peer("ours", "sio_pg_adapter", durable=True),
+        Peer("ours-memory", 'sio_pg_adapter, durability="memory"', python="ours", durable=False),
         Peer("socketio-redis", "python-socketio + AsyncRedisManager", recovers=False),
-        Peer("node-redis-streams", "Node + redis-streams (recovery)", node_js="redis-streams"),
+        Peer("node-redis-streams", "Node + redis-streams (recovery), nothing on disk", node_js="redis-streams"),
+        Peer(
+            "node-redis-streams-fsync",
+            "Node + redis-streams (recovery), appendfsync always",
+            node_js="redis-streams",
+            durable=True,
+        ),
         Peer("node-memory", "Node in memory (recovery, 1 process)", nodes=1, node_js="memory"),
         Peer("socketio", "python-socketio alone, no bus", nodes=1, recovers=False),
         Peer("postgres", "PostgreSQL's own limit", nodes=0),

@@ -95,7 +95,7 @@ async def profile(bench: Bench, peer: Peer, path: str, sizes: Sizes, rate: int, 
         file = Path(directory) / "profile"
         if shutil.which("py-spy") is None:
             os.environ["BENCH_PROFILE"] = str(file)
-        clients = {"fanout": sizes.clients, "storm": sizes.storm}.get(path, 1)
+        clients = {"fanout": sizes.clients, "storm": sizes.storms[0]}.get(path, 1)
         async with bench.running(peer, 1) as (cluster, load):
             await load.ask("connect", group="b", urls=cluster.urls, count=clients, auth=BENCH)
             before = cluster.cpu()[0]
@@ -116,7 +116,7 @@ def main() -> None:
     parser.add_argument("--rate", type=int, default=500, help="samples a second")
     parser.add_argument("--lines", type=int, default=30)
     options = parser.parse_args()
-    sizes = Sizes(clients=options.clients, storm=options.clients)
+    sizes = Sizes(clients=options.clients, storms=(options.clients,))
     backends = Backends()
     with backends.stack:
         asyncio.run(

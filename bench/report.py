@@ -19,7 +19,7 @@ SHOWN = {  # figures of an item, in the order of the table
     "inflight50k": ("ev/s", "arrived ev/s", "late", "missing", "drops", "CPU us/event"),
     "fanout": ("deliveries/s", "CPU s/100k", "paced CPU s/100k", "missing", "MB"),
     "recovery": (),  # as they come
-    "storm": ("ms", "median ms", "missing", "recovered", "CPU s"),
+    "storm": (),
     "idle": ("WAL bytes", "own WAL bytes", "transactions", "CPU ms/s"),
 }
 
@@ -53,7 +53,10 @@ TARGETS = (
     Target("recovery", "1000 ms", None, most=8),
     Target("recovery", "10000 ms", None, most=8),
     Target("recovery", "100000 ms", None, most=8),
-    Target("storm", "ms", "node-memory", most=1.3),
+    Target("storm", "500 ms", "node-memory", most=1.0),
+    Target("storm", "500 stall ms", None, most=150),
+    Target("storm", "500 p99 / quiet", None, most=3),
+    Target("storm", "5000 ms / 500 ms", None, most=12),
     Target("idle", "WAL bytes", None, most=0),
     Target("idle", "transactions", None, most=12),
 )

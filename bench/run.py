@@ -34,7 +34,7 @@ QUICK = Sizes(
     fanout_events=50,
     others=(1_000, 10_000),
     recoveries=3,
-    storm=200,
+    storms=(200,),
     idle_seconds=15,
     postgres_rows=20_000,
 )
@@ -48,7 +48,8 @@ TINY = dataclasses.replace(
     fanout_events=10,
     others=(200,),
     recoveries=2,
-    storm=20,
+    storms=(20,),
+    quiet_seconds=0.5,
     idle_seconds=2,
     idle_clients=4,
     postgres_rows=2_000,
@@ -114,9 +115,18 @@ def arguments() -> argparse.Namespace:
     size.add_argument("--quick", action="store_true", help="smaller sizes: a look, no measurement")
     size.add_argument("--tiny", action="store_true", help="does the harness work?")
     parser.add_argument("--dsn", help="a PostgreSQL to use, of a superuser, instead of the embedded one")
-    parser.add_argument("--clients", type=int, help="of the storm and the fan-out, instead of 500 and 1,000")
+    parser.add_argument("--clients", type=int, help="of the fan-out, instead of 1,000")
+    parser.add_argument(
+        "--storms",
+        type=lambda text: tuple(map(int, text.split(","))),
+        metavar="COUNT,...",
+        help="sizes of the storms, instead of 500, 2,000 and 5,000",
+    )
     parser.add_argument(
         "--uvicorn", type=json.loads, default={}, help='its options for all Python peers: {"ws": ...}'
+    )
+    parser.add_argument(
+        "--tuned", action="store_true", help="all Python peers with the garbage collector of docs/tuning.md"
     )
     parser.add_argument("--json", type=Path, help="where the figures of all repeats go")
     options = parser.parse_args()
@@ -131,9 +141,12 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
     sizes = QUICK if options.quick else TINY if options.tiny else Sizes()
     if options.clients:
-        sizes = dataclasses.replace(sizes, clients=options.clients, storm=options.clients)
+        sizes = dataclasses.replace(sizes, clients=options.clients)
+    if options.storms:
+        sizes = dataclasses.replace(sizes, storms=options.storms)
     backends = Backends(dsn=options.dsn)
-    bench = Bench(backends, sizes, {"uvicorn": options.uvicorn} if options.uvicorn else {})
+    config = {"uvicorn": options.uvicorn, "tuned": options.tuned}
+    bench = Bench(backends, sizes, {name: value for name, value in config.items() if value})
     items = [item for item in ITEMS if item in options.only]
     peers = [name for name in PEERS if name in options.peers]
     with backends.stack:

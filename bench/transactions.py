@@ -1,9 +1,11 @@
 """Transactions per second with an event in them: `python bench/transactions.py`.
 
-One run compares three transactions at 1, 8 and 32 connections: an order's row alone, the row with a bare
-`pg_notify`, and the row with `connection=` of this package. It uses an embedded PostgreSQL that is durable (fsync
-on, on disk), or the server that SIO_PG_TEST_DSN names. The three take turns several times, so that all of them see
-the same machine. The output is the medians, and our ratio to the bare notification.
+One run compares four transactions at 1, 8, 32 and 64 connections: an order's row alone, the row with a bare
+`pg_notify`, the row with `connection=` of this package, and the same with the relay, where a node moves the events.
+The relay counts until all events are in the log. Each transaction is one message to the server, so that round trips
+and Python cost little. It uses an embedded PostgreSQL that is durable (fsync on, on disk), or the server that
+SIO_PG_TEST_DSN names. The four take turns several times, so that all of them see the same machine. The output is the
+medians, and two ratios.
 """
 
 from __future__ import annotations
@@ -12,60 +14,72 @@ import argparse
 import asyncio
 import os
 import statistics
+import sys
 import time
 from collections.abc import Awaitable, Callable
 
 import asyncpg
 
-from sio_pg_adapter import AsyncPostgresManager, embedded, migrate
+from sio_pg_adapter import embedded, migrate
 
-CONNECTIONS = (1, 8, 32)
-ORDER = "INSERT INTO bench_orders (customer, total) VALUES ($1, $2)"
+CONNECTIONS = (1, 8, 32, 64)
+NODE = """
+import asyncio, sys
+from sio_pg_adapter import AsyncPostgresManager, AsyncServer
+
+async def main():
+    manager = AsyncPostgresManager(sys.argv[1])
+    AsyncServer(async_mode="asgi", client_manager=manager, connection_state_recovery=True)
+    await manager.start()
+    await asyncio.Event().wait()
+
+asyncio.run(main())
+"""
 DURABLE = {"fsync": "on", "synchronous_commit": "on", "full_page_writes": "on", "max_wal_size": "1GB"}
 
-Work = Callable[[asyncpg.Connection, int], Awaitable[None]]
-
-manager = AsyncPostgresManager("postgresql://", write_only=True)  # connects nowhere: the connection is the caller's
-
-
-async def order(connection: asyncpg.Connection, number: int) -> None:
-    async with connection.transaction():
-        await connection.execute(ORDER, f"user:{number % 1000}", number)
+Work = Callable[[int], str]
+Drained = Callable[[], Awaitable[None]]
 
 
-async def notify(connection: asyncpg.Connection, number: int) -> None:
-    async with connection.transaction():
-        await connection.execute(ORDER, f"user:{number % 1000}", number)
-        await connection.execute("SELECT pg_notify('orders', $1)", f'["order_paid",{{"id":{number}}}]')
+def order(number: int) -> str:
+    return f"BEGIN; INSERT INTO bench_orders (customer, total) VALUES ('user:{number % 1000}', {number}); "
 
 
-async def event(connection: asyncpg.Connection, number: int) -> None:
-    async with connection.transaction():
-        await connection.execute(ORDER, f"user:{number % 1000}", number)
-        await manager.emit("order_paid", {"id": number}, room=f"user:{number % 1000}", connection=connection)
+def notify(number: int) -> str:
+    return f"{order(number)}SELECT pg_notify('orders', '[\"order_paid\",{{\"id\":{number}}}]'); "
 
 
-WORKS: dict[str, Work] = {"order alone": order, "with pg_notify": notify, "with connection=": event}
+def event(number: int) -> str:
+    body = f'["order_paid",{{"id":{number}}}]'
+    return f"{order(number)}SELECT sio_emit_encoded('/', 'user:{number % 1000}', NULL, NULL, '{body}', NULL, NULL); "
 
 
-async def rate(work: Work, connections: list[asyncpg.Connection], seconds: float) -> float:
-    """Transactions per second of one kind, each connection one after the other."""
+WORKS: dict[str, Work] = {"order alone": order, "with pg_notify": notify, "direct": event, "relay": event}
+
+
+async def rate(work: Work, connections: list[asyncpg.Connection], seconds: float, drained: Drained | None) -> float:
+    """Transactions per second of one kind, each connection one after the other.
+
+    :param drained: awaited before the time is taken.
+    """
     end = time.perf_counter() + seconds
     done = 0
 
     async def run(connection: asyncpg.Connection) -> None:
         nonlocal done
         while time.perf_counter() < end:
-            await work(connection, done)
+            await connection.execute(work(done) + "COMMIT")
             done += 1
 
     begun = time.perf_counter()
     await asyncio.gather(*map(run, connections))
+    if drained is not None:
+        await drained()
     return done / (time.perf_counter() - begun)
 
 
 async def compare(dsn: str, seconds: float, rounds: int) -> None:
-    await asyncio.to_thread(migrate.upgrade, dsn)
+    await asyncio.to_thread(migrate.upgrade, dsn, relay=False)
     connections = [await asyncpg.connect(dsn) for _ in range(max(CONNECTIONS))]
     first = connections[0]
     await first.execute(
@@ -74,20 +88,36 @@ async def compare(dsn: str, seconds: float, rounds: int) -> None:
     listener = await asyncpg.connect(dsn)  # somebody hears both
     for channel in ("orders", await first.fetchval("SELECT channel FROM sio_log")):
         await listener.add_listener(channel, lambda *_: None)
+    node = await asyncio.create_subprocess_exec(sys.executable, "-c", NODE, dsn)  # it moves the events of the relay
+
+    async def drained() -> None:
+        while await listener.fetchval("SELECT EXISTS (SELECT FROM sio_relay)"):
+            await asyncio.sleep(0.005)
+
+    async def switch(on: bool) -> None:
+        await first.execute("SELECT sio_set_relay($1)", on)
+        while not on and await first.fetchval("SELECT last_value FROM sio_relay_state"):
+            await asyncio.sleep(0.01)
+
     print(await first.fetchval("SELECT version()"))
-    print(f"{'connections':>12}" + "".join(f"{name:>18}" for name in WORKS) + f"{'ours to notify':>18}")
+    print(f"{'connections':>12}" + "".join(f"{name:>16}" for name in (*WORKS, "direct/notify", "relay/order")))
     for count in CONNECTIONS:
         rates: dict[str, list[float]] = {name: [] for name in WORKS}
         for _ in range(rounds):
             for name, work in WORKS.items():
-                rates[name].append(await rate(work, connections[:count], seconds))
-        ratio = statistics.median(
-            o / n for o, n in zip(rates["with connection="], rates["with pg_notify"], strict=True)
-        )
-        medians = "".join(f"{statistics.median(of):>18,.0f}" for of in rates.values())
-        print(f"{count:>12}{medians}{ratio:>18.2f}")
+                relays = name == "relay"
+                await switch(relays)
+                rates[name].append(await rate(work, connections[:count], seconds, drained if relays else None))
+        medians = "".join(f"{statistics.median(of):>16,.0f}" for of in rates.values())
+        print(f"{count:>12}{medians}{ratio(rates, 'direct', 'with pg_notify')}{ratio(rates, 'relay', 'order alone')}")
+    node.terminate()
+    await node.wait()
     for connection in (listener, *connections):
         await connection.close()
+
+
+def ratio(rates: dict[str, list[float]], ours: str, theirs: str) -> str:
+    return f"{statistics.median(o / n for o, n in zip(rates[ours], rates[theirs], strict=True)):>16.2f}"
 
 
 def main() -> None:

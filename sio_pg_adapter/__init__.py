@@ -34,6 +34,7 @@ from .rooms import (
 from .server.namespace import AsyncNamespace
 from .server.server import AsyncServer
 from .server_events import server_side_emit, server_side_emit_async
+from .sync_client import Client, SimpleClient
 
 __all__ = [
     "AsyncClient",
@@ -41,6 +42,7 @@ __all__ = [
     "AsyncPostgresManager",
     "AsyncServer",
     "AsyncSimpleClient",
+    "Client",
     "ConfigurationError",
     "ConnectionStateRecovery",
     "HandlerFailed",
@@ -54,6 +56,7 @@ __all__ = [
     "RemoteSocket",
     "SchemaMismatch",
     "SessionConflict",
+    "SimpleClient",
     "SioPgError",
     "StoreUnavailable",
     "StoredEvent",

@@ -6,8 +6,10 @@ import asyncio
 import logging
 import os
 import re
+import socket
 import ssl
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 from urllib.parse import unquote, urlsplit, urlunsplit
@@ -58,12 +60,14 @@ class Address:
     :ivar hosts: the hosts and ports, if there are several. The one that answered last is the first.
     :ivar timeout: the seconds that a host may take, if the URL says so.
     :ivar options: more arguments for asyncpg's ``connect``.
+    :ivar host: the host, if there is one, for error messages.
     """
 
     dsn: str | None
     hosts: list[tuple[str, int]] = field(default_factory=list)
     timeout: float | None = None
     options: dict[str, Any] = field(default_factory=dict)
+    host: str = ""
 
     async def connect(self, connect: Callable[..., Awaitable[T]], timeout: float, **options: Any) -> T:
         """Connect to the first host that answers, each within a time of its own.
@@ -72,12 +76,14 @@ class Address:
         :param timeout: how long a single host may take, in seconds.
         """
         if not self.hosts:
-            return await connect(self.dsn, timeout=self.timeout or timeout, **self.options, **options)
+            with _naming(self.host):
+                return await connect(self.dsn, timeout=self.timeout or timeout, **self.options, **options)
         error: Exception | None = None
         for host, port in list(self.hosts):
             try:
-                async with asyncio.timeout(self.timeout or HOST_TIMEOUT):
-                    connection = await connect(self.dsn, host=host, port=port, **self.options, **options)
+                with _naming(host):
+                    async with asyncio.timeout(self.timeout or HOST_TIMEOUT):
+                        connection = await connect(self.dsn, host=host, port=port, **self.options, **options)
             except Exception as e:  # noqa: BLE001 - another host may serve
                 error = e
             else:
@@ -87,6 +93,15 @@ class Address:
         raise error
 
 
+@contextmanager
+def _naming(host: str) -> Iterator[None]:
+    """Name the host in the error of a look-up, which does not."""
+    try:
+        yield
+    except socket.gaierror as e:
+        raise socket.gaierror(e.errno, f"host {host}: {e.strerror}") from e
+
+
 def read_address(dsn: str | None, option: str) -> Address:
     """Read a URL.
 
@@ -94,7 +109,8 @@ def read_address(dsn: str | None, option: str) -> Address:
     :raises ConfigurationError: naming a parameter that cannot be kept.
     """
     if dsn is None:
-        return Address(None, _hosts(os.environ.get("PGHOST", ""), os.environ.get("PGPORT", "")))
+        host = os.environ.get("PGHOST", "")
+        return Address(None, _hosts(host, os.environ.get("PGPORT", "")), host=host)
     try:
         parsed = urlsplit(dsn)
     except ValueError:
@@ -111,6 +127,7 @@ def read_address(dsn: str | None, option: str) -> Address:
         address.options["ssl"] = ssl.create_default_context()  # as libpq, which verifies in full then
     address.dsn = urlunsplit(parsed._replace(query="&".join(kept)))
     hosts = unquote(parsed.netloc.rpartition("@")[2]) or query.get("host", "")
+    address.host = parsed.hostname or query.get("host") or os.environ.get("PGHOST", "")
     address.hosts = _hosts(hosts, query.get("port") or os.environ.get("PGPORT", ""))
     if address.hosts and "target_session_attrs" not in query and "PGTARGETSESSIONATTRS" not in os.environ:
         address.options["target_session_attrs"] = "primary"

@@ -64,6 +64,7 @@ class Counters:
 
     :ivar appended: events that it appended to the log.
     :ivar batches: entries of each batch.
+    :ivar relayed: events, room changes and kicks that it moved from the relay to the log.
     :ivar applied: records of the log, of all kinds and nodes, that its cursor has passed.
     :ivar stored: stored events times recipients, as they were sent to live clients.
     :ivar unstored: the same of volatile events, questions, and emits to this node's clients only.
@@ -77,6 +78,7 @@ class Counters:
 
     appended: int = 0
     batches: Histogram = field(default_factory=lambda: Histogram(BATCH_BOUNDS))
+    relayed: int = 0
     applied: int = 0
     stored: int = 0
     unstored: int = 0

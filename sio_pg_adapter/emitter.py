@@ -30,6 +30,7 @@ from sio_pg_adapter.errors import ConfigurationError
 from sio_pg_adapter.log.names import namespace_name
 from sio_pg_adapter.log.payload import pack
 from sio_pg_adapter.log.records import Outgoing
+from sio_pg_adapter.options import checked_schema
 from sio_pg_adapter.store.queries import Queries
 
 SYNC = (
@@ -79,9 +80,9 @@ def emit(
               the event will be stored at the commit, unless another event with the key is committed first.
     :raises NotSerializable: before anything is sent. The message names the key or the argument.
     :raises PayloadTooLarge: before anything is sent.
-    :raises ConfigurationError: the connection is of another kind, or the key is empty.
+    :raises ConfigurationError: the connection is of another kind, the key is empty, or another option is wrong.
     """
-    outgoing = Outgoing.encoded(
+    outgoing = _outgoing(
         event, data, namespace=namespace, room=room, to=to, skip_sid=skip_sid, skip_room=skip_room, key=key, json=json
     )
     stored = run(connection, "emit", _values(outgoing), schema, "emit", answers=key is not None)
@@ -107,10 +108,16 @@ async def emit_async(
     :param connection: an asyncpg ``Connection``, also one of a pool, a psycopg ``AsyncConnection``, or an
                        SQLAlchemy ``AsyncConnection`` or ``AsyncSession``.
     """
-    outgoing = Outgoing.encoded(
+    outgoing = _outgoing(
         event, data, namespace=namespace, room=room, to=to, skip_sid=skip_sid, skip_room=skip_room, key=key, json=json
     )
     return await emit_outgoing(connection, outgoing, schema)
+
+
+def _outgoing(event: str, data: Any, *, json: Any, **options: Any) -> Outgoing:
+    if not callable(getattr(json, "dumps", None)):
+        raise ConfigurationError(f"json takes a module with dumps. It was {json!r}")
+    return Outgoing.encoded(event, data, json=json, **options)
 
 
 async def emit_outgoing(connection: Any, outgoing: Outgoing, schema: str) -> bool | None:
@@ -132,8 +139,9 @@ def run(connection: Any, query: str, values: Values, schema: str, caller: str, *
 
     :param caller: the public function that is called, for messages. Its asynchronous form has the suffix "_async".
     :param answers: whether to return the only value of the statement.
-    :raises ConfigurationError: the connection is of another kind.
+    :raises ConfigurationError: the connection is of another kind, or the schema has no name.
     """
+    checked_schema(schema)
     driver = _driver(connection)
     if driver is Driver.SQLALCHEMY:
         with _hint(schema):
@@ -165,6 +173,7 @@ async def run_async(connection: Any, query: str, values: Values, schema: str, ca
 
     :param caller: the synchronous function of the same name, for messages. ``None`` if there is none.
     """
+    checked_schema(schema)
     driver = _driver(connection)
     with _hint(schema):
         if driver is Driver.ASYNCPG:

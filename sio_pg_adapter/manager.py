@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from socketio import AsyncManager
 from socketio.packet import Packet
@@ -30,7 +30,7 @@ from .log.memberships import Memberships
 from .log.names import EVERYBODY, namespace_name, room_name, text_name
 from .log.records import Entry, Kind, MemberMove, Outgoing, StoredEvent
 from .node import Health, MakeEndings, Node, Setup
-from .options import ConnectionStateRecovery, retention_seconds
+from .options import ConnectionStateRecovery, checked_durability, retention_seconds
 from .rooms import change_members, close_room_async, disconnect_async, enter_room_async, leave_room_async
 from .store.database import Database, Pool
 from .tasks import Tasks
@@ -69,6 +69,8 @@ class AsyncPostgresManager(AsyncManager):
     :param max_queued_bytes: the same, in bytes.
     :param retention: seconds that events are kept at least, whatever sessions need. The longest of all servers
                       counts. ``None``: as long as sessions need them. ``math.inf``: for ever.
+    :param durability: ``"flush"``: ``emit`` returns when the event is on disk. ``"memory"``: it does not wait for the
+                       disk, and a crash of PostgreSQL loses the last events. All else is flushed in any case.
     :param error_handler: a function, which may be ``async``. It is called with a :class:`StoreUnavailable` when the
                           database is away, and with ``None`` when it is back. With ``write_only`` this is noticed
                           within about 15 seconds.
@@ -90,6 +92,7 @@ class AsyncPostgresManager(AsyncManager):
         max_queued_packets: int = 10_000,
         max_queued_bytes: int = 32 * 1024 * 1024,
         retention: float | None = None,
+        durability: Literal["flush", "memory"] = "flush",
         error_handler: Callable[[StoreUnavailable | None], Any] | None = None,
     ) -> None:
         super().__init__()
@@ -114,7 +117,9 @@ class AsyncPostgresManager(AsyncManager):
         if json is not None:
             self.json = json
         self.write_only = write_only
-        self.database = Database(dsn, pool=pool, listen_dsn=listen_dsn, schema=schema)
+        self.database = Database(
+            dsn, pool=pool, listen_dsn=listen_dsn, schema=schema, durability=checked_durability(durability)
+        )
         self.clients = Clients()
         self.connections = Connections()
         self.traffic = TrafficCounter()
@@ -261,7 +266,8 @@ class AsyncPostgresManager(AsyncManager):
     async def health(self) -> Health:
         """Return the state of this node, without asking the database."""
         if self.node is None:
-            return Health(False, 0, 0, "stopped", 0, "the manager is not started")
+            reason = "the manager is not started"
+            return Health(False, 0, 0, "stopped", 0, reason, self.database.durability.value)
         health = self.node.health()
         if self.leaving:
             return replace(health, ok=False, reason="the clients were sent away: the process ends")

@@ -72,6 +72,12 @@ class _Families:
         self.batches = HistogramMetricFamily(
             "sio_pg_batch_entries", "Entries of each batch that was committed.", labels=manager
         )
+        self.relayed = CounterMetricFamily(
+            "sio_pg_relay_moved", "Rows of the relay that this node moved to the log.", labels=manager
+        )
+        self.relay_waiting = GaugeMetricFamily(
+            "sio_pg_relay_waiting", "Rows of the relay that waited when the node last looked.", labels=manager
+        )
         self.applied = CounterMetricFamily(
             "sio_pg_records_applied", "Records of the log, of all nodes, that this node has applied.", labels=manager
         )
@@ -127,6 +133,7 @@ class _Families:
         self.queues.add_metric([name, "messages"], 0 if node is None else node.messages.waiting)
         if manager.write_only:
             return
+        self.relay_waiting.add_metric([name], 0 if node is None else node.relay.waiting)
         self.reconnects.add_metric([name], 0 if node is None else node.reconnects)
         self.healthy.add_metric([name], int(node is not None and node.health().ok))
         self.listening.add_metric([name], int(node is not None and node.listening))
@@ -140,6 +147,7 @@ class _Families:
         bounds = [*(str(float(bound)) for bound in histogram.bounds), "+Inf"]
         buckets = list(zip(bounds, accumulate(histogram.counts), strict=True))
         self.batches.add_metric([name], buckets, histogram.sum)
+        self.relayed.add_metric([name], counters.relayed)
         self.applied.add_metric([name], counters.applied)
         self.delivered.add_metric([name, "stored"], counters.stored)
         self.delivered.add_metric([name, "unstored"], counters.unstored)

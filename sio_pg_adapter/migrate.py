@@ -52,12 +52,15 @@ _CHANGED = re.compile(r"^(?:INSERT INTO|UPDATE) sio\.(\w+)", re.MULTILINE)
 _writing_to: ContextVar[str | None] = ContextVar("_writing_to", default=None)
 
 
-def upgrade(dsn: str | URL | None, *, schema: str = "public", revision: str = "head") -> None:
+def upgrade(
+    dsn: str | URL | None, *, schema: str = "public", revision: str = "head", relay: bool | None = None
+) -> None:
     """Bring the tables in ``schema`` to ``revision``, and create the schema if it is missing.
 
     Blocks until it is done, even if an event loop is running. Call it there by ``asyncio.to_thread``.
 
     :param dsn: any asyncpg, libpq or SQLAlchemy URL. ``None`` uses libpq's ``PG*`` variables.
+    :param relay: whether transactional emits go through the relay. ``None`` leaves that as it is.
     :raises StoreUnavailable: if the database cannot be reached, or was lost during the migration.
     :raises SchemaMismatch: if this package does not know the version of the tables.
     :raises ConfigurationError: if the DSN or the schema's name is wrong, or the role may not create there.
@@ -69,6 +72,8 @@ def upgrade(dsn: str | URL | None, *, schema: str = "public", revision: str = "h
         check_support(**connection.execute(asked).mappings().one())
         command.upgrade(config, revision)
         _restore_rows(connection, config, schema)
+        if relay is not None:
+            connection.execute(text(relay_sql(relay, schema).replace(":", "\\:")))
 
     _run(dsn, config, work)
 
@@ -115,13 +120,24 @@ def downgrade(dsn: str | URL | None, *, schema: str = "public", revision: str = 
     _run(dsn, config, work)
 
 
-def sql(schema: str = "public") -> str:
+def sql(schema: str = "public", *, relay: bool | None = None) -> str:
     """Return the upgrade of an empty ``schema`` as a script for psql, without a database."""
     config = config_for(schema)
     config.output_buffer = io.StringIO()
     with _alembic:
         command.upgrade(config, "head", sql=True)
-    return config.output_buffer.getvalue()
+    switch = "" if relay is None else f"{relay_sql(relay, schema)};\n\n"
+    return config.output_buffer.getvalue() + switch
+
+
+def relay_sql(relay: object, schema: str) -> str:
+    """Return the statement that switches the relay on or off.
+
+    :raises ConfigurationError: if it is neither ``True`` nor ``False``.
+    """
+    if not isinstance(relay, bool):
+        raise ConfigurationError(f"relay takes True, False or None. It was {relay!r}")
+    return in_schema(f"SELECT sio.sio_set_relay({str(relay).lower()})", schema)
 
 
 # -- for migrations/ --------------------------------------------------------------------------------------

@@ -54,6 +54,7 @@ from .store.listener import PROBE_INTERVAL, PROBE_TIMEOUT, Listener
 from .store.presence import Presence
 from .store.pruner import ExpiryHandlers, Pruner
 from .store.reader import LogReader, read_notification
+from .store.relay import Relay
 from .store.sessions import Sessions
 from .store.writer import LogWriter
 from .tasks import Tasks
@@ -65,6 +66,10 @@ REPLAY_MARGIN = 120.0
 
 HEAD_WAIT = 2.0
 """How long a record that is in the log may take to be applied before the node is behind, in seconds."""
+
+SESSIONS_AT_ONCE = 50
+"""How many sessions are claimed or opened at a time. When thousands of clients come back at once, a batch of their
+claims would hold the log's lock for long, and its answer the event loop. All emits would wait for both."""
 
 LEAVE_WAIT = 5.0
 """How long a stop waits for the database when the node leaves the cluster, in seconds."""
@@ -82,6 +87,7 @@ class Health:
     :ivar listener: ``"listening"``, ``"reconnecting"`` or ``"stopped"``.
     :ivar sessions: sessions that are held by clients of this node.
     :ivar reason: why it is not ok, in words. If it is ok, a fault that keeps no event from a client, or nothing.
+    :ivar durability: ``"flush"`` or ``"memory"``, the option of its manager.
     """
 
     ok: bool
@@ -90,6 +96,7 @@ class Health:
     listener: str
     sessions: int
     reason: str = ""
+    durability: str = "flush"
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +166,7 @@ class Node:
         # what is on its way
         self.tasks = Tasks()
         self.handover = Handover()
+        self.turns = asyncio.Semaphore(SESSIONS_AT_ONCE)
 
         # the log
         self.epochs = Epochs(database)
@@ -171,6 +179,7 @@ class Node:
         self.sessions = Sessions(database, self.writer, self.id)
         self.presence = self._presence(setup)
         self.pruner = Pruner(database, _expiry_handlers(self.id, setup))
+        self.relay = Relay(database, self.id, setup.counters)
 
         # the clients of this node
         self.clients = setup.clients
@@ -216,7 +225,8 @@ class Node:
         self.listener: Listener | None = None
         self._following: asyncio.Future[None] | None = None
         self.requests.serve(
-            Service.STATUS, lambda *_: status(self.clients, self.cursor, self.reconnects, self.health().reason)
+            Service.STATUS,
+            lambda *_: status(self.clients, self.cursor, self.reconnects, self.health().reason, database.durability),
         )
 
     def _presence(self, setup: Setup) -> Presence:
@@ -240,8 +250,10 @@ class Node:
         try:
             await self.epochs.open()
             self.database.on_moved = self._on_moved
+            await self.relay.drain()
             self.writer.start()
             if self._follows:
+                self.relay.start()
                 self.listener = Listener(
                     self.database,
                     self._channels,
@@ -264,6 +276,7 @@ class Node:
         """Write what is waiting, leave the cluster, and close all connections."""
         self.database.on_moved = None
         await self.tasks.close()
+        await self.relay.close()
         self.requests.close()
         await self.writer.close()
         await self.messages.close()
@@ -285,6 +298,7 @@ class Node:
         counted_dead = await self.presence.show(connection)
         await self.continuity.check()
         self.cursor.ring()  # whatever was announced before this connection listened was not heard
+        self.relay.ring()
         await self.continuity.returned(counted_dead=counted_dead)
 
     async def _on_probe(self, connection: Connection, timeout: float) -> str:
@@ -295,6 +309,7 @@ class Node:
             await checking
         if fault := probe.fault(self.database.server, self._channels()):
             return fault  # its head may be that of another log
+        await self.relay.look(probe)
         # Usually the notification is on its way. If it is not, this node is behind until it has read on.
         if not await self.cursor.passed(probe.head, HEAD_WAIT):
             self.cursor.offer(probe.head, probe.head, None)
@@ -346,6 +361,11 @@ class Node:
     def _on_notify(self, backend: int, channel: str, payload: str) -> None:
         if payload.startswith("{"):
             self.messages.receive(payload)
+        elif payload.startswith("relay"):
+            if moved := payload[6:]:
+                self.cursor.offer(*read_notification(moved, self.cursor.offset))
+            else:
+                self.relay.ring()
         elif channel == self.database.channel:
             # The answer to this node's own append brings its records. If a notification that comes first were not
             # skipped, the cursor might read them from the table.
@@ -383,13 +403,18 @@ class Node:
         """Return the state of the node, without asking the database."""
         reason = self._fault()
         ok = not reason
+        durability = self.database.durability.value
         if not self._follows:
-            return Health(ok, 0, 0, "stopped", 0, reason)
+            return Health(ok, 0, 0, "stopped", 0, reason, durability)
         if ok and not self.pruner.running:
             reason = "the pruner's task has ended: this node deletes nothing that has expired"
+        elif ok and self.relay.faults:
+            reason = (
+                f"relay: {self.relay.faults} rows of sio_relay cannot be moved to the log. See their column fault"
+            )
         held = sum(client.held is not None for client in self.clients)
         state = "listening" if self.listening else "reconnecting"
-        return Health(ok, self.cursor.offset, self.cursor.lag, state, held, reason)
+        return Health(ok, self.cursor.offset, self.cursor.lag, state, held, reason, durability)
 
     def _fault(self) -> str:
         """Return why events from this node, or for its clients, may not arrive."""
@@ -406,7 +431,9 @@ class Node:
             return "the node is checking which log the server has"
         for name, kept in (("writer", database.writer), ("reader", database.reader)):
             if kept.fault:
-                return f"{name}: {kept.fault.removesuffix(' (nothing was stored)')}"
+                return f"{name}: {kept.fault}"
+        if self.relay.fault:
+            return f"relay: {self.relay.fault}"
         if self._follows and self.cursor.lag:
             return f"the cursor is {self.cursor.lag} offsets behind the log"
         return ""

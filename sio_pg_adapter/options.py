@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import enum
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -25,6 +26,27 @@ Accepts = Callable[[dict[str, Any], Any], bool]
 
 Identity = Callable[[dict[str, Any], Any], str | None]
 """The type of ``identity``: a function of ``environ`` and ``auth``."""
+
+
+class Durability(enum.StrEnum):
+    """Values of ``durability=``: where an event is when ``emit`` returns.
+
+    :cvar FLUSH: on disk, as the setting ``synchronous_commit`` of the database says.
+    :cvar MEMORY: in the memory of the database. A crash of PostgreSQL loses the last events.
+    """
+
+    FLUSH = "flush"
+    MEMORY = "memory"
+
+
+def checked_durability(durability: object) -> Durability:
+    """Return a value of ``durability=``.
+
+    :raises ConfigurationError: for any other value.
+    """
+    if not isinstance(durability, str) or durability not in list(Durability):
+        raise ConfigurationError(f'durability takes "flush" or "memory". It was {durability!r}')
+    return Durability(durability)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -249,9 +249,7 @@ def _values(
         raise ConfigurationError(f"{call}() takes one client as sid=, or all members of a room as {named}=.")
     if sid is not None and text_name(sid, "sid") == EVERYBODY:
         raise ConfigurationError(f"{call}() takes a sid that is not empty.")
-    members = text_names(members_of, named) if members_of is not None else ()
-    if members_of is not None and not members:
-        raise ConfigurationError(f"{named} takes one name or several, but {members_of!r} has no name.")
+    members = text_names(members_of, named, needed=True) if members_of is not None else ()
     skip_sids, skip_rooms = text_names(skip_sid, "skip_sid"), text_names(skip_room, "skip_room")
     if (skip_sids or skip_rooms) and not members:
         raise ConfigurationError(f"{call}() takes skip_sid and skip_room together with {named}=.")

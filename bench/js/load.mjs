@@ -6,6 +6,7 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { io } from "socket.io-client";
 
 const groups = new Map();
+const paces = new Map();
 const now = () => Number(process.hrtime.bigint());
 const BATCH = 100; // that many connect side by side
 
@@ -91,6 +92,27 @@ const commands = {
     }
     receiver.onEvent = null;
     return found;
+  },
+
+  // Begin to have the server broadcast to a room every so many ms, by `from`. `to` is a client in the room.
+  pace({ room, from, to, every_ms, size = 200 }) {
+    const sender = groups.get(from).sockets[0], receiver = groups.get(to);
+    const pace = { sent: [], found: [], heard: Boolean(receiver) };
+    const pad = "x".repeat(size - JSON.stringify(["n", { i: 1000, pad: "", room }]).length);
+    const send = () => {
+      sender.emit("relay", { i: pace.sent.length, pad, room });
+      pace.sent.push(now());
+    };
+    if (receiver) receiver.onEvent = (data) => pace.found.push((now() - pace.sent[data.i]) / 1e6);
+    pace.timer = setInterval(send, every_ms);
+    paces.set(room, pace);
+  },
+  // End it. How many were sent, and the ms of each until `to` had it.
+  async paced({ room }) {
+    const { sent, found, timer, heard } = paces.get(room);
+    clearInterval(timer);
+    if (heard) await until(() => found.length >= sent.length, 10_000);
+    return { sent: sent.length, found };
   },
 
   // Cut all of the group; they stay away.

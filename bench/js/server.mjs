@@ -18,7 +18,7 @@ const http = createServer();
 const io = new Server(http, options);
 io.on("connection", (socket) => {
   if (socket.handshake.auth.room) socket.join(socket.handshake.auth.room);
-  socket.on("relay", (data) => io.to("bench").emit("n", data));
+  socket.on("relay", (data) => io.to(data.room ?? "bench").emit("n", data));
 });
 
 // emit() returns nothing to wait for: the adapter's promise does, where it writes to a bus
@@ -34,7 +34,25 @@ async function emitted(data, room) {
 }
 
 const payload = (size, i) => ({ i, pad: "x".repeat(size - JSON.stringify(["n", { i, pad: "" }]).length) });
+
+// How long the event loop keeps a timer of 10 ms waiting, and what it computes meanwhile, as in python_node.py
+let stall = { ms: 0, cpu_ms: 0 };
+const cpu = () => { const { user, system } = process.threadCpuUsage(); return (user + system) / 1000; };
+function sleepOn() {
+  const due = performance.now() + 10, before = cpu();
+  setTimeout(() => {
+    stall = { ms: Math.max(stall.ms, performance.now() - due), cpu_ms: Math.max(stall.cpu_ms, cpu() - before) };
+    sleepOn();
+  }, 10);
+}
+sleepOn();
+
 const commands = {
+  async stall() {
+    const answer = stall;
+    stall = { ms: 0, cpu_ms: 0 };
+    return answer;
+  },
   async emit({ count, inflight, size = 200, due = count, rate = 0 }) {
     const events = Array.from({ length: count }, (_, i) => [payload(size, i),
       Math.floor((i + 1) * due / count) > Math.floor(i * due / count) ? "bench" : "other"]);

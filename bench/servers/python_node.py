@@ -1,7 +1,7 @@
 """One python-socketio server: `python servers/python_node.py '{"kind": "ours", "dsn": ..., "schema": ...}'`.
 
-``kind`` is "ours", "socketio" (no bus) or "socketio-redis". Commands come as JSON lines on the standard input; the
-only one is "emit", see :func:`emit`. js/server.mjs is the same for Node.js.
+``kind`` is "ours", "socketio" (no bus) or "socketio-redis". Commands come as JSON lines on the standard input:
+"emit", see :func:`emit`, and "stall", see :class:`Stalls`. js/server.mjs is the same for Node.js.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import cProfile
+import gc
 import json
 import os
 import resource
@@ -19,6 +20,7 @@ from typing import Any
 
 import socketio
 import uvicorn
+from counting import CountingLoop, counts
 
 Config = dict[str, Any]
 
@@ -43,7 +45,9 @@ def build(config: Config) -> socketio.AsyncServer:
 
         if config.get("ring_only"):
             commits.carried = lambda _entries: None  # notifications then hold offsets alone
-        manager = AsyncPostgresManager(config["dsn"], schema=config["schema"])
+        manager = AsyncPostgresManager(
+            config["dsn"], schema=config["schema"], durability=config.get("durability", "flush")
+        )
         return AsyncServer(async_mode="asgi", client_manager=manager, connection_state_recovery=True)
     manager = PatientRedisManager(config["redis"]) if kind == "socketio-redis" else None
     return socketio.AsyncServer(async_mode="asgi", client_manager=manager)
@@ -57,7 +61,7 @@ def handlers(sio: socketio.AsyncServer) -> None:
 
     @sio.event
     async def relay(sid: str, data: Any, *_: Any) -> None:
-        await sio.emit("n", data, room="bench")
+        await sio.emit("n", data, room=data.get("room", "bench"))
 
 
 def payload(size: int, number: int) -> dict[str, Any]:
@@ -99,14 +103,42 @@ def room(number: int, count: int, due: int | None) -> str:
     return "bench" if (number + 1) * due // count > number * due // count else "other"
 
 
+class Stalls:
+    """How long the event loop keeps a timer of 10 ms waiting, and what it computes meanwhile.
+
+    The second figure leaves out the time that other processes had the processor.
+    """
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._longest = self._most = 0.0
+        self._sleep()
+
+    def _sleep(self) -> None:
+        self._due, self._cpu = self._loop.time() + 0.01, time.thread_time()
+        self._loop.call_at(self._due, self._wake)
+
+    def _wake(self) -> None:
+        self._longest = max(self._longest, self._loop.time() - self._due)
+        self._most = max(self._most, time.thread_time() - self._cpu)
+        self._sleep()
+
+    async def since(self, _: object) -> dict[str, float]:
+        """The longest wait since the last call, and the most CPU time in one, in ms."""
+        answer = {"ms": self._longest * 1000, "cpu_ms": self._most * 1000}
+        self._longest = self._most = 0.0
+        return answer
+
+
 async def obey(sio: socketio.AsyncServer, server: uvicorn.Server) -> None:
+    commands = {"emit": emit, "stall": Stalls().since, "counts": counts}
     reader = asyncio.StreamReader()
     await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
     while line := await reader.readline():
         command = json.loads(line)
         op = command.pop("op")
         try:
-            answer: dict[str, Any] = {"value": await {"emit": emit}[op](sio, **command)}
+            answer: dict[str, Any] = {"value": await commands[op](sio, **command)}
         except Exception as e:  # noqa: BLE001 - returned to the caller
             answer = {"error": repr(e)}
         print(json.dumps(answer), flush=True)
@@ -149,6 +181,12 @@ if __name__ == "__main__":
     resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
     given = json.loads(sys.argv[1])
     loop_factory = uvicorn.Config(None, **given.get("uvicorn", {})).get_loop_factory()
+    if given.get("tuned"):  # as docs/tuning.md advises
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(50_000, 20, 50)
+    if given.get("counting"):
+        loop_factory = CountingLoop
     profile = os.environ.get("BENCH_PROFILE")  # a file for cProfile's figures
     with contextlib.ExitStack() as stack:
         if profile:

@@ -22,7 +22,7 @@ SQL = Path(__file__).parents[1] / "sql" / "0001"
 # In this order, since functions in SQL must find the tables and functions that they name.
 SUBJECTS = (
     "tables", "epochs", "segments", "keys", "append", "rooms", "sessions", "replay", "history", "presence", "expiry",
-    "retention", "outbox", "emit", "changes", "positions", "grants",
+    "retention", "relay", "outbox", "emit", "changes", "positions", "grants",
 )  # fmt: skip
 # The first rows. A migration writes them again if something has emptied their tables.
 ROWS = SQL / "rows.sql"

@@ -97,6 +97,11 @@ def _parser() -> argparse.ArgumentParser:
         return command
 
     migrate = add("migrate", "create the tables, or upgrade them to this version", database)
+    migrate.add_argument(
+        "--relay",
+        action=argparse.BooleanOptionalAction,
+        help="switch the relay of transactional emits on or off (default: leave it as it is)",
+    )
     migrate.add_argument("--sql", action="store_true", help="print the SQL instead of running it")
 
     status = add("status", "show the nodes, sessions, log and table sizes", database, listen, json)

@@ -43,7 +43,7 @@ async def ask_nodes(database: Database, nodes: set[str], *, timeout: float) -> d
     request = encode(Request(Service.STATUS, id=1, reply_to=channel), node=uuid.uuid4().hex, number=1, cursor=0)
     connection, _ = await database.listen_connection()
     try:
-        with translated("LISTEN"):
+        with translated("LISTEN", may_be_stored=None):
             await connection.add_listener(channel, on_answer)
         await database.fetch("notify", [database.channel], [request])
         with contextlib.suppress(TimeoutError):

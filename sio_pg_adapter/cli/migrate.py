@@ -17,15 +17,17 @@ from .rights import lines, unexpected_rights
 def main(args: argparse.Namespace) -> int:
     """Upgrade the tables to this version, or print the SQL that does it."""
     if args.sql:
-        print(migrate.sql(args.schema), end="")
+        print(migrate.sql(args.schema, relay=args.relay), end="")
         return 0
     try:
         status = terminal.err().status(f"migrating the tables in schema {terminal.printable(args.schema)}")
         with status, translate_connect_error():
-            migrate.upgrade(dsn_of(args), schema=args.schema)
+            migrate.upgrade(dsn_of(args), schema=args.schema, relay=args.relay)
     except SQLAlchemyError as e:
         raise CommandFailed(f"the database refused the migration: {getattr(e, 'orig', None) or e}") from e
     print(f"the tables in schema {args.schema} are up to date")
+    if args.relay is not None:
+        print(f"the relay is {'on' if args.relay else 'off'}")
     for line in asyncio.run(_read_rights(args)):
         print(line)
     return 0

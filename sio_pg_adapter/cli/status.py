@@ -38,6 +38,7 @@ async def _read_status(args: argparse.Namespace) -> dict[str, Any]:
     async with open_database(args) as database:
         (log,) = await database.fetch("status_log")
         (due,) = await database.fetch("due_to_prune")
+        (relay,) = await database.fetch("relay_status")
         rows = await database.fetch("status_nodes")
         live = {row["id"].hex for row in rows if _state(row) == "live"}
         answers: dict[str, Any] | None = None
@@ -55,6 +56,12 @@ async def _read_status(args: argparse.Namespace) -> dict[str, Any]:
             "note": note,
             "sessions": _sessions(await database.fetch("status_sessions")),
             "log": _log(log) | {"keep_seconds": due["keep"]},
+            "relay": {
+                "on": relay["is_on"],
+                "waiting": relay["waiting"],
+                "waiting_seconds": relay["seconds"],
+                "faults": relay["faults"],
+            },
             "tables": [dict(row) for row in await database.fetch("status_tables")],
             "rights": unexpected_rights(await database.fetch("rights")),
         }
@@ -87,6 +94,7 @@ def _node(row: Any, answers: dict[str, Any] | None) -> dict[str, Any]:
         "lag_seconds": None,
         "reconnects": answer.get("reconnects"),
         "reason": answer.get("reason"),
+        "durability": answer.get("durability"),
     }
 
 

@@ -9,6 +9,8 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from sio_pg_adapter.options import Durability
+
 from . import terminal
 from .rights import lines
 
@@ -40,7 +42,7 @@ def render(status: dict[str, Any], width: int) -> Iterator[RenderableType]:
     yield Text()
     yield _sessions(status["sessions"])
     yield Text()
-    yield _log(status["log"])
+    yield _log(status["log"], status["relay"])
     yield Text()
     yield _tables(status["tables"], narrow=narrow)
     for line in lines(status["rights"]):
@@ -82,11 +84,17 @@ def _nodes(status: dict[str, Any], *, narrow: bool) -> Iterator[RenderableType]:
     for state, explanation in _EXPLANATIONS.items():
         if ids := [node["id"][:8] for node in nodes if node["state"] == state]:
             yield Text(f"{', '.join(ids)}: {explanation}", style="yellow")
+    yield from _answers(nodes)
+    if status["note"] is not None:
+        yield Text(status["note"], style="yellow")
+
+
+def _answers(nodes: list[dict[str, Any]]) -> Iterator[RenderableType]:
     for node in nodes:
         if node["reason"]:
             yield Text(f"{node['id'][:8]}: {terminal.printable(node['reason'])}", style="yellow")
-    if status["note"] is not None:
-        yield Text(status["note"], style="yellow")
+    if ids := [node["id"][:8] for node in nodes if node["durability"] == Durability.MEMORY]:
+        yield Text(f'{", ".join(ids)}: emits do not wait for the disk (durability="memory")')
 
 
 def _lag(node: dict[str, Any]) -> Text:
@@ -115,7 +123,7 @@ def _counts(row: dict[str, Any]) -> list[str]:
     return [terminal.count(row[kind]) for kind in ("live", "away", "expiring")]
 
 
-def _log(log: dict[str, Any]) -> Table:
+def _log(log: dict[str, Any], relay: dict[str, Any]) -> Table:
     table = Table.grid(padding=(0, 2, 0, 0))
     table.add_column(style="bold", no_wrap=True)
     table.add_column()
@@ -126,6 +134,12 @@ def _log(log: dict[str, Any]) -> Table:
     table.add_row("rate", f"{log['rate']:,.1f} records/s over {terminal.duration(log['rate_seconds'])}")
     table.add_row("oldest", "the log is empty" if oldest is None else f"{terminal.duration(oldest)} ago")
     table.add_row("kept", "everything, for now" if keep is None else f"at least {terminal.duration(keep)}")
+    if relay["on"] or relay["waiting"] or relay["faults"]:
+        waiting = f"{terminal.count(relay['waiting'])} waiting"
+        if relay["waiting"]:
+            waiting += f" for {terminal.duration(relay['waiting_seconds'])}"
+        faults = f", {terminal.count(relay['faults'])} cannot be moved" if relay["faults"] else ""
+        table.add_row("relay", f"{'on' if relay['on'] else 'off'}, {waiting}{faults}")
     return table
 
 

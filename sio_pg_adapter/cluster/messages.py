@@ -224,7 +224,7 @@ class Messages:
             while self._waiting:
                 batch = [self._waiting.popleft() for _ in range(min(BATCH, len(self._waiting)))]
                 try:
-                    with translated("sending a message to other nodes"):
+                    with translated("sending a message to other nodes", may_be_stored=None):
                         await self._send_batch(batch)
                 except Exception as e:  # noqa: BLE001 - for the senders to handle
                     for *_, future in batch:

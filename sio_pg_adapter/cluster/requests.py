@@ -149,7 +149,9 @@ class Requests:
                 while answers.owing():
                     await self._wait(answers)
                     if answers.given_up:
-                        raise StoreUnavailable("the manager was closed while other nodes were asked")
+                        raise StoreUnavailable(
+                            "the manager was closed while other nodes were asked", may_be_stored=None
+                        )
         except TimeoutError:
             return
         finally:

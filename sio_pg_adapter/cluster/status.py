@@ -10,10 +10,11 @@ from sio_pg_adapter.local.clients import Clients
 from sio_pg_adapter.local.cursor import Cursor
 
 
-def status(clients: Clients, cursor: Cursor, reconnects: int, reason: str) -> dict[str, Any]:
+def status(clients: Clients, cursor: Cursor, reconnects: int, reason: str, durability: str) -> dict[str, Any]:
     """Return where a node runs, how many clients and sessions it holds, and how far it has applied the log.
 
     :param reason: why the node is not well. Empty if it is.
+    :param durability: the option of its manager.
     """
     return {
         "host": socket.gethostname()[:100],
@@ -23,4 +24,5 @@ def status(clients: Clients, cursor: Cursor, reconnects: int, reason: str) -> di
         "cursor": cursor.offset,
         "reconnects": reconnects,
         "reason": reason,
+        "durability": durability,
     }

@@ -40,7 +40,6 @@ from typing import Any
 
 from sio_pg_adapter.log.memberships import Memberships
 from sio_pg_adapter.log.records import Held
-from sio_pg_adapter.wire import upstream
 from sio_pg_adapter.wire.frames import Frames
 from sio_pg_adapter.wire.transport import Connection
 
@@ -171,7 +170,7 @@ class Client:
         if live > limit.packets:
             return True
         if self._bytes_put > limit.bytes:  # some of it may be sent by now, so only waiting frames are counted
-            waiting = upstream.queued(queue)[-live:] if live > 0 else []
+            waiting = queue.waiting()[-live:] if live > 0 else []
             sizes = [len(frame.data or "") for frame in waiting if frame is not None]
             self._bytes_put = sum(sizes) - max(sizes, default=0)  # a single large frame is not the client's fault
         return self._bytes_put > limit.bytes

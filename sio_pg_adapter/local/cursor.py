@@ -240,6 +240,7 @@ class Cursor:
         for i, record in enumerate(records):
             if record.attachment is not None:
                 self._sweep(records[begun:i])
+                self.head = max(self.head, record.offset)  # the body may take long, and health shows the lag
                 self._sweep([await self._reader.whole(record)])
                 begun = i + 1
         self._sweep(records[begun:])

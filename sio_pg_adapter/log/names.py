@@ -40,16 +40,19 @@ def text_name(value: object, what: str) -> str:
     return value
 
 
-def text_names(value: object, what: str) -> tuple[str, ...]:
+def text_names(value: object, what: str, *, needed: bool = False) -> tuple[str, ...]:
     """Return the names in a ``room`` or ``skip_sid`` argument. ``None`` names nothing.
 
+    :param needed: whether there must be a name, so that ``None`` is refused, too.
     :raises ConfigurationError: if a room is given that has no name. It would reach everybody.
     :raises NotSerializable: see :func:`text_name`.
     """
-    if value is None:
+    if value is None and not needed:
         return ()
     several = value if isinstance(value, list | tuple | set | frozenset) else (value,)
     names = tuple(dict.fromkeys(text_name(v, what) for v in several if v is not None and v != ""))
+    if not names and needed:
+        raise ConfigurationError(f"{what} takes one name or several, but {value!r} has no name.")
     if not names and what == "room":
         raise ConfigurationError(f"room takes one name or several, or None for everybody, but {value!r} has no name.")
     return names

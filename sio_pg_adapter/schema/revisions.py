@@ -5,17 +5,19 @@ from __future__ import annotations
 from typing import Any
 
 from alembic.script import ScriptDirectory
-from sqlalchemy import inspect, select
+from sqlalchemy import inspect, select, text
 from sqlalchemy.schema import CreateSchema
 
 from sio_pg_adapter.errors import ConfigurationError
-from sio_pg_adapter.migrate import config_for, writing_to
+from sio_pg_adapter.migrate import config_for, relay_sql, writing_to
 from sio_pg_adapter.options import checked_schema
 
 from .tables import metadata_in
 
 
-def upgrade(op: Any, to: str = "head", schema: str = "public", from_: str | None = None) -> None:
+def upgrade(
+    op: Any, to: str = "head", schema: str = "public", from_: str | None = None, *, relay: bool | None = None
+) -> None:
     """Bring the tables to revision ``to``, in a revision of the application's own.
 
     Runs this package's missing revisions in their order. It is no error if none is missing. The database says which
@@ -26,6 +28,7 @@ def upgrade(op: Any, to: str = "head", schema: str = "public", from_: str | None
     :param schema: the schema of the tables, which is created if it is missing.
     :param from_: the revision of the tables, "base" for none. Only ``alembic upgrade --sql`` needs it, because it has
                   no database to look at.
+    :param relay: whether transactional emits go through the relay. ``None`` leaves that as it is.
     :raises ConfigurationError: if a revision or the schema's name is wrong.
     """
     revisions = _revisions()
@@ -36,6 +39,8 @@ def upgrade(op: Any, to: str = "head", schema: str = "public", from_: str | None
     with writing_to(schema):
         for script in revisions[first : last + 1]:
             _module(script, op).upgrade()
+    if relay is not None:
+        op.execute(text(relay_sql(relay, schema).replace(":", "\\:")))
 
 
 def downgrade(op: Any, to: str = "base", schema: str = "public", from_: str | None = None) -> None:

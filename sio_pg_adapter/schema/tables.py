@@ -123,7 +123,38 @@ def metadata_in(schema: str | None) -> MetaData:
         "members: the rooms whose members do, where the empty string means everybody. skip_sids, skip_rooms: "
         "members that stay. immediate: the application has set its constraints IMMEDIATE.",
     )
+    _relay(made)
     return made
+
+
+def _relay(made: MetaData) -> None:
+    Sequence("sio_relay_state", metadata=made, minvalue=0, start=0)
+    Sequence("sio_relay_floor", metadata=made, minvalue=0, start=0)
+    relay = Table(
+        "sio_relay",
+        made,
+        Column("id", BigInteger),
+        Column("transaction", BigInteger, nullable=False),
+        Column("kind", SmallInteger, nullable=False),
+        Column("namespace", Text, nullable=False),
+        Column("room", Text, nullable=False),
+        Column("rooms", Text),
+        Column("skip_sids", Text),
+        Column("skip_rooms", Text),
+        Column("members", Text),
+        Column("sid", Text),
+        Column("body", Text),
+        Column("parts", LargeBinary),
+        Column("attachment", Uuid),
+        Column("key", Text),
+        Column("created_at", _TIME, nullable=False, server_default=_NOW),
+        Column("fault", Text),
+        PrimaryKeyConstraint("id", name="sio_relay_pkey"),
+        comment="Events, room changes and kicks of transactions, until a node moves them to the log, with the kinds "
+        "of sio_packets. transaction: the transaction that inserted the row. rooms, skip_sids, skip_rooms, members: "
+        "JSON arrays. fault: why the row cannot be moved. Nodes leave such rows alone.",
+    )
+    Index("sio_relay_key", relay.c.namespace, relay.c.key, postgresql_where=relay.c.key.isnot(None))
 
 
 def _log(made: MetaData) -> None:

@@ -220,6 +220,15 @@ class Connect:
         """Store the session, with the data and rooms that its handler gave it, before the client knows its pid."""
         if pid is None:
             return
+        async with self._node.turns:
+            self._check(client)
+            held = await self._stored(client, pid)
+        if held is None:
+            client.end_session()  # kicked meanwhile
+        self._check(client)
+
+    async def _stored(self, client: Client, pid: str) -> Held | None:
+        """Store the session of a client. ``None`` if the client was kicked meanwhile."""
         data = encode_session(client.data)
         client.begin_opening()
         held = None
@@ -236,9 +245,7 @@ class Connect:
             )
         finally:
             client.opened(held)
-        if held is None:
-            client.end_session()  # kicked meanwhile
-        self._check(client)
+        return held
 
     def _stale(self, client: Client) -> int | None:
         """Return the offset of an earlier session that the client keeps until its next event.
@@ -256,23 +263,10 @@ class Connect:
         """
         node, cap = self._node, recovery.max_missed_packets
         await self._limit.wait(claim.pid)
-        in_memory = claim.after is not None and node.cursor.recent.covers(claim.after)
-        claiming = node.tasks.spawn(
-            node.sessions.claim(client.namespace, claim, cap, page=0 if in_memory else PAGE, identity=self._identity),
-            "claim",
-            awaited=True,
-        )
-        try:
-            async with asyncio.timeout(CLAIM_TIMEOUT):
-                session = await asyncio.shield(claiming)
-        except (TimeoutError, asyncio.CancelledError) as e:
-            claiming.add_done_callback(self._claimed_too_late)
-            if isinstance(e, TimeoutError):
-                raise StoreUnavailable("claiming a session", may_be_stored=True) from e
-            raise
-        if client.state is State.LEFT:  # this node sent all clients away meanwhile. Nobody would hold the session
-            self._claimed_too_late(claiming)
-            raise ConnectAborted
+        async with node.turns:
+            if client.closed is not None or client.state is State.LEFT:
+                raise ConnectAborted  # the session stays with whoever has it
+            session = await self._claimed(client, claim, cap)
         decision = verdict(claim, session, cap)
         if (
             session is not None
@@ -296,6 +290,28 @@ class Connect:
             raise StoreUnavailable("this node is too far behind the log to recover a session")
         self._check(client)
         client.confirm_claim()
+        return session
+
+    async def _claimed(self, client: Client, claim: Claim, cap: int) -> Claimed | None:
+        """Claim the session. ``None`` if the claim is not granted."""
+        node = self._node
+        in_memory = claim.after is not None and node.cursor.recent.covers(claim.after)
+        claiming = node.tasks.spawn(
+            node.sessions.claim(client.namespace, claim, cap, page=0 if in_memory else PAGE, identity=self._identity),
+            "claim",
+            awaited=True,
+        )
+        try:
+            async with asyncio.timeout(CLAIM_TIMEOUT):
+                session = await asyncio.shield(claiming)
+        except (TimeoutError, asyncio.CancelledError) as e:
+            claiming.add_done_callback(self._claimed_too_late)
+            if isinstance(e, TimeoutError):
+                raise StoreUnavailable("claiming a session", may_be_stored=True) from e
+            raise
+        if client.state is State.LEFT:  # this node sent all clients away meanwhile. Nobody would hold the session
+            self._claimed_too_late(claiming)
+            raise ConnectAborted
         return session
 
     def _claimed_too_late(self, claiming: asyncio.Task[Claimed | None]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from typing import Any
 
 from sio_pg_adapter.local.client import Client
@@ -35,6 +35,8 @@ class Host:
         self.reason = sio.reason
         self.frames = FrameMaker(sio.packet_class)
         self.counters = manager.counters
+        self._last_handler: tuple[Any, int] = (None, 0)
+        self._last_takes_auth = True
 
     async def node(self) -> Node:
         """Return the node, started at the first use.
@@ -67,9 +69,16 @@ class Host:
         """Whether the events of a namespace are stored, and its sessions recovered."""
         return namespace not in self._manager.unstored
 
-    async def handle_event(self, eio_sid: str, namespace: str | None, ack_id: int | None, data: Any) -> None:
+    @property
+    def handles_in_tasks(self) -> bool:
+        """Whether each event is handled in a task of its own."""
+        return bool(self._sio.async_handlers)
+
+    def handle_event(
+        self, eio_sid: str, namespace: str | None, ack_id: int | None, data: Any
+    ) -> Coroutine[Any, Any, None]:
         """Have the application handle an event of a client."""
-        await upstream.handle_event(self._sio, eio_sid, namespace, ack_id, data)
+        return upstream.handle_event(self._sio, eio_sid, namespace, ack_id, data)
 
     async def trigger(self, event: str, namespace: str, *args: Any) -> Any:
         """Call the application's handler of an event."""
@@ -85,13 +94,20 @@ class Host:
         handler, leading = upstream.handler_of(self._sio, "connect", namespace)
         if handler is None:
             return True
-        try:
-            inspect.signature(handler).bind(*[None] * (leading + 3))
-        except TypeError:
-            return False
-        except ValueError:  # a callable without a signature
-            return True
+        if self._last_handler != (handler, leading):  # most servers have one, and reading a signature takes long
+            self._last_handler, self._last_takes_auth = (handler, leading), _takes(handler, leading + 3)
+        return self._last_takes_auth
+
+
+def _takes(handler: Callable[..., Any], count: int) -> bool:
+    """Whether a function can be called with so many arguments."""
+    try:
+        inspect.signature(handler).bind(*[None] * count)
+    except TypeError:
+        return False
+    except ValueError:  # a callable without a signature
         return True
+    return True
 
 
 async def hang_up(host: Host, eio_sid: str) -> None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import logging
 import time
+from contextvars import Context
 from typing import Any
 
 from engineio.exceptions import EngineIOError
@@ -56,12 +56,11 @@ class Intake:
         self._connect_timeout = connect_timeout
         self._joining: dict[str, asyncio.TimerHandle] = {}
 
-    def opened(self, socket: Any) -> None:
+    def opened(self, eio_sid: str) -> None:
         """An Engine.IO connection was opened."""
-        socket.handle_post_request = functools.partial(self._post, socket)
         if self._connect_timeout is not None:
             loop = asyncio.get_running_loop()
-            self._joining[socket.sid] = loop.call_later(self._connect_timeout, self._close_if_unused, socket.sid)
+            self._joining[eio_sid] = loop.call_later(self._connect_timeout, self._close_if_unused, eio_sid)
 
     def _close_if_unused(self, eio_sid: str) -> None:
         """The time is up in which a connection may be without a client."""
@@ -70,7 +69,28 @@ class Intake:
             logger.info("a connection is closed: nobody joined a namespace within connect_timeout: %s", eio_sid)
             self._host.eio.start_background_task(hang_up, self._host, eio_sid)
 
-    async def _post(self, socket: Any, environ: dict[str, Any]) -> None:
+    def event_at_once(self, eio_sid: str, text: str, context: Context) -> bool:
+        """A client sent an event in one message. Return whether a task handles it.
+
+        If not, :meth:`message` is called.
+
+        :param context: of the task that reads from the client. The handler runs in a copy of it.
+        """
+        if not self._host.handles_in_tasks or self._incoming.is_pending(eio_sid):
+            return False
+        try:
+            pkt = self._incoming.take(eio_sid, text)
+        except NotAPacket:
+            return False
+        started = self._host.handle_event(eio_sid, pkt.namespace, pkt.id, pkt.data)
+        try:
+            context.run(started.send, None)
+        except StopIteration:
+            return True
+        started.close()
+        raise RuntimeError("python-socketio waits before it makes the task of a handler")
+
+    async def post(self, socket: Any, environ: dict[str, Any]) -> None:
         try:
             await take_post(socket, environ, self._traffic)
         except EngineIOError as e:

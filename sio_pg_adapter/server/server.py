@@ -22,6 +22,7 @@ from sio_pg_adapter.store.sessions import Sessions
 from sio_pg_adapter.tasks import Tasks
 from sio_pg_adapter.wire import upstream
 from sio_pg_adapter.wire.incoming import ACKS, Incoming
+from sio_pg_adapter.wire.pings import Pings, socket_class
 
 from .admin import Instrumented
 from .client_api import ClientMethods
@@ -92,6 +93,8 @@ class AsyncServer(ClientMethods, ClusterMethods, EventMethods, PositionMethods, 
             client_manager.json,
             connect_timeout,
         )
+        self._socket_class = socket_class(Pings(client_manager.connections), self._intake.post)
+        client_manager.connections.take_event = self._intake.event_at_once
         client_manager.serve(recovery, self._make_endings, self._expired)
         upstream.expect_polls_of_closed_connections(self.eio)
         if recovery is not None and hasattr(self.eio.logger, "addFilter"):
@@ -241,7 +244,9 @@ class AsyncServer(ClientMethods, ClusterMethods, EventMethods, PositionMethods, 
     async def _handle_eio_connect(self, eio_sid: str, environ: dict[str, Any]) -> Any:
         if self.manager.leaving:
             return False  # the client tries again, and reaches another node
-        self._intake.opened(self.eio.sockets[eio_sid])
+        self.eio.sockets[eio_sid].__class__ = self._socket_class
+        upstream.trim_environ(environ)
+        self._intake.opened(eio_sid)
         return await super()._handle_eio_connect(eio_sid, environ)
 
     async def _handle_eio_message(self, eio_sid: str, data: Any) -> None:

@@ -18,6 +18,7 @@ import asyncpg
 from sio_pg_adapter.errors import StoreUnavailable
 from sio_pg_adapter.log.payload import pack
 from sio_pg_adapter.log.records import Entry, Kind, MemberMove, Record, Written
+from sio_pg_adapter.options import Durability
 
 from .backends import QUERY_TIMEOUT, Backend, backend_of, end_backend
 from .batches import INLINE_BYTES, carried, columns, lone_event, outcomes, outcomes_by_key
@@ -157,9 +158,15 @@ class Commits:
                 [False] * len(large),
                 timeout=ATTACHMENT_TIMEOUT,
             )
-        query, arguments = "write_event", lone_event(entries)
-        if not arguments or large:
-            query, arguments = "write", columns(entries, attachments)
+        arguments = () if large else lone_event(entries)
+        lone = bool(arguments)
+        query = "write_event" if lone else "write"
+        if not lone:
+            arguments = columns(entries, attachments)
+        if self._database.durability is Durability.MEMORY and all(e.kind is Kind.EVENT for e in entries):
+            # All else is flushed, and with it the events before it. So a crash loses nothing but the last events. If
+            # the end of a session or of a membership were lost, the session or the membership would come back.
+            query = "write_event_unflushed" if lone else "write_unflushed"
         carry = carried(entries)
         self._sending = self._backend_of is connection
         try:
@@ -173,7 +180,7 @@ class Commits:
         finally:
             self._sending = False
         self._confirm(row)
-        if query == "write_event":
+        if lone:
             offset = row["at"]
             if offset < 0:
                 return [Written(-offset, duplicate=True)]

@@ -22,6 +22,7 @@ import asyncpg
 
 from sio_pg_adapter.addresses import plain_dsn, read_address
 from sio_pg_adapter.errors import ConfigurationError, SioPgError, StoreUnavailable
+from sio_pg_adapter.options import Durability
 from sio_pg_adapter.servers import KEEPALIVES, check_support
 
 from .backends import QUERY_TIMEOUT, keep_alive
@@ -65,6 +66,7 @@ class Database:
     :param pool: an application's ``asyncpg.Pool``, to use instead of one of its own.
     :param listen_dsn: where to listen, if not at ``dsn``.
     :param schema: the schema of the tables.
+    :param durability: whether appends of events wait until they are on disk. See :class:`.options.Durability`.
     :ivar pooled: whether a pooler serves all connections but the one that listens, so that no backend can be named.
     :ivar channel: the channel that announces appends.
     :ivar era: counts how often its connections had to be reopened.
@@ -76,7 +78,15 @@ class Database:
     :ivar must_fit: whether connections are judged. Those of the command line are not.
     """
 
-    def __init__(self, dsn: str | None, *, pool: Pool | None, listen_dsn: str | None, schema: str) -> None:
+    def __init__(
+        self,
+        dsn: str | None,
+        *,
+        pool: Pool | None,
+        listen_dsn: str | None,
+        schema: str,
+        durability: Durability = Durability.FLUSH,
+    ) -> None:
         self._own_dsn = dsn is not None and dsn != ""
         self._option = "dsn" if self._own_dsn else "SIO_PG_DSN"
         self.dsn = plain_dsn(dsn if self._own_dsn else os.environ.get("SIO_PG_DSN"), self._option)
@@ -94,6 +104,7 @@ class Database:
         self.pooled = False
         self.queries = Queries(schema)
         self.schema = schema
+        self.durability = durability
         self.channel = ""
         self.era = 0
         self.server: str | None = None
@@ -163,7 +174,7 @@ class Database:
         """
         name = {"application_name": "sio_pg_adapter"}
         try:
-            with connecting("a pool", self._option):
+            with connecting(self._option):
                 connection = await self._address.connect(
                     asyncpg.connect, CONNECT_TIMEOUT, statement_cache_size=0, server_settings=name
                 )
@@ -198,9 +209,8 @@ class Database:
 
     async def acquire(self, purpose: str = "a query") -> Connection:
         if self._pool is None:
-            raise StoreUnavailable(f"no connection for {purpose}: closed")
-        may_be_stored = None if purpose == "reader" else False
-        with translated(f"connecting to PostgreSQL for {purpose}", may_be_stored=may_be_stored):
+            raise StoreUnavailable(f"no connection for {purpose}: closed", may_be_stored=None)
+        with translated("connecting to PostgreSQL", may_be_stored=None):
             return await self._pool.acquire(timeout=CONNECT_TIMEOUT)
 
     async def release(self, connection: Connection) -> None:
@@ -260,7 +270,7 @@ class Database:
         """
         connection = await self.fit_connection(purpose)
         try:
-            with translated(f"connecting to PostgreSQL for {purpose}"):
+            with translated("connecting to PostgreSQL", may_be_stored=None):
                 await self._keep_alive(connection)
         except BaseException:  # cancelled, too: it is closed
             await self.discard(connection)
@@ -283,11 +293,11 @@ class Database:
         """
         if not self.must_fit:
             return
-        with translated(f"connecting to PostgreSQL for {purpose}"):
+        with translated("connecting to PostgreSQL", may_be_stored=None):
             fitness = await fitness_of(connection, self.queries)
         fitness.check_isolation()
         if fault := fitness.fault():
-            raise UnfitConnection(f"connecting to PostgreSQL for {purpose}: {fault}")
+            raise UnfitConnection(f"connecting to PostgreSQL: {fault}", may_be_stored=None)
         check_range(fitness.version or 0, fitness.compatible or 0, self.schema)
         if self.server is None and (self.settled or purpose == "reader"):
             self.server, self.channel = fitness.server, fitness.channel or ""
@@ -297,8 +307,9 @@ class Database:
                 await asyncio.wait({deciding}, timeout=CHECK_WAIT)
         if not self._serves(fitness.server, purpose):
             raise UnfitConnection(
-                f"connecting to PostgreSQL for {purpose}: this is another server than that of the other connections. "
-                "Check the hosts of the DSN, of listen_dsn and of the pooler"
+                "connecting to PostgreSQL: this is another server than that of the other connections. "
+                "Check the hosts of the DSN, of listen_dsn and of the pooler",
+                may_be_stored=None,
             )
 
     def _serves(self, server: str, purpose: str) -> bool:
@@ -371,7 +382,7 @@ class Database:
                 await self.discard(connection)
                 raise
             return connection, True
-        with connecting("LISTEN", self._option if self._listen_dsn is None else "listen_dsn"):
+        with connecting(self._option if self._listen_dsn is None else "listen_dsn"):
             settings = {"application_name": "sio_pg_adapter listen"}
             connection = await self._listen_address.connect(
                 asyncpg.connect,
@@ -393,7 +404,7 @@ class Database:
         async def notify(channel: str) -> None:
             await self.fetch("notify", [channel], [""])
 
-        with translated("LISTEN"):
+        with translated("LISTEN", may_be_stored=None):
             if not await hides_backend(connection) or await can_listen(connection, notify):
                 return
         raise PoolerBetween(

@@ -82,13 +82,12 @@ def refusal(doing: str, error: asyncpg.PostgresError, *, may_be_stored: bool | N
 
 
 @contextlib.contextmanager
-def connecting(purpose: str, option: str) -> Iterator[None]:
+def connecting(option: str) -> Iterator[None]:
     """Raise the errors of a connect as this package's, including those about the address.
 
-    :param purpose: what the connection is for.
     :param option: the option that gave the address.
     """
-    with translated(f"connecting to PostgreSQL for {purpose}", may_be_stored=None):
+    with translated("connecting to PostgreSQL", may_be_stored=None):
         try:
             yield
         except asyncpg.ClientConfigurationError as e:

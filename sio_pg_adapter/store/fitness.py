@@ -90,6 +90,10 @@ class Probe:
 
     :ivar alive: whether other nodes see that this node lives. ``None``: its row is gone.
     :ivar head: the last offset of the log.
+    :ivar relay_state: what the relay does, 0 if it is off.
+    :ivar relay_waiting: how many rows of the relay wait, up to 10,000.
+    :ivar relay_seconds: for how long the first of them has waited.
+    :ivar relay_faults: how many rows of the relay cannot be moved.
     """
 
     server: str
@@ -97,6 +101,10 @@ class Probe:
     channels: frozenset[str]
     alive: bool | None
     head: int
+    relay_state: int
+    relay_waiting: int
+    relay_seconds: float | None
+    relay_faults: int
 
     def fault(self, server: str | None, channels: list[str]) -> str:
         """Return why it has to be replaced. Empty if it is fit."""

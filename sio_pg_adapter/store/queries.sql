@@ -38,6 +38,19 @@ FROM sio.sio_append_batch($1::bigint, $2::smallint[], $3::text[], $4::text[], $5
 SELECT sio.sio_append_event($1::bigint, $2::text, $3::text, $4::text, $5::text, $6::text) AS at,
        sio.sio_fingerprint() AS server
 
+-- name: write_unflushed
+-- The same, without waiting until the commit is on disk. Only for batches of events.
+SELECT prev, offsets, results, sio.sio_fingerprint() AS server
+FROM set_config('synchronous_commit', 'off', true),
+     sio.sio_append_batch($1::bigint, $2::smallint[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[],
+                          $8::text[], $9::bytea[], $10::text[]::uuid[], $11::text[], $12::text)
+
+-- name: write_event_unflushed
+-- The same for one event for one room.
+SELECT sio.sio_append_event($1::bigint, $2::text, $3::text, $4::text, $5::text, $6::text) AS at,
+       sio.sio_fingerprint() AS server
+FROM set_config('synchronous_commit', 'off', true)
+
 -- name: move_members
 -- Move all members of some rooms, or kick them.
 SELECT prev, offsets, sio.sio_fingerprint() AS server
@@ -52,6 +65,41 @@ SELECT sio.sio_emit_encoded(CAST($1 AS text), CAST($2 AS text), CAST($3 AS text)
 -- name: server_side_emit
 -- Send a server event to all nodes when the caller's transaction commits.
 SELECT sio.sio_server_side_emit_encoded(CAST($1 AS text), CAST($2 AS text), CAST($3 AS bytea))
+
+-- name: relay_attend
+-- Ask which part this node has in the relay. It may be the one that moves rows from now on.
+SELECT sio.sio_relay_attend($1::text::uuid)
+
+-- name: relay_move
+-- Move committed rows of the relay to the log, and return how many. Writes nothing if there are none.
+SELECT sio.sio_relay_move($1::integer, $2::boolean)
+
+-- name: relay_change
+-- Change the state of the relay, if it has the first of two values.
+SELECT sio.sio_relay_change($1::text::uuid, $2::text, $3::text)
+
+-- name: relay_open
+-- The open transactions that have inserted into the relay.
+SELECT l.virtualtransaction FROM pg_catalog.pg_locks l
+WHERE l.granted AND l.locktype = 'relation' AND l.mode = 'RowExclusiveLock' AND l.relation = 'sio.sio_relay'::regclass
+  AND l.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())
+  AND l.pid IS DISTINCT FROM pg_backend_pid()
+
+-- name: relay_last_id
+-- The last id of the relay that was taken.
+SELECT last_value FROM sio.sio_relay_id_seq
+
+-- name: relay_floor
+-- Note that no row at or below an id waits.
+SELECT setval('sio.sio_relay_floor', greatest(last_value, $1::bigint)) FROM sio.sio_relay_floor
+
+-- name: relay_status
+-- Whether the relay is on, how many rows wait, for how many seconds, and how many cannot be moved.
+SELECT (SELECT last_value FROM sio.sio_relay_state) NOT IN (0, 2) AS is_on,
+       count(*) FILTER (WHERE fault IS NULL) AS waiting,
+       extract(epoch FROM clock_timestamp() - min(created_at) FILTER (WHERE fault IS NULL))::double precision AS seconds,
+       count(*) FILTER (WHERE fault IS NOT NULL) AS faults
+FROM sio.sio_relay
 
 -- name: position
 -- The end of the log as this statement sees it, signed for a namespace.
@@ -218,11 +266,12 @@ SELECT json_build_object(
              'sio.sio_lock', 'sio.sio_log', 'sio.sio_epochs', 'sio.sio_marker', 'sio.sio_packets', 'sio.sio_packets_0',
              'sio.sio_packets_1', 'sio.sio_packet_rooms', 'sio.sio_packet_rooms_0', 'sio.sio_packet_rooms_1',
              'sio.sio_room_floors', 'sio.sio_session_floors', 'sio.sio_keys', 'sio.sio_attachments', 'sio.sio_nodes',
-             'sio.sio_sessions', 'sio.sio_rooms', 'sio.sio_expiry_handlers']::regclass[]) AND NOT has_table_privilege(c.oid, p)
+             'sio.sio_sessions', 'sio.sio_rooms', 'sio.sio_expiry_handlers', 'sio.sio_relay']::regclass[]) AND NOT has_table_privilege(c.oid, p)
          LIMIT 1),
         (SELECT p || ' on ' || c.relname
          FROM pg_catalog.pg_class c, unnest(ARRAY['SELECT', 'UPDATE']) p
-         WHERE c.oid = ANY (ARRAY['sio.sio_packets_offset_seq', 'sio.sio_active_segment']::regclass[])
+         WHERE c.oid = ANY (ARRAY['sio.sio_packets_offset_seq', 'sio.sio_active_segment', 'sio.sio_relay_id_seq',
+                               'sio.sio_relay_state', 'sio.sio_relay_floor']::regclass[])
            AND NOT has_sequence_privilege(c.oid, p)
          LIMIT 1))
 )::text
@@ -258,6 +307,11 @@ SELECT json_build_object(
                   SELECT FROM pg_catalog.pg_locks l
                   WHERE l.pid = pg_backend_pid() AND l.locktype = 'advisory' AND l.objid = number::bigint::oid)
               FROM sio.sio_nodes WHERE id = $1::text::uuid),
+    'relay_state', (SELECT last_value FROM sio.sio_relay_state),
+    'relay_waiting', (SELECT count(*) FROM (SELECT FROM sio.sio_relay WHERE fault IS NULL LIMIT 10000) r),
+    'relay_seconds', (SELECT extract(epoch FROM clock_timestamp() - created_at)::double precision
+                      FROM sio.sio_relay WHERE fault IS NULL ORDER BY id LIMIT 1),
+    'relay_faults', (SELECT count(*) FROM (SELECT FROM sio.sio_relay WHERE fault IS NOT NULL LIMIT 10000) r),
     'head', greatest((SELECT max("offset") FROM sio.sio_packets_0), (SELECT max("offset") FROM sio.sio_packets_1),
                      (SELECT floor FROM sio.sio_log), 0))::text
 
@@ -312,6 +366,7 @@ DELETE FROM sio.sio_attachments a WHERE id IN (
     WHERE b.ephemeral AND b.created_at < clock_timestamp() - interval '2 minutes'
        OR b.created_at < clock_timestamp() - make_interval(secs => $2::double precision + 3600)
           AND NOT EXISTS (SELECT FROM sio.sio_packets p WHERE p.attachment = b.id)
+          AND NOT EXISTS (SELECT FROM sio.sio_relay r WHERE r.attachment = b.id)
     LIMIT $1::integer)
 
 -- name: drop_nodes

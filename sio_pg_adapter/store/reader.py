@@ -77,7 +77,7 @@ class LogReader:
         """Return the floor, and at most ``limit`` records above ``after`` (exclusive), in order."""
         rows = await self._database.fetch("range", after, limit)
         if not rows:
-            raise StoreUnavailable(NO_LOG)
+            raise StoreUnavailable(NO_LOG, may_be_stored=None)
         return rows[0]["floor"], [readable(row) for row in rows if row["offset"] is not None]
 
     async def position(self, namespace: str) -> str:
@@ -109,7 +109,7 @@ class LogReader:
                         self._database.queries["history"], namespace, room, after, upto, limit
                     )
         if not rows:
-            raise StoreUnavailable(NO_LOG)
+            raise StoreUnavailable(NO_LOG, may_be_stored=None)
         events = [
             RoomEvent(row["offset"], ZERO + timedelta(microseconds=row["at"]), *row[3:])
             for row in rows

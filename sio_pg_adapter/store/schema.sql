@@ -325,9 +325,46 @@ COMMENT ON TABLE sio.sio_outbox_changes IS
     'whose members do, where the empty string means everybody. skip_sids, skip_rooms: members that stay. immediate: '
     'the application has set its constraints IMMEDIATE.';
 
+-- Logged, unlike the tables above, because its rows outlive their transactions. See relay.sql. VACUUM never truncates it,
+-- because that takes a lock that emits would wait for.
+CREATE TABLE sio.sio_relay (
+    id bigserial,
+    transaction bigint NOT NULL,
+    kind smallint NOT NULL,
+    namespace text NOT NULL,
+    room text NOT NULL,
+    rooms text,
+    skip_sids text,
+    skip_rooms text,
+    members text,
+    sid text,
+    body text,
+    parts bytea,
+    attachment uuid,
+    key text,
+    created_at timestamp with time zone NOT NULL DEFAULT clock_timestamp(),
+    fault text,
+    CONSTRAINT sio_relay_pkey PRIMARY KEY (id)
+) WITH (vacuum_truncate=off, autovacuum_vacuum_scale_factor=0, autovacuum_vacuum_threshold=5000);
+
+COMMENT ON TABLE sio.sio_relay IS
+    'Events, room changes and kicks of transactions, until a node moves them to the log, with the kinds of '
+    'sio_packets. transaction: the transaction that inserted the row. rooms, skip_sids, skip_rooms, members: JSON '
+    'arrays. fault: why the row cannot be moved. Nodes leave such rows alone.';
+
+CREATE INDEX sio_relay_key ON sio.sio_relay USING btree (namespace, key) WHERE (key IS NOT NULL);
+
 -- The number of the segment that is appended to. It is a sequence, which shows its present value whatever the snapshot.
 -- A repeatable read transaction that began before a switch therefore appends to the right segment.
 CREATE SEQUENCE sio.sio_active_segment AS smallint MINVALUE 0 MAXVALUE 1 START 0;
+
+-- What the relay does: 0 it is off. 1 asleep: a commit rings the nodes. 2 it is being switched off. From 3 on it is the
+-- number of a node times two, plus 3 while that node moves rows, and plus 4 while it is about to fall asleep.
+-- It is a sequence, which shows its present value whatever the snapshot.
+CREATE SEQUENCE sio.sio_relay_state AS bigint MINVALUE 0 MAXVALUE 9223372036854775807 START 0;
+
+-- No row of sio_relay at or below this id is waiting. Scans begin here, because moved rows stay in the index for a while.
+CREATE SEQUENCE sio.sio_relay_floor AS bigint MINVALUE 0 MAXVALUE 9223372036854775807 START 0;
 
 -- Epochs: an offset that a lost commit had is never given to another record.
 
@@ -472,7 +509,10 @@ CREATE FUNCTION sio.sio_has_key(p_namespace text, p_key text)
  SET enable_bitmapscan TO 'off'
 AS $$
 BEGIN
-    RETURN EXISTS (SELECT FROM sio.sio_keys k WHERE k.namespace = p_namespace AND k.key = p_key);
+    RETURN EXISTS (SELECT FROM sio.sio_keys k WHERE k.namespace = p_namespace AND k.key = p_key)
+        -- A serializable transaction would depend on all others that emit with a key.
+        OR current_setting('transaction_isolation') <> 'serializable' AND EXISTS (
+            SELECT FROM sio.sio_relay r WHERE r.namespace = p_namespace AND r.key = p_key AND r.fault IS NULL);
 END $$;
 
 -- Returns the offset of the event that has a key, or null. The event itself is looked up, too, because rows of the log
@@ -572,12 +612,12 @@ END $$;
 -- Arrays have one element for each entry. p_room_lists: a JSON array of all rooms, if there are several.
 -- p_skip_lists: a JSON array of the sids that do not get the event. p_skip_room_lists: of the rooms whose members do not.
 -- p_args: the arguments of the functions below, or the key of an event.
--- p_carry: the records for the notification, if they fit.
+-- p_carry: the records for the notification, if they fit. p_drain: false for the relay, which appends its own rows.
 --
 -- prev: the last offset before the batch. offsets: the offset of each entry. An entry that changed nothing has minus the
 -- offset of the record that it met, or 0. A refused entry has null. An event whose key is taken changes nothing.
 -- results: the answers of the session functions.
-CREATE FUNCTION sio.sio_append_batch(p_batch bigint, p_kinds smallint[], p_namespaces text[], p_rooms text[], p_room_lists text[], p_skip_lists text[], p_skip_room_lists text[], p_sids text[], p_bodies text[], p_parts bytea[], p_attachments uuid[], p_args text[], p_carry text, OUT prev bigint, OUT offsets bigint[], OUT results text[])
+CREATE FUNCTION sio.sio_append_batch(p_batch bigint, p_kinds smallint[], p_namespaces text[], p_rooms text[], p_room_lists text[], p_skip_lists text[], p_skip_room_lists text[], p_sids text[], p_bodies text[], p_parts bytea[], p_attachments uuid[], p_args text[], p_carry text, p_drain boolean DEFAULT true, OUT prev bigint, OUT offsets bigint[], OUT results text[])
  RETURNS record
  LANGUAGE plpgsql
 AS $$
@@ -587,6 +627,9 @@ DECLARE
 BEGIN
     LOCK TABLE sio.sio_lock IN EXCLUSIVE MODE;
     PERFORM sio.sio_check_isolation();
+    IF p_drain THEN
+        PERFORM sio.sio_relay_before();
+    END IF;
     PERFORM sio.sio_check_epoch();
     -- Sequences are read under the lock, and show their present value whatever the snapshot.
     SELECT CASE WHEN o.is_called THEN o.last_value ELSE o.last_value - 1 END, s.last_value INTO prev, v_segment
@@ -705,6 +748,13 @@ BEGIN
                 v_result := sio.sio_claim(p_batch, r.namespace, r.args::json);
                 v_offset := coalesce((v_result->>'offset')::bigint, 0);
             WHEN 5 THEN v_offset := sio.sio_kick(p_batch, r.namespace, r.sid);
+            WHEN 6, 7, 8 THEN  -- only from the relay
+                v_offset := sio.sio_change_members(
+                    p_batch, r.kind, r.namespace, ARRAY(SELECT json_array_elements_text(r.args::json->'members')),
+                    CASE WHEN r.rooms IS NULL THEN ARRAY[r.room]
+                         ELSE ARRAY(SELECT json_array_elements_text(r.rooms::json)) END,
+                    ARRAY(SELECT json_array_elements_text(r.skips::json)),
+                    ARRAY(SELECT json_array_elements_text(r.skip_rooms::json)));
             WHEN 10 THEN v_result := sio.sio_open(r.namespace, r.sid, r.body, r.args::json);
             WHEN 11 THEN v_result := sio.sio_settle(r.args::json);
             WHEN 12 THEN v_result := sio.sio_release(r.args::json);
@@ -721,7 +771,7 @@ BEGIN
         SELECT channel INTO v_channel FROM sio.sio_log;
         -- The notification only rings while a listener sits idle in a transaction. The queue holds 8 GB, and once it is
         -- full every commit with a notification fails.
-        PERFORM pg_notify(v_channel, prev || ' ' || v_last || CASE
+        PERFORM pg_notify(v_channel, CASE WHEN p_drain THEN '' ELSE 'relay ' END || prev || ' ' || v_last || CASE
             WHEN p_carry IS NULL OR v_last - prev < cardinality(p_kinds) OR pg_notification_queue_usage() > 0.1 THEN ''
             ELSE ' ' || p_carry END);
     END IF;
@@ -737,21 +787,24 @@ CREATE FUNCTION sio.sio_append_event(p_batch bigint, p_namespace text, p_room te
  RETURNS bigint
  LANGUAGE plpgsql
 AS $$
-DECLARE v_segment bigint; v_channel text; v_known boolean; v_offset bigint; v_notified varchar;
+DECLARE v_segment bigint; v_channel text; v_known boolean; v_offset bigint; v_notified varchar; v_relay bigint;
 BEGIN
     LOCK TABLE sio.sio_lock IN EXCLUSIVE MODE;
     PERFORM sio.sio_check_isolation();
     -- As in sio_last_in_epoch() and sio_is_behind(). The calls would take twice as long.
-    SELECT s.last_value, l.channel,
+    SELECT s.last_value, l.channel, r.last_value,
            o.last >= l.floor AND EXISTS (
                SELECT FROM sio.sio_marker
                WHERE fingerprint = sio.sio_fingerprint() AND o.last - began_at BETWEEN 0 AND 1099511627774)
            AND (SELECT "offset" FROM sio.sio_packets_0 WHERE "offset" > o.last ORDER BY "offset" LIMIT 1) IS NULL
            AND (SELECT "offset" FROM sio.sio_packets_1 WHERE "offset" > o.last ORDER BY "offset" LIMIT 1) IS NULL
-    INTO v_segment, v_channel, v_known
-    FROM sio.sio_active_segment s, sio.sio_log l,
+    INTO v_segment, v_channel, v_relay, v_known
+    FROM sio.sio_active_segment s, sio.sio_log l, sio.sio_relay_state r,
         (SELECT CASE WHEN is_called THEN last_value ELSE last_value - 1 END AS last
          FROM sio.sio_packets_offset_seq) o;
+    IF v_relay > 0 THEN
+        PERFORM sio.sio_relay_drain();
+    END IF;
     IF NOT v_known THEN
         PERFORM sio.sio_check_epoch();
     END IF;
@@ -973,6 +1026,7 @@ DECLARE v_rooms text[]; v_sids text[]; v_count integer;
 BEGIN
     LOCK TABLE sio.sio_lock IN EXCLUSIVE MODE;
     PERFORM sio.sio_check_isolation();
+    PERFORM sio.sio_relay_before();
     SELECT coalesce(array_agg(t.room), '{}'), array_agg(m.sid) INTO v_rooms, v_sids
     FROM (SELECT sid FROM sio.sio_sessions
           WHERE namespace = p_namespace AND (expires_at IS NULL OR expires_at > clock_timestamp())
@@ -1021,24 +1075,36 @@ END $$;
 -- The node has then read another copy of the log, and the session would not be due the next events.
 --
 -- since: the positions from which rooms were entered, each as [offset, key of its epoch]. If the log has lost one of
--- them, or records above it, the id is null, and `lost` is true. If retention is deleting records right now, the id is
--- null, and `lost` is false. Retention may not see this session, and would not note that its rooms lost records. The
--- row lock on sio_log keeps retention away until the commit, and nobody waits for that lock.
+-- them, or records above it, the id is null, and `lost` is true.
+--
+-- If retention is deleting records right now, and the session may be due some of them, the id is null, and `lost` is
+-- false. Retention may not see this session, and would not note that its rooms lost records. The row lock on sio_log
+-- keeps retention away until the commit, and nobody waits for that lock. Retention deletes no record of the last two
+-- minutes, so most sessions need no lock. The others have positions, or their connect handler took minutes.
 CREATE FUNCTION sio.sio_open(p_namespace text, p_sid text, p_data text, p_args json)
  RETURNS json
  LANGUAGE plpgsql
 AS $$
-DECLARE v_session bigint; v_free boolean; v_lost boolean; r record;
+DECLARE v_session bigint; v_start bigint := (p_args->>'start')::bigint; r record;
 BEGIN
     IF (p_args->>'joined')::bigint > (SELECT last_value FROM sio.sio_packets_offset_seq) THEN
         RETURN NULL;
+    END IF;
+    IF p_args->>'since' IS NOT NULL
+       OR least((SELECT created_at FROM sio.sio_packets_0 WHERE "offset" > v_start ORDER BY "offset" LIMIT 1),
+                (SELECT created_at FROM sio.sio_packets_1 WHERE "offset" > v_start ORDER BY "offset" LIMIT 1))
+          < clock_timestamp() - interval '1 minute' THEN
+        PERFORM FROM sio.sio_log FOR SHARE SKIP LOCKED;
+        IF NOT FOUND THEN
+            RETURN json_build_object('id', NULL, 'lost', false);
+        END IF;
     END IF;
     -- lost_below is the floor of the log. If the node is so far behind that the session starts below that, its rooms
     -- may have no floors, because those are kept only for existing sessions.
     INSERT INTO sio.sio_sessions (id, pid_hash, namespace, sid, identity, data, node, start_offset, joined_at,
                                   stale_offset, lost_below)
     VALUES (('x' || left(p_args->>'pid_hash', 15))::bit(60)::bigint, decode(p_args->>'pid_hash', 'hex'), p_namespace,
-            p_sid, p_args->>'identity', coalesce(p_data, '{}'), (p_args->>'node')::uuid, (p_args->>'start')::bigint,
+            p_sid, p_args->>'identity', coalesce(p_data, '{}'), (p_args->>'node')::uuid, v_start,
             (p_args->>'joined')::bigint, (p_args->>'stale')::bigint, (SELECT floor FROM sio.sio_log))
     ON CONFLICT (pid_hash) DO NOTHING
     RETURNING id INTO v_session;
@@ -1046,15 +1112,10 @@ BEGIN
         RETURN (SELECT json_build_object('id', id) FROM sio.sio_sessions
                 WHERE pid_hash = decode(p_args->>'pid_hash', 'hex'));
     END IF;
-    IF p_args->>'since' IS NOT NULL THEN
-        PERFORM FROM sio.sio_log WHERE floor <= (p_args->>'start')::bigint FOR SHARE SKIP LOCKED;
-        v_free := FOUND;
-        v_lost := (p_args->>'start')::bigint < (SELECT floor FROM sio.sio_log) OR EXISTS (
-            SELECT FROM json_array_elements(p_args->'since') x WHERE NOT sio.sio_in_log((x->>0)::bigint, x->>1));
-        IF v_lost OR NOT v_free THEN
-            DELETE FROM sio.sio_sessions WHERE id = v_session;
-            RETURN json_build_object('id', NULL, 'lost', v_lost);
-        END IF;
+    IF p_args->>'since' IS NOT NULL AND (v_start < (SELECT floor FROM sio.sio_log) OR EXISTS (
+        SELECT FROM json_array_elements(p_args->'since') x WHERE NOT sio.sio_in_log((x->>0)::bigint, x->>1))) THEN
+        DELETE FROM sio.sio_sessions WHERE id = v_session;
+        RETURN json_build_object('id', NULL, 'lost', true);
     END IF;
     INSERT INTO sio.sio_rooms (session, room, joined_at, left_at, namespace)
     SELECT v_session, x->>0, (x->>1)::bigint, (x->>2)::bigint, p_namespace
@@ -1950,6 +2011,224 @@ BEGIN
     RETURN v_count;
 END $$;
 
+-- The relay: transactional emits without the log's lock and without NOTIFY.
+--
+-- While the relay is on, events, room changes and kicks of an application's transaction are only inserted into sio_relay.
+-- A node moves committed rows to the log in batches, every few milliseconds.
+--
+-- Order. Rows are taken by one READ COMMITTED statement under the log's lock. If a transaction B knows of the commit of A,
+-- then A committed before B did, so a statement that sees rows of B sees those of A. If B emitted after that, its rows have
+-- higher ids, because the sequence of the ids has no cache. Transactions are ordered by their last ids. So all rows of A
+-- come before all rows of B, and the rows of one transaction stay together.
+--
+-- Every function that appends first moves all committed rows, under the same lock. So a direct append comes after the rows
+-- of each transaction whose commit its caller knows.
+--
+-- Waking. A quiet cluster is silent, so no node polls while nothing happens, and a commit has to ring. NOTIFY would make
+-- commits wait for each other, so they ring only while no node polls. sio_relay_state says that. No row waits unnoticed:
+--
+-- 1. An emit locks sio_relay with its INSERT, until its transaction ends. Only then it reads the state. Unless some node
+--    moves rows, it notifies.
+-- 2. A node that has been idle for a second first sets "about to fall asleep". Each emit that reads the state from here on
+--    rings. Each emit that read it before has its lock. So the node lists the transactions that hold that lock, and goes on
+--    looking for rows until all of them have ended, and once more after that. Then it sets "asleep".
+-- 3. A ring reaches every node that listens. A node looks for rows each time it begins to listen.
+-- 4. If the node dies that moves rows, or that is about to fall asleep, the state still names it. The other nodes look once
+--    a second, until the state is "asleep". One of them takes over.
+--
+-- The same locks show when the relay is off: no emit that read "on" is left.
+
+-- Moves some waiting rows to the log, in the order of p_ids. The caller holds the log's lock.
+CREATE FUNCTION sio.sio_relay_append(p_ids bigint[])
+ RETURNS void
+ LANGUAGE plpgsql
+AS $$
+DECLARE e record; v_offsets bigint[];
+BEGIN
+    WITH moved AS (DELETE FROM sio.sio_relay WHERE id = ANY (p_ids) RETURNING *),
+    entries AS (SELECT m.*, array_position(p_ids, m.id) AS i, coalesce(octet_length(m.body), 0) AS size FROM moved m)
+    SELECT array_agg(kind ORDER BY i) AS kinds, array_agg(namespace ORDER BY i) AS namespaces,
+           array_agg(room ORDER BY i) AS rooms,
+           CASE WHEN count(x.rooms) > 0 THEN array_agg(x.rooms ORDER BY i) END AS room_lists,
+           CASE WHEN count(x.skip_sids) > 0 THEN array_agg(x.skip_sids ORDER BY i) END AS skip_lists,
+           CASE WHEN count(x.skip_rooms) > 0 THEN array_agg(x.skip_rooms ORDER BY i) END AS skip_room_lists,
+           CASE WHEN count(x.sid) > 0 THEN array_agg(x.sid ORDER BY i) END AS sids,
+           array_agg(body ORDER BY i) AS bodies,
+           CASE WHEN count(x.parts) > 0 THEN array_agg(x.parts ORDER BY i) END AS parts,
+           CASE WHEN count(x.attachment) > 0 THEN array_agg(x.attachment ORDER BY i) END AS attachments,
+           CASE WHEN count(x.key) + count(x.members) > 0 THEN array_agg(
+               CASE WHEN x.key IS NOT NULL THEN json_build_object('key', x.key)::text
+                    WHEN x.members IS NOT NULL THEN json_build_object('members', x.members::json)::text END
+               ORDER BY i) END AS args,
+           CASE WHEN sum(size) < 7600 AND bool_and(kind = 0 AND x.parts IS NULL AND attachment IS NULL) THEN
+               json_agg(json_build_array(namespace, coalesce(x.rooms::json, json_build_array(room)),
+                                         coalesce(x.skip_sids::json, '[]'), coalesce(x.skip_rooms::json, '[]'),
+                                         body) ORDER BY i)::text END AS carry
+    INTO e FROM entries x;
+    IF e.kinds IS NULL THEN
+        RETURN;
+    END IF;
+    SELECT w.offsets INTO v_offsets
+    FROM sio.sio_append_batch(
+        NULL, e.kinds, e.namespaces, e.rooms, e.room_lists, e.skip_lists, e.skip_room_lists, e.sids, e.bodies, e.parts,
+        e.attachments, e.args, CASE WHEN octet_length(e.carry) <= 7600 THEN e.carry END, false) w;
+    IF array_position(v_offsets, NULL) IS NOT NULL THEN  -- since the call, a client has connected whose sid is the name
+        RAISE data_exception USING MESSAGE = 'a room is the own room of a client, which nobody enters or closes';
+    END IF;
+END $$;
+
+-- Moves committed rows to the log, and returns how many. The caller holds the log's lock, and is read committed. p_limit:
+-- how many, and then the rest of the last transaction. p_all: whether to look below the floor, too. After a restore, the
+-- floor may be above waiting rows, because sequences are not part of the snapshot of pg_dump.
+--
+-- A row that cannot be appended must not stop the others. It stays in the table with the reason.
+CREATE FUNCTION sio.sio_relay_drain(p_limit integer DEFAULT 1000000000, p_all boolean DEFAULT false)
+ RETURNS integer
+ LANGUAGE plpgsql
+AS $$
+DECLARE v_floor bigint; v_ids bigint[]; v_id bigint;
+BEGIN
+    SELECT CASE WHEN p_all THEN 0 ELSE last_value END INTO v_floor FROM sio.sio_relay_floor;
+    IF (SELECT r.id FROM sio.sio_relay r WHERE r.id > v_floor AND r.fault IS NULL ORDER BY r.id LIMIT 1) IS NULL THEN
+        RETURN 0;
+    END IF;
+    WITH waiting AS (
+        SELECT r.id, max(r.id) OVER (PARTITION BY r.transaction) AS last
+        FROM sio.sio_relay r WHERE r.id > v_floor AND r.fault IS NULL)
+    SELECT array_agg(w.id ORDER BY w.last, w.id) INTO v_ids FROM waiting w
+    WHERE w.last <= (SELECT max(x.last) FROM (SELECT last FROM waiting ORDER BY last, id LIMIT p_limit) x);
+    BEGIN
+        PERFORM sio.sio_relay_append(v_ids);
+        RETURN cardinality(v_ids);
+    EXCEPTION WHEN data_exception OR integrity_constraint_violation OR program_limit_exceeded OR case_not_found THEN
+        NULL;  -- some row is at fault: one by one
+    END;
+    FOREACH v_id IN ARRAY v_ids LOOP
+        BEGIN
+            PERFORM sio.sio_relay_append(ARRAY[v_id]);
+        EXCEPTION WHEN data_exception OR integrity_constraint_violation OR program_limit_exceeded OR case_not_found THEN
+            UPDATE sio.sio_relay SET fault = SQLERRM WHERE id = v_id;
+        END;
+    END LOOP;
+    RETURN cardinality(v_ids);
+END $$;
+
+-- Does the same for a direct append, if the relay is or was on.
+CREATE FUNCTION sio.sio_relay_before()
+ RETURNS void
+ LANGUAGE plpgsql
+AS $$
+BEGIN
+    IF (SELECT last_value FROM sio.sio_relay_state) > 0 THEN
+        PERFORM sio.sio_relay_drain();
+    END IF;
+END $$;
+
+-- Does the same for the commit of a transaction that emitted before the relay was switched on. It runs with the rights of
+-- the owner, in a search_path of the application.
+CREATE FUNCTION sio.sio_relay_before_commit()
+ RETURNS void
+ LANGUAGE plpgsql
+ SECURITY DEFINER
+ SET search_path TO 'pg_catalog', 'pg_temp'
+AS $$
+BEGIN
+    -- The snapshot of a stricter transaction is older than the rows that it might move. It knows of none of them.
+    IF current_setting('transaction_isolation') IN ('read committed', 'read uncommitted') THEN
+        PERFORM sio.sio_relay_drain();
+    END IF;
+END $$;
+
+REVOKE ALL ON FUNCTION sio.sio_relay_before_commit FROM PUBLIC;
+
+-- Moves committed rows to the log for a node that polls. Takes no lock and writes nothing if there are none.
+CREATE FUNCTION sio.sio_relay_move(p_limit integer, p_all boolean)
+ RETURNS integer
+ LANGUAGE plpgsql
+AS $$
+DECLARE v_floor bigint;
+BEGIN
+    SELECT CASE WHEN p_all THEN 0 ELSE last_value END INTO v_floor FROM sio.sio_relay_floor;
+    IF (SELECT r.id FROM sio.sio_relay r WHERE r.id > v_floor AND r.fault IS NULL ORDER BY r.id LIMIT 1) IS NULL THEN
+        RETURN 0;
+    END IF;
+    LOCK TABLE sio.sio_lock IN EXCLUSIVE MODE;
+    PERFORM sio.sio_check_isolation();
+    RETURN sio.sio_relay_drain(p_limit, p_all);
+END $$;
+
+-- Asks which part a node has in the relay. If rows wait and no other living node moves them, this one does from now on.
+-- Returns 'off', 'ending' (it is being switched off), 'asleep', 'other' (another node moves) or 'moving'.
+CREATE FUNCTION sio.sio_relay_attend(p_node uuid)
+ RETURNS text
+ LANGUAGE plpgsql
+AS $$
+DECLARE v_state bigint; v_own bigint; n sio.sio_nodes;
+BEGIN
+    FOR i IN 1..2 LOOP
+        SELECT last_value INTO v_state FROM sio.sio_relay_state;
+        IF v_state = 0 THEN
+            RETURN 'off';
+        ELSIF v_state = 2 THEN
+            RETURN 'ending';
+        ELSIF v_state = 1 THEN
+            IF NOT EXISTS (SELECT FROM sio.sio_relay r WHERE r.fault IS NULL) THEN
+                RETURN 'asleep';
+            END IF;
+        ELSE
+            SELECT * INTO n FROM sio.sio_nodes WHERE number = (v_state - 3) / 2;
+            IF n.id <> p_node AND sio.sio_node_alive(n.number, n.role) THEN
+                RETURN 'other';
+            END IF;
+        END IF;
+        IF i = 1 THEN
+            LOCK TABLE sio.sio_lock IN EXCLUSIVE MODE;
+        END IF;
+    END LOOP;
+    SELECT 3 + 2 * number::bigint INTO STRICT v_own FROM sio.sio_nodes WHERE id = p_node;
+    IF v_state <> v_own THEN
+        PERFORM setval('sio.sio_relay_state', v_own);
+    END IF;
+    RETURN 'moving';
+END $$;
+
+-- Changes the state of the relay from one value to another, for the node that moves. Returns whether it had the first.
+CREATE FUNCTION sio.sio_relay_change(p_node uuid, p_from text, p_to text)
+ RETURNS boolean
+ LANGUAGE plpgsql
+AS $$
+DECLARE v_number bigint := (SELECT number FROM sio.sio_nodes WHERE id = p_node); v_from bigint; v_to bigint;
+BEGIN
+    LOCK TABLE sio.sio_lock IN EXCLUSIVE MODE;
+    SELECT max(s.value) FILTER (WHERE s.name = p_from), max(s.value) FILTER (WHERE s.name = p_to) INTO v_from, v_to
+    FROM (VALUES ('off', 0), ('asleep', 1), ('ending', 2), ('moving', 3 + 2 * v_number), ('drowsy', 4 + 2 * v_number))
+        AS s (name, value);
+    IF v_from = (SELECT last_value FROM sio.sio_relay_state) THEN
+        PERFORM setval('sio.sio_relay_state', v_to);
+        RETURN true;
+    END IF;
+    RETURN false;
+END $$;
+
+-- Switches the relay on or off. It is off for new emits at once, and nodes move what open transactions have inserted.
+CREATE FUNCTION sio.sio_set_relay(p_on boolean)
+ RETURNS void
+ LANGUAGE plpgsql
+AS $$
+DECLARE v_state bigint;
+BEGIN
+    LOCK TABLE sio.sio_lock IN EXCLUSIVE MODE;
+    SELECT last_value INTO v_state FROM sio.sio_relay_state;
+    IF p_on AND v_state IN (0, 2) THEN
+        PERFORM setval('sio.sio_relay_state', 1);
+    ELSIF NOT p_on AND v_state NOT IN (0, 2) THEN
+        PERFORM setval('sio.sio_relay_state', 2);
+    ELSE
+        RETURN;
+    END IF;
+    PERFORM pg_notify(channel, 'relay') FROM sio.sio_log;
+END $$;
+
 -- The outbox: events that are part of an application's own transaction.
 --
 -- An offset taken in the middle of a transaction would become visible out of order. An event therefore waits in
@@ -2051,7 +2330,7 @@ CREATE FUNCTION sio.sio_outbox_append()
  LANGUAGE plpgsql
  SECURITY DEFINER
 AS $$
-DECLARE v_segment bigint; v_last bigint; v_offset bigint; v_unused varchar;
+DECLARE v_segment bigint; v_last bigint; v_offset bigint; v_unused varchar; v_relay bigint;
 BEGIN
     IF pg_catalog.pg_trigger_depth() OPERATOR(pg_catalog.>) 1 THEN
         -- This is the DELETE of stage one and not the commit: the application has its constraints IMMEDIATE. The event
@@ -2066,8 +2345,12 @@ BEGIN
         v_unused := pg_catalog.set_config('synchronous_commit', 'on', true);  -- clients will have seen the event
     END IF;
     LOCK TABLE sio.sio_lock IN EXCLUSIVE MODE;  -- before nextval, so that offsets become visible in their order
-    SELECT s.last_value, CASE WHEN o.is_called THEN o.last_value ELSE o.last_value OPERATOR(pg_catalog.-) 1 END
-    INTO v_segment, v_last FROM sio.sio_active_segment s, sio.sio_packets_offset_seq o;
+    SELECT r.last_value, s.last_value, CASE WHEN o.is_called THEN o.last_value ELSE o.last_value OPERATOR(pg_catalog.-) 1 END
+    INTO v_relay, v_segment, v_last
+    FROM sio.sio_active_segment s, sio.sio_packets_offset_seq o, sio.sio_relay_state r;
+    IF v_relay OPERATOR(pg_catalog.>) 0 THEN
+        PERFORM sio.sio_relay_before_commit();
+    END IF;
     IF OLD.immediate OR pg_catalog.current_setting('lock_timeout') OPERATOR(pg_catalog.<>) '0' THEN
         PERFORM sio.sio_outbox_bounds(OLD.immediate);
     ELSE
@@ -2136,7 +2419,8 @@ REVOKE ALL ON FUNCTION sio.sio_outbox_append FROM PUBLIC;
 -- the sids that do not get the event. p_key: the idempotency key. p_skip_rooms: a JSON array of the rooms whose members do
 -- not get the event.
 --
--- Returns whether the event will be stored: false if the log has an event with the key, and null without a key. The key
+-- Returns whether the event will be stored: false if the log or the relay has an event with the key, and null without a
+-- key. The key
 -- is taken at the commit, under the log's lock. An append would otherwise wait, under that lock, for the key of an open
 -- transaction, which may itself wait for the lock. So an event with the key that is committed in between wins.
 CREATE FUNCTION sio.sio_emit_encoded(p_namespace text, p_room text, p_rooms text, p_skips text, p_body text, p_parts bytea, p_key text DEFAULT NULL::text, p_skip_rooms text DEFAULT NULL::text)
@@ -2147,10 +2431,35 @@ CREATE FUNCTION sio.sio_emit_encoded(p_namespace text, p_room text, p_rooms text
 AS $$
 DECLARE
     v_rooms text[]; v_skips text[]; v_skip_rooms text[]; v_attachment uuid; v_at integer := 0;
-    v_size bigint := octet_length(p_body) + coalesce(octet_length(p_parts), 0); v_count integer := 0;
-    -- The event's name in JSON, if it is short. The characters of a reserved name may be escaped.
-    v_name text := substring(left(p_body, 100) FROM '^\["((?:[^"\\]|\\.)*)"');
+    v_size bigint; v_count integer := 0; v_state bigint;
+    v_name text;  -- the event's name in JSON, if it is short. The characters of a reserved name may be escaped
 BEGIN
+    IF (SELECT last_value FROM sio.sio_relay_state) NOT IN (0, 2) THEN
+        -- Most events are for one room and have no more than a body. This one statement checks and stores them, because
+        -- plpgsql prepares each of its expressions again in each transaction. It inserts nothing if it is any other event.
+        --
+        -- The statement locks sio_relay before it runs, and so before it reads the state.
+        WITH state AS MATERIALIZED (
+            SELECT last_value FROM sio.sio_relay_state
+            WHERE last_value NOT IN (0, 2) AND p_namespace IS NOT NULL AND p_room IS NOT NULL
+              AND p_rooms IS NULL AND p_skips IS NULL AND p_skip_rooms IS NULL AND p_parts IS NULL AND p_key IS NULL
+              AND octet_length(p_body) <= 65536 AND octet_length(p_namespace) + octet_length(p_room) <= 512
+              AND p_body::json IS NOT NULL AND left(p_body, 2) = '["' AND right(p_body, 1) = ']'
+              AND substring(left(p_body, 100) FROM '^\["([^"\\]*)"') NOT IN (
+                  'connect', 'connect_error', 'disconnect', 'disconnecting', 'newListener', 'removeListener')),
+        inserted AS (
+            INSERT INTO sio.sio_relay (transaction, kind, namespace, room, body)
+            SELECT pg_current_xact_id()::text::bigint, 0, p_namespace, p_room, p_body FROM state)
+        SELECT last_value INTO v_state FROM state;
+        IF v_state IS NOT NULL THEN
+            IF v_state = 1 OR v_state % 2 = 0 THEN
+                PERFORM pg_notify(channel, 'relay') FROM sio.sio_log;
+            END IF;
+            RETURN NULL;
+        END IF;
+    END IF;
+    v_size := octet_length(p_body) + coalesce(octet_length(p_parts), 0);
+    v_name := substring(left(p_body, 100) FROM '^\["((?:[^"\\]|\\.)*)"');
     IF (p_namespace IS NOT NULL AND p_room IS NOT NULL AND p_body::json IS NOT NULL
         AND left(p_body, 2) = '["' AND right(p_body, 1) = ']') IS NOT TRUE THEN
         RAISE invalid_parameter_value USING MESSAGE = 'an event has a namespace, a room and a body: a JSON array that'
@@ -2215,6 +2524,25 @@ BEGIN
             INSERT INTO sio.sio_attachments (id, data, ephemeral)
             VALUES (v_attachment, int4send(octet_length(convert_to(p_body, 'UTF8')))
                 || convert_to(p_body, 'UTF8') || coalesce(p_parts, ''), false);
+        END IF;
+    END IF;
+    IF (SELECT last_value FROM sio.sio_relay_state) NOT IN (0, 2) THEN
+        WITH state AS MATERIALIZED (SELECT last_value FROM sio.sio_relay_state WHERE last_value NOT IN (0, 2)),
+        inserted AS (
+            INSERT INTO sio.sio_relay (transaction, kind, namespace, room, rooms, skip_sids, skip_rooms, body, parts,
+                                       attachment, key)
+            SELECT pg_current_xact_id()::text::bigint, 0, p_namespace, p_room, p_rooms,
+                   CASE WHEN cardinality(v_skips) > 0 THEN array_to_json(v_skips)::text END,
+                   array_to_json(v_skip_rooms)::text,
+                   CASE WHEN v_attachment IS NULL THEN p_body END, CASE WHEN v_attachment IS NULL THEN p_parts END,
+                   v_attachment, p_key
+            FROM state)
+        SELECT last_value INTO v_state FROM state;
+        IF v_state = 1 OR v_state % 2 = 0 THEN
+            PERFORM pg_notify(channel, 'relay') FROM sio.sio_log;
+        END IF;
+        IF v_state IS NOT NULL THEN
+            RETURN CASE WHEN p_key IS NOT NULL THEN true END;
         END IF;
     END IF;
     -- A notification of 7,999 bytes carries the record if that fits, and if the queue is far from full. The queue holds
@@ -2386,6 +2714,7 @@ BEGIN
     LOCK TABLE sio.sio_lock IN EXCLUSIVE MODE;
     PERFORM sio.sio_check_isolation();
     PERFORM sio.sio_outbox_bounds(OLD.immediate);
+    PERFORM sio.sio_relay_before();
     PERFORM sio.sio_check_epoch();
     SELECT CASE WHEN is_called THEN last_value ELSE last_value - 1 END INTO v_prev FROM sio.sio_packets_offset_seq;
     IF OLD.members IS NOT NULL THEN
@@ -2433,7 +2762,7 @@ AS $$
 DECLARE
     v_kind integer := CASE p_change WHEN 'enter_room' THEN 1 WHEN 'leave_room' THEN 2 WHEN 'close_room' THEN 3
                       WHEN 'disconnect' THEN 5 END;
-    v_rooms text[]; v_members text[]; v_skips text[]; v_skip_rooms text[]; v_own text;
+    v_rooms text[]; v_members text[]; v_skips text[]; v_skip_rooms text[]; v_own text; v_state bigint;
 BEGIN
     IF v_kind IS NULL OR p_namespace IS NULL THEN
         RAISE invalid_parameter_value USING MESSAGE =
@@ -2474,6 +2803,29 @@ BEGIN
         IF v_own IS NOT NULL THEN
             RAISE invalid_parameter_value USING MESSAGE = format(
                 'sio_%s: "%s" is the own room of a client, which nobody enters or closes', p_change, v_own);
+        END IF;
+    END IF;
+    IF (SELECT last_value FROM sio.sio_relay_state) NOT IN (0, 2) THEN
+        -- As in sio_emit_encoded().
+        WITH state AS MATERIALIZED (SELECT last_value FROM sio.sio_relay_state WHERE last_value NOT IN (0, 2)),
+        inserted AS (
+            INSERT INTO sio.sio_relay (transaction, kind, namespace, room, rooms, skip_sids, skip_rooms, members, sid)
+            SELECT pg_current_xact_id()::text::bigint,
+                   CASE WHEN v_members IS NULL THEN v_kind WHEN v_kind = 1 THEN 6 WHEN v_kind = 2 THEN 7 ELSE 8 END,
+                   p_namespace, c.rooms[1], CASE WHEN cardinality(c.rooms) > 1 THEN array_to_json(c.rooms)::text END,
+                   CASE WHEN cardinality(v_skips) > 0 THEN array_to_json(v_skips)::text END,
+                   CASE WHEN cardinality(v_skip_rooms) > 0 THEN array_to_json(v_skip_rooms)::text END,
+                   array_to_json(v_members)::text, p_sid
+            FROM state, (SELECT ARRAY[r.room] AS rooms FROM unnest(v_rooms) r (room) WHERE v_members IS NULL AND v_kind <> 5
+                         UNION ALL
+                         SELECT CASE WHEN v_kind = 5 THEN ARRAY[''] ELSE v_rooms END
+                         WHERE v_members IS NOT NULL OR v_kind = 5) c)
+        SELECT last_value INTO v_state FROM state;
+        IF v_state = 1 OR v_state % 2 = 0 THEN
+            PERFORM pg_notify(channel, 'relay') FROM sio.sio_log;
+        END IF;
+        IF v_state IS NOT NULL THEN
+            RETURN;
         END IF;
     END IF;
     INSERT INTO sio.sio_outbox_changes

@@ -34,7 +34,7 @@ PAGES_AT_ONCE = 2
 """How many pages are read at a time. The pool has four connections."""
 
 TRIES, RETRY = 100, 0.05
-"""How often a session with a position is stored while retention deletes records, and how many seconds apart."""
+"""How often a session is stored while retention deletes records that it may be due, and how many seconds apart."""
 
 CARRIED_EVENTS = 100
 """How many missed events a claim brings along."""
@@ -122,7 +122,7 @@ class Sessions:
             if lost:
                 raise PositionLost(f"a position of {memberships.sid} was lost before its session was stored")
             await asyncio.sleep(RETRY)  # retention announces nothing when it is done
-        raise StoreUnavailable("retention does not come to an end, so no session with a position can be stored")
+        raise StoreUnavailable("retention does not come to an end, so no session can be stored")
 
     async def claim(
         self, namespace: str, claim: Claim, cap: int, page: int = 0, *, identity: str | None = None

@@ -95,6 +95,10 @@ class Incoming:
         _check(decoded)
         return decoded
 
+    def is_pending(self, eio_sid: str) -> bool:
+        """Whether binary parts of a packet are still to come."""
+        return eio_sid in self._pending
+
     def forget(self, eio_sid: str) -> None:
         """Drop the pending packet of a connection."""
         self._pending.pop(eio_sid, None)

@@ -20,11 +20,13 @@ import asyncio
 import logging
 import weakref
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from contextvars import Context
+from typing import TYPE_CHECKING
 
 from engineio.packet import NOOP, Packet
 
 from .frames import Frames
+from .outbox import Outbox
 
 if TYPE_CHECKING:
     from engineio.async_socket import AsyncSocket
@@ -75,16 +77,30 @@ class Cork:
 class Wire:
     """The transport below the websocket of an Engine.IO socket.
 
-    :param queue: the socket's queue.
+    :param outbox: the socket's queue.
     :param is_open: whether data may be sent: no close frame has been sent or received.
     :param cork: may hold writes back.
     :param compresses: whether the server may have agreed with the client to compress large frames.
     :param traffic: counts each write.
+    :ivar idle: whether nothing is on its way from the queue to the transport.
     """
+
+    __slots__ = (
+        "__weakref__",
+        "_cork",
+        "_held",
+        "_held_bytes",
+        "_is_open",
+        "_largest",
+        "_outbox",
+        "_traffic",
+        "_transport",
+        "idle",
+    )
 
     def __init__(
         self,
-        queue: asyncio.Queue[Any],
+        outbox: Outbox,
         transport: asyncio.Transport,
         is_open: Callable[[], bool],
         cork: Cork,
@@ -92,20 +108,20 @@ class Wire:
         compresses: bool,
         traffic: TrafficCounter,
     ) -> None:
-        self._queue = queue
+        self._outbox = outbox
         self._transport = transport
         self._is_open = is_open
         self._largest = COMPRESS_FROM if compresses else None
         self._traffic = traffic
         self._cork = cork
-        self._held: list[bytes] = []
+        self._held: list[bytes] | None = None
         self._held_bytes = 0
-        self._idle = False
+        self.idle = False
 
     def write(self, frames: Frames) -> bool:
         """Write an event. ``False`` means that it has to go through the queue."""
         transport = self._transport
-        if not self._idle or not self._queue.empty() or transport.is_closing() or not self._is_open():
+        if not self.idle or not self._outbox.empty() or transport.is_closing() or not self._is_open():
             return False
         # Only after is_closing(): uvicorn closes asyncio's TLS transport twice, and then it has no buffer any more.
         if transport.get_write_buffer_size() + self._held_bytes > UNSENT_BYTES:
@@ -134,16 +150,17 @@ class Wire:
         return not self._transport.is_closing() and self._transport.get_write_buffer_size() <= UNSENT_BYTES
 
     def _hold(self, data: bytes) -> None:
-        if not self._held:
+        if self._held is None:
             self._cork.holding.append(self)
+            self._held = []
         self._held.append(data)
         self._held_bytes += len(data)
 
     def flush(self) -> None:
         """Write what is held. This runs before the queue's writer, so nothing queued later overtakes it."""
-        if not self._held:
+        if self._held is None:
             return
-        data, self._held, self._held_bytes = b"".join(self._held), [], 0
+        data, self._held, self._held_bytes = b"".join(self._held), None, 0
         try:
             self._transport.write(data)
         except Exception:  # a connection that breaks must not keep the event from the others
@@ -152,46 +169,25 @@ class Wire:
 
     def abort(self) -> None:
         """Drop the transport, with what waits in it."""
-        self._held, self._held_bytes = [], 0
+        self._held, self._held_bytes = None, 0
         self._transport.abort()
-
-    async def poll(self) -> list[Any]:
-        """Wait for packets in the queue.
-
-        Engine.IO's own has a timeout, which the socket's reader has as well. Nothing is on its way to the transport
-        only while this waits.
-        """
-        queue = self._queue
-        self._idle = True
-        try:
-            packets = [await queue.get()]
-        finally:
-            self._idle = False
-        queue.task_done()
-        while packets[-1] is not None and not queue.empty():
-            packets.append(queue.get_nowait())
-            queue.task_done()
-        if packets[-1] is None and len(packets) > 1:
-            packets.pop()
-            queue.put_nowait(None)  # the next poll takes it, and ends the writer
-        return [] if packets == [None] else packets
 
 
 class Connection:
     """An Engine.IO connection, as this package writes to it. The clients of all its namespaces share it.
 
     :ivar socket: its Engine.IO socket.
-    :ivar wire: the transport of its websocket, from the start of its writer to its end. Before that the websocket may
-                be in an upgrade that fails, or the client may have two.
-    :ivar writing: the task that writes to its websocket, for as long as that runs.
+    :ivar wire: the transport of its websocket, for as long as packets may be written to it. Before that the websocket
+                may be in an upgrade that fails, or the client may have two.
+    :ivar interrupt: ends the tasks of its websocket, for as long as that lasts.
     """
 
-    __slots__ = ("__weakref__", "socket", "wire", "writing")
+    __slots__ = ("__weakref__", "interrupt", "socket", "wire")
 
     def __init__(self, socket: AsyncSocket) -> None:
         self.socket = socket
         self.wire: Wire | None = None
-        self.writing: asyncio.Task[Any] | None = None
+        self.interrupt: Callable[[], None] | None = None
 
     def abort(self) -> None:
         """Drop the websocket's transport with all that waits there.
@@ -200,8 +196,8 @@ class Connection:
         """
         if self.wire is not None:
             self.wire.abort()
-        if self.writing is not None:
-            self.writing.cancel()
+        if self.interrupt is not None:
+            self.interrupt()
 
     async def cut(self) -> None:
         """Close it without what waits there, which may be more than the client ever takes."""
@@ -232,9 +228,14 @@ async def close_transport(socket: AsyncSocket, *, drop_queue: bool = False) -> N
 
 
 class Connections:
-    """The connections of a server, by Engine.IO sid. Each lasts as long as a client or a websocket refers to it."""
+    """The connections of a server, by Engine.IO sid. Each lasts as long as a client or a websocket refers to it.
+
+    :ivar take_event: called with the Engine.IO sid, the text of a Socket.IO packet and the context of the websocket's
+                      reader. It returns whether a task handles the packet. ``None``: all packets go to the reader.
+    """
 
     def __init__(self) -> None:
+        self.take_event: Callable[[str, str, Context], bool] | None = None
         self._by_sid: weakref.WeakValueDictionary[str, Connection] = weakref.WeakValueDictionary()
 
     def of(self, socket: AsyncSocket) -> Connection:

@@ -9,8 +9,15 @@ from __future__ import annotations
 import asyncio
 import enum
 import inspect
-from collections.abc import Awaitable, Callable
+import sys
+import zlib
+from collections.abc import Callable, Coroutine
 from typing import Any
+
+from engineio.async_socket import AsyncSocket
+
+from .inbox import Inbox
+from .outbox import Outbox
 
 Below = tuple[asyncio.Transport, Callable[[], bool], bool]
 """A websocket's transport, whether it is open for data, and whether the server may compress what goes there."""
@@ -79,15 +86,30 @@ def handler_of(sio: Any, event: str, namespace: str) -> tuple[Callable[..., Any]
     return handler, len(args)
 
 
-def handle_event(sio: Any, eio_sid: str, namespace: str | None, ack_id: int | None, data: Any) -> Awaitable[None]:
+def handle_event(
+    sio: Any, eio_sid: str, namespace: str | None, ack_id: int | None, data: Any
+) -> Coroutine[Any, Any, None]:
     """Have a server handle an event of a client."""
-    handling: Awaitable[None] = sio._handle_event(eio_sid, namespace, ack_id, data)
+    handling: Coroutine[Any, Any, None] = sio._handle_event(eio_sid, namespace, ack_id, data)
     return handling
 
 
-def queued(queue: asyncio.Queue[Any]) -> list[Any]:
-    """Return the packets that wait in a socket's queue, in order."""
-    return list(queue._queue)  # type: ignore[attr-defined]
+_SEND_PING = AsyncSocket._send_ping
+
+
+def pings_are_reported() -> bool:
+    """Whether the Admin UI has replaced what sends pings."""
+    return AsyncSocket._send_ping is not _SEND_PING
+
+
+def use_outboxes(eio: Any) -> None:
+    """Have an Engine.IO server make the queues of its sockets small."""
+    theirs = eio.create_queue
+
+    def create_queue(*args: Any, **kwargs: Any) -> Any:
+        return theirs(*args, **kwargs) if args or kwargs else Outbox()
+
+    eio.create_queue = create_queue
 
 
 def admin_timestamps(manager: Any) -> dict[str, float]:
@@ -117,13 +139,89 @@ def _below_aiohttp(ws: Any) -> Below | None:
 
 
 def _below_uvicorn(ws: Any) -> Below | None:
-    # ``send`` is a method of uvicorn's protocol. Under another server, or inside some middlewares, it is not.
-    protocol: Any = getattr(ws.asgi_send, "__self__", None)
-    if not type(protocol).__module__.startswith("uvicorn.protocols.websockets."):
+    protocol = _uvicorn_protocol(ws.asgi_send)
+    if protocol is None:
         return None
     connection = getattr(protocol, "conn", protocol)  # websockets-sansio and wsproto have one, "websockets" is one
     if not isinstance(connection.state, enum.Enum):
         return None
     opened = type(connection.state)["OPEN"]
     compresses = bool(protocol.config.ws_per_message_deflate)
+    _trim(protocol, connection)
     return protocol.transport, lambda: connection.state is opened, compresses
+
+
+def _uvicorn_protocol(method: Any) -> Any:
+    """Return uvicorn's protocol, given one of its methods.
+
+    Under another server, or inside some middlewares, the function is none of its methods.
+    """
+    protocol = getattr(method, "__self__", None)
+    return protocol if type(protocol).__module__.startswith("uvicorn.protocols.websockets.") else None
+
+
+def inbox(ws: Any) -> Inbox | None:
+    """Have uvicorn put the messages of a websocket in an :class:`Inbox`, if that is possible."""
+    protocol = _uvicorn_protocol(getattr(ws, "asgi_receive", None))
+    theirs = getattr(protocol, "queue", None)
+    if type(theirs) is not asyncio.Queue or not isinstance(getattr(protocol, "read_paused", None), bool):
+        return None
+    ours = protocol.queue = Inbox(protocol)
+    while not theirs.empty():
+        ours.put_nowait(theirs.get_nowait())
+    return ours
+
+
+# -- memory --------------------------------------------------------------------------------------------
+class _NoBody:
+    """The body of a request that opens a websocket."""
+
+    async def read(self, length: int | None = None) -> bytes:
+        return b""
+
+
+_NO_BODY = _NoBody()
+
+
+def trim_environ(environ: dict[str, Any]) -> None:
+    """Take out of the environ of a websocket what takes memory, and nobody reads.
+
+    Engine.IO's body of the request is an object of a class of its own. The names of headers are new strings.
+    """
+    scope = environ.get("asgi.scope")
+    if scope is not None and scope["type"] == "websocket":
+        environ["wsgi.input"] = _NO_BODY
+        items = [(sys.intern(key), value) for key, value in environ.items()]
+        environ.clear()
+        environ.update(items)
+
+
+class _LateDecoder:
+    """Makes the decoder of a websocket when the client sends the first compressed message."""
+
+    def __init__(self, extension: Any) -> None:
+        self.extension = extension
+
+    def decompress(self, data: bytes, max_length: int) -> bytes:
+        extension = self.extension
+        extension.decoder = zlib.decompressobj(wbits=-extension.remote_max_window_bits)
+        inflated: bytes = extension.decoder.decompress(data, max_length)
+        return inflated
+
+
+def _trim(protocol: Any, connection: Any) -> None:
+    """Free what a websocket of uvicorn keeps for nothing: its handshake, and the state of a compression.
+
+    A server need not compress a message with what it has compressed before (RFC 7692, section 7.2.1). So the encoder,
+    39 kB and more, is made for each compressed message.
+    """
+    if hasattr(protocol, "request") and hasattr(protocol, "response"):
+        protocol.request = protocol.response = None
+    for extension in getattr(connection, "extensions", None) or ():
+        if type(extension).__module__ != "websockets.extensions.permessage_deflate":
+            continue
+        if not extension.local_no_context_takeover:
+            extension.local_no_context_takeover = True
+            del extension.encoder
+        if not extension.remote_no_context_takeover:
+            extension.decoder = _LateDecoder(extension)

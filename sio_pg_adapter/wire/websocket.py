@@ -1,21 +1,28 @@
-"""The websockets of an Engine.IO server, each read by one task and written directly where that is possible.
+"""The websockets of an Engine.IO server, each read by one task, and written directly where that is possible.
 
-python-engineio makes a task and a timer for each packet it waits for, and takes two more turns of the event loop.
+python-engineio makes a task and a timer for each packet it waits for, has a task that waits for what it sends, and
+takes two more turns of the event loop.
+
+Under uvicorn, an event that a client sends does not even wake the task that reads (:class:`.inbox.Inbox`). The task
+that handles the event is made as soon as its bytes are read. The reader still takes all other messages, and events
+that would overtake one of them.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import logging
 import socket as sockets
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 
-from engineio.exceptions import QueueEmpty, SocketIsClosedError, UnknownPacketError
+from engineio.exceptions import SocketIsClosedError, UnknownPacketError
 from engineio.packet import NOOP, PING, PONG, UPGRADE, Packet
 
 from . import upstream
+from .inbox import Inbox
 from .incoming import NotAPacket, engine_packet
 from .transport import Connections, Cork, TrafficCounter, Wire
 
@@ -29,6 +36,7 @@ logger = logging.getLogger("sio_pg_adapter")
 
 def install(eio: Any, connections: Connections, cork: Cork, traffic: TrafficCounter) -> None:
     """Have an Engine.IO server's websockets read and written by this module."""
+    upstream.use_outboxes(eio)
     theirs = upstream.websocket_class(eio)
     if theirs is None:
         return
@@ -49,15 +57,36 @@ class Websocket:
     :param ws: Engine.IO's websocket, which its framework has accepted.
     """
 
+    __slots__ = (
+        "_connection",
+        "_connections",
+        "_context",
+        "_heard",
+        "_inbox",
+        "_reading",
+        "_silence",
+        "_socket",
+        "_traffic",
+        "_wire",
+        "_writing",
+        "_ws",
+    )
+
     def __init__(
         self, socket: AsyncSocket, ws: Any, connections: Connections, cork: Cork, traffic: TrafficCounter
     ) -> None:
         self._socket = socket
         self._ws = ws
         self._connections = connections
+        self._connection = connections.of(socket)
         self._traffic = traffic
         self._wire: Wire | None = None
+        self._inbox = upstream.inbox(ws)
         self._reading: asyncio.Task[Any] | None = None
+        self._writing: asyncio.Task[None] | None = None
+        self._silence: asyncio.TimerHandle | None = None
+        self._heard = 0.0
+        self._context: contextvars.Context | None = None
         if (below := upstream.below(ws)) is not None:
             transport, is_open, compresses = below
             _send_at_once(transport)
@@ -76,9 +105,8 @@ class Websocket:
                 return
         socket.connected = socket.upgraded = True
         socket.server.logger.info("%s: Upgrade to websocket successful", socket.sid)
-        writing = asyncio.create_task(self._write(), name="sio_pg websocket writer")
-        writing.add_done_callback(self._written)
         self._reading = asyncio.current_task()
+        self._begin()
         try:
             await self._read()
         except asyncio.CancelledError:  # by the cut, or a web server that stops or has lost the client: end in order
@@ -86,13 +114,18 @@ class Websocket:
         self._reading = None
         socket.queue.put_nowait(None)  # ends the writer, which may have to wait for the client's close frame
         await socket.close(wait=False, abort=True, reason=socket.server.reason.TRANSPORT_CLOSE)
-        await asyncio.wait((writing,))
+        if self._writing is not None:
+            await asyncio.wait((self._writing,))
+        self._end_writing()
         # Engine.IO forgets the sockets that are closed by now, but not one that another task is closing.
         socket.server.sockets.pop(socket.sid, None)
 
-    def _written(self, writing: asyncio.Task[None]) -> None:
-        """End the reader as well if the connection was cut. If the transport is not known, nothing else ends it."""
-        if writing.cancelled() and self._reading is not None:
+    def _interrupt(self) -> None:
+        """End reading and writing at once. If the transport is not known, nothing else ends them."""
+        self._end_writing()
+        if self._writing is not None:
+            self._writing.cancel()
+        if self._reading is not None:
             self._reading.cancel()
 
     async def _upgrade(self) -> bool:
@@ -108,6 +141,7 @@ class Websocket:
             logger.debug("a websocket ended before its upgrade: %r", e)
             return False
 
+    # -- reading -----------------------------------------------------------------------------------------
     async def _next(self) -> Any:
         data = await self._ws.wait()
         if len(data) > self._socket.server.max_http_buffer_size:
@@ -118,15 +152,33 @@ class Websocket:
 
     async def _read(self) -> None:
         """Read until the websocket is closed, breaks, or is silent for longer than a ping and its answer take."""
+        if self._inbox is not None:
+            self._inbox.take = self._take
+            self._watch_silence(self._inbox)
+        try:
+            await self._read_on()
+        finally:
+            if self._inbox is not None:
+                self._inbox.take = None
+            if self._silence is not None:
+                self._silence.cancel()
+
+    async def _read_on(self) -> None:
         server = self._socket.server
         while True:
             try:
-                async with asyncio.timeout(server.ping_interval + server.ping_timeout):
+                if self._inbox is None:
+                    async with asyncio.timeout(self._patience):
+                        data = await self._next()
+                else:
+                    self._heard = asyncio.get_running_loop().time()
+                    self._context = contextvars.copy_context()
                     data = await self._next()
                 packet = engine_packet(data)
             except Exception as e:  # noqa: BLE001 - web servers raise different errors where a connection ends
                 logger.debug("a websocket ended: %r", e)
                 return
+            self._context = None
             try:
                 await self._socket.receive(packet)
             except UnknownPacketError:
@@ -138,25 +190,93 @@ class Websocket:
             if self._socket.closed:  # by the packet
                 return
 
+    def _take(self, message: dict[str, Any]) -> bool:
+        """Handle a message without the reader, which waits for it. Return whether that was possible.
+
+        These are answers to pings, and events whose handlers run in tasks of their own.
+        """
+        socket, text, context = self._socket, message.get("text"), self._context
+        if text is None or context is None or socket.closed or socket.closing or _logs(socket.server):
+            return False
+        if text != "3":
+            take = self._connections.take_event
+            if take is None or not text.startswith("42") or len(text) > socket.server.max_http_buffer_size:
+                return False
+            try:
+                if not take(socket.sid, text[1:], context):
+                    return False
+            except Exception:  # as for the reader
+                socket.server.logger.exception("Unknown receive error")
+        else:
+            socket.schedule_ping()
+        self._heard = asyncio.get_running_loop().time()
+        if self._traffic.on_read is not None:
+            self._traffic.on_read(1, len(text))
+        return True
+
+    @property
+    def _patience(self) -> float:
+        """For how long a client may send nothing, in seconds."""
+        server = self._socket.server
+        return float(server.ping_interval + server.ping_timeout)
+
+    def _watch_silence(self, inbox: Inbox) -> None:
+        """End the reader if it has waited too long for a message. One timer serves for many messages."""
+        loop = asyncio.get_running_loop()
+        silent_at = self._heard + self._patience
+        if self._context is not None and loop.time() >= silent_at:
+            inbox.put_nowait({"type": "websocket.disconnect"})
+        else:
+            when = silent_at if self._context is not None else loop.time() + self._patience
+            self._silence = loop.call_at(when, self._watch_silence, inbox)
+
+    # -- writing -----------------------------------------------------------------------------------------
+    def _begin(self) -> None:
+        """From here on packets are written to the websocket."""
+        self._connection.wire, self._connection.interrupt = self._wire, self._interrupt
+        self._socket.queue.on_put = self._write_queued
+        self._write_queued()
+
+    def _write_queued(self) -> None:
+        """Have a task write what is in the queue. There is none while it is empty."""
+        if self._writing is None:
+            if self._wire is not None:
+                self._wire.idle = False
+            self._writing = asyncio.get_running_loop().create_task(self._write(), name="sio_pg websocket writer")
+
     async def _write(self) -> None:
-        """Write until ``None`` is in the queue, or the websocket breaks."""
-        socket, ws, wire = self._socket, self._ws, self._wire
-        connection = self._connections.of(socket)
-        connection.wire, connection.writing = wire, asyncio.current_task()
+        """Write until the queue is empty. After ``None``, or if the websocket breaks, close the websocket."""
+        outbox = self._socket.queue
         try:
-            while packets := await (socket.poll() if wire is None else wire.poll()):
-                for packet in packets:
-                    encoded = packet.encode()
-                    await ws.send(encoded)
-                    if self._traffic.on_write is not None:
-                        self._traffic.on_write(1, len(encoded))
-        except QueueEmpty:
-            pass
-        except Exception as e:  # noqa: BLE001 - as in _read
+            while not outbox.empty():
+                packet = outbox.get_nowait()
+                outbox.task_done()
+                if packet is None:
+                    break
+                encoded = packet.encode()
+                await self._ws.send(encoded)
+                if self._traffic.on_write is not None:
+                    self._traffic.on_write(1, len(encoded))
+            else:
+                self._writing = None
+                if self._wire is not None:
+                    self._wire.idle = True
+                return
+        except Exception as e:  # noqa: BLE001 - as in _read_on
             logger.debug("a websocket ended: %r", e)
-        finally:
-            connection.wire = connection.writing = None
-        await ws.close()
+        self._end_writing()
+        await self._ws.close()
+
+    def _end_writing(self) -> None:
+        """From here on nothing is written any more. Whoever refers to the connection does not keep this alive."""
+        self._connection.wire = self._connection.interrupt = None
+        self._socket.queue.on_put = None
+
+
+def _logs(eio: Any) -> bool:
+    """Whether Engine.IO logs each packet, which its own code does."""
+    is_enabled = getattr(eio.logger, "isEnabledFor", None)
+    return is_enabled is None or bool(is_enabled(logging.INFO))
 
 
 def _send_at_once(transport: asyncio.Transport) -> None:

@@ -83,3 +83,16 @@ async def store(start_store: Callable[..., Awaitable[Store]]) -> Store:
 async def living(start_node: StartNode) -> Store:
     """As `store`, of a node that is seen to live: its sessions have a holder."""
     return Store((await start_node()).manager)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "transfer" in metafunc.fixturenames:
+        direct = metafunc.definition.get_closest_marker("direct") is not None
+        metafunc.parametrize("transfer", ["direct"] if direct else ["direct", "relay"], indirect=True)
+
+
+@pytest.fixture
+async def transfer(request: pytest.FixtureRequest, db: asyncpg.Connection) -> None:
+    """How events of transactions get to the log: by the commit itself, or by the relay."""
+    if request.param == "relay":
+        await db.execute("SELECT sio_set_relay(true)")

@@ -95,6 +95,7 @@ async def test_status_of_two_nodes_with_sessions(start_node, db, capsys):
                 "lag_seconds": 0.0,
                 "reconnects": 0,
                 "reason": "",
+                "durability": "flush",
             }
         assert status["sessions"] == {
             "live": 2,

@@ -223,6 +223,78 @@ async def test_case_84_a_restart_that_loses_nothing_cuts_nobody(start_node, mode
             await node.sio.shutdown()
 
 
+@pytest.fixture
+def slow_walwriter() -> Iterator[EmbeddedPostgres]:
+    """Commits are flushed, unless they ask not to be. Then the WAL writer flushes them some seconds later."""
+    with EmbeddedPostgres(settings={**LAZY, "synchronous_commit": "on"}) as server:
+        yield server
+
+
+async def test_a_crash_loses_the_last_events_of_durability_memory_and_the_clients_that_saw_them_begin_again(
+    slow_walwriter, start_node
+):
+    dsn = await make_database(slow_walwriter)
+    node = await start_node(dsn=dsn, manager={"durability": "memory"})
+    assert (await node.manager.health()).durability == "memory"
+    async with node.client() as wire, node.client() as away:
+        await node.sio.emit("kept")
+        assert await wire.event() == await away.event() == ["kept"]
+        await away.drop()
+        await until(lambda: node.manager.clients.current(away.sid, "/") is None)
+        writer = await hold_commits(slow_walwriter)
+        await node.sio.emit("lost")
+        await asyncio.gather(*(node.sio.emit("lost", i, room=[wire.sid, "x"]) for i in range(3)))
+        assert [await wire.event() for _ in range(4)] == [["lost"], *(["lost", i] for i in range(3))]
+        before = await packets(dsn)
+        reconnects = node.manager.node.listener.reconnects
+        crash(writer)
+        await listening_again(node, reconnects)
+        assert set(before.values()) - set((await packets(dsn)).values()) == {
+            '["lost"]',
+            *(f'["lost",{i}]' for i in range(3)),
+        }
+        await is_cut(node, wire)
+        await node.sio.emit("new")
+        async with node.client(pid=wire.pid, offset=wire.offset) as again:
+            assert again.sid != wire.sid
+        async with node.client(pid=away.pid, offset=away.offset) as again:
+            assert again.sid == away.sid
+            assert await again.event() == ["new"]
+    await node.sio.shutdown()
+
+
+async def test_durability_memory_loses_no_end_of_a_session_no_move_and_no_event_before_them(
+    slow_walwriter, start_node
+):
+    dsn = await make_database(slow_walwriter)
+    node = await start_node(dsn=dsn, manager={"durability": "memory"})
+    async with node.client() as leaver, node.client() as member, node.client() as kicked, node.client() as ended:
+        for wire in (leaver, member):
+            await node.sio.enter_room(wire.sid, "room")
+        for wire in (leaver, member, kicked):
+            await wire.drop()
+        await until(lambda: sum(1 for _ in node.manager.clients) == 1)
+        writer = await hold_commits(slow_walwriter)
+        await node.sio.emit("kept")
+        await node.sio.leave_room(leaver.sid, "room")
+        await node.sio.save_session(member.sid, {"n": 1})
+        await node.sio.disconnect(kicked.sid)
+        ended.send("1")
+        await until(lambda: sum(1 for _ in node.manager.clients) == 0)
+        reconnects = node.manager.node.listener.reconnects
+        crash(writer)
+        await listening_again(node, reconnects)
+        assert '["kept"]' in (await packets(dsn)).values()
+        for wire in (kicked, ended):
+            async with node.client(pid=wire.pid, offset=wire.offset) as again:
+                assert again.sid != wire.sid
+        async with node.client(pid=leaver.pid, offset=leaver.offset) as again:
+            assert again.sid == leaver.sid and "room" not in node.sio.rooms(leaver.sid)
+        async with node.client(pid=member.pid, offset=member.offset) as again:
+            assert again.sid == member.sid and await node.sio.get_session(member.sid) == {"n": 1}
+    await node.sio.shutdown()
+
+
 # -- a backup -------------------------------------------------------------------------------------------------
 NEWER = "SET transaction_timeout = 0;"
 """What pg_restore begins with from version 17 on, and servers before 17 refuse."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import random
 from dataclasses import replace
 
@@ -10,7 +12,9 @@ import pytest
 from sio_pg_adapter.log.memberships import Memberships
 from sio_pg_adapter.log.names import EVERYBODY
 from sio_pg_adapter.log.records import Kind, Record
+from support.asgi_client import AsgiClient
 from support.pruning import prune_once
+from support.waiting import until
 
 ROOMS = ["a", "b", "c"]
 
@@ -153,6 +157,37 @@ async def test_a_client_that_missed_the_last_event_before_it_left_gets_a_new_ses
             assert again.sid == wire.sid
         async with node.client(pid=wire.pid, offset=seen) as again:
             assert again.sid != wire.sid
+
+
+async def test_retention_that_is_at_work_is_waited_for(start_node, db):
+    """Retention does not see the session of a slow connect handler, and deletes events that it is due."""
+    node = await start_node()
+    append, tries = node.manager.node.writer.append, []
+    connecting, late = asyncio.Event(), asyncio.Event()
+
+    async def count(entry):
+        tries.append(entry.kind)
+        return await append(entry)
+
+    @node.sio.event
+    async def connect(sid, environ, auth):
+        connecting.set()
+        await late.wait()
+
+    async with AsgiClient(node.sio) as wire:
+        wire.send("0")
+        await connecting.wait()
+        await node.sio.emit("missed")
+        await db.execute("UPDATE sio_packets SET created_at = created_at - interval '1 hour'")
+        node.manager.node.writer.append = count
+        async with db.transaction():
+            assert await db.fetchval("SELECT sio_trim(600, 100)") == 1
+            late.set()
+            await until(lambda: tries.count(Kind.OPEN) > 1)
+        session = json.loads(str(await wire.recv())[1:])
+        await wire.drop()
+    async with node.client(pid=session["pid"]) as again:
+        assert again.sid != session["sid"]
 
 
 # -- all of it at once --------------------------------------------------------------------------------------------

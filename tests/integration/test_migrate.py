@@ -229,3 +229,24 @@ def test_the_command_line(pg_empty_dsn, pg_dsn, monkeypatch, capsys):
     assert capsys.readouterr().err.startswith("sio-pg: schema takes a name")
     assert cli.main(["migrate", "--sql", "--schema", "chat"]) == 0
     assert "CREATE SCHEMA IF NOT EXISTS chat;" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("schema", ["public", HOSTILE[0]])
+def test_a_migration_switches_the_relay_or_leaves_it(pg_empty_dsn, schema):
+    with psycopg.connect(pg_empty_dsn, autocommit=True) as connection:
+        for relay, state in ((None, 0), (False, 0), (True, 1), (None, 1), (False, 2), (True, 1)):
+            migrate.upgrade(pg_empty_dsn, schema=schema, relay=relay)
+            query = sql.SQL("SELECT last_value FROM {}").format(sql.Identifier(schema, "sio_relay_state"))
+            assert connection.execute(query).fetchone() == (state,)
+    with pytest.raises(ConfigurationError, match="relay"):
+        migrate.upgrade(pg_empty_dsn, schema=schema, relay="on")
+
+
+def test_the_command_line_switches_the_relay(pg_empty_dsn, capsys):
+    with psycopg.connect(pg_empty_dsn, autocommit=True) as connection:
+        connection.execute(migrate.sql(relay=True))
+        assert connection.execute("SELECT last_value FROM sio_relay_state").fetchone() == (1,)
+        for option, state, words in (("--no-relay", 2, "the relay is off"), ("--relay", 1, "the relay is on")):
+            assert cli.main(["migrate", "--dsn", pg_empty_dsn, option]) == 0
+            assert words in capsys.readouterr().out
+            assert connection.execute("SELECT last_value FROM sio_relay_state").fetchone() == (state,)

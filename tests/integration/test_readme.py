@@ -143,6 +143,7 @@ def test_the_options_are_all_there_with_their_defaults():
         "README.md",
         "bench/README.md",
         "bench/REPORT.md",
+        "examples/django/README.md",
         "examples/orders/README.md",
     ],
 )
@@ -152,11 +153,18 @@ def test_links_lead_somewhere(path):
         assert link.startswith("https://") or (ROOT / path).parent.joinpath(link).exists(), link
 
 
-def test_the_diff_of_the_example_is_the_one_that_made_it(tmp_path):
+@pytest.mark.parametrize(
+    ("name", "files"),
+    [
+        ("orders", ("app.py", "models.py", "alembic.ini", "migrations/env.py")),
+        ("django", ("shop/asgi.py", "shop/models.py", "shop/settings.py", "shop/urls.py", "shop/views.py")),
+    ],
+)
+def test_the_diff_of_an_example_is_the_one_that_made_it(tmp_path, name, files):
     """Taken back, it leaves an application that knows nothing of this package and still compiles."""
-    example = tmp_path / "orders"
-    shutil.copytree(ROOT / "examples" / "orders", example, ignore=shutil.ignore_patterns("__pycache__", ".*"))
-    [diff] = [one.text for one in document("examples/orders/README.md") if one.language == "diff"]
+    example = tmp_path / name
+    shutil.copytree(ROOT / "examples" / name, example, ignore=shutil.ignore_patterns("__pycache__", ".*"))
+    [diff] = [one.text for one in document(f"examples/{name}/README.md") if one.language == "diff"]
     done = subprocess.run(
         ["git", "apply", "-R", "--unidiff-zero", "-"],
         cwd=example,
@@ -166,8 +174,8 @@ def test_the_diff_of_the_example_is_the_one_that_made_it(tmp_path):
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    for name in ("app.py", "models.py", "alembic.ini", "migrations/env.py"):
-        text = (example / name).read_text(encoding="utf-8")
-        assert not re.search(r"sio[._]|socketio|version_locations", text), name
-        if name.endswith(".py"):
-            compile(text, name, "exec")
+    for file in files:
+        text = (example / file).read_text(encoding="utf-8")
+        assert not re.search(r"sio[._]|socketio|version_locations", text), file
+        if file.endswith(".py"):
+            compile(text, file, "exec")

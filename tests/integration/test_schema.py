@@ -14,7 +14,7 @@ from alembic.operations import Operations
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError
-from sqlalchemy import create_engine, inspect
+from sqlalchemy import create_engine, inspect, text
 
 from integration.test_migrate import HOSTILE, introspect
 from sio_pg_adapter import AsyncPostgresManager, ConfigurationError, migrate, schema
@@ -281,10 +281,11 @@ def test_called_with_another_schema_which_is_made(tmp_path, pg_empty_dsn):
 def test_as_sql_where_the_tables_are_has_to_be_said(tmp_path, pg_empty_dsn, pg_dsn, later):
     project = Project(tmp_path, pg_empty_dsn, branch=False)
     project.calls("own2", "own1", up='"sio0001", from_="base"', back='from_="sio0001"')
-    project.calls("own3", "own2", up='"sio0002", from_="sio0001"', back='"sio0001", from_="sio0002"')
+    project.calls("own3", "own2", up='"sio0002", from_="sio0001", relay=True', back='"sio0001", from_="sio0002"')
     script = project("upgrade", "head", sql=True)
     with psycopg.connect(pg_empty_dsn, autocommit=True) as connection:
         connection.execute(script.replace("%%", "%"))
+        assert connection.execute("SELECT last_value FROM sio_relay_state").fetchone() == (1,)
     assert project.tables() == at_later(pg_dsn)
     project.calls("own2", "own1", up="", back="")
     with pytest.raises(ConfigurationError, match="from_="):
@@ -311,6 +312,8 @@ def test_every_revision_says_its_number(pg_empty_dsn, connect, later):
         for there in history:
             schema.upgrade(op, to=there)
             assert revisions._present(op, "public") == there
+        schema.upgrade(op, relay=True)
+        assert connection.scalar(text("SELECT last_value FROM sio_relay_state")) == 1
         for there in reversed(["base", *history[:-1]]):
             schema.downgrade(op, to=there)
             assert revisions._present(op, "public") == there

@@ -16,6 +16,11 @@ from sio_pg_adapter.embedded import EmbeddedPostgres
 WAITING = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
 
 
+@pytest.fixture(autouse=True)
+def both(transfer):
+    """Run each test with and without the relay, except those about commits that append."""
+
+
 @pytest.fixture
 async def connect(pg_dsn):
     """Open connections of the application's: `await connect()`."""
@@ -37,7 +42,7 @@ async def waiting(db, count=1):
 
 
 async def left_behind(db):
-    return await db.fetchval("SELECT count(*) FROM sio_outbox")
+    return await db.fetchval("SELECT (SELECT count(*) FROM sio_outbox) + (SELECT count(*) FROM sio_relay)")
 
 
 # -- commit and rollback ---------------------------------------------------------------------------------
@@ -92,6 +97,7 @@ async def test_case_68_what_was_inserted_first_and_committed_last_comes_once(sta
             assert await again.events_until("end") == [["A"]]
 
 
+@pytest.mark.direct
 async def test_case_69_neither_a_gap_nor_an_open_transaction_elsewhere_stalls(start_node, connect, db):
     node = await start_node()
     app, elsewhere = await connect(), await connect()
@@ -213,6 +219,7 @@ async def test_case_106_a_plain_emit_inside_an_open_transaction_that_has_emitted
         assert await wire.event() == ["second"]
 
 
+@pytest.mark.direct
 async def test_a_wait_under_the_logs_lock_is_bounded(connect, db):
     """A constraint that is queued by another in the commit comes after the lock: its waits end in two seconds."""
     app, holder = await connect(), await connect()
@@ -265,6 +272,7 @@ async def test_constraints_set_immediate_leave_events_to_the_commit(start_node, 
     assert await left_behind(db) == 0
 
 
+@pytest.mark.direct
 async def test_constraints_set_immediate_twice_take_the_lock_and_what_follows_is_bounded(start_node, connect, db):
     node = await start_node()
     app = await connect()
@@ -312,6 +320,7 @@ async def test_a_savepoint_with_set_constraints_in_it_may_roll_back(start_node, 
     assert await left_behind(db) == 0
 
 
+@pytest.mark.direct
 async def test_a_prepared_transaction_is_postgresqls_own_error():
     """Whatever it would append: prepared, it would hold the log's lock."""
     with EmbeddedPostgres(settings={"max_prepared_transactions": "2"}) as pg:
@@ -338,6 +347,7 @@ async def test_a_prepared_transaction_is_postgresqls_own_error():
         await db.close()
 
 
+@pytest.mark.direct
 async def test_a_commit_that_carries_an_event_is_durable(connect, db):
     """Clients will have seen it: in a trigger of the application's, that runs in the commit and after ours."""
     app = await connect()
@@ -399,6 +409,7 @@ async def test_serializable_transactions_do_not_fail_each_other(start_node, conn
         assert (await wire.events_until("end")).count(["x"]) == 120
 
 
+@pytest.mark.direct
 async def test_a_snapshot_older_than_an_epoch_fails_to_be_tried_again(start_node, connect, db):
     node = await start_node()
     app = await connect()
@@ -416,6 +427,7 @@ async def test_a_snapshot_older_than_an_epoch_fails_to_be_tried_again(start_node
         assert await wire.events_until("end") == [["before"], ["plain"], ["x"]]
 
 
+@pytest.mark.direct
 async def test_an_event_of_a_transaction_begins_an_epoch_where_one_is_due(connect, db):
     app = await connect()
     await emit_async(app, "x")
@@ -454,6 +466,7 @@ async def test_of_any_size_live_and_replayed(start_node, connect, size, binary):
 
 
 # -- everything at once ------------------------------------------------------------------------------------
+@pytest.mark.direct
 async def test_32_writers_what_is_committed_comes_in_the_order_of_the_commits(start_node, connect, db):
     """Half in transactions of random length, a third of them rolled back; at two nodes, and at a client that
     recovers in the middle. One commit is before another if it was done when the other was asked for.

@@ -49,6 +49,11 @@ LEAVING = [name for name in CHANGES if name not in ENTERING and name not in ENDI
 CLOSING = [name for name in CHANGES if "close" in name]
 
 
+@pytest.fixture(autouse=True)
+def both(transfer):
+    """Run each test with and without the relay, except those about commits that append."""
+
+
 @pytest.fixture
 async def connect(pg_dsn):
     """Open connections of the application: `await connect()`."""
@@ -62,13 +67,22 @@ async def connect(pg_dsn):
         yield connect
 
 
+async def moved(db):
+    """Wait until the relay has moved everything that is committed."""
+    async with asyncio.timeout(20):
+        while await db.fetchval("SELECT count(*) FROM sio_relay WHERE fault IS NULL"):
+            await asyncio.sleep(0.005)
+
+
 async def members(db):
+    await moved(db)
     rows = await db.fetch("""SELECT s.sid, r.room FROM sio_sessions s JOIN sio_rooms r ON r.session = s.id
                              WHERE left_at IS NULL""")
     return {tuple(row) for row in rows}
 
 
 async def records(db):
+    await moved(db)
     return await db.fetchval("SELECT count(*) FROM sio_packets WHERE kind <> 0")
 
 
@@ -222,6 +236,7 @@ async def test_a_client_enters_and_leaves_and_goes_in_one_transaction(start_node
             await node.sio.disconnect(wire.sid, connection=app)
             await node.sio.emit("6", to=wire.sid, connection=app)
         assert [await wire.event(), await wire.event(), await wire.recv()] == [["2"], ["4"], "1"]
+    await moved(db)
     assert await db.fetchval("SELECT count(*) FROM sio_rooms") == 0
 
 
@@ -377,10 +392,12 @@ async def reach_a_connecting_client(node, app, db, change, *, behind):
                     await asyncio.sleep(0.01)
             may_read.set()
         else:
+            await moved(db)
             await node.passed(await db.fetchval('SELECT max("offset") FROM sio_packets'))
             may_go_on.set()
         if change in ENDING:
             assert (await wire.recv()).startswith("4")
+            await moved(db)
             assert await db.fetchval("SELECT count(*) FROM sio_sessions") == 0
             return
         assert (await wire.recv()).startswith("0{")
@@ -420,6 +437,7 @@ async def test_a_claim_that_the_change_overtakes_is_exact(start_node, connect, d
             assert set(b.sio.rooms(wire.sid)) == {wire.sid, "user:"}
 
 
+@pytest.mark.direct
 @pytest.mark.parametrize("change", CHANGES)
 async def test_a_change_right_behind_a_claim_counts_before_the_handler_runs(start_node, connect, db, change):
     """The node has met its claim, and the change with it, before it follows the session's rooms."""
@@ -445,6 +463,7 @@ async def test_a_change_right_behind_a_claim_counts_before_the_handler_runs(star
             cursor.passed = passed
             if change in ENDING:
                 assert answer[0] in "14" and handled == []  # both end it for good
+                await moved(db)
                 assert await db.fetchval("SELECT count(*) FROM sio_sessions") == 0
                 return
             assert wire.sid in answer
@@ -468,6 +487,7 @@ async def test_a_session_that_is_spared_goes_on_though_its_client_is_just_coming
 
         async def disconnect_the_others():
             await node.sio.disconnect_sockets(None, skip_sid=wire.sid, connection=app)
+            await moved(db)
             await node.passed(await db.fetchval('SELECT coalesce(max("offset"), 0) FROM sio_packets'))
 
         async def claim_meanwhile(*args, **options):
@@ -532,10 +552,13 @@ async def test_ten_thousand_members_are_one_record(start_node, connect, db):
         await leave_room_async(app, room="doc", members_of="user:")
         await enter_room_async(app, room="new", members_of="user:")
         assert await records(db) == before + 2
+        await moved(db)
         assert await db.fetchval("SELECT count(*) FROM sio_rooms WHERE room = 'new'") == 10_001
+        await moved(db)
         assert await db.fetchval("SELECT count(*) FROM sio_rooms WHERE room = 'doc' AND left_at IS NULL") == 0
         await disconnect_async(app, room="user:")
         assert await wire.recv() == "1"
+        await moved(db)
         assert await db.fetchval("SELECT (SELECT count(*) FROM sio_rooms) + (SELECT count(*) FROM sio_sessions)") == 0
 
 
@@ -644,6 +667,7 @@ async def test_the_own_room_of_another_client_is_refused(start_node, connect, db
         assert await records(db) == 0
 
 
+@pytest.mark.direct
 async def test_a_sid_that_takes_a_rooms_name_before_the_commit_fails_the_commit(start_node, connect, db):
     node = await start_node()
     app = await connect()

@@ -24,6 +24,7 @@ from sio_pg_adapter.local.client import QueueLimit
 from sio_pg_adapter.log.records import Outgoing
 from sio_pg_adapter.server.host import hang_up
 from sio_pg_adapter.wire.frames import frame
+from sio_pg_adapter.wire.outbox import Outbox
 from sio_pg_adapter.wire.transport import UNSENT_BYTES, Cork, TrafficCounter, Wire
 from support.waiting import until
 
@@ -253,7 +254,7 @@ async def of(node: Any, raw: Raw, *, fails: bool = False) -> Recorded:
     client = node.manager.clients.current(raw.sid, "/")
     assert client is not None
     wire = client.connection.wire
-    await until(lambda: wire._idle)
+    await until(lambda: wire.idle)
     wire._transport = recorded = Recorded(wire._transport, fails)
     return recorded
 
@@ -366,9 +367,8 @@ async def test_an_unknown_packet_ends_nothing(served):
 
 async def test_a_silent_connection_is_given_up_after_a_ping_and_its_answer(served):
     node, connect = served
+    node.sio.eio.ping_interval, node.sio.eio.ping_timeout = 0.5, 0.5
     raw = await connected(connect)
-    node.sio.eio.ping_interval, node.sio.eio.ping_timeout = 0.05, 0.05
-    raw.send("3")  # from here on
     client = node.manager.clients.current(raw.sid, "/")
     async with asyncio.timeout(PATIENCE):
         await client.gone.wait()
@@ -418,16 +418,14 @@ async def test_a_transport_under_tls_that_was_closed_twice_takes_nothing():
     host, port = server.sockets[0].getsockname()
     reader, writer = await asyncio.open_connection(host, port, ssl=contexts[1])
     transport = (await accepted).transport
-    wire = Wire(asyncio.Queue(), transport, lambda: True, Cork(), compresses=False, traffic=TrafficCounter())
-    waiting = asyncio.create_task(wire.poll())
-    await until(lambda: wire._idle)
+    wire = Wire(Outbox(), transport, lambda: True, Cork(), compresses=False, traffic=TrafficCounter())
+    wire.idle = True
     assert wire.write([frame("2[]")]) is True
     assert await reader.readexactly(6) == b"\x81\x04" + b"42[]"
     transport.close()
     assert wire.write([frame("2[]")]) is False
     transport.close()
     assert wire.write([frame("2[]")]) is False
-    waiting.cancel()
     writer.close()
     server.close()
     await server.wait_closed()
@@ -439,9 +437,9 @@ async def test_a_client_that_reads_nothing_is_let_go_with_its_data(served, monke
     monkeypatch.setattr(node.manager.node.delivery, "_limit", QueueLimit(10_000, 1_000_000))
     raw = await connected(connect)
     client = node.manager.clients.current(raw.sid, "/")
-    connection, writing = client.connection, client.connection.writing
+    connection = client.connection
     raw.writer.transport.pause_reading()
-    while not writing.done():
+    while connection.wire is not None:
         await node.sio.emit("e", "x" * 1_000_000)
         await asyncio.sleep(0)
     await until(lambda: client.eio_sid not in node.sio.eio.sockets)

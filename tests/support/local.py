@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
 from socketio import AsyncManager
@@ -21,6 +20,7 @@ from sio_pg_adapter.log.records import Outgoing
 from sio_pg_adapter.store.database import Database
 from sio_pg_adapter.store.epochs import Epochs
 from sio_pg_adapter.wire.frames import FrameMaker
+from sio_pg_adapter.wire.outbox import Outbox
 from sio_pg_adapter.wire.transport import Connection
 
 
@@ -30,7 +30,7 @@ class Socket:
     def __init__(self, sid: str) -> None:
         self.sid = sid
         self.closed = self.closing = False
-        self.queue: asyncio.Queue[Any] = asyncio.Queue()
+        self.queue = Outbox()
 
     def sent(self) -> list[Any]:
         """Take the packets that were queued, without Engine.IO's head."""

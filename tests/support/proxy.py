@@ -1,4 +1,5 @@
-"""``Proxy``: a way to PostgreSQL that can fall silent, refuse, or lead to another server."""
+"""``Proxy``: a connection to PostgreSQL, or to another TCP server, that can break, fall silent, refuse, or lead to
+another server."""
 
 from __future__ import annotations
 
@@ -24,11 +25,14 @@ class Proxy:
         self._tasks: set[asyncio.Task] = set()
 
     @property
+    def port(self) -> int:
+        return int(self._server.sockets[0].getsockname()[1])
+
+    @property
     def dsn(self) -> str:
-        port = self._server.sockets[0].getsockname()[1]
         to = self._to
         user = quote(to["user"], safe="") + (f":{quote(to['password'], safe='')}" if to.get("password") else "")
-        return f"postgresql://{user}@127.0.0.1:{port}/{to['dbname']}?sslmode=disable"
+        return f"postgresql://{user}@127.0.0.1:{self.port}/{to['dbname']}?sslmode=disable"
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[Proxy]:
@@ -45,6 +49,11 @@ class Proxy:
     def lead_to(self, dsn: str) -> None:
         """Lead connections that come from now on to another server."""
         self._to = conninfo_to_dict(dsn)
+
+    def cut(self) -> None:
+        """Break what is connected now, as a network does."""
+        for writer in self._writers:
+            writer.transport.abort()
 
     def blackhole(self) -> None:
         """What is connected now stays silent for ever; what connects later is served."""

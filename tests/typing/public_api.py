@@ -10,9 +10,11 @@ from sio_pg_adapter import (
     AsyncNamespace,
     AsyncPostgresManager,
     AsyncServer,
+    Client,
     ConfigurationError,
     ConnectionStateRecovery,
     Health,
+    SimpleClient,
     SioPgError,
     StoredEvent,
     StoreUnavailable,
@@ -185,6 +187,23 @@ async def use_client() -> None:
     assert_type(await said("text"), int)
     assert_type(await client.connect("http://localhost", namespaces=["/chat"]), None)
     assert_type(client.recovered("/chat"), bool)
+
+
+blocking = Client(reconnection_delay=0.1)
+
+
+@blocking.event(namespace="/chat")
+def shouted(text: str) -> int:
+    return len(text)
+
+
+def use_blocking_clients() -> None:
+    assert_type(shouted("text"), int)
+    assert_type(blocking.connect("http://localhost", namespaces=["/chat"]), None)
+    assert_type(blocking.recovered("/chat"), bool)
+    assert_type(blocking.connected, bool)
+    blocking.emit(7)  # type: ignore[arg-type]
+    assert_type(SimpleClient().recovered(), bool)
 
 
 def errors(error: StoreUnavailable) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import re
+import socket
 
 import pytest
 
@@ -77,3 +79,14 @@ async def test_each_host_has_a_time_of_its_own_and_the_last_good_one_is_first(mo
     assert await address.connect(connect, 60) == "good"
     assert await address.connect(connect, 60) == "good"
     assert tried == ["dead", "good", "good"]
+
+
+@pytest.mark.parametrize(
+    "dsn", ["postgresql://u:p@nohost/db", "postgresql://u@/db?host=nohost", "postgresql://nohost,nohost/"]
+)
+async def test_a_host_that_cannot_be_looked_up_is_named(dsn):
+    async def connect(*_: object, **__: object) -> None:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    with pytest.raises(socket.gaierror, match=re.escape("host nohost: Name or service not known")):
+        await read_address(dsn, "dsn").connect(connect, 1.0)

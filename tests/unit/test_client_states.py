@@ -13,12 +13,13 @@ from sio_pg_adapter.local.client import Ack, Client, InvalidTransition, QueueLim
 from sio_pg_adapter.log.memberships import Memberships
 from sio_pg_adapter.log.records import Held
 from sio_pg_adapter.wire.frames import frame
+from sio_pg_adapter.wire.outbox import Outbox
 from sio_pg_adapter.wire.transport import Connection
 
 
 def socket():
     """What a client needs of an Engine.IO socket."""
-    return SimpleNamespace(sid="eio", closed=False, closing=False, queue=asyncio.Queue())
+    return SimpleNamespace(sid="eio", closed=False, closing=False, queue=Outbox())
 
 
 def client_in(state: State) -> Client:

@@ -28,6 +28,9 @@ class Log:
         self.gate = asyncio.Event()
         self.gate.set()
         self.entered = asyncio.Event()
+        self.reading_body = asyncio.Event()
+        self.body = asyncio.Event()
+        self.body.set()
         self._head = head
 
     def append(self, *offsets):
@@ -47,6 +50,8 @@ class Log:
         return page
 
     async def whole(self, record):
+        self.reading_body.set()
+        await self.body.wait()
         return record
 
     @property
@@ -85,6 +90,16 @@ async def walk():
 async def test_a_ring_that_carries_what_follows_is_applied_at_once(walk):
     walk.offer(100, 102, [record(101), record(102)])
     assert walk.applied == [101, 102] and walk.offset == 102 and walk.log.reads == 0
+
+
+async def test_a_body_that_does_not_arrive_shows_as_a_lag_though_nothing_announced_its_record(walk):
+    walk.log.records = [record(101), Record(102, Kind.EVENT, "/", attachment="key"), record(103)]
+    walk.log.body.clear()
+    walk.ring()
+    await walk.log.reading_body.wait()
+    assert walk.applied == [101] and walk.lag == 1
+    walk.log.body.set()
+    assert await walk.passed(103, 20) and walk.lag == 0
 
 
 async def test_a_double_and_a_late_ring_change_nothing(walk):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 
 import pytest
 import socketio
@@ -11,7 +12,6 @@ from engineio.packet import MESSAGE, NOOP
 import support.local
 from sio_pg_adapter import AsyncPostgresManager, AsyncServer
 from sio_pg_adapter.server.host import Host, hang_up
-from sio_pg_adapter.wire import upstream
 from sio_pg_adapter.wire.frames import frame
 from sio_pg_adapter.wire.transport import Connection
 
@@ -153,7 +153,7 @@ class Socket(support.local.Socket):
 
 
 def queued(socket):
-    return [getattr(packet, "packet_type", packet) for packet in upstream.queued(socket.queue)]
+    return [getattr(packet, "packet_type", packet) for packet in socket.queue.waiting()]
 
 
 @pytest.mark.parametrize(("drop_queue", "before"), [(False, [MESSAGE]), (True, [])])
@@ -175,3 +175,32 @@ async def test_a_connection_that_is_closing_or_gone_is_left_alone(flag):
     await hang_up(host(sio), "eio")
     await Connection(socket).cut()
     assert queued(socket) == socket.closes == []
+
+
+def test_the_signature_of_a_handler_is_read_once():
+    reads = []
+
+    class Handler:
+        def __call__(self, sid, environ): ...
+
+        @property
+        def __signature__(self):
+            reads.append(self)
+            return inspect.signature(self.__call__)
+
+    sio = server()
+    sio.on("connect", Handler(), namespace="/chat")
+    asked = host(sio)
+    assert [asked.takes_auth("/chat") for _ in range(3)] == [False] * 3
+    assert len(reads) == 1
+
+
+def test_each_handler_has_its_own_answer():
+    sio = server()
+    sio.on("connect", two, namespace="/chat")
+    sio.on("connect", everything, namespace="/any")
+    sio.on("connect", three, namespace="*")  # its first argument is the namespace
+    asked = host(sio)
+    assert [asked.takes_auth(name) for name in ("/chat", "/any", "/other", "/chat")] == [False, True, False, False]
+    sio.on("connect", three, namespace="/chat")  # the same function as that of every namespace
+    assert [asked.takes_auth(name) for name in ("/other", "/chat")] == [False, True]

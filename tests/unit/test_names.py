@@ -68,6 +68,13 @@ def test_a_room_without_a_name_is_not_everybody(value):
     assert text_names(value, "skip_sid") == ()
 
 
+@pytest.mark.parametrize("value", [None, "", [], ["", None]])
+@pytest.mark.parametrize("what", ["room", "members_of"])
+def test_names_that_are_needed_are_not_everybody(value, what):
+    with pytest.raises(ConfigurationError, match=rf"{what} takes one name or several, but .* has no name"):
+        text_names(value, what, needed=True)
+
+
 @pytest.mark.parametrize("value", [42, ["a", 42], {"a": 1}, b"a", [("a", 1)]])
 def test_case_32_several_names_of_another_type_are_refused(value):
     with pytest.raises(NotSerializable, match="room takes text"):

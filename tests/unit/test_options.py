@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import logging
 import math
+import sqlite3
 
 import pytest
 import socketio
@@ -16,8 +18,18 @@ from sio_pg_adapter import (
     ConnectionStateRecovery,
     SioPgError,
     StoreUnavailable,
+    close_room,
+    close_room_async,
+    disconnect,
+    disconnect_async,
+    emit,
+    emit_async,
+    enter_room,
+    enter_room_async,
+    leave_room,
+    leave_room_async,
 )
-from sio_pg_adapter.options import recovery_options, retention_seconds
+from sio_pg_adapter.options import checked_durability, recovery_options, retention_seconds
 
 DSN = "postgresql://db"
 
@@ -166,6 +178,59 @@ def test_a_schema_that_is_no_name_is_refused(schema):
         AsyncPostgresManager("postgresql://db", schema=schema)
 
 
+CALLS = [
+    functools.partial(emit, event="e"),
+    functools.partial(enter_room, sid="s", room="r"),
+    functools.partial(leave_room, sid="s", room="r"),
+    functools.partial(close_room, room="r"),
+    functools.partial(disconnect, sid="s"),
+]
+ASYNC_CALLS = [
+    functools.partial(emit_async, event="e"),
+    functools.partial(enter_room_async, sid="s", room="r"),
+    functools.partial(leave_room_async, sid="s", room="r"),
+    functools.partial(close_room_async, room="r"),
+    functools.partial(disconnect_async, sid="s"),
+]
+
+
+@pytest.mark.parametrize("schema", [[], {}, 7, None, "", b"public"])
+async def test_every_call_refuses_a_schema_that_is_no_name(schema):
+    connection = sqlite3.connect(":memory:")
+    for call in CALLS:
+        with pytest.raises(ConfigurationError, match="schema takes a name"):
+            call(connection, schema=schema)
+    for call in ASYNC_CALLS:
+        with pytest.raises(ConfigurationError, match="schema takes a name"):
+            await call(connection, schema=schema)
+    connection.close()
+
+
+async def test_an_emit_refuses_a_json_that_is_no_module():
+    for json in (None, 7, "json"):
+        with pytest.raises(ConfigurationError, match="json takes a module with dumps"):
+            emit(object(), "e", json=json)
+        with pytest.raises(ConfigurationError, match="json takes a module with dumps"):
+            await emit_async(object(), "e", json=json)
+
+
+@pytest.mark.parametrize("value", [[], {}, set(), object(), b"x", lambda: 0, float("nan"), [1], -1])
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        (options, name)
+        for options in (AsyncPostgresManager, ConnectionStateRecovery)
+        for name in inspect.signature(options).parameters
+    ],
+)
+def test_an_option_of_another_type_is_refused_by_name(options, name, value):
+    if callable(value) and name in ("accepts", "identity"):
+        assert options(**{name: value}) is not None
+        return
+    with pytest.raises(ConfigurationError, match=name):
+        options(**{name: value})
+
+
 def test_a_pool_that_is_none_is_refused():
     with pytest.raises(ConfigurationError, match="pool takes"):
         AsyncPostgresManager(pool="postgresql://db")
@@ -252,3 +317,10 @@ def test_the_server_without_recovery_refuses_the_option_that_it_would_ignore():
             async_mode="asgi", client_manager=AsyncPostgresManager(DSN), connection_state_recovery=True
         )
     socketio.AsyncServer(async_mode="asgi", client_manager=AsyncPostgresManager(DSN), ping_interval=5)
+
+
+def test_durability_is_one_of_two():
+    assert [checked_durability(name) for name in ("flush", "memory")] == ["flush", "memory"]
+    for wrong in ("disk", None, True, 1):
+        with pytest.raises(ConfigurationError, match="durability"):
+            AsyncPostgresManager(DSN, durability=wrong)

@@ -22,8 +22,9 @@ async def test_a_node_counts_connected_clients_and_held_sessions():
     holding = local.client("connecting", state=State.CONNECTING, namespace="/chat")
     holding.begin_opening()
     holding.opened(Held(1, 1))
-    answer = status(local.clients, cursor, 3, "the reason")
+    answer = status(local.clients, cursor, 3, "the reason", "memory")
     assert answer.pop("host")
     assert answer.pop("reason") == "the reason"
+    assert answer.pop("durability") == "memory"
     assert answer == {"process": os.getpid(), "clients": 2, "sessions": 1, "cursor": 7, "reconnects": 3}
     assert json.dumps(answer)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import gc
 import weakref
 
 import pytest
 
 from sio_pg_adapter.wire.frames import frame
+from sio_pg_adapter.wire.outbox import Outbox
 from sio_pg_adapter.wire.transport import COMPRESS_FROM, UNSENT_BYTES, Connections, Cork, TrafficCounter, Wire
 from support.local import Socket
 
@@ -41,27 +41,22 @@ class Below:
     """A wire, and what it stands on."""
 
     def __init__(self, *, compresses=False, cork=None):
-        self.queue, self.transport, self.traffic = asyncio.Queue(), Transport(), TrafficCounter()
+        self.queue, self.transport, self.traffic = Outbox(), Transport(), TrafficCounter()
         self.cork = cork or Cork()
         self.open = True
         self.wire = Wire(
             self.queue, self.transport, lambda: self.open, self.cork, compresses=compresses, traffic=self.traffic
         )
 
-    async def idle(self):
-        """Begin to wait for packets, as the writer of a websocket does."""
-        polling = asyncio.create_task(self.wire.poll())
-        await asyncio.sleep(0)
-        return polling
+    def idle(self):
+        """Have nothing on its way from the queue to the transport, as between two runs of a websocket's writer."""
+        self.wire.idle = True
+        return self
 
 
 @pytest.fixture
-async def below():
-    below = Below()
-    polling = await below.idle()
-    yield below
-    polling.cancel()
-    await asyncio.wait((polling,))
+def below():
+    return Below().idle()
 
 
 ONE, TWO = frame('2["e",1]'), frame('2["e",2]')
@@ -114,14 +109,14 @@ async def test_an_event_without_frames_is_written_already(below):
     assert below.transport.written == []
 
 
-async def test_nothing_is_written_before_the_writer_waits_and_while_it_sends():
+async def test_nothing_is_written_before_the_websocket_has_begun_and_while_packets_wait():
     below = Below()
     assert not below.wire.write([ONE])
-    polling = await below.idle()
-    below.queue.put_nowait(TWO)
+    below.idle().queue.put_nowait(TWO)
     assert not below.wire.write([ONE])  # it would overtake what is queued
-    assert await polling == [TWO]
-    assert not below.wire.write([ONE])  # the writer is sending it
+    assert below.queue.get_nowait() is TWO
+    below.wire.idle = False  # the writer is sending it
+    assert not below.wire.write([ONE])
     assert below.transport.written == []
 
 
@@ -142,11 +137,9 @@ async def test_a_client_that_reads_slowly_is_written_to_through_the_queue(below)
 
 @pytest.mark.parametrize(("compresses", "written"), [(True, False), (False, True)])
 async def test_a_large_frame_is_left_to_a_server_that_may_compress_it(compresses, written):
-    below = Below(compresses=compresses)
-    polling = await below.idle()
+    below = Below(compresses=compresses).idle()
     assert below.wire.write([frame("2" + "x" * COMPRESS_FROM)]) is written
     assert below.wire.write([ONE])
-    polling.cancel()
 
 
 async def test_writes_are_counted_while_somebody_counts(below):
@@ -183,31 +176,11 @@ async def test_what_a_cork_holds_back_counts_toward_what_is_unsent(below):
 
 
 async def test_a_connection_that_breaks_keeps_no_event_from_the_others(caplog):
-    broken = Below()
-    other = Below(cork=broken.cork)
-    polling = [await broken.idle(), await other.idle()]
+    broken = Below().idle()
+    other = Below(cork=broken.cork).idle()
     broken.transport.error = OSError("broken pipe")
     with broken.cork:
         broken.wire.write([ONE])
         other.wire.write([ONE])
     assert broken.transport.aborted and "broken pipe" in caplog.text
     assert other.transport.written == [ONE.wire]
-    for task in polling:
-        task.cancel()
-
-
-# -- the queue -----------------------------------------------------------------------------------------------
-async def test_a_poll_takes_all_that_is_queued():
-    below = Below()
-    for packet in (ONE, TWO):
-        below.queue.put_nowait(packet)
-    assert await below.wire.poll() == [ONE, TWO]
-    await asyncio.wait_for(below.queue.join(), 5)
-
-
-async def test_the_end_of_the_queue_comes_behind_what_is_queued():
-    below = Below()
-    for packet in (ONE, None):
-        below.queue.put_nowait(packet)
-    assert await below.wire.poll() == [ONE]
-    assert await below.wire.poll() == []

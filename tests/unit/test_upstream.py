@@ -5,7 +5,6 @@ A release that changes one fails here. The names of the client are in test_clien
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 import re
 from pathlib import Path
@@ -126,7 +125,7 @@ ACCESSORS = {
     "_get_event_handler": "handler_of",
     "_get_namespace_handler": "handler_of",
     "_handle_event": "handle_event",
-    "_queue": "queued",
+    "_send_ping": "pings_are_reported",
     "_to_dict": "encode_without_data",
     "_timestamps": "admin_timestamps",
     "_InstrumentedAsyncServer__trigger_event": "trigger_unreported",
@@ -166,6 +165,3 @@ def test_where_the_private_names_are() -> None:
     other = socketio.AsyncServer(async_mode="asgi")
     other.register_namespace(chat)
     assert upstream.handler_of(other, "connect", "/class") == (chat.on_connect, 0)
-    queue: asyncio.Queue[int] = asyncio.Queue()
-    queue.put_nowait(1)
-    assert upstream.queued(queue) == [1]

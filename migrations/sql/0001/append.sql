@@ -39,7 +39,7 @@ END $$;
 -- Arrays have one element for each entry. p_room_lists: a JSON array of all rooms, if there are several.
 -- p_skip_lists: a JSON array of the sids that do not get the event. p_skip_room_lists: of the rooms whose members do not.
 -- p_args: the arguments of the functions below, or the key of an event.
--- p_carry: the records for the notification, if they fit.
+-- p_carry: the records for the notification, if they fit. p_drain: false for the relay, which appends its own rows.
 --
 -- prev: the last offset before the batch. offsets: the offset of each entry. An entry that changed nothing has minus the
 -- offset of the record that it met, or 0. A refused entry has null. An event whose key is taken changes nothing.
@@ -47,8 +47,7 @@ END $$;
 CREATE FUNCTION sio.sio_append_batch(
     p_batch bigint, p_kinds smallint[], p_namespaces text[], p_rooms text[], p_room_lists text[], p_skip_lists text[],
     p_skip_room_lists text[], p_sids text[], p_bodies text[], p_parts bytea[], p_attachments uuid[], p_args text[],
-    p_carry text,
-    OUT prev bigint, OUT offsets bigint[], OUT results text[])
+    p_carry text, p_drain boolean DEFAULT true, OUT prev bigint, OUT offsets bigint[], OUT results text[])
 LANGUAGE plpgsql AS $$
 DECLARE
     v_segment bigint; v_last bigint; v_offset bigint; v_result json; v_channel text; v_rooms text[]; v_skips text[];
@@ -56,6 +55,9 @@ DECLARE
 BEGIN
     LOCK TABLE sio.sio_lock IN EXCLUSIVE MODE;
     PERFORM sio.sio_check_isolation();
+    IF p_drain THEN
+        PERFORM sio.sio_relay_before();
+    END IF;
     PERFORM sio.sio_check_epoch();
     -- Sequences are read under the lock, and show their present value whatever the snapshot.
     SELECT CASE WHEN o.is_called THEN o.last_value ELSE o.last_value - 1 END, s.last_value INTO prev, v_segment
@@ -174,6 +176,13 @@ BEGIN
                 v_result := sio.sio_claim(p_batch, r.namespace, r.args::json);
                 v_offset := coalesce((v_result->>'offset')::bigint, 0);
             WHEN 5 THEN v_offset := sio.sio_kick(p_batch, r.namespace, r.sid);
+            WHEN 6, 7, 8 THEN  -- only from the relay
+                v_offset := sio.sio_change_members(
+                    p_batch, r.kind, r.namespace, ARRAY(SELECT json_array_elements_text(r.args::json->'members')),
+                    CASE WHEN r.rooms IS NULL THEN ARRAY[r.room]
+                         ELSE ARRAY(SELECT json_array_elements_text(r.rooms::json)) END,
+                    ARRAY(SELECT json_array_elements_text(r.skips::json)),
+                    ARRAY(SELECT json_array_elements_text(r.skip_rooms::json)));
             WHEN 10 THEN v_result := sio.sio_open(r.namespace, r.sid, r.body, r.args::json);
             WHEN 11 THEN v_result := sio.sio_settle(r.args::json);
             WHEN 12 THEN v_result := sio.sio_release(r.args::json);
@@ -190,7 +199,7 @@ BEGIN
         SELECT channel INTO v_channel FROM sio.sio_log;
         -- The notification only rings while a listener sits idle in a transaction. The queue holds 8 GB, and once it is
         -- full every commit with a notification fails.
-        PERFORM pg_notify(v_channel, prev || ' ' || v_last || CASE
+        PERFORM pg_notify(v_channel, CASE WHEN p_drain THEN '' ELSE 'relay ' END || prev || ' ' || v_last || CASE
             WHEN p_carry IS NULL OR v_last - prev < cardinality(p_kinds) OR pg_notification_queue_usage() > 0.1 THEN ''
             ELSE ' ' || p_carry END);
     END IF;
@@ -206,21 +215,24 @@ CREATE FUNCTION sio.sio_append_event(
     p_batch bigint, p_namespace text, p_room text, p_body text, p_key text, p_carry text)
 RETURNS bigint
 LANGUAGE plpgsql AS $$
-DECLARE v_segment bigint; v_channel text; v_known boolean; v_offset bigint; v_notified varchar;
+DECLARE v_segment bigint; v_channel text; v_known boolean; v_offset bigint; v_notified varchar; v_relay bigint;
 BEGIN
     LOCK TABLE sio.sio_lock IN EXCLUSIVE MODE;
     PERFORM sio.sio_check_isolation();
     -- As in sio_last_in_epoch() and sio_is_behind(). The calls would take twice as long.
-    SELECT s.last_value, l.channel,
+    SELECT s.last_value, l.channel, r.last_value,
            o.last >= l.floor AND EXISTS (
                SELECT FROM sio.sio_marker
                WHERE fingerprint = sio.sio_fingerprint() AND o.last - began_at BETWEEN 0 AND 1099511627774)
            AND (SELECT "offset" FROM sio.sio_packets_0 WHERE "offset" > o.last ORDER BY "offset" LIMIT 1) IS NULL
            AND (SELECT "offset" FROM sio.sio_packets_1 WHERE "offset" > o.last ORDER BY "offset" LIMIT 1) IS NULL
-    INTO v_segment, v_channel, v_known
-    FROM sio.sio_active_segment s, sio.sio_log l,
+    INTO v_segment, v_channel, v_relay, v_known
+    FROM sio.sio_active_segment s, sio.sio_log l, sio.sio_relay_state r,
         (SELECT CASE WHEN is_called THEN last_value ELSE last_value - 1 END AS last
          FROM sio.sio_packets_offset_seq) o;
+    IF v_relay > 0 THEN
+        PERFORM sio.sio_relay_drain();
+    END IF;
     IF NOT v_known THEN
         PERFORM sio.sio_check_epoch();
     END IF;

@@ -34,6 +34,7 @@ BEGIN
     LOCK TABLE sio.sio_lock IN EXCLUSIVE MODE;
     PERFORM sio.sio_check_isolation();
     PERFORM sio.sio_outbox_bounds(OLD.immediate);
+    PERFORM sio.sio_relay_before();
     PERFORM sio.sio_check_epoch();
     SELECT CASE WHEN is_called THEN last_value ELSE last_value - 1 END INTO v_prev FROM sio.sio_packets_offset_seq;
     IF OLD.members IS NOT NULL THEN
@@ -87,7 +88,7 @@ LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     v_kind integer := CASE p_change WHEN 'enter_room' THEN 1 WHEN 'leave_room' THEN 2 WHEN 'close_room' THEN 3
                       WHEN 'disconnect' THEN 5 END;
-    v_rooms text[]; v_members text[]; v_skips text[]; v_skip_rooms text[]; v_own text;
+    v_rooms text[]; v_members text[]; v_skips text[]; v_skip_rooms text[]; v_own text; v_state bigint;
 BEGIN
     IF v_kind IS NULL OR p_namespace IS NULL THEN
         RAISE invalid_parameter_value USING MESSAGE =
@@ -128,6 +129,29 @@ BEGIN
         IF v_own IS NOT NULL THEN
             RAISE invalid_parameter_value USING MESSAGE = format(
                 'sio_%s: "%s" is the own room of a client, which nobody enters or closes', p_change, v_own);
+        END IF;
+    END IF;
+    IF (SELECT last_value FROM sio.sio_relay_state) NOT IN (0, 2) THEN
+        -- As in sio_emit_encoded().
+        WITH state AS MATERIALIZED (SELECT last_value FROM sio.sio_relay_state WHERE last_value NOT IN (0, 2)),
+        inserted AS (
+            INSERT INTO sio.sio_relay (transaction, kind, namespace, room, rooms, skip_sids, skip_rooms, members, sid)
+            SELECT pg_current_xact_id()::text::bigint,
+                   CASE WHEN v_members IS NULL THEN v_kind WHEN v_kind = 1 THEN 6 WHEN v_kind = 2 THEN 7 ELSE 8 END,
+                   p_namespace, c.rooms[1], CASE WHEN cardinality(c.rooms) > 1 THEN array_to_json(c.rooms)::text END,
+                   CASE WHEN cardinality(v_skips) > 0 THEN array_to_json(v_skips)::text END,
+                   CASE WHEN cardinality(v_skip_rooms) > 0 THEN array_to_json(v_skip_rooms)::text END,
+                   array_to_json(v_members)::text, p_sid
+            FROM state, (SELECT ARRAY[r.room] AS rooms FROM unnest(v_rooms) r (room) WHERE v_members IS NULL AND v_kind <> 5
+                         UNION ALL
+                         SELECT CASE WHEN v_kind = 5 THEN ARRAY[''] ELSE v_rooms END
+                         WHERE v_members IS NOT NULL OR v_kind = 5) c)
+        SELECT last_value INTO v_state FROM state;
+        IF v_state = 1 OR v_state % 2 = 0 THEN
+            PERFORM pg_notify(channel, 'relay') FROM sio.sio_log;
+        END IF;
+        IF v_state IS NOT NULL THEN
+            RETURN;
         END IF;
     END IF;
     INSERT INTO sio.sio_outbox_changes

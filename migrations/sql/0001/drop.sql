@@ -3,14 +3,14 @@
 -- It depends on the type of sio_sessions.
 DROP FUNCTION sio.sio_expired;
 
-DROP TABLE sio.sio_outbox_changes;
+DROP TABLE sio.sio_outbox_changes, sio.sio_relay;
 
 DROP TABLE sio.sio_outbox, sio.sio_rooms, sio.sio_sessions, sio.sio_expiry_handlers, sio.sio_nodes, sio.sio_attachments,
     sio.sio_packet_rooms_0, sio.sio_packet_rooms_1, sio.sio_packet_rooms, sio.sio_packets_0, sio.sio_packets_1,
     sio.sio_packets, sio.sio_room_floors, sio.sio_session_floors, sio.sio_keys, sio.sio_marker, sio.sio_epochs,
     sio.sio_log, sio.sio_lock;
 
-DROP SEQUENCE sio.sio_active_segment;
+DROP SEQUENCE sio.sio_active_segment, sio.sio_relay_state, sio.sio_relay_floor;
 
 DROP FUNCTION sio.sio_fingerprint, sio.sio_check_isolation, sio.sio_last_in_epoch, sio.sio_is_behind,
     sio.sio_check_epoch, sio.sio_lock_and_check_epoch, sio.sio_truncated, sio.sio_into_segment, sio.sio_put_record,
@@ -27,3 +27,6 @@ DROP FUNCTION sio.sio_fingerprint, sio.sio_check_isolation, sio.sio_last_in_epoc
 
 DROP FUNCTION sio.sio_members, sio.sio_change_members, sio.sio_changes_take, sio.sio_changes_append, sio.sio_change,
     sio.sio_change_named, sio.sio_enter_room, sio.sio_leave_room, sio.sio_close_room, sio.sio_disconnect;
+
+DROP FUNCTION sio.sio_relay_append, sio.sio_relay_drain, sio.sio_relay_before, sio.sio_relay_before_commit,
+    sio.sio_relay_move, sio.sio_relay_attend, sio.sio_relay_change, sio.sio_set_relay;

@@ -9,7 +9,8 @@
 -- the sids that do not get the event. p_key: the idempotency key. p_skip_rooms: a JSON array of the rooms whose members do
 -- not get the event.
 --
--- Returns whether the event will be stored: false if the log has an event with the key, and null without a key. The key
+-- Returns whether the event will be stored: false if the log or the relay has an event with the key, and null without a
+-- key. The key
 -- is taken at the commit, under the log's lock. An append would otherwise wait, under that lock, for the key of an open
 -- transaction, which may itself wait for the lock. So an event with the key that is committed in between wins.
 CREATE FUNCTION sio.sio_emit_encoded(p_namespace text, p_room text, p_rooms text, p_skips text, p_body text,
@@ -18,10 +19,35 @@ RETURNS boolean
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     v_rooms text[]; v_skips text[]; v_skip_rooms text[]; v_attachment uuid; v_at integer := 0;
-    v_size bigint := octet_length(p_body) + coalesce(octet_length(p_parts), 0); v_count integer := 0;
-    -- The event's name in JSON, if it is short. The characters of a reserved name may be escaped.
-    v_name text := substring(left(p_body, 100) FROM '^\["((?:[^"\\]|\\.)*)"');
+    v_size bigint; v_count integer := 0; v_state bigint;
+    v_name text;  -- the event's name in JSON, if it is short. The characters of a reserved name may be escaped
 BEGIN
+    IF (SELECT last_value FROM sio.sio_relay_state) NOT IN (0, 2) THEN
+        -- Most events are for one room and have no more than a body. This one statement checks and stores them, because
+        -- plpgsql prepares each of its expressions again in each transaction. It inserts nothing if it is any other event.
+        --
+        -- The statement locks sio_relay before it runs, and so before it reads the state.
+        WITH state AS MATERIALIZED (
+            SELECT last_value FROM sio.sio_relay_state
+            WHERE last_value NOT IN (0, 2) AND p_namespace IS NOT NULL AND p_room IS NOT NULL
+              AND p_rooms IS NULL AND p_skips IS NULL AND p_skip_rooms IS NULL AND p_parts IS NULL AND p_key IS NULL
+              AND octet_length(p_body) <= 65536 AND octet_length(p_namespace) + octet_length(p_room) <= 512
+              AND p_body::json IS NOT NULL AND left(p_body, 2) = '["' AND right(p_body, 1) = ']'
+              AND substring(left(p_body, 100) FROM '^\["([^"\\]*)"') NOT IN (
+                  'connect', 'connect_error', 'disconnect', 'disconnecting', 'newListener', 'removeListener')),
+        inserted AS (
+            INSERT INTO sio.sio_relay (transaction, kind, namespace, room, body)
+            SELECT pg_current_xact_id()::text::bigint, 0, p_namespace, p_room, p_body FROM state)
+        SELECT last_value INTO v_state FROM state;
+        IF v_state IS NOT NULL THEN
+            IF v_state = 1 OR v_state % 2 = 0 THEN
+                PERFORM pg_notify(channel, 'relay') FROM sio.sio_log;
+            END IF;
+            RETURN NULL;
+        END IF;
+    END IF;
+    v_size := octet_length(p_body) + coalesce(octet_length(p_parts), 0);
+    v_name := substring(left(p_body, 100) FROM '^\["((?:[^"\\]|\\.)*)"');
     IF (p_namespace IS NOT NULL AND p_room IS NOT NULL AND p_body::json IS NOT NULL
         AND left(p_body, 2) = '["' AND right(p_body, 1) = ']') IS NOT TRUE THEN
         RAISE invalid_parameter_value USING MESSAGE = 'an event has a namespace, a room and a body: a JSON array that'
@@ -86,6 +112,25 @@ BEGIN
             INSERT INTO sio.sio_attachments (id, data, ephemeral)
             VALUES (v_attachment, int4send(octet_length(convert_to(p_body, 'UTF8')))
                 || convert_to(p_body, 'UTF8') || coalesce(p_parts, ''), false);
+        END IF;
+    END IF;
+    IF (SELECT last_value FROM sio.sio_relay_state) NOT IN (0, 2) THEN
+        WITH state AS MATERIALIZED (SELECT last_value FROM sio.sio_relay_state WHERE last_value NOT IN (0, 2)),
+        inserted AS (
+            INSERT INTO sio.sio_relay (transaction, kind, namespace, room, rooms, skip_sids, skip_rooms, body, parts,
+                                       attachment, key)
+            SELECT pg_current_xact_id()::text::bigint, 0, p_namespace, p_room, p_rooms,
+                   CASE WHEN cardinality(v_skips) > 0 THEN array_to_json(v_skips)::text END,
+                   array_to_json(v_skip_rooms)::text,
+                   CASE WHEN v_attachment IS NULL THEN p_body END, CASE WHEN v_attachment IS NULL THEN p_parts END,
+                   v_attachment, p_key
+            FROM state)
+        SELECT last_value INTO v_state FROM state;
+        IF v_state = 1 OR v_state % 2 = 0 THEN
+            PERFORM pg_notify(channel, 'relay') FROM sio.sio_log;
+        END IF;
+        IF v_state IS NOT NULL THEN
+            RETURN CASE WHEN p_key IS NOT NULL THEN true END;
         END IF;
     END IF;
     -- A notification of 7,999 bytes carries the record if that fits, and if the queue is far from full. The queue holds

@@ -8,7 +8,8 @@ FROM PUBLIC;
 -- A position is no secret, but reading one runs with the rights of the owner.
 REVOKE ALL ON FUNCTION sio.sio_position FROM PUBLIC;
 REVOKE ALL ON FUNCTION sio.sio_change, sio.sio_change_named, sio.sio_enter_room, sio.sio_leave_room, sio.sio_close_room,
-    sio.sio_disconnect, sio.sio_changes_take, sio.sio_changes_append
+    sio.sio_disconnect, sio.sio_changes_take, sio.sio_changes_append,
+    sio.sio_relay_before_commit
 FROM PUBLIC;
 
 -- ALTER DEFAULT PRIVILEGES may have granted rights on all of this at its creation, to PUBLIC or to a role that anybody

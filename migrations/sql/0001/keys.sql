@@ -8,7 +8,10 @@
 CREATE FUNCTION sio.sio_has_key(p_namespace text, p_key text) RETURNS boolean
 LANGUAGE plpgsql STABLE SET enable_seqscan = off SET enable_bitmapscan = off AS $$
 BEGIN
-    RETURN EXISTS (SELECT FROM sio.sio_keys k WHERE k.namespace = p_namespace AND k.key = p_key);
+    RETURN EXISTS (SELECT FROM sio.sio_keys k WHERE k.namespace = p_namespace AND k.key = p_key)
+        -- A serializable transaction would depend on all others that emit with a key.
+        OR current_setting('transaction_isolation') <> 'serializable' AND EXISTS (
+            SELECT FROM sio.sio_relay r WHERE r.namespace = p_namespace AND r.key = p_key AND r.fault IS NULL);
 END $$;
 
 -- Returns the offset of the event that has a key, or null. The event itself is looked up, too, because rows of the log

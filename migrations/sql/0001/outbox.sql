@@ -73,7 +73,7 @@ END $$;
 -- snapshot shows.
 CREATE FUNCTION sio.sio_outbox_append() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER AS $$
-DECLARE v_segment bigint; v_last bigint; v_offset bigint; v_unused varchar;
+DECLARE v_segment bigint; v_last bigint; v_offset bigint; v_unused varchar; v_relay bigint;
 BEGIN
     IF pg_catalog.pg_trigger_depth() OPERATOR(pg_catalog.>) 1 THEN
         -- This is the DELETE of stage one and not the commit: the application has its constraints IMMEDIATE. The event
@@ -88,8 +88,12 @@ BEGIN
         v_unused := pg_catalog.set_config('synchronous_commit', 'on', true);  -- clients will have seen the event
     END IF;
     LOCK TABLE sio.sio_lock IN EXCLUSIVE MODE;  -- before nextval, so that offsets become visible in their order
-    SELECT s.last_value, CASE WHEN o.is_called THEN o.last_value ELSE o.last_value OPERATOR(pg_catalog.-) 1 END
-    INTO v_segment, v_last FROM sio.sio_active_segment s, sio.sio_packets_offset_seq o;
+    SELECT r.last_value, s.last_value, CASE WHEN o.is_called THEN o.last_value ELSE o.last_value OPERATOR(pg_catalog.-) 1 END
+    INTO v_relay, v_segment, v_last
+    FROM sio.sio_active_segment s, sio.sio_packets_offset_seq o, sio.sio_relay_state r;
+    IF v_relay OPERATOR(pg_catalog.>) 0 THEN
+        PERFORM sio.sio_relay_before_commit();
+    END IF;
     IF OLD.immediate OR pg_catalog.current_setting('lock_timeout') OPERATOR(pg_catalog.<>) '0' THEN
         PERFORM sio.sio_outbox_bounds(OLD.immediate);
     ELSE

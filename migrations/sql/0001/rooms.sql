@@ -180,6 +180,7 @@ DECLARE v_rooms text[]; v_sids text[]; v_count integer;
 BEGIN
     LOCK TABLE sio.sio_lock IN EXCLUSIVE MODE;
     PERFORM sio.sio_check_isolation();
+    PERFORM sio.sio_relay_before();
     SELECT coalesce(array_agg(t.room), '{}'), array_agg(m.sid) INTO v_rooms, v_sids
     FROM (SELECT sid FROM sio.sio_sessions
           WHERE namespace = p_namespace AND (expires_at IS NULL OR expires_at > clock_timestamp())

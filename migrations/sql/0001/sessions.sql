@@ -7,22 +7,34 @@
 -- The node has then read another copy of the log, and the session would not be due the next events.
 --
 -- since: the positions from which rooms were entered, each as [offset, key of its epoch]. If the log has lost one of
--- them, or records above it, the id is null, and `lost` is true. If retention is deleting records right now, the id is
--- null, and `lost` is false. Retention may not see this session, and would not note that its rooms lost records. The
--- row lock on sio_log keeps retention away until the commit, and nobody waits for that lock.
+-- them, or records above it, the id is null, and `lost` is true.
+--
+-- If retention is deleting records right now, and the session may be due some of them, the id is null, and `lost` is
+-- false. Retention may not see this session, and would not note that its rooms lost records. The row lock on sio_log
+-- keeps retention away until the commit, and nobody waits for that lock. Retention deletes no record of the last two
+-- minutes, so most sessions need no lock. The others have positions, or their connect handler took minutes.
 CREATE FUNCTION sio.sio_open(p_namespace text, p_sid text, p_data text, p_args json) RETURNS json
 LANGUAGE plpgsql AS $$
-DECLARE v_session bigint; v_free boolean; v_lost boolean; r record;
+DECLARE v_session bigint; v_start bigint := (p_args->>'start')::bigint; r record;
 BEGIN
     IF (p_args->>'joined')::bigint > (SELECT last_value FROM sio.sio_packets_offset_seq) THEN
         RETURN NULL;
+    END IF;
+    IF p_args->>'since' IS NOT NULL
+       OR least((SELECT created_at FROM sio.sio_packets_0 WHERE "offset" > v_start ORDER BY "offset" LIMIT 1),
+                (SELECT created_at FROM sio.sio_packets_1 WHERE "offset" > v_start ORDER BY "offset" LIMIT 1))
+          < clock_timestamp() - interval '1 minute' THEN
+        PERFORM FROM sio.sio_log FOR SHARE SKIP LOCKED;
+        IF NOT FOUND THEN
+            RETURN json_build_object('id', NULL, 'lost', false);
+        END IF;
     END IF;
     -- lost_below is the floor of the log. If the node is so far behind that the session starts below that, its rooms
     -- may have no floors, because those are kept only for existing sessions.
     INSERT INTO sio.sio_sessions (id, pid_hash, namespace, sid, identity, data, node, start_offset, joined_at,
                                   stale_offset, lost_below)
     VALUES (('x' || left(p_args->>'pid_hash', 15))::bit(60)::bigint, decode(p_args->>'pid_hash', 'hex'), p_namespace,
-            p_sid, p_args->>'identity', coalesce(p_data, '{}'), (p_args->>'node')::uuid, (p_args->>'start')::bigint,
+            p_sid, p_args->>'identity', coalesce(p_data, '{}'), (p_args->>'node')::uuid, v_start,
             (p_args->>'joined')::bigint, (p_args->>'stale')::bigint, (SELECT floor FROM sio.sio_log))
     ON CONFLICT (pid_hash) DO NOTHING
     RETURNING id INTO v_session;
@@ -30,15 +42,10 @@ BEGIN
         RETURN (SELECT json_build_object('id', id) FROM sio.sio_sessions
                 WHERE pid_hash = decode(p_args->>'pid_hash', 'hex'));
     END IF;
-    IF p_args->>'since' IS NOT NULL THEN
-        PERFORM FROM sio.sio_log WHERE floor <= (p_args->>'start')::bigint FOR SHARE SKIP LOCKED;
-        v_free := FOUND;
-        v_lost := (p_args->>'start')::bigint < (SELECT floor FROM sio.sio_log) OR EXISTS (
-            SELECT FROM json_array_elements(p_args->'since') x WHERE NOT sio.sio_in_log((x->>0)::bigint, x->>1));
-        IF v_lost OR NOT v_free THEN
-            DELETE FROM sio.sio_sessions WHERE id = v_session;
-            RETURN json_build_object('id', NULL, 'lost', v_lost);
-        END IF;
+    IF p_args->>'since' IS NOT NULL AND (v_start < (SELECT floor FROM sio.sio_log) OR EXISTS (
+        SELECT FROM json_array_elements(p_args->'since') x WHERE NOT sio.sio_in_log((x->>0)::bigint, x->>1))) THEN
+        DELETE FROM sio.sio_sessions WHERE id = v_session;
+        RETURN json_build_object('id', NULL, 'lost', true);
     END IF;
     INSERT INTO sio.sio_rooms (session, room, joined_at, left_at, namespace)
     SELECT v_session, x->>0, (x->>1)::bigint, (x->>2)::bigint, p_namespace

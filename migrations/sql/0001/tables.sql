@@ -298,3 +298,39 @@ COMMENT ON TABLE sio.sio_outbox_changes IS
     'rooms: the rooms to enter, leave or close. sid: the client that moves or is kicked. members: the rooms whose members '
     'do, where the empty string means everybody. skip_sids, skip_rooms: members that stay. immediate: the application has set its '
     'constraints IMMEDIATE.';
+
+-- Logged, unlike the tables above, because its rows outlive their transactions. See relay.sql. VACUUM never truncates it,
+-- because that takes a lock that emits would wait for.
+CREATE TABLE sio.sio_relay (
+    id bigserial PRIMARY KEY,
+    transaction bigint NOT NULL,
+    kind smallint NOT NULL,
+    namespace text NOT NULL,
+    room text NOT NULL,
+    rooms text,
+    skip_sids text,
+    skip_rooms text,
+    members text,
+    sid text,
+    body text,
+    parts bytea,
+    attachment uuid,
+    key text,
+    created_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    fault text
+) WITH (vacuum_truncate = off, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000);
+
+COMMENT ON TABLE sio.sio_relay IS
+    'Events, room changes and kicks of transactions, until a node moves them to the log, with the kinds of sio_packets. '
+    'transaction: the transaction that inserted the row. rooms, skip_sids, skip_rooms, members: JSON arrays. fault: why '
+    'the row cannot be moved. Nodes leave such rows alone.';
+
+CREATE INDEX sio_relay_key ON sio.sio_relay (namespace, key) WHERE key IS NOT NULL;
+
+-- What the relay does: 0 it is off. 1 asleep: a commit rings the nodes. 2 it is being switched off. From 3 on it is the
+-- number of a node times two, plus 3 while that node moves rows, and plus 4 while it is about to fall asleep.
+-- It is a sequence, which shows its present value whatever the snapshot.
+CREATE SEQUENCE sio.sio_relay_state MINVALUE 0 START 0;
+
+-- No row of sio_relay at or below this id is waiting. Scans begin here, because moved rows stay in the index for a while.
+CREATE SEQUENCE sio.sio_relay_floor MINVALUE 0 START 0;

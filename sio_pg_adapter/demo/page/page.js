@@ -20,6 +20,7 @@ let settling = false;  // chaos is off, and not all clients are back
 let announced = "";    // the wrong counts that were announced
 let ended = false;     // the demo does not answer
 let loading = false;   // the page is reloaded
+let restarted = null;  // a restart of PostgreSQL that not all clients have got past: the wrong counts before it, the head
 
 function text(element, value) {
   value = String(value);
@@ -106,10 +107,22 @@ function show() {
   const wrong = ["lost", "doubled"].filter((name) => total(name) > 0).map((name) => `${total(name)} ${name}`).join(", ");
   if (wrong && wrong !== announced) say(`Not exact: ${wrong}.`);
   announced = wrong;
+  showRestarted();
   if (settling && world.clients.every((client) => client.live)) {
     settling = false;
     say(`Chaos is off: ${summary()}.`);
   }
+}
+
+// Say how a restart of PostgreSQL ended, once each client has an event that was emitted after it.
+function showRestarted() {
+  if (restarted === null || restarted.head === null || ended) return;
+  if (!world.clients.every((client) => client.live && client.tally.highest > restarted.head)) return;
+  const [lost, doubled] = ["lost", "doubled"].map((name) => total(name) - restarted[name]);
+  const words = `PostgreSQL is back, and all clients get its events: ${lost} lost, ${doubled} doubled`;
+  restarted = null;
+  record(words);
+  sayByHand(`${words}.`);
 }
 
 // The head is polled, so an event may arrive before it.
@@ -143,6 +156,7 @@ function restart() {
   sayByHand("PostgreSQL is restarted.");
   for (const view of views) view.timeline.note(newest(view.client) + 1, {mark: "PostgreSQL restarted"});
   world.database = false;
+  restarted = {lost: total("lost"), doubled: total("doubled"), head: null};
   fetch("/database/restart", {method: "POST"}).then(async (answer) => showServers(await answer.json())).catch(end);
 }
 
@@ -187,6 +201,7 @@ function showServers({nodes, database, head}) {
   world.up = Object.keys(nodes).filter((name) => nodes[name].up);
   world.database = database;
   world.head = head;
+  if (database && restarted !== null) restarted.head ??= head;
   for (const name of Object.keys(nodes)) {
     const up = world.up.includes(name);
     showServer(`node-${name}`, up, "up", "down");
@@ -274,6 +289,7 @@ function reset() {
     client.tally.reset();
     client.breaks = client.recovered = 0;
   }
+  if (restarted !== null) restarted.lost = restarted.doubled = 0;
   say("The counters are at 0.");
 }
 
