@@ -43,7 +43,7 @@ SELECT sio.sio_append_event($1::bigint, $2::text, $3::text, $4::text, $5::text, 
 SELECT prev, offsets, results, sio.sio_fingerprint() AS server
 FROM set_config('synchronous_commit', 'off', true),
      sio.sio_append_batch($1::bigint, $2::smallint[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[],
-                          $8::text[], $9::bytea[], $10::text[]::uuid[], $11::text[], $12::text)
+                          $8::text[], $9::text[], $10::bytea[], $11::text[]::uuid[], $12::text[], $13::text)
 
 -- name: write_event_unflushed
 -- The same for one event for one room.

@@ -2062,16 +2062,16 @@ BEGIN
                ORDER BY i) END AS args,
            CASE WHEN sum(size) < 7600 AND bool_and(kind = 0 AND x.parts IS NULL AND attachment IS NULL) THEN
                json_agg(json_build_array(namespace, coalesce(x.rooms::json, json_build_array(room)),
-                                         coalesce(x.skip_sids::json, '[]'), coalesce(x.skip_rooms::json, '[]'),
-                                         body) ORDER BY i)::text END AS carry
+                                         coalesce(x.skip_sids::json, '[]'), coalesce(x.skip_rooms::json, '[]'), body)
+                        ORDER BY i)::text END AS carry
     INTO e FROM entries x;
     IF e.kinds IS NULL THEN
         RETURN;
     END IF;
     SELECT w.offsets INTO v_offsets
     FROM sio.sio_append_batch(
-        NULL, e.kinds, e.namespaces, e.rooms, e.room_lists, e.skip_lists, e.skip_room_lists, e.sids, e.bodies, e.parts,
-        e.attachments, e.args, CASE WHEN octet_length(e.carry) <= 7600 THEN e.carry END, false) w;
+        NULL, e.kinds, e.namespaces, e.rooms, e.room_lists, e.skip_lists, e.skip_room_lists, e.sids, e.bodies,
+        e.parts, e.attachments, e.args, CASE WHEN octet_length(e.carry) <= 7600 THEN e.carry END, false) w;
     IF array_position(v_offsets, NULL) IS NOT NULL THEN  -- since the call, a client has connected whose sid is the name
         RAISE data_exception USING MESSAGE = 'a room is the own room of a client, which nobody enters or closes';
     END IF;
@@ -2533,7 +2533,7 @@ BEGIN
                                        attachment, key)
             SELECT pg_current_xact_id()::text::bigint, 0, p_namespace, p_room, p_rooms,
                    CASE WHEN cardinality(v_skips) > 0 THEN array_to_json(v_skips)::text END,
-                   array_to_json(v_skip_rooms)::text,
+                   CASE WHEN cardinality(v_skip_rooms) > 0 THEN array_to_json(v_skip_rooms)::text END,
                    CASE WHEN v_attachment IS NULL THEN p_body END, CASE WHEN v_attachment IS NULL THEN p_parts END,
                    v_attachment, p_key
             FROM state)

@@ -11,6 +11,7 @@ import pytest
 import socketio
 
 from sio_pg_adapter import NotSerializable
+from sio_pg_adapter.wire.outbox import Outbox
 from support.asgi_client import Closed
 from support.waiting import until
 
@@ -335,18 +336,19 @@ async def test_one_connection_that_breaks_keeps_an_event_from_nobody_else(start_
     expected_errors.append("an event could not be sent")
     node = await start_node()
     async with node.client() as broken, node.client() as other:
-        queue = node.manager.clients.current(broken.sid, "/").connection.socket.queue
-        put = queue.put_nowait
+        socket = node.manager.clients.current(broken.sid, "/").connection.socket
 
-        def once(frame):
-            if '["e",5' not in frame.data:
-                return put(frame)
-            queue.put_nowait = put
-            raise RuntimeError("broken")
+        class Once(Outbox):
+            def put_nowait(self, packet):
+                if self is socket.queue and packet is not None and '["e",5' in str(packet.data):
+                    socket.queue = queue
+                    raise RuntimeError("broken")
+                queue.put_nowait(packet)
 
         await node.sio.emit("e", 0)
         assert await other.event() == await broken.event() == ["e", 0]
-        queue.put_nowait = once
+        await until(socket.queue.empty)
+        queue, socket.queue = socket.queue, Once()
         await asyncio.gather(*(node.sio.emit("e", i) for i in range(1, 10)))  # the later ones are passed in one tick
         assert [await other.event() for _ in range(9)] == [["e", i] for i in range(1, 10)]
         with pytest.raises(Closed):

@@ -47,7 +47,8 @@ END $$;
 CREATE FUNCTION sio.sio_append_batch(
     p_batch bigint, p_kinds smallint[], p_namespaces text[], p_rooms text[], p_room_lists text[], p_skip_lists text[],
     p_skip_room_lists text[], p_sids text[], p_bodies text[], p_parts bytea[], p_attachments uuid[], p_args text[],
-    p_carry text, p_drain boolean DEFAULT true, OUT prev bigint, OUT offsets bigint[], OUT results text[])
+    p_carry text, p_drain boolean DEFAULT true,
+    OUT prev bigint, OUT offsets bigint[], OUT results text[])
 LANGUAGE plpgsql AS $$
 DECLARE
     v_segment bigint; v_last bigint; v_offset bigint; v_result json; v_channel text; v_rooms text[]; v_skips text[];

@@ -121,7 +121,7 @@ BEGIN
                                        attachment, key)
             SELECT pg_current_xact_id()::text::bigint, 0, p_namespace, p_room, p_rooms,
                    CASE WHEN cardinality(v_skips) > 0 THEN array_to_json(v_skips)::text END,
-                   array_to_json(v_skip_rooms)::text,
+                   CASE WHEN cardinality(v_skip_rooms) > 0 THEN array_to_json(v_skip_rooms)::text END,
                    CASE WHEN v_attachment IS NULL THEN p_body END, CASE WHEN v_attachment IS NULL THEN p_parts END,
                    v_attachment, p_key
             FROM state)

@@ -296,8 +296,8 @@ CREATE UNLOGGED TABLE sio.sio_outbox_changes (
 COMMENT ON TABLE sio.sio_outbox_changes IS
     'Room changes and kicks of open transactions, with the kinds of sio_packets. Other transactions always see it empty. '
     'rooms: the rooms to enter, leave or close. sid: the client that moves or is kicked. members: the rooms whose members '
-    'do, where the empty string means everybody. skip_sids, skip_rooms: members that stay. immediate: the application has set its '
-    'constraints IMMEDIATE.';
+    'do, where the empty string means everybody. skip_sids, skip_rooms: members that stay. immediate: the application '
+    'has set its constraints IMMEDIATE.';
 
 -- Logged, unlike the tables above, because its rows outlive their transactions. See relay.sql. VACUUM never truncates it,
 -- because that takes a lock that emits would wait for.
@@ -322,8 +322,8 @@ CREATE TABLE sio.sio_relay (
 
 COMMENT ON TABLE sio.sio_relay IS
     'Events, room changes and kicks of transactions, until a node moves them to the log, with the kinds of sio_packets. '
-    'transaction: the transaction that inserted the row. rooms, skip_sids, skip_rooms, members: JSON arrays. fault: why '
-    'the row cannot be moved. Nodes leave such rows alone.';
+    'transaction: the transaction that inserted the row. rooms, skip_sids, skip_rooms, members: JSON arrays. '
+    'fault: why the row cannot be moved. Nodes leave such rows alone.';
 
 CREATE INDEX sio_relay_key ON sio.sio_relay (namespace, key) WHERE key IS NOT NULL;
 
