@@ -2,7 +2,7 @@
 
 from .client import AsyncClient, AsyncSimpleClient
 from .cluster.sockets import Handshake, RemoteSocket
-from .emitter import emit, emit_async, server_side_emit, server_side_emit_async
+from .emitter import emit, emit_async
 from .errors import (
     ConfigurationError,
     HandlerFailed,
@@ -33,6 +33,7 @@ from .rooms import (
 )
 from .server.namespace import AsyncNamespace
 from .server.server import AsyncServer
+from .server_events import server_side_emit, server_side_emit_async
 from .sync.manager import PostgresManager
 from .sync.namespace import Namespace
 from .sync.server import Server

@@ -28,7 +28,7 @@ from typing import Any
 
 from sio_pg_adapter.errors import ConfigurationError
 from sio_pg_adapter.log.names import namespace_name
-from sio_pg_adapter.log.payload import encode_event, pack
+from sio_pg_adapter.log.payload import pack
 from sio_pg_adapter.log.records import Outgoing
 from sio_pg_adapter.options import checked_schema
 from sio_pg_adapter.store.queries import Queries
@@ -112,46 +112,6 @@ async def emit_async(
         event, data, namespace=namespace, room=room, to=to, skip_sid=skip_sid, skip_room=skip_room, key=key, json=json
     )
     return await emit_outgoing(connection, outgoing, schema)
-
-
-def server_side_emit(
-    connection: Any,
-    event: str,
-    *args: Any,
-    namespace: str | None = None,
-    schema: str = "public",
-    json: ModuleType | Any = stdlib_json,
-) -> None:
-    """Call the handlers of a server event in all server processes if and when the connection's transaction commits.
-
-    The handlers are those of :meth:`AsyncServer.on_server_event`. Nothing is stored: only servers that live then get
-    it. It is not ordered with the transaction's events and room changes.
-
-    :param connection: as for :func:`emit`.
-    :param schema: the schema of the tables.
-    :param json: the module to encode with.
-    :raises NotSerializable: before anything is sent.
-    :raises ConfigurationError: the connection is of another kind.
-    """
-    run(connection, "server_side_emit", _server_event(event, args, namespace, json), schema, "server_side_emit")
-
-
-async def server_side_emit_async(
-    connection: Any,
-    event: str,
-    *args: Any,
-    namespace: str | None = None,
-    schema: str = "public",
-    json: ModuleType | Any = stdlib_json,
-) -> None:
-    """Send a server event as :func:`server_side_emit` does, on a connection that :func:`emit_async` takes."""
-    values = _server_event(event, args, namespace, json)
-    await run_async(connection, "server_side_emit", values, schema, "server_side_emit")
-
-
-def _server_event(event: str, args: tuple[Any, ...], namespace: object, json: ModuleType | Any) -> Values:
-    body, parts = encode_event(event, args, json)
-    return namespace_name(namespace), body, pack(parts) if parts else None
 
 
 def _outgoing(event: str, data: Any, *, json: Any, **options: Any) -> Outgoing:

@@ -18,7 +18,6 @@ from .sockets import Sockets
 UNSTORED_WAIT = 5.0
 """How long a move waits for other nodes to name their clients that are in no table, in seconds."""
 
-
 INVALID_PARAMETER_VALUE = "22023"
 """The SQLSTATE with which sio_change refuses to let others enter a client's own room."""
 
@@ -58,7 +57,7 @@ class Members:
         except StoreUnavailable as e:
             if getattr(e.__cause__, "sqlstate", None) == INVALID_PARAMETER_VALUE:
                 raise ValueError("cannot enter a sid room") from e
-            raise
+            raise StoreUnavailable(f"moving the members of rooms: {e}", may_be_stored=True) from e
 
 
 def member_move(

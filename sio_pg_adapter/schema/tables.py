@@ -140,6 +140,7 @@ def _relay(made: MetaData) -> None:
         Column("room", Text, nullable=False),
         Column("rooms", Text),
         Column("skip_sids", Text),
+        Column("skip_rooms", Text),
         Column("members", Text),
         Column("sid", Text),
         Column("body", Text),
@@ -150,8 +151,8 @@ def _relay(made: MetaData) -> None:
         Column("fault", Text),
         PrimaryKeyConstraint("id", name="sio_relay_pkey"),
         comment="Events, room changes and kicks of transactions, until a node moves them to the log, with the kinds "
-        "of sio_packets. transaction: the transaction that inserted the row. rooms, skip_sids, members: JSON arrays. "
-        "fault: why the row cannot be moved. Nodes leave such rows alone.",
+        "of sio_packets. transaction: the transaction that inserted the row. rooms, skip_sids, skip_rooms, members: "
+        "JSON arrays. fault: why the row cannot be moved. Nodes leave such rows alone.",
     )
     Index("sio_relay_key", relay.c.namespace, relay.c.key, postgresql_where=relay.c.key.isnot(None))
 

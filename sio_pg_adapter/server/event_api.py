@@ -1,8 +1,9 @@
-"""The methods of the server that see all events: middlewares of incoming events, and listeners."""
+"""The methods of the server that register functions: middlewares, listeners, and handlers of expired sessions."""
 
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Callable
 from typing import Any, TypeVar, overload
 
@@ -11,19 +12,91 @@ import socketio
 from sio_pg_adapter.errors import ConfigurationError, SioPgError
 from sio_pg_adapter.log.names import namespace_name
 from sio_pg_adapter.manager import AsyncPostgresManager
+from sio_pg_adapter.options import is_async
 
+from .host import Middleware
+
+ExpiryHandler = Callable[[str, str, Any], Any]
+
+M = TypeVar("M", bound=Middleware)
+E = TypeVar("E", bound=ExpiryHandler)
 H = TypeVar("H", bound=Callable[..., Any])
+
+logger = logging.getLogger("sio_pg_adapter")
 
 Registry = dict[str, list[Callable[..., Any]]]
 """Functions of the application, by namespace."""
 
 
 class EventMethods(socketio.AsyncServer):
-    """The methods of :class:`sio_pg_adapter.AsyncServer` about all events of a namespace."""
+    """The methods of :class:`sio_pg_adapter.AsyncServer` that register functions of the application."""
 
     manager: AsyncPostgresManager
     _event_middlewares: Registry
     _listeners: Registry
+    middlewares: dict[str, list[Middleware]]
+    _expiry_handlers: dict[str, ExpiryHandler]
+
+    @overload
+    def use(self, middleware: M, namespace: str = "/") -> M: ...
+
+    @overload
+    def use(self, middleware: str | None = None, namespace: str = "/") -> Callable[[M], M]: ...
+
+    def use(self, middleware: Middleware | str | None = None, namespace: str = "/") -> Any:
+        """Register a function that runs before the ``connect`` handler. It works as a decorator, too.
+
+        :param middleware: ``async def middleware(sid, environ, auth)``. It raises
+                           ``socketio.exceptions.ConnectionRefusedError`` to refuse. As a decorator it may be the
+                           namespace instead: ``@sio.use("/chat")``.
+        """
+        where = _registered(middleware if isinstance(middleware, str) else namespace)
+        if middleware is None or isinstance(middleware, str):
+
+            def register(function: Middleware) -> Middleware:
+                self.use(function, where)
+                return function
+
+            return register
+        if not is_async(middleware):
+            raise ConfigurationError(f"use() takes an async function(sid, environ, auth), not {middleware!r}")
+        self.middlewares.setdefault(where, []).append(middleware)
+        return middleware
+
+    @overload
+    def on_session_expired(self, handler: E, *, namespace: str = "*") -> E: ...
+
+    @overload
+    def on_session_expired(self, handler: None = None, *, namespace: str = "*") -> Callable[[E], E]: ...
+
+    def on_session_expired(self, handler: ExpiryHandler | None = None, *, namespace: str = "*") -> Any:
+        """Register a handler for sessions whose time is up without a recovery. It works as a decorator, too.
+
+        It is called in one process of the cluster, at least once and normally once, with no transaction open. Once a
+        node with a handler has started, only such nodes delete the expired sessions of the handler's namespaces.
+
+        :param handler: ``async def handler(sid, namespace, session)``. An exception is logged, and counts as a call.
+        :param namespace: the namespace whose sessions it is for. Without it, those of all namespaces.
+        """
+        where = _registered(namespace)
+        if handler is None:
+            return lambda function: self.on_session_expired(function, namespace=where)
+        if not callable(handler):
+            raise ConfigurationError(f"on_session_expired takes a function(sid, namespace, session), not {handler!r}")
+        if self.manager.recovery is None:
+            raise ConfigurationError("on_session_expired needs connection_state_recovery, which is off")
+        self._expiry_handlers[where] = handler
+        self.manager.expiry_namespaces = sorted(self._expiry_handlers)
+        return handler
+
+    async def _expired(self, sid: str, namespace: str, session: Any) -> None:
+        handler = self._expiry_handlers.get(namespace) or self._expiry_handlers.get("*")
+        try:
+            result = handler(sid, namespace, session) if handler is not None else None
+            if inspect.isawaitable(result):
+                await result
+        except Exception:  # the application's handler failed, which counts as a call
+            logger.exception("the handler of expired sessions failed: %s [%s]", sid, namespace)
 
     @overload
     def use_event(self, middleware: H, namespace: str = "/") -> H: ...
@@ -69,7 +142,8 @@ class EventMethods(socketio.AsyncServer):
         """Register a listener for all events that this node sends to its clients, whichever node emitted them.
 
         It works as a decorator, too. It is called once for each client, in the order of sending, in a task that
-        holds up no event. Events of a replay are among them. Acknowledgements are not. An exception is logged.
+        holds up no event. While a listener is slower than the events, they wait in memory. Events of a replay are
+        among them. Acknowledgements are not. An exception is logged.
 
         :param handler: ``def handler(event, sid, *args)``, or an ``async`` one. As a decorator it may be the
                         namespace instead: ``@sio.on_any_outgoing("/chat")``.
@@ -99,13 +173,18 @@ async def _result(value: Any) -> Any:
 
 
 def _register(registry: Registry, call: str, function: Any, namespace: str) -> Any:
-    try:
-        where = namespace_name(function if isinstance(function, str) else namespace)
-    except SioPgError as e:
-        raise ConfigurationError(str(e)) from e
+    where = _registered(function if isinstance(function, str) else namespace)
     if function is None or isinstance(function, str):
         return lambda decorated: _register(registry, call, decorated, where)
     if not callable(function):
         raise ConfigurationError(f"{call}() takes a function, not {function!r}")
     registry.setdefault(where, []).append(function)
     return function
+
+
+def _registered(namespace: object) -> str:
+    """Return the namespace that something is registered for."""
+    try:
+        return namespace_name(namespace)
+    except SioPgError as e:
+        raise ConfigurationError(str(e)) from e

@@ -56,11 +56,11 @@ class Intake:
         self._connect_timeout = connect_timeout
         self._joining: dict[str, asyncio.TimerHandle] = {}
 
-    def opened(self, socket: Any) -> None:
+    def opened(self, eio_sid: str) -> None:
         """An Engine.IO connection was opened."""
         if self._connect_timeout is not None:
             loop = asyncio.get_running_loop()
-            self._joining[socket.sid] = loop.call_later(self._connect_timeout, self._close_if_unused, socket.sid)
+            self._joining[eio_sid] = loop.call_later(self._connect_timeout, self._close_if_unused, eio_sid)
 
     def _close_if_unused(self, eio_sid: str) -> None:
         """The time is up in which a connection may be without a client."""

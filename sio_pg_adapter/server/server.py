@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import difflib
-import inspect
 import logging
 import re
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar, overload
+from typing import Any
 
 import socketio
 
@@ -17,7 +16,7 @@ from sio_pg_adapter.local.rooms import Rooms
 from sio_pg_adapter.local.session_locks import SessionLocks
 from sio_pg_adapter.log.names import first_named, namespace_name
 from sio_pg_adapter.manager import AsyncPostgresManager
-from sio_pg_adapter.options import ConnectionStateRecovery, is_async, is_seconds, recovery_options
+from sio_pg_adapter.options import ConnectionStateRecovery, is_seconds, recovery_options
 from sio_pg_adapter.store.pruner import Pruner
 from sio_pg_adapter.store.sessions import Sessions
 from sio_pg_adapter.tasks import Tasks
@@ -29,15 +28,10 @@ from .admin import Instrumented
 from .client_api import ClientMethods
 from .cluster_api import ClusterMethods
 from .endings import Endings
-from .event_api import EventMethods
+from .event_api import EventMethods, ExpiryHandler
 from .host import Host, Middleware
 from .intake import Intake
 from .position_api import PositionMethods
-
-ExpiryHandler = Callable[[str, str, Any], Any]
-
-M = TypeVar("M", bound=Middleware)
-E = TypeVar("E", bound=ExpiryHandler)
 
 logger = logging.getLogger("sio_pg_adapter")
 
@@ -117,68 +111,6 @@ class AsyncServer(ClientMethods, ClusterMethods, EventMethods, PositionMethods, 
             pruner=pruner,
             tasks=tasks,
         )
-
-    # -- registration ------------------------------------------------------------------------------------
-    @overload
-    def use(self, middleware: M, namespace: str = "/") -> M: ...
-
-    @overload
-    def use(self, middleware: str | None = None, namespace: str = "/") -> Callable[[M], M]: ...
-
-    def use(self, middleware: Middleware | str | None = None, namespace: str = "/") -> Any:
-        """Register a function that runs before the ``connect`` handler. It works as a decorator, too.
-
-        :param middleware: ``async def middleware(sid, environ, auth)``. It raises
-                           ``socketio.exceptions.ConnectionRefusedError`` to refuse. As a decorator it may be the
-                           namespace instead: ``@sio.use("/chat")``.
-        """
-        where = _registered(middleware if isinstance(middleware, str) else namespace)
-        if middleware is None or isinstance(middleware, str):
-
-            def register(function: Middleware) -> Middleware:
-                self.use(function, where)
-                return function
-
-            return register
-        if not is_async(middleware):
-            raise ConfigurationError(f"use() takes an async function(sid, environ, auth), not {middleware!r}")
-        self.middlewares.setdefault(where, []).append(middleware)
-        return middleware
-
-    @overload
-    def on_session_expired(self, handler: E, *, namespace: str = "*") -> E: ...
-
-    @overload
-    def on_session_expired(self, handler: None = None, *, namespace: str = "*") -> Callable[[E], E]: ...
-
-    def on_session_expired(self, handler: ExpiryHandler | None = None, *, namespace: str = "*") -> Any:
-        """Register a handler for sessions whose time is up without a recovery. It works as a decorator, too.
-
-        It is called in one process of the cluster, at least once and normally once, with no transaction open. Once a
-        node with a handler has started, only such nodes delete the expired sessions of the handler's namespaces.
-
-        :param handler: ``async def handler(sid, namespace, session)``. An exception is logged, and counts as a call.
-        :param namespace: the namespace whose sessions it is for. Without it, those of all namespaces.
-        """
-        where = _registered(namespace)
-        if handler is None:
-            return lambda function: self.on_session_expired(function, namespace=where)
-        if not callable(handler):
-            raise ConfigurationError(f"on_session_expired takes a function(sid, namespace, session), not {handler!r}")
-        if self.manager.recovery is None:
-            raise ConfigurationError("on_session_expired needs connection_state_recovery, which is off")
-        self._expiry_handlers[where] = handler
-        self.manager.expiry_namespaces = sorted(self._expiry_handlers)
-        return handler
-
-    async def _expired(self, sid: str, namespace: str, session: Any) -> None:
-        handler = self._expiry_handlers.get(namespace) or self._expiry_handlers.get("*")
-        try:
-            result = handler(sid, namespace, session) if handler is not None else None
-            if inspect.isawaitable(result):
-                await result
-        except Exception:  # the application's handler failed, which counts as a call
-            logger.exception("the handler of expired sessions failed: %s [%s]", sid, namespace)
 
     def instrument(
         self,
@@ -318,6 +250,7 @@ class AsyncServer(ClientMethods, ClusterMethods, EventMethods, PositionMethods, 
             return False  # the client tries again, and reaches another node
         self.eio.sockets[eio_sid].__class__ = self._socket_class
         upstream.trim_environ(environ)
+        self._intake.opened(eio_sid)
         return await super()._handle_eio_connect(eio_sid, environ)
 
     async def _handle_eio_message(self, eio_sid: str, data: Any) -> None:
@@ -330,14 +263,6 @@ class AsyncServer(ClientMethods, ClusterMethods, EventMethods, PositionMethods, 
     async def _send_packet(self, eio_sid: str, pkt: socketio.packet.Packet) -> None:
         if pkt.packet_type not in ACKS or not self._intake.acknowledge(eio_sid, pkt):
             await super()._send_packet(eio_sid, pkt)
-
-
-def _registered(namespace: object) -> str:
-    """Return the namespace that something is registered for."""
-    try:
-        return namespace_name(namespace)
-    except SioPgError as e:
-        raise ConfigurationError(str(e)) from e
 
 
 _PID = re.compile(r'("pid"\s*:\s*")[^"]*')

@@ -753,7 +753,8 @@ BEGIN
                     p_batch, r.kind, r.namespace, ARRAY(SELECT json_array_elements_text(r.args::json->'members')),
                     CASE WHEN r.rooms IS NULL THEN ARRAY[r.room]
                          ELSE ARRAY(SELECT json_array_elements_text(r.rooms::json)) END,
-                    ARRAY(SELECT json_array_elements_text(r.skips::json)));
+                    ARRAY(SELECT json_array_elements_text(r.skips::json)),
+                    ARRAY(SELECT json_array_elements_text(r.skip_rooms::json)));
             WHEN 10 THEN v_result := sio.sio_open(r.namespace, r.sid, r.body, r.args::json);
             WHEN 11 THEN v_result := sio.sio_settle(r.args::json);
             WHEN 12 THEN v_result := sio.sio_release(r.args::json);
@@ -943,8 +944,8 @@ CREATE FUNCTION sio.sio_members(p_namespace text, p_rooms text[], p_skip_sids te
 AS $$
     SELECT s.id FROM sio.sio_sessions s
     WHERE (s.expires_at IS NULL OR s.expires_at > clock_timestamp()) AND s.sid <> ALL (p_skip_sids || p_skip_rooms)
-      AND NOT EXISTS (SELECT FROM sio.sio_rooms k
-                      WHERE k.session = s.id AND k.room = ANY (p_skip_rooms) AND k.left_at IS NULL)
+      AND (p_skip_rooms = '{}' OR NOT EXISTS (
+          SELECT FROM sio.sio_rooms k WHERE k.session = s.id AND k.room = ANY (p_skip_rooms) AND k.left_at IS NULL))
       AND s.id IN (
         SELECT session FROM sio.sio_rooms
         WHERE namespace = p_namespace AND room = ANY (p_rooms) AND left_at IS NULL
@@ -1032,8 +1033,8 @@ BEGIN
             AND ('' = ANY (p_rooms) OR sid = ANY (p_rooms) OR id IN (
                  SELECT session FROM sio.sio_rooms
                  WHERE namespace = p_namespace AND room = ANY (p_rooms) AND left_at IS NULL))
-            AND NOT EXISTS (SELECT FROM sio.sio_rooms k
-                            WHERE k.session = id AND k.room = ANY (p_skip_rooms) AND k.left_at IS NULL)
+            AND (p_skip_rooms = '{}' OR NOT EXISTS (
+                SELECT FROM sio.sio_rooms k WHERE k.session = id AND k.room = ANY (p_skip_rooms) AND k.left_at IS NULL))
           UNION
           SELECT unnest(p_unstored)) m
         CROSS JOIN unnest(p_targets) t (room)

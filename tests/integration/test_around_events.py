@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from psycopg.conninfo import conninfo_to_dict
 
 from sio_pg_adapter import AsyncNamespace, AsyncPostgresManager, AsyncServer, ConfigurationError, StoreUnavailable
 from support.asgi_client import AsgiClient, Closed
@@ -101,6 +102,7 @@ async def test_listeners_of_outgoing_events_see_what_each_client_is_sent(start_n
     expected_errors.append("a listener of outgoing events failed")
     async with b.client() as one, b.client() as two, a.client():
         await a.sio.emit("stored", (1, b"\0", {"a": [b"\1"]}), skip_sid=two.sid)
+        await until(lambda: seen)
         await b.sio.emit("volatile", 2, volatile=True)
         await b.sio.emit("here", 3, ignore_queue=True, to=two.sid)
         await b.sio.emit("asked", 4, to=one.sid, callback=print)
@@ -209,6 +211,21 @@ async def test_the_error_handler_learns_once_that_the_database_is_away_and_once_
         await until(lambda: reported and reported[-1] is None)
         assert isinstance(reported[0], StoreUnavailable) and reported[1:] == [None]
         reported.clear()
+
+
+async def test_the_error_handler_of_a_process_that_only_emits(pg_dsn, pg_admin, monkeypatch):
+    monkeypatch.setattr("sio_pg_adapter.node.PROBE_INTERVAL", 0.05)
+    reported: list[object] = []
+    name = conninfo_to_dict(pg_dsn)["dbname"]
+    async with AsyncPostgresManager(pg_dsn, write_only=True, error_handler=reported.append):
+        pg_admin.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS false')
+        try:
+            pg_admin.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", (name,))
+            await until(lambda: reported)
+        finally:
+            pg_admin.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS true')
+        await until(lambda: len(reported) == 2)
+    assert isinstance(reported[0], StoreUnavailable) and reported[1] is None
 
 
 async def test_an_error_handler_that_fails_is_logged_and_a_wrong_one_refused(start_node, db, expected_errors, caplog):

@@ -97,8 +97,10 @@ async def test_a_room_entered_from_a_position_skips_from_there_on(start_node):
         assert await wire.events_until("end") == [["e", 2]]
 
 
-async def test_events_of_transactions_skip_those_who_are_members_at_the_commit(start_node, pg_dsn):
+@pytest.mark.parametrize("relay", [False, True])
+async def test_events_of_transactions_skip_those_who_are_members_at_the_commit(start_node, pg_dsn, db, relay):
     """By SQL, by a trigger, by psycopg and by asyncpg: an event before the room change, and one after it."""
+    await db.execute("SELECT sio_set_relay($1)", relay)
     node = await start_node()
     connection = await asyncpg.connect(pg_dsn)
     await connection.execute("""
@@ -129,6 +131,11 @@ async def test_events_of_transactions_skip_those_who_are_members_at_the_commit(s
         assert await other.events_until("end") == [["begin"], *(["posted", n] for n in range(1, 7))]
         async with node.client(pid=wire.pid, offset=wire.offset) as again:
             assert await again.events_until("end") == [["posted", n] for n in (1, 5, 6)]
+        await node.sio.enter_room(other.sid, "muted")
+        await connection.execute("INSERT INTO posts VALUES (7)")
+        await emit_async(connection, "posted", 8, room="r", skip_room="muted")
+        await emit_async(connection, "end")
+        assert await other.events_until("end") == []
     await connection.close()
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, assert_type
 
 from sio_pg_adapter import (
@@ -30,6 +30,8 @@ from sio_pg_adapter import (
     leave_room_async,
     lifespan,
     migrate,
+    server_side_emit,
+    server_side_emit_async,
 )
 
 Connect = Callable[[str, dict[str, Any], Any], Awaitable[None]]
@@ -78,6 +80,19 @@ def gone_from_chat(sid: str, namespace: str, session: Any) -> int:
     return len(sid)
 
 
+@sio.use_event
+async def check(sid: str, event: str, args: list[Any]) -> bool:
+    return bool(args)
+
+
+@sio.on_any("/chat")
+def note(event: str, sid: str, *args: Any) -> None: ...
+
+
+@sio.on_any_outgoing()
+async def note_outgoing(event: str, sid: str, *args: Any) -> None: ...
+
+
 @sio.use  # type: ignore[type-var]
 def not_async(sid: str) -> None: ...
 
@@ -94,6 +109,8 @@ async def handlers() -> None:
     assert_type(await chat_token("sid", {}, None), None)
     assert_type(await gone("sid", "/", {}), None)
     assert_type(gone_from_chat("sid", "/", {}), int)
+    assert_type(await check("sid", "event", []), bool)
+    assert_type(note("event", "sid", 1), None)
 
 
 # -- what is called -------------------------------------------------------------------------------------------
@@ -106,6 +123,12 @@ async def server(session: object) -> None:
     assert_type(await sio.emit("event", {"id": 7}, room="room", connection=session), bool | None)
     await sio.emit("event", None, None, None, None, None, None, False, session)  # type: ignore[call-arg]
     assert_type(await sio.disconnect("sid"), None)
+    assert_type(await sio.send("text", room="room", skip_room=["muted"], key="key"), bool | None)
+    [socket] = await sio.fetch_sockets("room", local=True)
+    assert_type(socket.handshake.headers, Mapping[str, str])
+    assert_type(await socket.join(["x", "y"]), None)
+    assert_type(await sio.server_side_emit("event", 1, namespace="/chat"), None)
+    assert_type(await manager.sockets_join("room", "x", skip_room="muted"), None)
     assert_type(await sio.leave_room("sid", "room", "/chat", connection=session), None)
     assert_type(await sio.sockets_leave("user:7", ["a", "b"], connection=session), None)
     assert_type(await sio.disconnect_sockets("user:7", connection=session), None)
@@ -141,7 +164,9 @@ async def elsewhere(connection: object) -> None:
     assert_type(enter_room(connection, "sid", "room", namespace="/chat"), None)
     assert_type(leave_room(connection, room="room", members_of=["a", "b"], schema="chat"), None)
     assert_type(close_room(connection, "room"), None)
-    assert_type(disconnect(connection, room="user:7"), None)
+    assert_type(disconnect(connection, room="user:7", skip_room="kept"), None)
+    assert_type(server_side_emit(connection, "event", 1, {}), None)
+    assert_type(await server_side_emit_async(connection, "event", namespace="/chat"), None)
     assert_type(await enter_room_async(connection, "sid", "room"), None)
     assert_type(await leave_room_async(connection, room="room", members_of="user:7"), None)
     assert_type(await close_room_async(connection, "room"), None)

@@ -182,7 +182,8 @@ BEGIN
                     p_batch, r.kind, r.namespace, ARRAY(SELECT json_array_elements_text(r.args::json->'members')),
                     CASE WHEN r.rooms IS NULL THEN ARRAY[r.room]
                          ELSE ARRAY(SELECT json_array_elements_text(r.rooms::json)) END,
-                    ARRAY(SELECT json_array_elements_text(r.skips::json)));
+                    ARRAY(SELECT json_array_elements_text(r.skips::json)),
+                    ARRAY(SELECT json_array_elements_text(r.skip_rooms::json)));
             WHEN 10 THEN v_result := sio.sio_open(r.namespace, r.sid, r.body, r.args::json);
             WHEN 11 THEN v_result := sio.sio_settle(r.args::json);
             WHEN 12 THEN v_result := sio.sio_release(r.args::json);

@@ -99,8 +99,8 @@ RETURNS SETOF bigint
 LANGUAGE sql STABLE AS $$
     SELECT s.id FROM sio.sio_sessions s
     WHERE (s.expires_at IS NULL OR s.expires_at > clock_timestamp()) AND s.sid <> ALL (p_skip_sids || p_skip_rooms)
-      AND NOT EXISTS (SELECT FROM sio.sio_rooms k
-                      WHERE k.session = s.id AND k.room = ANY (p_skip_rooms) AND k.left_at IS NULL)
+      AND (p_skip_rooms = '{}' OR NOT EXISTS (
+          SELECT FROM sio.sio_rooms k WHERE k.session = s.id AND k.room = ANY (p_skip_rooms) AND k.left_at IS NULL))
       AND s.id IN (
         SELECT session FROM sio.sio_rooms
         WHERE namespace = p_namespace AND room = ANY (p_rooms) AND left_at IS NULL
@@ -187,8 +187,8 @@ BEGIN
             AND ('' = ANY (p_rooms) OR sid = ANY (p_rooms) OR id IN (
                  SELECT session FROM sio.sio_rooms
                  WHERE namespace = p_namespace AND room = ANY (p_rooms) AND left_at IS NULL))
-            AND NOT EXISTS (SELECT FROM sio.sio_rooms k
-                            WHERE k.session = id AND k.room = ANY (p_skip_rooms) AND k.left_at IS NULL)
+            AND (p_skip_rooms = '{}' OR NOT EXISTS (
+                SELECT FROM sio.sio_rooms k WHERE k.session = id AND k.room = ANY (p_skip_rooms) AND k.left_at IS NULL))
           UNION
           SELECT unnest(p_unstored)) m
         CROSS JOIN unnest(p_targets) t (room)
