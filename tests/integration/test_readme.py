@@ -144,6 +144,7 @@ def test_the_options_are_all_there_with_their_defaults():
         "bench/README.md",
         "bench/REPORT.md",
         "examples/django/README.md",
+        "examples/flask/README.md",
         "examples/orders/README.md",
     ],
 )
@@ -157,6 +158,7 @@ def test_links_lead_somewhere(path):
     ("name", "files"),
     [
         ("orders", ("app.py", "models.py", "alembic.ini", "migrations/env.py")),
+        ("flask", ("app.py", "migrations/env.py", "migrations/alembic.ini")),
         ("django", ("shop/asgi.py", "shop/models.py", "shop/settings.py", "shop/urls.py", "shop/views.py")),
     ],
 )

@@ -1,0 +1,203 @@
+"""Flask: Flask-SocketIO's extension, its test client, transactions of Flask-SQLAlchemy, and Flask-Migrate."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+
+import flask
+import psycopg
+import pytest
+from sqlalchemy import make_url
+
+from sio_pg_adapter import AsyncClient, ConfigurationError, PostgresManager
+from sio_pg_adapter.flask import SocketIO
+from support.apps import flask_app
+from support.served_app import TESTS, Served, free_port
+
+TIMEOUT = 20
+
+
+@pytest.fixture
+def app(pg_dsn):
+    made = flask_app.create_app(pg_dsn)
+    with made.app_context():
+        flask_app.db.create_all()
+    yield made
+    flask_app.socketio.server.shutdown()
+    with made.app_context():
+        flask_app.db.engine.dispose()
+    flask_app.socketio.server_options.pop("client_manager")
+
+
+@pytest.fixture
+def client(app):
+    made = flask_app.socketio.test_client(app, auth={"user": "ada"})
+    assert [event["name"] for event in made.get_received()] == ["hello"]
+    return made
+
+
+def orders(dsn):
+    with psycopg.connect(dsn) as connection:
+        return connection.execute("SELECT count(*) FROM orders").fetchone()[0]
+
+
+def names(client, namespace=None):
+    return [event["name"] for event in client.get_received(namespace)]
+
+
+# -- handlers -------------------------------------------------------------------------------------------------------
+def test_an_emit_is_part_of_the_transaction_of_flask_sqlalchemy(app, client, pg_dsn):
+    client.emit("order", True)
+    assert (names(client), orders(pg_dsn)) == ([], 0)
+    sid, namespace = client.emit("order", False, callback=True)
+    assert client.get_received() == [{"name": "ordered", "args": [{"by": {"user": "ada"}}], "namespace": "/"}]
+    assert (orders(pg_dsn), namespace) == (1, "/")
+    assert "customers" in flask_app.socketio.server.rooms(sid)
+
+
+def test_an_emit_of_a_view_is_part_of_its_transaction(app, client, pg_dsn):
+    with app.test_client() as http:
+        http.post("/order?fails=1")
+        assert names(client) == []
+        http.post("/order")
+        assert names(client) == ["ordered"]
+    assert orders(pg_dsn) == 1
+
+
+def test_send_volatile_and_keys(client):
+    for _ in range(2):
+        client.emit("say", "once")
+    received = client.get_received()
+    assert sorted(event["name"] for event in received) == ["message", "message", "said", "typing", "typing"]
+
+
+def test_error_handlers_and_class_based_namespaces(app, client):
+    assert client.emit("fail", callback=True) == "of the application"
+    chat = flask_app.socketio.test_client(app, namespace="/chat")
+    assert chat.emit("say", "text", callback=True, namespace="/chat") == "text"
+    assert names(chat, "/chat") == ["said"]
+    chat.disconnect("/chat")
+    assert not chat.is_connected("/chat")
+
+
+def test_close_room(client):
+    flask_app.socketio.close_room("all")
+    flask_app.socketio.emit("lost", to="all")
+    assert names(client) == []
+
+
+# -- options --------------------------------------------------------------------------------------------------------
+def refuses(match, config=None, **options):
+    app = flask.Flask("refused")
+    app.config.update(config or {})
+    with pytest.raises(ConfigurationError, match=match):
+        SocketIO(app, **options)
+
+
+def test_options_that_are_refused():
+    refuses("takes no message_queue=", message_queue="redis://")
+    refuses("async_mode='eventlet' is not supported", async_mode="eventlet")
+    refuses("begins with postgresql://", {"SQLALCHEMY_DATABASE_URI": "sqlite://"})
+    refuses("no key 'max'", connection_state_recovery={"max": 1})
+    refuses("takes PostgresManager", client_manager=object())
+    with pytest.raises(ConfigurationError, match="takes a Flask application"):
+        SocketIO().init_app(None)
+
+
+def test_where_the_database_comes_from(pg_dsn):
+    url = make_url(pg_dsn).set(drivername="postgresql+psycopg")
+    for config, options in (
+        ({"SQLALCHEMY_DATABASE_URI": url}, {}),
+        ({"SQLALCHEMY_DATABASE_URI": "sqlite://"}, {"database": pg_dsn}),
+        ({"SQLALCHEMY_DATABASE_URI": "sqlite://"}, {"client_manager": PostgresManager(pg_dsn)}),
+    ):
+        app = flask.Flask("database")
+        app.config.update(config)
+        socketio = SocketIO(app, **options)
+        socketio.server.start()
+        assert socketio.server.manager.health().ok
+        socketio.server.shutdown()
+
+
+# -- served ---------------------------------------------------------------------------------------------------------
+async def test_a_client_recovers_under_werkzeug(pg_dsn):
+    with psycopg.connect(pg_dsn) as connection:
+        connection.execute("CREATE TABLE orders (id serial PRIMARY KEY)")
+    port, events = free_port(), asyncio.Queue()
+    async with Served(pg_dsn, "support.apps.flask_app", str(port), port=port) as served:
+        client = AsyncClient(reconnection_delay=0.05, randomization_factor=0)
+        client.on("*", lambda *event: events.put_nowait(event))
+        await client.connect(served.url, auth={"user": "ada"}, transports=["websocket"])
+        first = {"recovered": False, "environ": False, "auth": {"user": "ada"}}
+        assert await asyncio.wait_for(events.get(), TIMEOUT) == ("hello", first)
+        sid, gate = client.get_sid(), asyncio.Event()
+        url = client.connection_url
+
+        async def when_open():
+            await gate.wait()
+            return url
+
+        client.connection_url = when_open
+        await client.eio.ws.close()
+        await served.post("/order?fails=1")
+        await served.post("/order")
+        gate.set()
+        received = [await asyncio.wait_for(events.get(), TIMEOUT) for _ in range(2)]
+        again = {"recovered": True, "environ": True, "auth": {"user": "ada"}}
+        assert received == [("ordered", {"by": "HTTP"}), ("hello", again)]
+        assert client.get_sid() == sid and client.recovered()
+        await client.disconnect()
+
+
+# -- Flask-Migrate --------------------------------------------------------------------------------------------------
+def flask_db(dsn, directory, *arguments):
+    env = {**os.environ, "SIO_PG_DSN": dsn, "MIGRATIONS": str(directory), "NO_COLOR": "1"}
+    command = [sys.executable, "-m", "flask", "--app", "support.apps.flask_app:create_app", "db", *arguments]
+    done = subprocess.run(command, cwd=TESTS, env=env, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def works(dsn):
+    with psycopg.connect(dsn) as connection:
+        connection.execute("SELECT sio_emit('said')")
+        return connection.execute("SELECT to_regclass('orders') IS NOT NULL").fetchone()[0]
+
+
+def test_flask_migrate_with_the_tables_as_a_branch(pg_empty_dsn, tmp_path):
+    directory = tmp_path / "migrations"
+    flask_db(pg_empty_dsn, directory, "init")
+    flask_db(pg_empty_dsn, directory, "migrate", "-m", "orders")
+    flask_db(pg_empty_dsn, directory, "upgrade")  # an application that has migrations already
+
+    ini = directory / "alembic.ini"
+    branch = "version_locations = %(here)s/versions sio_pg_adapter:migrations/versions"
+    ini.write_text(ini.read_text().replace("[alembic]", f"[alembic]\npath_separator = space\n{branch}"))
+    flask_db(pg_empty_dsn, directory, "upgrade", "heads")
+    assert works(pg_empty_dsn)
+    assert "No new upgrade operations detected" in flask_db(pg_empty_dsn, directory, "check")
+    [first] = directory.glob("versions/*_orders.py")
+    head = f"{first.name.partition('_')[0]}@head"
+    assert "No changes in schema detected" in flask_db(pg_empty_dsn, directory, "migrate", "--head", head)
+    flask_db(pg_empty_dsn, directory, "downgrade", "sio_pg_adapter@base")
+    with psycopg.connect(pg_empty_dsn) as connection:
+        assert connection.execute("SELECT to_regclass('sio_log')").fetchone() == (None,)
+
+
+def test_flask_migrate_with_the_tables_in_a_revision(pg_empty_dsn, tmp_path):
+    directory = tmp_path / "migrations"
+    flask_db(pg_empty_dsn, directory, "init")
+    flask_db(pg_empty_dsn, directory, "migrate", "-m", "orders")
+    flask_db(pg_empty_dsn, directory, "revision", "-m", "socketio")
+    [revision] = directory.glob("versions/*_socketio.py")
+    upgrade, downgrade = revision.read_text().split("def downgrade():")
+    upgrade = upgrade.replace("pass", 'from sio_pg_adapter import schema\n    schema.upgrade(op, "sio0001")')
+    downgrade = downgrade.replace("pass", "from sio_pg_adapter import schema\n    schema.downgrade(op)")
+    revision.write_text(f"{upgrade}def downgrade():{downgrade}")
+    flask_db(pg_empty_dsn, directory, "upgrade")
+    assert works(pg_empty_dsn)
+    assert "No new upgrade operations detected" in flask_db(pg_empty_dsn, directory, "check")
+    flask_db(pg_empty_dsn, directory, "downgrade")
