@@ -221,7 +221,9 @@ def after_limits(reader: Reader) -> None:
 
 
 def after_transactions(reader: Reader) -> None:
-    with psycopg.connect(reader.dsn, autocommit=True) as connection:  # the page has switched it on, and no server runs
+    with psycopg.connect(
+        reader.dsn, autocommit=True
+    ) as connection:  # the page has switched it on, and no server runs
         connection.execute("SELECT sio_set_relay(false)")
     with psycopg.connect(reader.dsn) as connection:  # the trigger is there
         connection.execute("UPDATE orders SET paid = false")
