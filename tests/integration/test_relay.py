@@ -230,6 +230,17 @@ async def test_a_commit_that_no_node_has_moved_survives_a_crash():
 
 
 # -- order -------------------------------------------------------------------------------------------------
+async def test_a_transaction_comes_after_those_whose_commits_it_knew_at_its_last_event(relaying, store, connect, db):
+    app, other = await connect(), await connect()
+    async with app.transaction():
+        await emit_async(app, "1")
+        await emit_async(other, "cause")
+        await emit_async(app, "2")
+    await emit_async(other, "3")
+    await store.emit(body='["4"]')
+    assert await bodies(db) == ['["cause"]', '["1"]', '["2"]', '["3"]', '["4"]']
+
+
 @pytest.mark.parametrize("path", ["one event", "several entries", "members", "transaction"])
 async def test_a_direct_append_comes_after_what_was_committed_before(relaying, store, connect, db, path):
     """No node moves: `store` only emits."""
