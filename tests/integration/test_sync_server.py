@@ -102,9 +102,7 @@ def test_a_handler_that_blocks_delays_nobody(served: Served) -> None:
 
 
 @pytest.mark.parametrize("error", [ValueError("no"), SystemExit(3), StopIteration(), KeyboardInterrupt()])
-def test_a_handler_that_raises_ends_nothing(
-    served: Served, error: BaseException, expected_errors: list[str]
-) -> None:
+def test_a_handler_that_raises_ends_nothing(served: Served, error: BaseException, expected_errors: list[str]) -> None:
     expected_errors.append("Task exception was never retrieved")
 
     def fail(sid: str) -> None:
