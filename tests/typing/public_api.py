@@ -221,7 +221,7 @@ threads = Server(PostgresManager("postgresql://"), connection_state_recovery=Tru
 
 
 @threads.use
-def check(sid: str, environ: dict[str, Any], auth: Any) -> None: ...
+def admit(sid: str, environ: dict[str, Any], auth: Any) -> None: ...
 
 
 @threads.event
@@ -229,7 +229,7 @@ def spoken(sid: str, text: str) -> int:
     return len(text)
 
 
-class Chat(Namespace):
+class BlockingChat(Namespace):
     def on_said(self, sid: str, text: str) -> None:
         assert_type(self.emit("said", text, room="r", key="k"), bool | None)
 
