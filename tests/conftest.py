@@ -29,6 +29,7 @@ CreateDatabase = Callable[[str], AbstractContextManager[str]]
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--chaos-seconds", type=float, default=15.0, help="how long the chaos test goes on")
     parser.addoption("--chaos-seed", type=int, default=None, help="of its random choices")
+    parser.addoption("--kinds", default="", help="kinds of nodes in tests/acceptance: async,sync,mixed")
     parser.addoption("--field-seconds", type=float, default=5.0, help="how long each walk of tests/field goes on")
     parser.addoption("--field-seed", type=int, default=None, help="seed of the random choices of tests/field")
     parser.addoption("--field-recoveries", type=int, default=10, help="recoveries under each setting of tests/field")
