@@ -14,6 +14,7 @@ import pytest
 from support import nodejs
 from support.cluster import Cluster
 from support.js_driver import JSDriver
+from support.roles import node_dsn
 
 
 @pytest.fixture(scope="session")
@@ -37,7 +38,7 @@ def module_dsn(pg_template: Any, pg_create: Any) -> Iterator[str]:
 @pytest.fixture(scope="module")
 def standing_cluster(module_dsn: str, request: pytest.FixtureRequest) -> Iterator[Cluster]:
     """Two nodes, with the options that the module names in CLUSTER."""
-    cluster = Cluster(module_dsn)
+    cluster = Cluster(node_dsn(module_dsn))
     with contextlib.ExitStack() as stack:
         stack.callback(cluster.kill)
         yield cluster.start(**getattr(request.module, "CLUSTER", {}))
