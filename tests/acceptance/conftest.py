@@ -15,6 +15,7 @@ import pytest
 from support import nodejs
 from support.cluster import Cluster
 from support.js_driver import JSDriver
+from support.roles import node_dsn
 
 
 @pytest.fixture(scope="session")
@@ -46,7 +47,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 @pytest.fixture(scope="module")
 def standing_cluster(module_dsn: str, kind: str, request: pytest.FixtureRequest) -> Iterator[Cluster]:
     """Two nodes, with the options that the module names in CLUSTER."""
-    cluster = Cluster(module_dsn)
+    cluster = Cluster(node_dsn(module_dsn))
     with contextlib.ExitStack() as stack:
         stack.callback(cluster.kill)
         yield cluster.start(kind=kind, **getattr(request.module, "CLUSTER", {}))

@@ -22,12 +22,12 @@ ASLEEP = 1
 
 
 @pytest.fixture
-async def connect(pg_dsn):
+async def connect(pg_owner_dsn):
     """Open connections of the application's: `await connect()`."""
     async with contextlib.AsyncExitStack() as stack:
 
         async def connect():
-            connection = await asyncpg.connect(pg_dsn)
+            connection = await asyncpg.connect(pg_owner_dsn)
             stack.push_async_callback(connection.close, timeout=5)
             return connection
 
