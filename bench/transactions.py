@@ -2,10 +2,10 @@
 
 One run compares four transactions at 1, 8, 32 and 64 connections: an order's row alone, the row with a bare
 `pg_notify`, the row with `connection=` of this package, and the same with the relay, where a node moves the events.
-The relay counts until all events are in the log. Each transaction is one message to the server, so that round trips
-and Python cost little. It uses an embedded PostgreSQL that is durable (fsync on, on disk), or the server that
-SIO_PG_TEST_DSN names. The four take turns several times, so that all of them see the same machine. The output is the
-medians, and two ratios.
+The relay counts until all events are in the log. With `--messages` each transaction is one message to the server, so
+that round trips and Python cost little. It uses an embedded PostgreSQL that is durable (fsync on, on disk), or the
+server that SIO_PG_TEST_DSN names. The four take turns several times, so that all of them see the same machine. The
+output is the medians, and two ratios.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from collections.abc import Awaitable, Callable
 
 import asyncpg
 
-from sio_pg_adapter import embedded, migrate
+from sio_pg_adapter import AsyncPostgresManager, embedded, migrate
 
 CONNECTIONS = (1, 8, 32, 64)
 NODE = """
@@ -37,24 +37,52 @@ asyncio.run(main())
 """
 DURABLE = {"fsync": "on", "synchronous_commit": "on", "full_page_writes": "on", "max_wal_size": "1GB"}
 
-Work = Callable[[int], str]
+Work = Callable[[asyncpg.Connection, int], Awaitable[None]]
 Drained = Callable[[], Awaitable[None]]
+ORDER = "INSERT INTO bench_orders (customer, total) VALUES ($1, $2)"
+
+manager = AsyncPostgresManager("postgresql://", write_only=True)  # connects nowhere: the connection is the caller's
 
 
-def order(number: int) -> str:
-    return f"BEGIN; INSERT INTO bench_orders (customer, total) VALUES ('user:{number % 1000}', {number}); "
+# -- as an application does it: one round trip for each statement -----------------------------------------
+async def order(connection: asyncpg.Connection, number: int) -> None:
+    async with connection.transaction():
+        await connection.execute(ORDER, f"user:{number % 1000}", number)
 
 
-def notify(number: int) -> str:
-    return f"{order(number)}SELECT pg_notify('orders', '[\"order_paid\",{{\"id\":{number}}}]'); "
+async def notify(connection: asyncpg.Connection, number: int) -> None:
+    async with connection.transaction():
+        await connection.execute(ORDER, f"user:{number % 1000}", number)
+        await connection.execute("SELECT pg_notify('orders', $1)", f'["order_paid",{{"id":{number}}}]')
 
 
-def event(number: int) -> str:
-    body = f'["order_paid",{{"id":{number}}}]'
-    return f"{order(number)}SELECT sio_emit_encoded('/', 'user:{number % 1000}', NULL, NULL, '{body}', NULL, NULL); "
+async def event(connection: asyncpg.Connection, number: int) -> None:
+    async with connection.transaction():
+        await connection.execute(ORDER, f"user:{number % 1000}", number)
+        await manager.emit("order_paid", {"id": number}, room=f"user:{number % 1000}", connection=connection)
 
 
-WORKS: dict[str, Work] = {"order alone": order, "with pg_notify": notify, "direct": event, "relay": event}
+# -- one message for each transaction: round trips and Python cost little ---------------------------------
+def one_message(statement: str) -> Work:
+    """:param statement: the second one of the transaction. {n} and {room} are the number and the room."""
+    text = f"BEGIN; INSERT INTO bench_orders (customer, total) VALUES ('{{room}}', {{n}}); {statement}COMMIT"
+
+    async def work(connection: asyncpg.Connection, number: int) -> None:
+        await connection.execute(text.format(room=f"user:{number % 1000}", n=number))
+
+    return work
+
+
+_EMIT = """SELECT sio_emit_encoded('/', '{room}', NULL, NULL, '["order_paid",{n}]', NULL, NULL); """
+NAMES = ("order alone", "with pg_notify", "direct", "relay")
+STATEMENTS = dict(zip(NAMES, (order, notify, event, event), strict=True))
+MESSAGES = dict(
+    zip(
+        NAMES,
+        map(one_message, ("", "SELECT pg_notify('orders', '[\"order_paid\",{n}]'); ", _EMIT, _EMIT)),
+        strict=True,
+    )
+)
 
 
 async def rate(work: Work, connections: list[asyncpg.Connection], seconds: float, drained: Drained | None) -> float:
@@ -68,7 +96,7 @@ async def rate(work: Work, connections: list[asyncpg.Connection], seconds: float
     async def run(connection: asyncpg.Connection) -> None:
         nonlocal done
         while time.perf_counter() < end:
-            await connection.execute(work(done) + "COMMIT")
+            await work(connection, done)
             done += 1
 
     begun = time.perf_counter()
@@ -78,7 +106,7 @@ async def rate(work: Work, connections: list[asyncpg.Connection], seconds: float
     return done / (time.perf_counter() - begun)
 
 
-async def compare(dsn: str, seconds: float, rounds: int) -> None:
+async def compare(dsn: str, seconds: float, rounds: int, works: dict[str, Work]) -> None:
     await asyncio.to_thread(migrate.upgrade, dsn, relay=False)
     connections = [await asyncpg.connect(dsn) for _ in range(max(CONNECTIONS))]
     first = connections[0]
@@ -100,11 +128,11 @@ async def compare(dsn: str, seconds: float, rounds: int) -> None:
             await asyncio.sleep(0.01)
 
     print(await first.fetchval("SELECT version()"))
-    print(f"{'connections':>12}" + "".join(f"{name:>16}" for name in (*WORKS, "direct/notify", "relay/order")))
+    print(f"{'connections':>12}" + "".join(f"{name:>16}" for name in (*works, "direct/notify", "relay/order")))
     for count in CONNECTIONS:
-        rates: dict[str, list[float]] = {name: [] for name in WORKS}
+        rates: dict[str, list[float]] = {name: [] for name in works}
         for _ in range(rounds):
-            for name, work in WORKS.items():
+            for name, work in works.items():
                 relays = name == "relay"
                 await switch(relays)
                 rates[name].append(await rate(work, connections[:count], seconds, drained if relays else None))
@@ -124,13 +152,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=0.5, help="of each measurement")
     parser.add_argument("--rounds", type=int, default=15, help="of which the medians are taken")
+    parser.add_argument("--messages", action="store_true", help="send each transaction as one message")
     options = parser.parse_args()
+    works = MESSAGES if options.messages else STATEMENTS
     if dsn := os.environ.get("SIO_PG_TEST_DSN"):
-        asyncio.run(compare(dsn, options.seconds, options.rounds))
+        asyncio.run(compare(dsn, options.seconds, options.rounds, works))
         return
     embedded._in_memory = list  # noqa: SLF001 - where nothing is durable, there is nothing to measure
     with embedded.EmbeddedPostgres(settings=DURABLE) as pg:
-        asyncio.run(compare(pg.admin_dsn(), options.seconds, options.rounds))
+        asyncio.run(compare(pg.admin_dsn(), options.seconds, options.rounds, works))
 
 
 if __name__ == "__main__":

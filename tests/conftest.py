@@ -19,9 +19,7 @@ from sqlalchemy import URL
 
 from sio_pg_adapter.embedded import EmbeddedPostgres
 from sio_pg_adapter.migrate import upgrade
-
-OWNER = "siopg_owner"
-"""The role that owns the tests' databases, migrates them and runs the nodes. It has no other right."""
+from support.roles import NODE, OWNER, grants, node_dsn
 
 CreateDatabase = Callable[[str], AbstractContextManager[str]]
 
@@ -29,6 +27,7 @@ CreateDatabase = Callable[[str], AbstractContextManager[str]]
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--chaos-seconds", type=float, default=15.0, help="how long the chaos test goes on")
     parser.addoption("--chaos-seed", type=int, default=None, help="of its random choices")
+    parser.addoption("--kinds", default="", help="kinds of nodes in tests/acceptance: async,sync,mixed")
     parser.addoption("--field-seconds", type=float, default=5.0, help="how long each walk of tests/field goes on")
     parser.addoption("--field-seed", type=int, default=None, help="seed of the random choices of tests/field")
     parser.addoption("--field-recoveries", type=int, default=10, help="recoveries under each setting of tests/field")
@@ -66,8 +65,11 @@ def connect_as_admin(server: NoopExecutor) -> psycopg.Connection:
     return psycopg.connect(**at, dbname=server.maintenance_dbname, autocommit=True)
 
 
-def owner_password(password: str | None) -> str | None:
-    """The owner's password, which every worker of a run has to know: none if the server's superuser needs none."""
+def plain_password(password: str | None) -> str | None:
+    """Return the password of OWNER and NODE, which every worker of a run has to know.
+
+    :param password: the superuser's. If it has none, they have none.
+    """
     return password and hashlib.sha256(f"{OWNER} {password}".encode()).hexdigest()
 
 
@@ -77,21 +79,24 @@ def dsn_of(server: NoopExecutor, role: str, password: str | None, dbname: str) -
 
 
 def migrate(host: str, port: int, user: str, dbname: str, password: str | None, **_: object) -> None:
-    """Give the template database to a role without other rights, and migrate it as that role."""
+    """Give the template database to a role without other rights, migrate it as that role, and admit the nodes."""
     at = {"host": host, "port": str(port)}
     with psycopg.connect(**at, user=user, password=password, dbname=dbname) as connection:
-        # Other workers of the run make the role, too. An advisory lock would be of this worker's database alone.
+        # Other workers of the run make the roles, too. An advisory lock would be of this worker's database alone.
         connection.execute("LOCK TABLE pg_catalog.pg_authid IN SHARE ROW EXCLUSIVE MODE")
-        if not connection.execute("SELECT 1 FROM pg_roles WHERE rolname = %s", [OWNER]).fetchone():
-            connection.execute(sql.SQL("CREATE ROLE {} LOGIN").format(sql.Identifier(OWNER)))
-        if password:
-            secret = sql.Literal(owner_password(password))
-            connection.execute(sql.SQL("ALTER ROLE {} PASSWORD {}").format(sql.Identifier(OWNER), secret))
+        for role in (OWNER, NODE):
+            if not connection.execute("SELECT 1 FROM pg_roles WHERE rolname = %s", [role]).fetchone():
+                connection.execute(sql.SQL("CREATE ROLE {} LOGIN").format(sql.Identifier(role)))
+            if password:
+                secret = sql.Literal(plain_password(password))
+                connection.execute(sql.SQL("ALTER ROLE {} PASSWORD {}").format(sql.Identifier(role), secret))
         connection.execute(
             sql.SQL("ALTER DATABASE {} OWNER TO {}").format(sql.Identifier(dbname), sql.Identifier(OWNER))
         )
     # in the query: a host may be a socket's directory
-    upgrade(URL.create("postgresql+asyncpg", OWNER, owner_password(password), database=dbname, query=at))
+    upgrade(URL.create("postgresql+asyncpg", OWNER, plain_password(password), database=dbname, query=at))
+    with psycopg.connect(**at, user=OWNER, password=plain_password(password), dbname=dbname) as connection:
+        connection.execute(grants(NODE))
 
 
 # migrated once, in a database marked as a template
@@ -117,7 +122,7 @@ def pg_create(pg_template: NoopExecutor, pg_admin: psycopg.Connection) -> Create
         create = sql.SQL("CREATE DATABASE {} TEMPLATE {} OWNER {}")
         pg_admin.execute(create.format(*map(sql.Identifier, (name, template, OWNER))) + strategy)
         try:
-            yield dsn_of(pg_template, OWNER, owner_password(pg_template.password), name)
+            yield dsn_of(pg_template, OWNER, plain_password(pg_template.password), name)
         finally:
             pg_admin.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
 
@@ -125,17 +130,23 @@ def pg_create(pg_template: NoopExecutor, pg_admin: psycopg.Connection) -> Create
 
 
 @pytest.fixture
-def pg_dsn(pg_template: NoopExecutor, pg_create: CreateDatabase) -> Iterator[str]:
+def pg_owner_dsn(pg_template: NoopExecutor, pg_create: CreateDatabase) -> Iterator[str]:
     """A database for this test alone, cloned from the migrated template, for its owner."""
     with pg_create(pg_template.template_dbname) as dsn:
         yield dsn
 
 
 @pytest.fixture
-def pg_admin_dsn(pg_template: NoopExecutor, pg_dsn: str) -> str:
-    """The database of ``pg_dsn``, for a superuser."""
+def pg_dsn(pg_owner_dsn: str) -> str:
+    """The database of ``pg_owner_dsn``, for the role of nodes."""
+    return node_dsn(pg_owner_dsn)
+
+
+@pytest.fixture
+def pg_admin_dsn(pg_template: NoopExecutor, pg_owner_dsn: str) -> str:
+    """The database of ``pg_owner_dsn``, for a superuser, who breaks what no other role can break."""
     t = pg_template
-    return dsn_of(t, t.user, t.password, conninfo_to_dict(pg_dsn)["dbname"])
+    return dsn_of(t, t.user, t.password, conninfo_to_dict(pg_owner_dsn)["dbname"])
 
 
 @pytest.fixture

@@ -195,6 +195,7 @@ class Pruner:
 
     @contextlib.asynccontextmanager
     async def _connection(self) -> AsyncIterator[Connection]:
+        """Lend a connection of the pool. On a kept one, appends or the cursor would wait for a delete."""
         with translated("pruning", may_be_stored=None):
             async with self._database.connection() as connection:
                 yield connection

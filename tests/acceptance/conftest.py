@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import shutil
 import uuid
@@ -14,6 +15,7 @@ import pytest
 from support import nodejs
 from support.cluster import Cluster
 from support.js_driver import JSDriver
+from support.roles import node_dsn
 
 
 @pytest.fixture(scope="session")
@@ -34,13 +36,21 @@ def module_dsn(pg_template: Any, pg_create: Any) -> Iterator[str]:
         yield dsn
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run the tests of a module with the kinds of nodes that --kinds or its KINDS names."""
+    if "kind" in metafunc.fixturenames:
+        asked = metafunc.config.getoption("kinds")
+        kinds = asked.split(",") if asked else getattr(metafunc.module, "KINDS", ("async",))
+        metafunc.parametrize("kind", kinds, scope="module")
+
+
 @pytest.fixture(scope="module")
-def standing_cluster(module_dsn: str, request: pytest.FixtureRequest) -> Iterator[Cluster]:
+def standing_cluster(module_dsn: str, kind: str, request: pytest.FixtureRequest) -> Iterator[Cluster]:
     """Two nodes, with the options that the module names in CLUSTER."""
-    cluster = Cluster(module_dsn)
+    cluster = Cluster(node_dsn(module_dsn))
     with contextlib.ExitStack() as stack:
         stack.callback(cluster.kill)
-        yield cluster.start(**getattr(request.module, "CLUSTER", {}))
+        yield cluster.start(kind=kind, **getattr(request.module, "CLUSTER", {}))
 
 
 @pytest.fixture
@@ -54,12 +64,12 @@ async def cluster(standing_cluster: Cluster) -> AsyncIterator[Cluster]:
 
 
 @pytest.fixture
-async def make_cluster(pg_dsn: str) -> AsyncIterator[Callable[..., Cluster]]:
+async def make_cluster(pg_dsn: str, kind: str) -> AsyncIterator[Callable[..., Cluster]]:
     """Nodes with other options, or that a test kills, on a database of the test's own."""
     cluster = Cluster(pg_dsn)
     with contextlib.ExitStack() as stack:
         stack.callback(cluster.kill)
-        yield cluster.start
+        yield functools.partial(cluster.start, kind=kind)
         if cluster.nodes:
             await cluster.check()
 

@@ -15,6 +15,7 @@ from sio_pg_adapter.demo.history import HistoryWriter
 from sio_pg_adapter.embedded import EmbeddedPostgres
 from sio_pg_adapter.migrate import upgrade
 from support.chaos import Chaos
+from support.roles import admit_nodes
 
 
 @pytest.mark.timeout(0)  # each of its waits has an end of its own
@@ -25,6 +26,7 @@ async def test_chaos(js, request, capsys, tmp_path):
     path = tmp_path / "history.jsonl"
     with EmbeddedPostgres(settings={"synchronous_commit": "on", "max_connections": "60"}) as server:
         await asyncio.to_thread(upgrade, server.dsn())
+        await asyncio.to_thread(admit_nodes, server)
         with HistoryWriter(path, command=f"test_chaos --chaos-seconds {seconds}", seed=seed) as history:
             chaos = Chaos(server, server.dsn(), js, seed, history)
             try:

@@ -11,6 +11,7 @@ import pytest
 
 from support.cluster import in_room
 from support.js_driver import VERSIONS
+from support.roles import node_dsn
 
 RETRIES = {"retries": 1_000, "ackTimeout": 500}
 MESSAGES = 120
@@ -32,7 +33,7 @@ async def test_what_a_client_sends_reaches_each_client_once_through_cuts(
     witness = await in_room(js, cluster.b.url, room, version=version)
     before = [len(log) for log in await cluster.control_all("log")]
     choices, urls = random.Random(1), itertools.cycle([cluster.b.url, cluster.a.url])
-    database = await asyncpg.connect(module_dsn)
+    database = await asyncpg.connect(node_dsn(module_dsn))
     try:
         sending = [asyncio.create_task(speaker.send("say", n, room, n % 5 * 0.02)) for n in range(MESSAGES)]
         for n in range(MESSAGES):

@@ -11,6 +11,7 @@ from sio_pg_adapter.embedded import EmbeddedPostgres
 from sio_pg_adapter.migrate import upgrade
 from support.cluster import Cluster, in_room
 from support.node_process import ControlError
+from support.roles import admit_nodes
 
 
 @pytest.mark.parametrize("mode", ["fast", "immediate"])
@@ -21,7 +22,7 @@ async def test_case_84_postgresql_is_restarted_with_clients_connected(js, mode):
         await admin.close()
         dsn = server.dsn("restarted")
         await asyncio.to_thread(upgrade, dsn)
-        cluster = Cluster(dsn)
+        cluster = Cluster(admit_nodes(server, "restarted"))
         try:
             await asyncio.to_thread(cluster.start)
             clients = [await in_room(js, node.url, "r") for node in cluster.nodes * 3]

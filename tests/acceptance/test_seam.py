@@ -11,6 +11,7 @@ import pytest
 from support.cluster import Cluster, in_room
 from support.js_driver import JSDriver
 
+KINDS = ("async", "mixed")
 CLUSTER = {"max_missed_packets": 1_000_000}  # cut during replays, a client may fall far behind
 soak = pytest.mark.soak
 HOPS = pytest.mark.parametrize("hops", [False, True], ids=["stays", "hops"])

@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import re
-import secrets
 import signal
 
 import psycopg
 import pytest
-from psycopg import sql
-from psycopg.conninfo import conninfo_to_dict
 
-from support.documents import block
 from support.js_driver import stored_args
 from support.served_app import Served, free_port, uvicorn
 
@@ -40,33 +35,14 @@ COMMANDS = {
 PING_INTERVAL = "300"  # seconds: an open poll would hold a server for longer than the test waits for its end
 
 
-@pytest.fixture
-def node_dsn(pg_dsn, pg_admin, pg_admin_dsn):
-    """The database, for a role with the rights that docs/transactions.md grants to a node, and no other."""
-    name = sql.Identifier(role := f"sio_node_{secrets.token_hex(4)}")
-    other = sql.Identifier(f"sio_emitter_{secrets.token_hex(4)}")
-    grants = block("sql", "-- roles", "docs/transactions.md")
-    grants = re.sub(r"\bsio_node\b", name.as_string(), re.sub(r"\bsio_emitter\b", other.as_string(), grants))
-    pg_admin.execute(sql.SQL("CREATE ROLE {} LOGIN PASSWORD 'x'").format(name))
-    pg_admin.execute(sql.SQL("CREATE ROLE {}").format(other))
-    with psycopg.connect(pg_dsn) as owner:
-        owner.execute(grants)
-    at = conninfo_to_dict(pg_dsn)
-    yield f"postgresql://{role}:x@/{at['dbname']}?host={at['host']}&port={at['port']}"
-    with psycopg.connect(pg_admin_dsn, autocommit=True) as admin:
-        for one in (name, other):
-            admin.execute(sql.SQL("DROP OWNED BY {}").format(one))
-            admin.execute(sql.SQL("DROP ROLE {}").format(one))
-
-
 @pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
-async def test_clients_of_a_server_that_is_stopped_recover_elsewhere(node_dsn, js, command):
+async def test_clients_of_a_server_that_is_stopped_recover_elsewhere(pg_dsn, js, command):
     port = free_port()
     words = [word.format(port=port) for word in command]
-    stopped = Served(node_dsn, *words, port=port, PING_INTERVAL=PING_INTERVAL)
+    stopped = Served(pg_dsn, *words, port=port, PING_INTERVAL=PING_INTERVAL)
     # Workers share a port, and the requests of one polling client would reach both.
     transports = ("websocket", "websocket" if words[-2:] == ["--workers", "2"] else "polling")
-    async with stopped, uvicorn(node_dsn, "fastapi_app") as other:
+    async with stopped, uvicorn(pg_dsn, "fastapi_app") as other:
         clients = [await js.connect(stopped.url, options={"transports": [kind]}) for kind in transports]
         sids = [(await client.state())["sid"] for client in clients]
         await other.post("/shout")
@@ -89,15 +65,15 @@ async def test_clients_of_a_server_that_is_stopped_recover_elsewhere(node_dsn, j
             assert "sio_pg_adapter" not in log, log
         else:
             assert "Traceback" not in log, log
-        with psycopg.connect(node_dsn) as db:
+        with psycopg.connect(pg_dsn) as db:
             assert db.execute("SELECT count(*) FROM sio_nodes WHERE stopped_at IS NULL").fetchone() == (1,)
             assert db.execute("SELECT count(*) FROM sio_sessions WHERE node IS NOT NULL").fetchone() == (2,)
 
 
-async def test_daphne_has_no_lifespan_and_its_clients_recover_as_after_a_kill(node_dsn, js):
+async def test_daphne_has_no_lifespan_and_its_clients_recover_as_after_a_kill(pg_dsn, js):
     port = free_port()
-    stopped = Served(node_dsn, "daphne", "-p", str(port), DJANGO, port=port)
-    async with stopped, uvicorn(node_dsn, "fastapi_app") as other:
+    stopped = Served(pg_dsn, "daphne", "-p", str(port), DJANGO, port=port)
+    async with stopped, uvicorn(pg_dsn, "fastapi_app") as other:
         client = await js.connect(stopped.url)
         sid = (await client.state())["sid"]
         await client.move_to(other.url)

@@ -7,6 +7,7 @@ import pytest
 from support.cluster import in_room
 from support.js_driver import VERSIONS
 
+KINDS = ("async", "sync")
 each_version = pytest.mark.parametrize("version", VERSIONS)
 
 

@@ -8,6 +8,7 @@ from support.cluster import in_room
 from support.js_driver import VERSIONS
 from support.raw_client import RawClient
 
+KINDS = ("async", "mixed")
 each_version = pytest.mark.parametrize("version", VERSIONS)
 each_place = pytest.mark.parametrize("place", ["same node", "another node"])
 

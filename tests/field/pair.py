@@ -8,6 +8,7 @@ from urllib.parse import quote
 
 from field.servers import make_log, query, terminate
 from support.replicas import REPLICATED, copy_into, prepared, shut_down
+from support.roles import NODE
 
 
 class Pair:
@@ -17,7 +18,9 @@ class Pair:
         self.primary, self.standby = prepared(REPLICATED), prepared(REPLICATED)
         self._programs = programs
         hosts = quote(f"{self.primary.host},{self.standby.host}", safe="")
-        self.dsn = f"postgresql://app@/app?host={hosts}&port=5432,5432&target_session_attrs=primary&connect_timeout=1"
+        self.dsn = (
+            f"postgresql://{NODE}@/app?host={hosts}&port=5432,5432&target_session_attrs=primary&connect_timeout=1"
+        )
 
     async def start(self) -> None:
         await make_log(self.primary)

@@ -9,8 +9,9 @@ import asyncpg
 from sio_pg_adapter.demo.history import KEEP
 from sio_pg_adapter.embedded import EmbeddedPostgres
 from sio_pg_adapter.migrate import upgrade
+from support.roles import admit_nodes
 
-CONNECTIONS = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'app'"
+CONNECTIONS = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename IN ('app', 'siopg_node')"
 """Ends the connections of nodes and of the application."""
 
 
@@ -35,6 +36,7 @@ async def make_log(server: EmbeddedPostgres) -> None:
     """Start a server with the tables of a log."""
     await asyncio.to_thread(server.start)
     await asyncio.to_thread(upgrade, server.dsn())
+    await asyncio.to_thread(admit_nodes, server)
     await keep_sessions(server.dsn())
 
 

@@ -20,6 +20,7 @@ from support.nodes import Node
 from support.pgbouncer import pgbouncer
 from support.proxy import Proxy
 from support.replicas import REPLICATED, copy_files, copy_into, prepared, shut_down
+from support.roles import node_dsn
 
 pytestmark = [pytest.mark.field, pytest.mark.timeout(0)]  # each of its waits has an end of its own
 
@@ -35,7 +36,7 @@ class Copies:
         self.pooled = pooled
         self.server, self.copy = prepared(REPLICATED), prepared(REPLICATED)
         self.lost = 0
-        self.way = Proxy(self.server.dsn())
+        self.way = Proxy(node_dsn(self.server.dsn()))
         self._programs = programs
 
     async def options(self, stack: contextlib.ExitStack) -> dict[str, str]:
@@ -57,7 +58,7 @@ class Copies:
 
     def use_copy(self) -> None:
         """From here on new connections lead to the copy."""
-        self.way.lead_to(self.copy.dsn())
+        self.way.lead_to(node_dsn(self.copy.dsn()))
         self.server, self.copy = self.copy, self.server
 
     async def retire(self, walk: Walk) -> None:

@@ -15,12 +15,14 @@ pytestmark = [pytest.mark.field, pytest.mark.timeout(0)]  # each of its waits ha
 STARTUP = "ignore_startup_parameters = extra_float_digits"
 
 
-async def walk_through(mode: str, seed: int, pg_dsn: str, admin_dsn: str, recoveries: int, *, listens: bool) -> None:
+async def walk_through(
+    mode: str, seed: int, pg_dsn: str, owner_dsn: str, admin_dsn: str, recoveries: int, *, listens: bool
+) -> None:
     """Walk with two nodes behind it, restart it under load, and recover many times."""
     with contextlib.ExitStack() as first:
         dsn = first.enter_context(pgbouncer(pg_dsn, mode, STARTUP))
         options = {"dsn": dsn} if listens else {"dsn": dsn, "listen_dsn": pg_dsn}
-        async with walking(seed, pg_dsn, [options] * 2) as walk:
+        async with walking(seed, owner_dsn, [options] * 2) as walk:
             await go(walk, recoveries, admin_dsn)
             async with walk.load():
                 first.close()
@@ -30,13 +32,13 @@ async def walk_through(mode: str, seed: int, pg_dsn: str, admin_dsn: str, recove
                 await walk.healed()
 
 
-async def test_session_mode(seconds, seed, pg_dsn, pg_admin_dsn, recoveries):
-    await walk_through("session", seed, pg_dsn, pg_admin_dsn, recoveries, listens=True)
+async def test_session_mode(seconds, seed, pg_dsn, pg_owner_dsn, pg_admin_dsn, recoveries):
+    await walk_through("session", seed, pg_dsn, pg_owner_dsn, pg_admin_dsn, recoveries, listens=True)
 
 
 @pytest.mark.parametrize("mode", ["transaction", "statement"])
-async def test_modes_without_listen(seconds, seed, pg_dsn, pg_admin_dsn, recoveries, mode):
-    await walk_through(mode, seed, pg_dsn, pg_admin_dsn, recoveries, listens=False)
+async def test_modes_without_listen(seconds, seed, pg_dsn, pg_owner_dsn, pg_admin_dsn, recoveries, mode):
+    await walk_through(mode, seed, pg_dsn, pg_owner_dsn, pg_admin_dsn, recoveries, listens=False)
 
 
 @pytest.mark.parametrize("mode", ["transaction", "statement"])

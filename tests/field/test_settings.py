@@ -6,7 +6,6 @@ while others emit (``--field-recoveries``). Nothing is lost.
 
 from __future__ import annotations
 
-import re
 import secrets
 from collections.abc import Iterator
 
@@ -19,23 +18,25 @@ from psycopg.conninfo import conninfo_to_dict
 from field.recoveries import go, refused, walking
 from field.walk import LONG
 from sio_pg_adapter.store.fitness import PLAIN
-from support.documents import block
+from support.roles import grants, node_dsn
 
 pytestmark = [pytest.mark.field, pytest.mark.timeout(0)]  # each of its waits has an end of its own
 
 
 # -- isolation levels -------------------------------------------------------------------------------------------
 @pytest.fixture(params=["repeatable read", "serializable"])
-def strict(request: pytest.FixtureRequest, pg_dsn: str) -> str:
+def strict(request: pytest.FixtureRequest, pg_dsn: str, pg_owner_dsn: str) -> str:
     """All new connections to the database are stricter than read committed."""
-    with psycopg.connect(pg_dsn, autocommit=True) as connection:
+    with psycopg.connect(pg_owner_dsn, autocommit=True) as connection:
         name = connection.info.dbname
         connection.execute(f"ALTER DATABASE \"{name}\" SET default_transaction_isolation = '{request.param}'")
     return pg_dsn
 
 
-async def test_a_strict_default_changes_nothing_for_own_connections(seconds, seed, strict, pg_admin_dsn, recoveries):
-    async with walking(seed, strict, [{"dsn": strict}] * 2) as walk:
+async def test_a_strict_default_changes_nothing_for_own_connections(
+    seconds, seed, strict, pg_owner_dsn, pg_admin_dsn, recoveries
+):
+    async with walking(seed, pg_owner_dsn, [{"dsn": strict}] * 2) as walk:
         await go(walk, recoveries, pg_admin_dsn)
 
 
@@ -80,29 +81,29 @@ async def test_codecs_that_are_refused_by_name(pg_dsn):
             await refused("codec for the type", pool=pool)
 
 
-async def test_codecs_of_a_pool(seconds, seed, pg_template, pg_create, pg_dsn, recoveries):
+async def test_codecs_of_a_pool(seconds, seed, pg_template, pg_create, pg_owner_dsn, recoveries):
     """All types at once in a short run, each type alone in a long one."""
-    names = codec_types(pg_dsn)
+    names = codec_types(pg_owner_dsn)
     assert set(REFUSED) < set(names)
     others = [name for name in names if name not in REFUSED]
     for replaced in [[name] for name in others] if seconds >= LONG else [others]:
         with pg_create(pg_template.template_dbname) as dsn:
-            pooling = pool_with_codecs(dsn, replaced)
-            async with pooling as pool, walking(seed, dsn, [{"pool": pool}, {"dsn": dsn}]) as walk:
-                await go(walk, recoveries, dsn)  # the owner may end the connections of its own role
+            nodes = node_dsn(dsn)
+            pooling = pool_with_codecs(nodes, replaced)
+            async with pooling as pool, walking(seed, dsn, [{"pool": pool}, {"dsn": nodes}]) as walk:
+                await go(walk, recoveries, nodes)  # a role may end its own connections
 
 
 # -- a role -------------------------------------------------------------------------------------------------------
 @pytest.fixture
-def node_dsn(pg_dsn: str, pg_admin_dsn: str) -> Iterator[str]:
-    """The documented role of nodes. Its sessions show no activity, and may end no other role's backends."""
+def quiet_dsn(pg_owner_dsn: str, pg_admin_dsn: str) -> Iterator[str]:
+    """A role with the documented rights of nodes. Its sessions show no activity, and may end no other role's."""
     name = f"sio_node_{secrets.token_hex(4)}"
-    grants = block("sql", "-- roles", "docs/transactions.md").replace("sio_node, sio_emitter", "sio_node")
     with psycopg.connect(pg_admin_dsn, autocommit=True) as admin:
         admin.execute(f"CREATE ROLE {name} LOGIN PASSWORD 'x'")
         admin.execute(f"ALTER ROLE {name} SET track_activities = off")
-        admin.execute(re.sub(r"\bsio_node\b", name, grants))
-    at = conninfo_to_dict(pg_dsn)
+        admin.execute(grants(name))
+    at = conninfo_to_dict(pg_owner_dsn)
     yield f"postgresql://{name}:x@/{at['dbname']}?host={at['host']}&port={at['port']}"
     with psycopg.connect(pg_admin_dsn, autocommit=True) as admin:
         admin.execute(f"DROP OWNED BY {name}")
@@ -110,9 +111,9 @@ def node_dsn(pg_dsn: str, pg_admin_dsn: str) -> Iterator[str]:
 
 
 async def test_a_role_that_may_end_no_backends_and_shows_no_activity(
-    seconds, seed, node_dsn, pg_dsn, pg_admin_dsn, recoveries
+    seconds, seed, quiet_dsn, pg_owner_dsn, pg_admin_dsn, recoveries
 ):
-    async with walking(seed, pg_dsn, [{"dsn": node_dsn}] * 2) as walk:
+    async with walking(seed, pg_owner_dsn, [{"dsn": quiet_dsn}] * 2) as walk:
         await go(walk, recoveries, pg_admin_dsn)
 
 
@@ -131,10 +132,10 @@ SETTINGS = [
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=lambda settings: next(iter(settings)))
-async def test_settings_of_a_pool(seconds, seed, pg_dsn, pg_admin_dsn, settings, recoveries):
+async def test_settings_of_a_pool(seconds, seed, pg_dsn, pg_owner_dsn, pg_admin_dsn, settings, recoveries):
     """The pool serves one node whole, LISTEN included."""
     pooling = asyncpg.create_pool(pg_dsn, min_size=0, max_size=8, server_settings=settings)
-    async with pooling as pool, walking(seed, pg_dsn, [{"pool": pool}, {"dsn": pg_dsn}]) as walk:
+    async with pooling as pool, walking(seed, pg_owner_dsn, [{"pool": pool}, {"dsn": pg_dsn}]) as walk:
         await go(walk, recoveries, pg_admin_dsn)
 
 

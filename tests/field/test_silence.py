@@ -92,9 +92,9 @@ async def trap(pg_dsn: str) -> AsyncIterator[Trap]:
         yield trap
 
 
-async def test_silence(seconds: float, seed: int, trap: Trap, pg_dsn: str) -> None:
-    await keep_sessions(pg_dsn)
-    async with Walk(seed, lambda: pg_dsn) as walk:
+async def test_silence(seconds: float, seed: int, trap: Trap, pg_dsn: str, pg_owner_dsn: str) -> None:
+    await keep_sessions(pg_owner_dsn)
+    async with Walk(seed, lambda: pg_owner_dsn) as walk:
         await walk.start([{"dsn": trap.dsn}, {"dsn": pg_dsn}], clients=3)
         for i, client in enumerate(walk.clients[:2]):
             client.choose = lambda i=i: walk.nodes[i]
@@ -109,4 +109,4 @@ async def test_silence(seconds: float, seed: int, trap: Trap, pg_dsn: str) -> No
                 for at in range(1, trap.count + 1):
                     for direction in Direction:
                         await fall_silent(walk, trap, operation, at, direction)
-        await walk.judge(pg_dsn)
+        await walk.judge(pg_owner_dsn)

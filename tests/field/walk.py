@@ -90,11 +90,13 @@ class Walk:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await asyncio.gather(*(client.close() for client in self.clients))
-        for node in self.nodes:
-            await node.sio.shutdown()
-        logging.getLogger("sio_pg_adapter").removeHandler(self._log)
-        self.history.close()
+        try:
+            await asyncio.gather(*(client.close() for client in self.clients))
+        finally:  # nodes that go on would keep connections of a test's pool, whose end waits for them
+            for node in self.nodes:
+                await node.sio.shutdown()
+            logging.getLogger("sio_pg_adapter").removeHandler(self._log)
+            self.history.close()
 
     # -- nodes and clients ------------------------------------------------------------------------------------
     async def start(self, managers: list[dict[str, Any]], clients: int = 6) -> None:

@@ -10,6 +10,7 @@ import asyncpg
 import pytest
 
 from sio_pg_adapter import AsyncPostgresManager, AsyncServer
+from sio_pg_adapter.migrate import upgrade
 from support.nodes import Node, StartNode
 from support.store import Store
 
@@ -35,11 +36,27 @@ async def start_node(pg_dsn: str) -> AsyncIterator[StartNode]:
 
 
 @pytest.fixture
-async def db(pg_dsn: str) -> AsyncIterator[asyncpg.Connection]:
-    """A connection of the test's own, to look and to shift clocks with."""
-    connection = await asyncpg.connect(pg_dsn)
+async def db(pg_owner_dsn: str) -> AsyncIterator[asyncpg.Connection]:
+    """The owner's connection, to look and to shift clocks with."""
+    connection = await asyncpg.connect(pg_owner_dsn)
     yield connection
     await connection.close()
+
+
+@pytest.fixture
+async def superuser(pg_admin_dsn: str) -> AsyncIterator[asyncpg.Connection]:
+    """A superuser's connection to the test's database, to break what no other role can break."""
+    connection = await asyncpg.connect(pg_admin_dsn)
+    yield connection
+    await connection.close()
+
+
+@pytest.fixture
+def pg_migrated_dsn(pg_create: Any) -> Iterator[str]:
+    """A database of this test alone as a migration leaves it, for its owner. No role has been granted anything."""
+    with pg_create("template0") as dsn:
+        upgrade(dsn)
+        yield dsn
 
 
 @pytest.fixture

@@ -197,7 +197,9 @@ def test_a_wrong_connect_timeout_is_refused(value):
 
 
 # -- an absent database ----------------------------------------------------------------------------------------------
-async def test_the_error_handler_learns_once_that_the_database_is_away_and_once_that_it_is_back(start_node, db):
+async def test_the_error_handler_learns_once_that_the_database_is_away_and_once_that_it_is_back(
+    start_node, superuser
+):
     reported: list[object] = []
 
     async def handler(error):
@@ -207,7 +209,7 @@ async def test_the_error_handler_learns_once_that_the_database_is_away_and_once_
     assert reported == []
     for _ in range(2):
         pid = node.manager.node.listener._connection.get_server_pid()
-        await db.execute("SELECT pg_terminate_backend($1)", pid)
+        await superuser.execute("SELECT pg_terminate_backend($1)", pid)
         await until(lambda: reported and reported[-1] is None)
         assert isinstance(reported[0], StoreUnavailable) and reported[1:] == [None]
         reported.clear()
@@ -228,14 +230,18 @@ async def test_the_error_handler_of_a_process_that_only_emits(pg_dsn, pg_admin, 
     assert isinstance(reported[0], StoreUnavailable) and reported[1] is None
 
 
-async def test_an_error_handler_that_fails_is_logged_and_a_wrong_one_refused(start_node, db, expected_errors, caplog):
+async def test_an_error_handler_that_fails_is_logged_and_a_wrong_one_refused(
+    start_node, superuser, expected_errors, caplog
+):
     expected_errors.append("the error_handler failed")
 
     def handler(error):
         raise ValueError("of the application")
 
     node = await start_node(manager={"error_handler": handler})
-    await db.execute("SELECT pg_terminate_backend($1)", node.manager.node.listener._connection.get_server_pid())
+    await superuser.execute(
+        "SELECT pg_terminate_backend($1)", node.manager.node.listener._connection.get_server_pid()
+    )
     await until(lambda: caplog.text.count("the error_handler failed") == 2)
     with pytest.raises(ConfigurationError, match="error_handler takes a function"):
         await start_node(manager={"error_handler": 7})

@@ -292,11 +292,11 @@ async def claim_of(store, after, pid="p"):
     return Claim(pid, after, key)
 
 
-async def test_a_page_that_is_read_is_one_round_trip(store, db):
+async def test_a_page_that_is_read_is_one_round_trip(store, db, superuser):
     """What the pool's connection ran last is the page: asyncpg would reset it at its release, by a statement."""
     held = await store.open()
     await store.sessions.page(held, 0, 10)
-    rows = await db.fetch("SELECT query FROM pg_stat_activity WHERE application_name = 'sio_pg_adapter'")
+    rows = await superuser.fetch("SELECT query FROM pg_stat_activity WHERE application_name = 'sio_pg_adapter'")
     queries = [row["query"] for row in rows]
     assert store.manager.database.queries["page"] in queries
     assert not [query for query in queries if "RESET" in query]

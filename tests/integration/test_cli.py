@@ -544,18 +544,18 @@ async def test_closed_output_is_a_normal_end(argv):
     assert (process.returncode, err) == (0, b"")
 
 
-async def test_tail_goes_on_after_the_database_was_away_and_says_so(store, db, pg_admin):
+async def test_tail_goes_on_after_the_database_was_away_and_says_so(store, superuser, pg_admin):
     await store.emit(body='["first"]')
     async with command("tail", "--last", "1", "--json") as tail:
         assert (await records(tail, 1))[0]["event"] == "first"
-        name = await db.fetchval("SELECT current_database()")
+        name = await superuser.fetchval("SELECT current_database()")
         pg_admin.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS false')
         cut = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE datname = current_database()"
         kept = [
             (await store.manager.database.writer._connection.fetchval("SELECT pg_backend_pid()")),
-            db.get_server_pid(),
+            superuser.get_server_pid(),
         ]
-        assert await db.fetchval(f"{cut} AND pid <> ALL ($1)", kept) >= 2
+        assert await superuser.fetchval(f"{cut} AND pid <> ALL ($1)", kept) >= 2
         assert b"was lost, trying again" in await tail.stderr.readline()
         offset = await store.emit(body='["missed"]')
         pg_admin.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS true')

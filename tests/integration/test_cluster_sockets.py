@@ -515,31 +515,31 @@ async def test_a_namespaces_methods_are_of_its_own(start_node):
     assert Chat.fetch_sockets.__doc__ == type(node.sio).fetch_sockets.__doc__
 
 
-async def terminate_who_waits(db) -> None:
+async def terminate_who_waits(superuser) -> None:
     """End the backend that waits for a lock, as soon as one does; return when it is gone."""
     ended = (
         "SELECT pid, pg_terminate_backend(pid) FROM pg_locks "
         "WHERE NOT granted AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
     )
-    while not (waiting := await db.fetch(ended)):
+    while not (waiting := await superuser.fetch(ended)):
         pass
-    while await db.fetchval("SELECT count(*) FROM pg_stat_activity WHERE pid = $1", waiting[0]["pid"]):
-        await db.execute("SELECT pg_stat_clear_snapshot()")  # a transaction sees the view as it first saw it
+    while await superuser.fetchval("SELECT count(*) FROM pg_stat_activity WHERE pid = $1", waiting[0]["pid"]):
+        await superuser.execute("SELECT pg_stat_clear_snapshot()")  # a transaction sees the view as it first saw it
 
 
-async def test_a_move_whose_connection_is_lost_before_its_commit_is_done_again(start_node, db):
+async def test_a_move_whose_connection_is_lost_before_its_commit_is_done_again(start_node, db, superuser):
     node = await start_node()
     async with node.client() as wire:
         await node.sio.enter_room(wire.sid, "x")
         async with db.transaction():
             await db.execute("LOCK TABLE sio_lock IN EXCLUSIVE MODE")
             moving = asyncio.create_task(node.sio.sockets_join("x", "y"))
-            await terminate_who_waits(db)
+            await terminate_who_waits(superuser)
         await moving
         assert sorted(await node.sio.fetch_rooms(wire.sid)) == sorted([wire.sid, "x", "y"])
 
 
-async def test_a_move_whose_connection_is_lost_in_its_commit_is_found_out_and_done_again(start_node, db):
+async def test_a_move_whose_connection_is_lost_in_its_commit_is_found_out_and_done_again(start_node, db, superuser):
     node = await start_node()
     async with node.client() as wire:
         await node.sio.enter_room(wire.sid, "x")
@@ -551,7 +551,7 @@ async def test_a_move_whose_connection_is_lost_in_its_commit_is_found_out_and_do
         """)
         await db.execute("SELECT pg_advisory_lock(77)")
         moving = asyncio.create_task(node.sio.sockets_join("x", "y"))
-        await terminate_who_waits(db)
+        await terminate_who_waits(superuser)
         await db.execute("SELECT pg_advisory_unlock(77)")
         await moving
         assert sorted(await node.sio.fetch_rooms(wire.sid)) == sorted([wire.sid, "x", "y"])

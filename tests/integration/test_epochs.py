@@ -22,6 +22,7 @@ from sio_pg_adapter.log.offsets import EPOCH_BITS
 from sio_pg_adapter.log.records import Held
 from sio_pg_adapter.migrate import upgrade
 from support.replicas import client_programs, copy_into, prepared
+from support.roles import admit_nodes
 from support.waiting import until
 
 DATABASE = "epochs"
@@ -34,9 +35,10 @@ def expected_errors() -> list[str]:
 
 
 async def make_database(server: EmbeddedPostgres) -> str:
+    """Make a migrated database, and return its DSN for nodes."""
     await query(server.admin_dsn(), f'CREATE DATABASE "{DATABASE}" OWNER app')
     await asyncio.to_thread(upgrade, server.dsn(DATABASE))
-    return server.dsn(DATABASE)
+    return admit_nodes(server, DATABASE)
 
 
 @pytest.fixture
@@ -333,7 +335,7 @@ async def test_case_112_a_restored_dump_begins_another_epoch(server, programs, s
         await node.sio.emit("in the backup")
         assert await wire.event() == await away.event() == ["in the backup"]
         await away.drop()
-        await asyncio.to_thread(run, programs / "pg_dump", "-Fc", "-f", dump, dsn)
+        await asyncio.to_thread(run, programs / "pg_dump", "-Fc", "-f", dump, server.dsn(DATABASE))
         await node.sio.emit("lost")
         await wire.event()
         before = await packets(dsn)
@@ -360,7 +362,7 @@ async def test_case_112_a_dump_restored_twice_counts_the_same_epochs_under_other
     first = await start_node(dsn=dsn)
     async with first.client() as wire:
         await wire.drop()
-        await asyncio.to_thread(run, programs / "pg_dump", "-Fc", "-f", dump, dsn)
+        await asyncio.to_thread(run, programs / "pg_dump", "-Fc", "-f", dump, server.dsn(DATABASE))
         await first.sio.shutdown()
         numbers = []
         for _ in range(2):
@@ -380,13 +382,13 @@ async def test_case_112_a_dump_restored_twice_counts_the_same_epochs_under_other
         assert numbers[0] == numbers[1]
 
 
-async def test_a_node_that_meets_a_half_restored_database_goes_on_when_it_is_whole(start_node, db):
+async def test_a_node_that_meets_a_half_restored_database_goes_on_when_it_is_whole(start_node, db, superuser):
     """Tables that are missing for a while end no loop."""
     node = await start_node()
     async with node.client() as wire:
         reconnects = node.manager.node.listener.reconnects
         await db.execute("ALTER TABLE sio_packets RENAME TO not_there_yet")
-        await db.execute(
+        await superuser.execute(
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
             " WHERE application_name LIKE 'sio_pg%' AND datname = current_database()"
         )
@@ -401,12 +403,12 @@ async def test_a_node_that_meets_a_half_restored_database_goes_on_when_it_is_who
         assert await wire.event() == ["e"]
 
 
-async def test_a_node_whose_presence_cannot_be_stored_tries_again(start_node, db):
+async def test_a_node_whose_presence_cannot_be_stored_tries_again(start_node, db, superuser):
     node = await start_node()
     async with node.client() as wire:
         reconnects = node.manager.node.listener.reconnects
         await db.execute("ALTER TABLE sio_nodes DROP CONSTRAINT sio_nodes_pkey")
-        await db.execute(
+        await superuser.execute(
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
             " WHERE application_name LIKE 'sio_pg%listen' AND datname = current_database()"
         )

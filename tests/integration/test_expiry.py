@@ -139,7 +139,7 @@ async def test_case_33_a_handler_of_one_namespace_leaves_the_others_alone(start_
     assert [call[1:3] for call in expired.calls] == [(sid, "/n")]
 
 
-async def test_case_33_no_transaction_is_open_while_a_handler_runs(start_with_handler, db):
+async def test_case_33_no_transaction_is_open_while_a_handler_runs(start_with_handler, db, superuser):
     """It may take as long as it wants: nothing waits for it, not even another pruner."""
     expired = Expired()
     expired.go_on.clear()
@@ -149,7 +149,7 @@ async def test_case_33_no_transaction_is_open_while_a_handler_runs(start_with_ha
     pruning = asyncio.create_task(node.manager.node.pruner.prune())
     await expired.called.wait()
     idle = "state LIKE 'idle in transaction%' AND datname = current_database()"
-    assert await db.fetchval(f"SELECT count(*) FROM pg_stat_activity WHERE {idle}") == 0
+    assert await superuser.fetchval(f"SELECT count(*) FROM pg_stat_activity WHERE {idle}") == 0
     await node.sio.emit("e")
     expired.go_on.set()
     assert (await pruning).sessions == 1

@@ -23,6 +23,7 @@ from sio_pg_adapter.store import listener
 from sio_pg_adapter.store.failures import OutcomeUnknown, unknown_outcome
 from support.asgi_client import Closed
 from support.proxy import Proxy
+from support.roles import NODE, grants
 from support.waiting import until
 
 OF_NODES = "application_name LIKE 'sio_pg%' AND datname = current_database() AND pid <> pg_backend_pid()"
@@ -180,13 +181,13 @@ async def test_a_node_that_would_listen_on_another_server_does_not_start(two_ser
 
 
 # -- a server that takes no writes, a role without rights ------------------------------------------------------
-async def test_kept_connections_leave_a_server_that_became_read_only(start_node, quick_probes, db):
+async def test_kept_connections_leave_a_server_that_became_read_only(start_node, quick_probes, db, superuser):
     node = await start_node()
     name = await db.fetchval("SELECT current_database()")
     async with node.client() as wire:
         await node.sio.emit("e", 1)
         await db.execute(f'ALTER DATABASE "{name}" SET default_transaction_read_only = on')
-        await db.execute(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {OF_NODES}")
+        await superuser.execute(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {OF_NODES}")
         await reason(node, "read-only")
         with pytest.raises(StoreUnavailable, match="read-only") as error:
             await node.sio.emit("e", 2)
@@ -372,12 +373,13 @@ async def test_health_says_that_the_tables_are_of_another_version(start_node, qu
     await healthy(node)
 
 
-async def test_health_says_that_the_tables_are_gone(start_node, quick_probes, pg_dsn, expected_errors):
+async def test_health_says_that_the_tables_are_gone(start_node, quick_probes, pg_owner_dsn, db, expected_errors):
     expected_errors += ["the log is another one"]
     node = await start_node()
-    await asyncio.to_thread(downgrade, pg_dsn)
+    await asyncio.to_thread(downgrade, pg_owner_dsn)
     await reason(node, "sio-pg migrate")
-    await asyncio.to_thread(upgrade, pg_dsn)
+    await asyncio.to_thread(upgrade, pg_owner_dsn)
+    await db.execute(grants(NODE))
     await healthy(node)
 
 
@@ -465,7 +467,7 @@ async def test_the_server_notices_that_a_node_has_vanished(tcp_server, start_nod
 
 
 async def test_the_server_notices_that_a_migration_has_vanished(tcp_server):
-    dsn = await make_database(tcp_server)
+    await make_database(tcp_server)
     for ddl in (
         "CREATE TABLE seen (setting text)",
         """CREATE FUNCTION seen() RETURNS event_trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
@@ -473,7 +475,7 @@ async def test_the_server_notices_that_a_migration_has_vanished(tcp_server):
         "CREATE EVENT TRIGGER seen ON ddl_command_end EXECUTE FUNCTION seen()",
     ):
         await query(tcp_server.admin_dsn("epochs"), ddl)
-    await asyncio.to_thread(upgrade, dsn, schema="other")
+    await asyncio.to_thread(upgrade, tcp_server.dsn("epochs"), schema="other")
     assert {row[0] for row in await query(tcp_server.admin_dsn("epochs"), "SELECT setting FROM seen")} == {"20000"}
 
 
@@ -493,7 +495,7 @@ OTHERS = ("uuid", "json", "jsonb", "numeric", "timestamptz", "timestamp", "inter
 
 
 @pytest.mark.parametrize("name", OTHERS)
-async def test_codecs_of_other_types_change_nothing(start_node, pg_dsn, db, name):
+async def test_codecs_of_other_types_change_nothing(start_node, pg_dsn, db, superuser, name):
     async with pool_with_codec(pg_dsn, name) as pool:
         a, b = await start_node(dsn=None, manager={"pool": pool}), await start_node()
         async with a.client() as wire, b.client() as other:
@@ -507,7 +509,7 @@ async def test_codecs_of_other_types_change_nothing(start_node, pg_dsn, db, name
             await b.sio.emit("missed")
             async with a.client(pid=wire.pid, offset=wire.offset) as again:
                 assert again.sid == wire.sid and await again.event() == ["missed"]
-                await db.execute(
+                await superuser.execute(
                     "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
                     " WHERE datname = current_database() AND pid <> pg_backend_pid()"
                 )
@@ -535,7 +537,9 @@ async def test_large_bodies_are_delivered_while_handlers_hold_the_whole_pool(sta
 
 
 @pytest.mark.parametrize("given", [True, False], ids=["a given pool", "an own pool"])
-async def test_a_read_goes_on_when_its_backend_was_ended_while_nobody_used_it(start_node, pg_dsn, db, given):
+async def test_a_read_goes_on_when_its_backend_was_ended_while_nobody_used_it(
+    start_node, pg_dsn, db, superuser, given
+):
     """So a node that stops then has left the cluster, and its sessions expire from then on."""
     async with asyncpg.create_pool(pg_dsn, min_size=0, max_size=6) as pool:
         node = await (start_node(dsn=None, manager={"pool": pool}) if given else start_node())
@@ -543,7 +547,7 @@ async def test_a_read_goes_on_when_its_backend_was_ended_while_nobody_used_it(st
         for look in (presence.others, presence.held, presence.leave):
             async with node.manager.database.reader as connection:
                 pid = await connection.fetchval("SELECT pg_backend_pid()")
-            await db.execute("SELECT pg_terminate_backend($1)", pid)
+            await superuser.execute("SELECT pg_terminate_backend($1)", pid)
             await look()
         assert await db.fetchval("SELECT stopped_at IS NOT NULL FROM sio_nodes")
         await node.sio.shutdown()
@@ -626,13 +630,13 @@ async def test_row_level_security_is_refused_by_name(start_node, db):
         await start_node()
 
 
-async def test_tables_that_were_emptied_are_named_and_migrate_repairs_them(start_node, pg_dsn, db):
+async def test_tables_that_were_emptied_are_named_and_migrate_repairs_them(start_node, pg_owner_dsn, db):
     named = "SELECT relname FROM pg_class WHERE relname LIKE 'sio\\_%' AND relkind = 'r'"
     tables = {row[0] for row in await db.fetch(named)} - {"sio_alembic_version"}
     await db.execute(f"TRUNCATE {', '.join(tables)}")
     with pytest.raises(SchemaMismatch, match=r"empty.*sio-pg migrate"):
         await start_node()
-    await asyncio.to_thread(upgrade, pg_dsn)
+    await asyncio.to_thread(upgrade, pg_owner_dsn)
     node = await start_node()
     async with node.client() as wire:
         await node.sio.emit("e", 1)
@@ -640,7 +644,7 @@ async def test_tables_that_were_emptied_are_named_and_migrate_repairs_them(start
 
 
 async def test_a_node_goes_on_when_its_tables_were_emptied_and_repaired(
-    start_node, quick_probes, pg_dsn, db, expected_errors
+    start_node, quick_probes, pg_owner_dsn, db, expected_errors
 ):
     expected_errors += ["the log is another one"]
     node = await start_node()
@@ -648,7 +652,7 @@ async def test_a_node_goes_on_when_its_tables_were_emptied_and_repaired(
         await node.sio.emit("e", 1)
         await db.execute("TRUNCATE sio_log, sio_epochs, sio_marker, sio_nodes, sio_sessions, sio_packets CASCADE")
         await reason(node, "LISTEN")
-        await asyncio.to_thread(upgrade, pg_dsn)
+        await asyncio.to_thread(upgrade, pg_owner_dsn)
     await healthy(node)
     async with contextlib.AsyncExitStack() as stack:
         again = await comes_back(stack, node)

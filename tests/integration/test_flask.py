@@ -21,8 +21,8 @@ TIMEOUT = 20
 
 
 @pytest.fixture
-def app(pg_dsn):
-    made = flask_app.create_app(pg_dsn)
+def app(pg_owner_dsn):
+    made = flask_app.create_app(pg_owner_dsn)
     with made.app_context():
         flask_app.db.create_all()
     yield made
@@ -49,22 +49,22 @@ def names(client, namespace=None):
 
 
 # -- handlers -------------------------------------------------------------------------------------------------------
-def test_an_emit_is_part_of_the_transaction_of_flask_sqlalchemy(app, client, pg_dsn):
+def test_an_emit_is_part_of_the_transaction_of_flask_sqlalchemy(app, client, pg_owner_dsn):
     client.emit("order", True)
-    assert (names(client), orders(pg_dsn)) == ([], 0)
+    assert (names(client), orders(pg_owner_dsn)) == ([], 0)
     sid, namespace = client.emit("order", False, callback=True)
     assert client.get_received() == [{"name": "ordered", "args": [{"by": {"user": "ada"}}], "namespace": "/"}]
-    assert (orders(pg_dsn), namespace) == (1, "/")
+    assert (orders(pg_owner_dsn), namespace) == (1, "/")
     assert "customers" in flask_app.socketio.server.rooms(sid)
 
 
-def test_an_emit_of_a_view_is_part_of_its_transaction(app, client, pg_dsn):
+def test_an_emit_of_a_view_is_part_of_its_transaction(app, client, pg_owner_dsn):
     with app.test_client() as http:
         http.post("/order?fails=1")
         assert names(client) == []
         http.post("/order")
         assert names(client) == ["ordered"]
-    assert orders(pg_dsn) == 1
+    assert orders(pg_owner_dsn) == 1
 
 
 def test_send_volatile_and_keys(client):
@@ -107,12 +107,12 @@ def test_options_that_are_refused():
         SocketIO().init_app(None)
 
 
-def test_where_the_database_comes_from(pg_dsn):
-    url = make_url(pg_dsn).set(drivername="postgresql+psycopg")
+def test_where_the_database_comes_from(pg_owner_dsn):
+    url = make_url(pg_owner_dsn).set(drivername="postgresql+psycopg")
     for config, options in (
         ({"SQLALCHEMY_DATABASE_URI": url}, {}),
-        ({"SQLALCHEMY_DATABASE_URI": "sqlite://"}, {"database": pg_dsn}),
-        ({"SQLALCHEMY_DATABASE_URI": "sqlite://"}, {"client_manager": PostgresManager(pg_dsn)}),
+        ({"SQLALCHEMY_DATABASE_URI": "sqlite://"}, {"database": pg_owner_dsn}),
+        ({"SQLALCHEMY_DATABASE_URI": "sqlite://"}, {"client_manager": PostgresManager(pg_owner_dsn)}),
     ):
         app = flask.Flask("database")
         app.config.update(config)
@@ -123,11 +123,11 @@ def test_where_the_database_comes_from(pg_dsn):
 
 
 # -- served ---------------------------------------------------------------------------------------------------------
-async def test_a_client_recovers_under_werkzeug(pg_dsn):
-    with psycopg.connect(pg_dsn) as connection:
+async def test_a_client_recovers_under_werkzeug(pg_owner_dsn):
+    with psycopg.connect(pg_owner_dsn) as connection:
         connection.execute("CREATE TABLE orders (id serial PRIMARY KEY)")
     port, events = free_port(), asyncio.Queue()
-    async with Served(pg_dsn, "support.apps.flask_app", str(port), port=port) as served:
+    async with Served(pg_owner_dsn, "support.apps.flask_app", str(port), port=port) as served:
         client = AsyncClient(reconnection_delay=0.05, randomization_factor=0)
         client.on("*", lambda *event: events.put_nowait(event))
         await client.connect(served.url, auth={"user": "ada"}, transports=["websocket"])

@@ -184,7 +184,7 @@ async def test_since_below_the_floor_is_lost_and_the_newest_events_begin_where_t
     assert await store.manager.history("r", since=third.position) == []
 
 
-async def test_an_event_that_is_truncated_while_it_is_read_is_lost_and_not_left_out(pg_dsn, store, db):
+async def test_an_event_that_is_truncated_while_it_is_read_is_lost_and_not_left_out(pg_dsn, store, db, superuser):
     """A TRUNCATE is not MVCC-safe: a snapshot from before it finds no rows, and the former floor."""
     start = await store.manager.position()
     await turned(db)
@@ -194,7 +194,7 @@ async def test_an_event_that_is_truncated_while_it_is_read_is_lost_and_not_left_
     assert await other.fetchval(QUERIES["trim"], 325.0, 2_000) > 0
     reading = asyncio.create_task(store.manager.history("r0", since=start))
     async with asyncio.timeout(20):
-        while not await db.fetchval("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"):
+        while not await superuser.fetchval("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"):
             assert not reading.done()
             await asyncio.sleep(0.01)
     await truncating.commit()

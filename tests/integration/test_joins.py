@@ -133,12 +133,13 @@ async def start_run(programs: Path, start_node, monkeypatch) -> AsyncIterator[An
     monkeypatch.setattr("sio_pg_adapter.local.recent.RECENT_RECORDS", 100)
     with EmbeddedPostgres(settings=STANDBY | SLOW_COMMITS) as primary:
         dsn = await make_database(primary)
-        await query(dsn, "CREATE TABLE changes (document text, change bigint)")
+        owner = primary.dsn(DATABASE)
+        await query(owner, "CREATE TABLE changes (document text, change bigint)")
         async with standby_of(primary, programs, STANDBY) as standby:
 
             async def start(seed: int, joins: int) -> Run:
                 nodes = [await start_node(dsn=dsn), await start_node(dsn=dsn)]
-                return Run(nodes, dsn, standby.dsn(DATABASE), seed, joins)
+                return Run(nodes, owner, standby.dsn(DATABASE), seed, joins)
 
             yield start
 

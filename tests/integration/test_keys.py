@@ -38,9 +38,9 @@ async def keys(db) -> dict[str, int]:
 
 
 @pytest.fixture
-async def app(pg_dsn):
+async def app(pg_owner_dsn):
     """A connection of the application."""
-    connection = await asyncpg.connect(pg_dsn)
+    connection = await asyncpg.connect(pg_owner_dsn)
     yield connection
     await connection.close()
 
@@ -327,7 +327,7 @@ async def test_an_emit_that_may_be_stored_is_sent_again_with_its_key(start_node,
             assert [args for _, *args in await wire.events_until("end")] == [[0], [1], [2]]
 
 
-async def test_a_batch_with_keys_whose_answer_was_lost(start_store, db):
+async def test_a_batch_with_keys_whose_answer_was_lost(start_store, db, superuser):
     """It has fewer rows in the log than entries. Each entry still gets its own outcome."""
     store = await start_store()
     [(old, _)] = await append(store, keyed("0", "old"))
@@ -342,7 +342,7 @@ async def test_a_batch_with_keys_whose_answer_was_lost(start_store, db):
         on_appended, store.log._commits._on_appended = store.log._commits._on_appended, lambda *_: None
         await send(connection, *args)
         store.log._commits._on_appended = on_appended
-        await db.fetchval("SELECT pg_terminate_backend($1)", backend)
+        await superuser.fetchval("SELECT pg_terminate_backend($1)", backend)
         raise OutcomeUnknown("the answer did not come")
 
     store.log._commits._send = send_and_lose
@@ -369,7 +369,7 @@ async def test_a_batch_with_keys_whose_answer_was_lost(start_store, db):
     ]
 
 
-async def doubled(nodes, db, count: int, seed: int) -> None:
+async def doubled(nodes, db, superuser, count: int, seed: int) -> None:
     """Emit each event from two nodes at once, again and again until neither is in doubt, while connections break."""
     a, b = nodes
     choices = random.Random(seed)
@@ -398,7 +398,7 @@ async def doubled(nodes, db, count: int, seed: int) -> None:
         for start in range(0, count, 200):
             running = asyncio.gather(*(both(i) for i in range(start, min(start + 200, count))))
             await asyncio.sleep(choices.random() * 0.05)
-            ended += await terminate(db, OTHERS)
+            ended += await terminate(superuser, OTHERS)
             await running
         assert news == set(range(count)) and ended > 0
         await a.sio.emit("end")
@@ -409,15 +409,15 @@ async def doubled(nodes, db, count: int, seed: int) -> None:
     assert rows == count + 1 and len(await keys(db)) == count
 
 
-async def test_events_sent_twice_at_once_from_two_nodes_while_connections_break(start_node, db):
-    await doubled([await start_node(), await start_node()], db, 400, 1)
+async def test_events_sent_twice_at_once_from_two_nodes_while_connections_break(start_node, db, superuser):
+    await doubled([await start_node(), await start_node()], db, superuser, 400, 1)
 
 
 @pytest.mark.soak
 @pytest.mark.timeout(1200)
-async def test_ten_thousand_events_sent_twice_at_once_from_two_nodes(start_node, db, request):
+async def test_ten_thousand_events_sent_twice_at_once_from_two_nodes(start_node, db, superuser, request):
     seed = request.config.getoption("--chaos-seed")
-    await doubled([await start_node(), await start_node()], db, 10_000, 1 if seed is None else seed)
+    await doubled([await start_node(), await start_node()], db, superuser, 10_000, 1 if seed is None else seed)
 
 
 # -- what is refused ------------------------------------------------------------------------------------------------

@@ -128,8 +128,10 @@ class Run:
 
 
 @pytest.mark.parametrize("seed", [1, 2])
-async def test_the_history_and_the_events_after_it_are_all_events_once_and_in_order(start_node, pg_dsn, db, seed):
-    run = Run([await start_node(), await start_node()], pg_dsn, seed)
+async def test_the_history_and_the_events_after_it_are_all_events_once_and_in_order(
+    start_node, pg_owner_dsn, db, seed
+):
+    run = Run([await start_node(), await start_node()], pg_owner_dsn, seed)
     async with asyncio.TaskGroup() as group:
         for work in (*(run.write for _ in range(WRITERS)), *(run.visit for _ in range(AT_ONCE))):
             group.create_task(work())

@@ -200,10 +200,10 @@ async def test_health_is_told(start_node):
         assert health.cursor == node.manager.node.cursor.offset > 0
 
 
-async def test_case_98_two_schemas_of_one_database_do_not_hear_each_other(start_node, pg_dsn):
+async def test_case_98_two_schemas_of_one_database_do_not_hear_each_other(start_node, pg_owner_dsn):
     schema = '"; CREATE TABLE x(); --'
-    await asyncio.to_thread(migrate.upgrade, pg_dsn, schema=schema)
-    one, other = await start_node(), await start_node(manager={"schema": schema})
+    await asyncio.to_thread(migrate.upgrade, pg_owner_dsn, schema=schema)
+    one, other = await start_node(), await start_node(dsn=pg_owner_dsn, manager={"schema": schema})
     async with one.client() as wire, other.client() as elsewhere:
         await one.sio.emit("e", 1)
         await one.sio.emit("v", 1, volatile=True)

@@ -10,25 +10,26 @@ import pytest
 
 from sio_pg_adapter import StoreUnavailable
 from sio_pg_adapter.store.failures import OutcomeUnknown
+from support.roles import NODE
 
 PACE = 1 / 200  # seconds between two emits: the rate of case 85
-OF_NODES = "backend_type = 'client backend' AND datname = current_database() AND pid <> pg_backend_pid()"
+OF_NODES = f"usename = '{NODE}' AND datname = current_database()"
 LISTENING = OF_NODES + " AND application_name LIKE '%listen%'"
 OTHERS = OF_NODES + " AND application_name NOT LIKE '%listen%'"
 
 
-async def terminate(db, which: str) -> int:
-    return await db.fetchval(f"SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE {which}")
+async def terminate(superuser, which: str) -> int:
+    return await superuser.fetchval(f"SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE {which}")
 
 
-async def test_case_85_the_listeners_are_terminated_at_200_packets_a_second(start_node, db):
+async def test_case_85_the_listeners_are_terminated_at_200_packets_a_second(start_node, db, superuser):
     a, b = await start_node(), await start_node()
     async with b.client() as wire:
         ended = 0
         for i in range(300):
             await a.sio.emit("e", i)
             if i % 60 == 30:
-                ended += await terminate(db, LISTENING)
+                ended += await terminate(superuser, LISTENING)
             await asyncio.sleep(PACE)
         await a.sio.emit("end")
         assert [args for _, args in await wire.events_until("end")] == list(range(300))
@@ -46,7 +47,7 @@ async def test_case_85_what_came_while_nobody_listened_is_read_on_reconnect(star
 
 
 @pytest.mark.parametrize("which", [OTHERS, OF_NODES], ids=["writers and readers", "all"])
-async def test_an_emit_whose_backend_was_terminated_is_stored_once_or_raises(start_node, db, which):
+async def test_an_emit_whose_backend_was_terminated_is_stored_once_or_raises(start_node, db, superuser, which):
     a, b = await start_node(), await start_node()
     raised = []
 
@@ -62,7 +63,7 @@ async def test_an_emit_whose_backend_was_terminated_is_stored_once_or_raises(sta
         for i in range(300):
             emits.append(asyncio.create_task(emit((a, b)[i % 2], i)))
             if i % 75 == 40:
-                ended += await terminate(db, which)
+                ended += await terminate(superuser, which)
             await asyncio.sleep(PACE)
         await asyncio.gather(*emits)
         await a.sio.emit("end")
@@ -79,7 +80,7 @@ async def test_an_emit_whose_backend_was_terminated_is_stored_once_or_raises(sta
     assert set(range(300)) - set(stored) <= surely_not | unsure
 
 
-async def test_an_append_whose_answer_was_lost_is_not_stored_twice(start_store, db):
+async def test_an_append_whose_answer_was_lost_is_not_stored_twice(start_store, db, superuser):
     """The backend commits, and dies before its answer is read: the log is asked what it holds of the batch."""
     store = await start_store()
     await store.emit(body='["before"]')
@@ -94,7 +95,7 @@ async def test_an_append_whose_answer_was_lost_is_not_stored_twice(start_store, 
         on_appended, store.log._commits._on_appended = store.log._commits._on_appended, lambda *_: None
         await send(connection, *args)
         store.log._commits._on_appended = on_appended
-        await db.fetchval("SELECT pg_terminate_backend($1)", backend)
+        await superuser.fetchval("SELECT pg_terminate_backend($1)", backend)
         raise OutcomeUnknown("the answer did not come")
 
     store.log._commits._send = send_and_lose
@@ -106,13 +107,15 @@ async def test_an_append_whose_answer_was_lost_is_not_stored_twice(start_store, 
     assert await store.sessions.rooms("/", "s") == ["x"] and held
 
 
-async def test_a_database_that_is_away_raises_and_says_that_nothing_was_stored(start_node, db, pg_admin, monkeypatch):
+async def test_a_database_that_is_away_raises_and_says_that_nothing_was_stored(
+    start_node, db, superuser, pg_admin, monkeypatch
+):
     monkeypatch.setattr("sio_pg_adapter.store.commits.GIVE_UP_AFTER", 0.0)
     node = await start_node()
     name = await db.fetchval("SELECT current_database()")
     pg_admin.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS false')
     try:
-        await terminate(db, OF_NODES)
+        await terminate(superuser, OF_NODES)
         outcomes = []
         for _ in range(3):
             try:
@@ -126,12 +129,35 @@ async def test_a_database_that_is_away_raises_and_says_that_nothing_was_stored(s
         pg_admin.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS true')
 
 
-async def test_the_node_goes_on_when_the_database_is_back(start_node, db, pg_admin):
+async def test_reads_in_an_outage_say_nothing_of_what_was_stored(start_node, db, superuser, pg_admin):
+    node = await start_node()
+    name = await db.fetchval("SELECT current_database()")
+    reads = {
+        "history": lambda: node.sio.history("room"),
+        "position": node.sio.position,
+        "fetch_rooms": lambda: node.sio.fetch_rooms("sid"),
+        "get_session": lambda: node.sio.get_session("sid"),
+        "fetch_sockets": node.sio.fetch_sockets,
+        "server_count": node.sio.server_count,
+    }
+    pg_admin.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS false')
+    try:
+        await terminate(superuser, OF_NODES)
+        for name_of_read, read in reads.items():
+            with pytest.raises(StoreUnavailable) as e:
+                await read()
+            assert "stored" not in str(e.value), name_of_read
+            assert e.value.may_be_stored is False
+    finally:
+        pg_admin.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS true')
+
+
+async def test_the_node_goes_on_when_the_database_is_back(start_node, db, superuser, pg_admin):
     node = await start_node()
     name = await db.fetchval("SELECT current_database()")
     async with node.client() as wire:
         pg_admin.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS false')
-        await terminate(db, OF_NODES)
+        await terminate(superuser, OF_NODES)
         emit = asyncio.create_task(node.sio.emit("e", 1))
         began = time.monotonic()
         while node.manager.node.listener.connected and time.monotonic() < began + 20:

@@ -296,11 +296,11 @@ async def test_a_replay_that_retention_overtook_is_broken(start_node, db, pg_dsn
         assert scraped.verdicts() == {"recovered": 1}
 
 
-async def test_the_listener_reconnects(start_node, db):
+async def test_the_listener_reconnects(start_node, superuser):
     node = await start_node()
     scraped = Scraped(node.manager)
     assert scraped("listening") == 1 and scraped("listener_reconnects_total") == 0
-    assert await terminate(db, LISTENING) == 1
+    assert await terminate(superuser, LISTENING) == 1
     await until(lambda: not node.manager.node.listener.connected)
     assert scraped("listening") == scraped("healthy") == 0
     await until(lambda: node.manager.node.listener.reconnects)

@@ -91,12 +91,12 @@ def test_upgrade_downgrade_upgrade_ends_in_one_schema_and_leaves_nothing_between
     assert introspect(pg_empty_dsn) == once
 
 
-def test_case_91_eight_processes_at_once_make_the_tables_once(pg_empty_dsn, pg_dsn):
+def test_case_91_eight_processes_at_once_make_the_tables_once(pg_empty_dsn, pg_migrated_dsn):
     command = [sys.executable, "-m", "sio_pg_adapter", "migrate", "--dsn", pg_empty_dsn]
     running = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(8)]
     said = [process.communicate(timeout=60) for process in running]
     assert [process.returncode for process in running] == [0] * 8, said
-    assert introspect(pg_empty_dsn) == introspect(pg_dsn)
+    assert introspect(pg_empty_dsn) == introspect(pg_migrated_dsn)
     with psycopg.connect(pg_empty_dsn) as connection:
         assert len(connection.execute("SELECT * FROM sio_alembic_version").fetchall()) == 1
 
@@ -143,29 +143,29 @@ def test_downgrade_of_a_missing_schema_makes_none(pg_empty_dsn):
     assert "elsewhere" not in schemas(pg_empty_dsn)
 
 
-async def test_upgrade_under_a_running_loop(pg_empty_dsn, pg_dsn):
+async def test_upgrade_under_a_running_loop(pg_empty_dsn, pg_migrated_dsn):
     migrate.upgrade(pg_empty_dsn)
     await asyncio.to_thread(migrate.downgrade, pg_empty_dsn)
     await asyncio.gather(*(asyncio.to_thread(migrate.upgrade, pg_empty_dsn) for _ in range(4)))
-    assert introspect(pg_empty_dsn) == introspect(pg_dsn)
+    assert introspect(pg_empty_dsn) == introspect(pg_migrated_dsn)
 
 
-def test_without_a_dsn_the_pg_variables_count(pg_empty_dsn, pg_dsn, monkeypatch):
+def test_without_a_dsn_the_pg_variables_count(pg_empty_dsn, pg_migrated_dsn, monkeypatch):
     at = psycopg.conninfo.conninfo_to_dict(pg_empty_dsn)
     for name, key in {"HOST": "host", "PORT": "port", "USER": "user", "DATABASE": "dbname"}.items():
         monkeypatch.setenv(f"PG{name}", str(at[key]))
     if "password" in at:
         monkeypatch.setenv("PGPASSWORD", at["password"])
     migrate.upgrade(None)
-    assert introspect(pg_empty_dsn) == introspect(pg_dsn)
+    assert introspect(pg_empty_dsn) == introspect(pg_migrated_dsn)
 
 
-def test_a_dsn_of_sqlalchemy_serves_too(pg_empty_dsn, pg_dsn):
+def test_a_dsn_of_sqlalchemy_serves_too(pg_empty_dsn, pg_migrated_dsn):
     migrate.upgrade(pg_empty_dsn.replace("postgresql://", "postgresql+asyncpg://"))
-    assert introspect(pg_empty_dsn) == introspect(pg_dsn)
+    assert introspect(pg_empty_dsn) == introspect(pg_migrated_dsn)
 
 
-def test_an_unreachable_server_is_store_unavailable(pg_dsn):
+def test_an_unreachable_server_is_store_unavailable(pg_migrated_dsn):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # and does not listen
         dsn = f"postgresql://app@127.0.0.1:{taken.getsockname()[1]}/app"
@@ -173,9 +173,9 @@ def test_an_unreachable_server_is_store_unavailable(pg_dsn):
             migrate.upgrade(dsn)
         assert not error.value.may_be_stored
         assert cli.main(["migrate", "--dsn", dsn]) == 1
-    database = psycopg.conninfo.conninfo_to_dict(pg_dsn)["dbname"]
+    database = psycopg.conninfo.conninfo_to_dict(pg_migrated_dsn)["dbname"]
     with pytest.raises(StoreUnavailable, match="does not exist"):
-        migrate.upgrade(pg_dsn.replace(database, "no_such_database"))
+        migrate.upgrade(pg_migrated_dsn.replace(database, "no_such_database"))
 
 
 @pytest.mark.parametrize("dsn", ["http://localhost/app", "postgresql://app@localhost:port/app"])
@@ -203,11 +203,11 @@ def test_a_connection_lost_on_the_way_is_store_unavailable(pg_empty_dsn, pg_admi
             asyncio.run(upgrade_and_cut())
 
 
-def test_tables_of_a_later_version_are_a_schema_mismatch(pg_dsn):
-    with psycopg.connect(pg_dsn) as connection:
+def test_tables_of_a_later_version_are_a_schema_mismatch(pg_migrated_dsn):
+    with psycopg.connect(pg_migrated_dsn) as connection:
         connection.execute("UPDATE sio_alembic_version SET version_num = 'sio9999'")
     with pytest.raises(SchemaMismatch, match="sio9999"):
-        migrate.upgrade(pg_dsn)
+        migrate.upgrade(pg_migrated_dsn)
 
 
 def test_a_role_that_may_not_create_is_told_so(pg_empty_dsn, pg_admin):
@@ -221,10 +221,10 @@ def test_a_role_that_may_not_create_is_told_so(pg_empty_dsn, pg_admin):
         pg_admin.execute(sql.SQL("DROP ROLE {}").format(sql.Identifier(role)))
 
 
-def test_the_command_line(pg_empty_dsn, pg_dsn, monkeypatch, capsys):
+def test_the_command_line(pg_empty_dsn, pg_migrated_dsn, monkeypatch, capsys):
     monkeypatch.setenv("SIO_PG_DSN", pg_empty_dsn)
     assert cli.main(["migrate"]) == 0
-    assert introspect(pg_empty_dsn) == introspect(pg_dsn)
+    assert introspect(pg_empty_dsn) == introspect(pg_migrated_dsn)
     assert cli.main(["migrate", "--schema", ""]) == 1
     assert capsys.readouterr().err.startswith("sio-pg: schema takes a name")
     assert cli.main(["migrate", "--sql", "--schema", "chat"]) == 0

@@ -135,7 +135,7 @@ class User:
 
 
 @pytest.mark.parametrize("seed", [13])
-async def test_no_event_after_a_revocation_arrives_and_none_before_it_is_lost(start_node, pg_dsn, db, seed):
+async def test_no_event_after_a_revocation_arrives_and_none_before_it_is_lost(start_node, pg_owner_dsn, db, seed):
     nodes = await start_node(), await start_node()
     application = Application(nodes, random.Random(seed))
     await application.prepare(db)
@@ -143,7 +143,10 @@ async def test_no_event_after_a_revocation_arrives_and_none_before_it_is_lost(st
     following = [asyncio.create_task(user.follow()) for user in users]
     await asyncio.gather(*(user.connected.wait() for user in users))
 
-    async with asyncpg.create_pool(pg_dsn, min_size=5, max_size=5) as pool, contextlib.AsyncExitStack() as stack:
+    async with (
+        asyncpg.create_pool(pg_owner_dsn, min_size=5, max_size=5) as pool,
+        contextlib.AsyncExitStack() as stack,
+    ):
         apps = [await stack.enter_async_context(pool.acquire()) for _ in range(5)]
         changing = [asyncio.create_task(application.change(nodes[i % 2], app)) for i, app in enumerate(apps[1:])]
         await application.revoke(apps[0])

@@ -126,7 +126,7 @@ async def test_listen_through_session_mode_works(start_node, bouncer):
             assert await wire.event() == ["e", 1]
 
 
-async def test_a_commit_lost_behind_it_may_be_stored_and_is_not_repeated(start_node, bouncer, pg_dsn, db):
+async def test_a_commit_lost_behind_it_may_be_stored_and_is_not_repeated(start_node, bouncer, pg_dsn, db, superuser):
     """Its backend cannot be named, so it cannot be ended: it might still commit after anything that is tried."""
     with bouncer() as dsn:
         node = await start_node(dsn=dsn, manager={"listen_dsn": pg_dsn})
@@ -140,7 +140,7 @@ async def test_a_commit_lost_behind_it_may_be_stored_and_is_not_repeated(start_n
                 )
                 while not (pid := await db.fetchval(waiting)):
                     await asyncio.sleep(0.01)
-                await db.execute("SELECT pg_terminate_backend($1)", pid)
+                await superuser.execute("SELECT pg_terminate_backend($1)", pid)
                 with pytest.raises(StoreUnavailable) as error:
                     await emit
                 assert error.value.may_be_stored

@@ -14,6 +14,7 @@ from integration.test_segments import MANY, QUERIES, fill, turned
 from sio_pg_adapter import ConfigurationError
 from sio_pg_adapter.store.pruner import Pruned
 from support.pruning import prune_once
+from support.roles import NODE, OWNER
 from support.store import Store
 
 
@@ -129,14 +130,15 @@ async def test_a_position_has_a_namespace(db):
         await db.fetchval("SELECT sio_position(NULL)")
 
 
-async def test_only_roles_with_the_right_read_a_position(db, pg_admin):
+async def test_only_roles_with_the_right_read_a_position(db):
     grants = await db.fetch(
         "SELECT grantee FROM information_schema.role_routine_grants WHERE routine_name = 'sio_position'"
+        " ORDER BY grantee DESC"
     )
-    assert [row["grantee"] for row in grants] == ["siopg_owner"]
+    assert [row["grantee"] for row in grants] == [OWNER, NODE]
 
 
-async def test_all_that_writes_at_once_is_on_one_side_of_a_position(store, db, pg_dsn):
+async def test_all_that_writes_at_once_is_on_one_side_of_a_position(store, db, pg_owner_dsn):
     """Each snapshot sees exactly the transactions of 4 writers whose events are at or below its position.
 
     A third of the transactions is rolled back.
@@ -144,7 +146,7 @@ async def test_all_that_writes_at_once_is_on_one_side_of_a_position(store, db, p
     await db.execute("CREATE TABLE state (writer integer, n integer)")
 
     async def write(number: int) -> None:
-        connection = await asyncpg.connect(pg_dsn)
+        connection = await asyncpg.connect(pg_owner_dsn)
         n = 0
         while len(cuts) < 50:
             n += 1

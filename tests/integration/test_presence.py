@@ -417,11 +417,13 @@ async def test_case_81_who_connects_to_a_node_that_is_stopping_is_told_to_come_b
         assert again.sid == first.sid
 
 
-async def test_a_terminated_listener_backend_costs_nobody_his_session(start_node, db):
+async def test_a_terminated_listener_backend_costs_nobody_his_session(start_node, db, superuser):
     node = await start_node()
     async with node.client() as wire:
         reconnects = node.manager.node.listener.reconnects
-        assert await db.fetchval(f"SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE {LISTENING}")
+        assert await superuser.fetchval(
+            f"SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE {LISTENING}"
+        )
         async with asyncio.timeout(20):
             while node.manager.node.listener.reconnects == reconnects:
                 await asyncio.sleep(0.01)

@@ -12,10 +12,10 @@ from sio_pg_adapter.store.queries import Queries
 
 
 @pytest.mark.parametrize("schema", ["public", 'we"ird; drop', "it's $$ \\"])
-async def test_every_named_query_prepares(pg_dsn, schema):
+async def test_every_named_query_prepares(pg_owner_dsn, schema):
     if schema != "public":
-        await asyncio.to_thread(migrate.upgrade, pg_dsn, schema=schema)
-    connection = await asyncpg.connect(pg_dsn)
+        await asyncio.to_thread(migrate.upgrade, pg_owner_dsn, schema=schema)
+    connection = await asyncpg.connect(pg_owner_dsn)
     try:
         queries = Queries(schema)
         for name in queries:

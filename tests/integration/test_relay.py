@@ -11,7 +11,7 @@ import uuid
 import asyncpg
 import pytest
 
-from sio_pg_adapter import close_room_async, emit_async, enter_room_async, migrate
+from sio_pg_adapter import close_room_async, disconnect_async, emit_async, enter_room_async, migrate
 from sio_pg_adapter.embedded import EmbeddedPostgres
 from sio_pg_adapter.store import relay
 from support.node_process import NodeProcess
@@ -22,12 +22,12 @@ ASLEEP = 1
 
 
 @pytest.fixture
-async def connect(pg_dsn):
+async def connect(pg_owner_dsn):
     """Open connections of the application's: `await connect()`."""
     async with contextlib.AsyncExitStack() as stack:
 
         async def connect():
-            connection = await asyncpg.connect(pg_dsn)
+            connection = await asyncpg.connect(pg_owner_dsn)
             stack.push_async_callback(connection.close, timeout=5)
             return connection
 
@@ -230,6 +230,17 @@ async def test_a_commit_that_no_node_has_moved_survives_a_crash():
 
 
 # -- order -------------------------------------------------------------------------------------------------
+async def test_a_transaction_comes_after_those_whose_commits_it_knew_at_its_last_event(relaying, store, connect, db):
+    app, other = await connect(), await connect()
+    async with app.transaction():
+        await emit_async(app, "1")
+        await emit_async(other, "cause")
+        await emit_async(app, "2")
+    await emit_async(other, "3")
+    await store.emit(body='["4"]')
+    assert await bodies(db) == ['["cause"]', '["1"]', '["2"]', '["3"]', '["4"]']
+
+
 @pytest.mark.parametrize("path", ["one event", "several entries", "members", "transaction"])
 async def test_a_direct_append_comes_after_what_was_committed_before(relaying, store, connect, db, path):
     """No node moves: `store` only emits."""
@@ -334,6 +345,23 @@ async def test_the_floor_stays_below_an_open_transaction(relaying, start_node, c
         async with asyncio.timeout(20):
             while await db.fetchval("SELECT last_value FROM sio_relay_floor") <= identifier:
                 await emit_async(other, "more")
+
+
+async def test_members_of_rooms_that_are_skipped_stay_and_get_nothing(relaying, start_node, connect, db):
+    node, app = await start_node(), await connect()
+    async with node.client() as goes, node.client() as stays:
+        for room in ("x", "y"):
+            await node.sio.enter_room(stays.sid, room)
+        await node.sio.enter_room(goes.sid, "x")
+        async with app.transaction():
+            await emit_async(app, "e", room="x", skip_room="y")
+            await enter_room_async(app, room="z", members_of="x", skip_room="y")
+            await emit_async(app, "z", room="z")
+            await disconnect_async(app, room="x", skip_room="y")
+        assert [await goes.event(), await goes.event(), await goes.recv()] == [["e"], ["z"], "1"]
+        await node.sio.emit("end")
+        assert await stays.events_until("end") == []
+    assert await db.fetchval("SELECT count(*) FROM sio_relay") == 0
 
 
 # -- keys --------------------------------------------------------------------------------------------------

@@ -140,11 +140,11 @@ async def test_rights_that_the_documentation_does_not_give_are_named(db, pg_dsn,
     assert status["rights"] == ([{"role": role, "rights": rights}] if rights else [])
 
 
-async def test_status_and_migrate_say_who_has_rights_on_the_log(db, pg_dsn, role):
+async def test_status_and_migrate_say_who_has_rights_on_the_log(db, pg_owner_dsn, role):
     """As Supabase grants them: on the whole schema, to "anon"."""
     await db.execute(f"GRANT ALL ON ALL TABLES IN SCHEMA public TO {role}; GRANT SELECT ON sio_log TO PUBLIC")
     for name in ("migrate", "status"):
-        printed = " ".join((await asyncio.to_thread(command, name, pg_dsn)).split())
+        printed = " ".join((await asyncio.to_thread(command, name, pg_owner_dsn)).split())
         assert f"The role {role} has rights that the documentation does not give: " in printed
         assert (
             "Every role (PUBLIC) has rights that the documentation does not give: SELECT on sio_log. Rev" in printed

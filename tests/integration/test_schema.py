@@ -40,12 +40,14 @@ def connect(pg_empty_dsn):
 
 
 # -- metadata ---------------------------------------------------------------------------------------------
-def test_the_metadata_is_what_the_migrations_make(pg_empty_dsn, pg_dsn, connect):
+def test_the_metadata_is_what_the_migrations_make(pg_empty_dsn, pg_migrated_dsn, connect):
     """Both ways, and in full: names, order, types, defaults, identities, keys, checks, indexes with their WHERE."""
     with connect() as connection:
         schema.metadata.create_all(connection)
         connection.commit()
-    made, declared = ({row for row in map(comparable, introspect(dsn)) if row} for dsn in (pg_dsn, pg_empty_dsn))
+    made, declared = (
+        {row for row in map(comparable, introspect(dsn)) if row} for dsn in (pg_migrated_dsn, pg_empty_dsn)
+    )
     assert declared == made
 
 
@@ -189,10 +191,10 @@ def at_later(dsn: str) -> list[tuple[str, str, str]]:
     return after
 
 
-def test_as_a_branch_of_the_applications_history(tmp_path, pg_empty_dsn, pg_dsn):
+def test_as_a_branch_of_the_applications_history(tmp_path, pg_empty_dsn, pg_migrated_dsn):
     project = Project(tmp_path, pg_empty_dsn, branch=True)
     project("upgrade", "heads")
-    assert project.tables() == expected(pg_dsn)
+    assert project.tables() == expected(pg_migrated_dsn)
     for by in ("filter", "metadata"):
         assert SILENT in project("check", by=by)
     project("revision", "nothing", autogenerate=True, head="orders@head", rev_id="own2")
@@ -203,17 +205,17 @@ def test_as_a_branch_of_the_applications_history(tmp_path, pg_empty_dsn, pg_dsn)
     project("downgrade", "sio_pg_adapter@base")
     assert project.tables() == []
     project("upgrade", "heads")
-    assert project.tables() == expected(pg_dsn)
+    assert project.tables() == expected(pg_migrated_dsn)
     project("downgrade", "base")
     assert project.tables() == []
 
 
-def test_as_a_branch_a_later_revision_comes_by_the_next_upgrade(tmp_path, pg_empty_dsn, pg_dsn, later):
+def test_as_a_branch_a_later_revision_comes_by_the_next_upgrade(tmp_path, pg_empty_dsn, pg_migrated_dsn, later):
     project = Project(tmp_path, pg_empty_dsn, branch=True, later=True)
     project("upgrade", "sio_pg_adapter@sio0001")
-    assert project.tables() == expected(pg_dsn)
+    assert project.tables() == expected(pg_migrated_dsn)
     project("upgrade", "heads")
-    assert project.tables() == at_later(pg_dsn)
+    assert project.tables() == at_later(pg_migrated_dsn)
     assert SILENT in project("check")
     project("downgrade", "base")
     assert project.tables() == []
@@ -232,8 +234,8 @@ async def test_as_a_branch_in_another_schema(tmp_path, pg_empty_dsn):
 
 
 # -- the third: called from revisions of the application's own ---------------------------------------------------
-def test_called_from_revisions_of_the_applications_own(tmp_path, pg_empty_dsn, pg_dsn, later):
-    first, second = expected(pg_dsn), at_later(pg_dsn)
+def test_called_from_revisions_of_the_applications_own(tmp_path, pg_empty_dsn, pg_migrated_dsn, later):
+    first, second = expected(pg_migrated_dsn), at_later(pg_migrated_dsn)
     project = Project(tmp_path, pg_empty_dsn, branch=False)
     project.calls("own2", "own1", up='"sio0001"', back="")
     project("upgrade", "own2")
@@ -255,13 +257,13 @@ def test_called_from_revisions_of_the_applications_own(tmp_path, pg_empty_dsn, p
     assert project.tables() == []
 
 
-def test_a_revision_that_finds_the_work_done_does_nothing(tmp_path, pg_empty_dsn, pg_dsn, later):
+def test_a_revision_that_finds_the_work_done_does_nothing(tmp_path, pg_empty_dsn, pg_migrated_dsn, later):
     """The first one says "head", and a later package's head is further than it was when that was written."""
     project = Project(tmp_path, pg_empty_dsn, branch=False)
     project.calls("own2", "own1", up="", back="")
     project.calls("own3", "own2", up='"sio0001"', back='to="sio0001"')
     project("upgrade", "head")
-    assert project.tables() == at_later(pg_dsn)
+    assert project.tables() == at_later(pg_migrated_dsn)
     project("downgrade", "base")
     assert project.tables() == []
 
@@ -278,7 +280,7 @@ def test_called_with_another_schema_which_is_made(tmp_path, pg_empty_dsn):
     assert introspect(pg_empty_dsn, HOSTILE[0]) == []
 
 
-def test_as_sql_where_the_tables_are_has_to_be_said(tmp_path, pg_empty_dsn, pg_dsn, later):
+def test_as_sql_where_the_tables_are_has_to_be_said(tmp_path, pg_empty_dsn, pg_migrated_dsn, later):
     project = Project(tmp_path, pg_empty_dsn, branch=False)
     project.calls("own2", "own1", up='"sio0001", from_="base"', back='from_="sio0001"')
     project.calls("own3", "own2", up='"sio0002", from_="sio0001", relay=True', back='"sio0001", from_="sio0002"')
@@ -286,7 +288,7 @@ def test_as_sql_where_the_tables_are_has_to_be_said(tmp_path, pg_empty_dsn, pg_d
     with psycopg.connect(pg_empty_dsn, autocommit=True) as connection:
         connection.execute(script.replace("%%", "%"))
         assert connection.execute("SELECT last_value FROM sio_relay_state").fetchone() == (1,)
-    assert project.tables() == at_later(pg_dsn)
+    assert project.tables() == at_later(pg_migrated_dsn)
     project.calls("own2", "own1", up="", back="")
     with pytest.raises(ConfigurationError, match="from_="):
         project("upgrade", "head", sql=True)
@@ -322,8 +324,8 @@ def test_every_revision_says_its_number(pg_empty_dsn, connect, later):
 
 
 # -- the first: next to the application's own revisions ------------------------------------------------------------
-def test_beside_sio_pg_migrate_the_applications_autogenerate_is_silent(tmp_path, pg_dsn):
-    project = Project(tmp_path, pg_dsn, branch=False)
+def test_beside_sio_pg_migrate_the_applications_autogenerate_is_silent(tmp_path, pg_migrated_dsn):
+    project = Project(tmp_path, pg_migrated_dsn, branch=False)
     project("upgrade", "head")
     assert SILENT in project("check", by="filter")
     with pytest.raises(CommandError, match="sio_packets"):  # this is what the filter is for

@@ -65,7 +65,7 @@ def later(monkeypatch):
     has_a_later_revision(monkeypatch)
 
 
-async def test_servers_run_through_a_later_revision_and_back(start_node, db, pg_dsn, later, monkeypatch):
+async def test_servers_run_through_a_later_revision_and_back(start_node, db, pg_owner_dsn, later, monkeypatch):
     """Clients of a server that is older than the tables notice nothing; it may be restarted; new ones join it."""
     assert await versions(db) == (1, 1)
     old = await start_node()
@@ -85,7 +85,7 @@ async def test_servers_run_through_a_later_revision_and_back(start_node, db, pg_
         emitting = asyncio.create_task(emit_on())
         await moving.event()
         await moving.drop()
-        await asyncio.to_thread(migrate.upgrade, pg_dsn)
+        await asyncio.to_thread(migrate.upgrade, pg_owner_dsn)
         assert await versions(db) == (2, 1)
         with package_of(monkeypatch, 2):
             new = await start_node()
@@ -99,7 +99,7 @@ async def test_servers_run_through_a_later_revision_and_back(start_node, db, pg_
         await new.sio.shutdown()  # first the servers, then the tables
         done.set()  # what is under way then fails, and says so
         await emitting
-        await asyncio.to_thread(migrate.downgrade, pg_dsn, revision="sio0001")
+        await asyncio.to_thread(migrate.downgrade, pg_owner_dsn, revision="sio0001")
         assert await versions(db) == (1, 1)
         async with old.client(pid=moving.pid, offset=there.offset) as again:
             assert again.sid == moving.sid
@@ -113,21 +113,21 @@ async def test_servers_run_through_a_later_revision_and_back(start_node, db, pg_
 
 
 @pytest.mark.parametrize("is_later", [False, True])
-async def test_a_migration_restores_the_first_rows_of_all_revisions(pg_dsn, db, monkeypatch, is_later):
+async def test_a_migration_restores_the_first_rows_of_all_revisions(pg_owner_dsn, db, monkeypatch, is_later):
     """Something has emptied all tables. It fails if a revision has first rows elsewhere than in its ROWS."""
     if is_later:
         has_a_later_revision(monkeypatch)
-        await asyncio.to_thread(migrate.upgrade, pg_dsn)
+        await asyncio.to_thread(migrate.upgrade, pg_owner_dsn)
     named = "SELECT relname FROM pg_class WHERE relname LIKE 'sio\\_%' AND relkind = 'r' AND relname !~ 'alembic'"
     tables = [row[0] for row in await db.fetch(named)]
     counted = " UNION ALL ".join(f"SELECT '{table}', count(*) FROM {table}" for table in tables)
     before = (await db.fetch(counted), await versions(db))
     await db.execute(f"TRUNCATE {', '.join(tables)}")
-    await asyncio.to_thread(migrate.upgrade, pg_dsn)
+    await asyncio.to_thread(migrate.upgrade, pg_owner_dsn)
     assert (await db.fetch(counted), await versions(db)) == before
 
 
-async def test_a_later_revision_and_its_way_back_keep_rows_epoch_and_rights(pg_dsn, start_store, db, later):
+async def test_a_later_revision_and_its_way_back_keep_rows_epoch_and_rights(pg_owner_dsn, start_store, db, later):
     every = 'SELECT "offset", namespace, room, rooms, body, created_at FROM sio_packets ORDER BY 1'
     running = "SELECT max(epoch), (SELECT count(*) FROM sio_marker) FROM sio_epochs"
     store = await start_store()
@@ -138,14 +138,14 @@ async def test_a_later_revision_and_its_way_back_keep_rows_epoch_and_rights(pg_d
     await db.execute(
         "GRANT SELECT ON sio_packets, sio_packets_0 TO PUBLIC; GRANT UPDATE ON sio_active_segment TO PUBLIC"
     )
-    before, epoch, made = await db.fetch(every), await db.fetchrow(running), introspect(pg_dsn)
+    before, epoch, made = await db.fetch(every), await db.fetchrow(running), introspect(pg_owner_dsn)
     await store.manager.aclose()
     for revision in ("head", "sio0001"):
         work = migrate.upgrade if revision == "head" else migrate.downgrade
-        await asyncio.to_thread(work, pg_dsn, revision=revision)
+        await asyncio.to_thread(work, pg_owner_dsn, revision=revision)
         assert await db.fetch(every) == before
         assert await db.fetchval(QUERIES["in_epoch"]) and await db.fetchrow(running) == epoch
-        assert (introspect(pg_dsn) == made) is (revision == "sio0001")
+        assert (introspect(pg_owner_dsn) == made) is (revision == "sio0001")
         store = await start_store()
         last += 1
         assert await store.emit() == last and await db.fetchrow(running) == epoch
@@ -153,14 +153,14 @@ async def test_a_later_revision_and_its_way_back_keep_rows_epoch_and_rights(pg_d
         await store.manager.aclose()
 
 
-async def test_a_later_revision_waits_for_a_reader_in_short_tries(pg_dsn, db, later):
+async def test_a_later_revision_waits_for_a_reader_in_short_tries(pg_owner_dsn, db, later):
     """Somebody has read the log and is still in a transaction: the others go on meanwhile."""
-    other = await asyncpg.connect(pg_dsn)
+    other = await asyncpg.connect(pg_owner_dsn)
     tries = "SELECT count(*) FROM pg_locks WHERE NOT granted AND mode = 'AccessExclusiveLock'"
     try:
         async with other.transaction():
             await other.fetch("SELECT FROM sio_packets LIMIT 1")
-            upgrading = asyncio.create_task(asyncio.to_thread(migrate.upgrade, pg_dsn))
+            upgrading = asyncio.create_task(asyncio.to_thread(migrate.upgrade, pg_owner_dsn))
             async with asyncio.timeout(30):
                 while not await db.fetchval(tries):
                     await asyncio.sleep(0.01)

@@ -165,10 +165,10 @@ async def test_a_segment_that_is_read_is_not_switched_to(pg_dsn, db, held):
         await other.close()
 
 
-async def test_a_segment_that_got_a_record_before_it_was_locked_is_not_switched_to(pg_dsn, db):
+async def test_a_segment_that_got_a_record_before_it_was_locked_is_not_switched_to(pg_owner_dsn, db):
     """Another node's switch came between, say, and an append behind it: what is to be truncated holds a record."""
     await fill(db)
-    other, third = await asyncpg.connect(pg_dsn), await asyncpg.connect(pg_dsn)
+    other, third = await asyncpg.connect(pg_owner_dsn), await asyncpg.connect(pg_owner_dsn)
     asleep = "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE pid = $1 AND wait_event = 'PgSleep')"
     try:
         async with other.transaction():

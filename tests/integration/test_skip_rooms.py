@@ -98,11 +98,11 @@ async def test_a_room_entered_from_a_position_skips_from_there_on(start_node):
 
 
 @pytest.mark.parametrize("relay", [False, True])
-async def test_events_of_transactions_skip_those_who_are_members_at_the_commit(start_node, pg_dsn, db, relay):
+async def test_events_of_transactions_skip_those_who_are_members_at_the_commit(start_node, pg_owner_dsn, db, relay):
     """By SQL, by a trigger, by psycopg and by asyncpg: an event before the room change, and one after it."""
     await db.execute("SELECT sio_set_relay($1)", relay)
     node = await start_node()
-    connection = await asyncpg.connect(pg_dsn)
+    connection = await asyncpg.connect(pg_owner_dsn)
     await connection.execute("""
         CREATE TABLE posts (id integer);
         CREATE FUNCTION posted() RETURNS trigger LANGUAGE plpgsql AS $$
@@ -125,7 +125,7 @@ async def test_events_of_transactions_skip_those_who_are_members_at_the_commit(s
             await node.sio.emit("posted", 4, room="r", skip_room=["muted"], connection=connection)
             await node.sio.leave_room(wire.sid, "muted", connection=connection)
             await connection.execute("INSERT INTO posts VALUES (5)")
-        with psycopg.connect(pg_dsn) as sync:
+        with psycopg.connect(pg_owner_dsn) as sync:
             emit(sync, "posted", 6, room="r", skip_room="muted")
         await node.sio.emit("end")
         assert await other.events_until("end") == [["begin"], *(["posted", n] for n in range(1, 7))]

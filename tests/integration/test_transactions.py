@@ -13,7 +13,8 @@ import pytest
 from sio_pg_adapter import emit_async, enter_room_async, leave_room_async, migrate
 from sio_pg_adapter.embedded import EmbeddedPostgres
 
-WAITING = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+WAITING = """SELECT count(DISTINCT pid) FROM pg_locks JOIN pg_stat_activity USING (pid)
+             WHERE NOT granted AND datname = current_database()"""
 
 
 @pytest.fixture(autouse=True)
@@ -22,12 +23,12 @@ def both(transfer):
 
 
 @pytest.fixture
-async def connect(pg_dsn):
+async def connect(pg_owner_dsn):
     """Open connections of the application's: `await connect()`."""
     async with contextlib.AsyncExitStack() as stack:
 
         async def connect():
-            connection = await asyncpg.connect(pg_dsn)
+            connection = await asyncpg.connect(pg_owner_dsn)
             stack.push_async_callback(connection.close, timeout=5)
             return connection
 

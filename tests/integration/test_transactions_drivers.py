@@ -66,10 +66,10 @@ def stored(dsn, schema="public"):
 
 
 @pytest.fixture
-def dsn(pg_dsn):
-    with psycopg.connect(pg_dsn) as connection:
+def dsn(pg_owner_dsn):
+    with psycopg.connect(pg_owner_dsn) as connection:
         connection.execute("CREATE TABLE orders (id integer)")
-    return pg_dsn
+    return pg_owner_dsn
 
 
 def url(dsn, driver):

@@ -55,12 +55,12 @@ def both(transfer):
 
 
 @pytest.fixture
-async def connect(pg_dsn):
+async def connect(pg_owner_dsn):
     """Open connections of the application: `await connect()`."""
     async with contextlib.AsyncExitStack() as stack:
 
         async def connect():
-            connection = await asyncpg.connect(pg_dsn)
+            connection = await asyncpg.connect(pg_owner_dsn)
             stack.push_async_callback(connection.close, timeout=5)
             return connection
 

@@ -13,6 +13,7 @@ import pytest
 from psycopg import sql
 
 from sio_pg_adapter import AsyncPostgresManager, emit, leave_room
+from support.roles import grants
 
 DOCS = Path(__file__).parents[2] / "docs" / "transactions.md"
 
@@ -29,8 +30,8 @@ def snippets() -> list[str]:
 
 
 @pytest.fixture
-def app(pg_dsn):
-    with psycopg.connect(pg_dsn, autocommit=True) as connection:
+def app(pg_owner_dsn):
+    with psycopg.connect(pg_owner_dsn, autocommit=True) as connection:
         yield connection
 
 
@@ -327,10 +328,7 @@ def roles(pg_dsn, pg_admin, pg_admin_dsn, app):
     names = {role: f"sio_{role}_{suffix}" for role in ("node", "emitter")}
     for name in names.values():
         pg_admin.execute(sql.SQL("CREATE ROLE {} LOGIN PASSWORD 'x'").format(sql.Identifier(name)))
-    grants = next(s for s in snippets() if s.startswith("-- roles"))
-    for role, name in names.items():
-        grants = grants.replace(f"sio_{role},", f"{name},").replace(f"sio_{role};", f"{name};")
-    app.execute(grants)
+    app.execute(grants(names["node"], names["emitter"]))
     at = psycopg.conninfo.conninfo_to_dict(pg_dsn)
     yield {
         role: f"postgresql://{name}:x@/{at['dbname']}?host={at['host']}&port={at['port']}"
@@ -405,9 +403,9 @@ async def test_an_emitter_changes_rooms_only_where_that_is_granted(roles, app, c
     assert len(stored(app)) == 1
 
 
-async def test_nobody_else_may_emit(roles, pg_admin, pg_dsn):
+async def test_nobody_else_may_emit(roles, pg_admin, pg_owner_dsn):
     name = psycopg.conninfo.conninfo_to_dict(roles["emitter"])["user"]
-    with psycopg.connect(pg_dsn, autocommit=True) as owner:
+    with psycopg.connect(pg_owner_dsn, autocommit=True) as owner:
         owner.execute(sql.SQL("REVOKE EXECUTE ON FUNCTION sio_emit FROM {}").format(sql.Identifier(name)))
     with psycopg.connect(roles["emitter"]) as other, pytest.raises(psycopg.errors.InsufficientPrivilege):
         other.execute("SELECT sio_emit('x')")

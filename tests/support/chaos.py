@@ -24,6 +24,7 @@ from sio_pg_adapter.demo.history import KEEP, HistoryWriter, event_id
 from sio_pg_adapter.embedded import EmbeddedPostgres
 from support.js_driver import JSClient, JSDriver, Message
 from support.node_process import ControlError, NodeError, NodeProcess
+from support.roles import node_dsn
 
 ROOMS = [f"room-{i}" for i in range(6)]
 SETTLE = 90.0  # seconds until all must have come to rest
@@ -121,7 +122,7 @@ class Chaos:
     # -- set up ------------------------------------------------------------------------------------------------
     def _node(self, port: int = 0) -> NodeProcess:
         return NodeProcess(
-            self.dsn,
+            node_dsn(self.dsn),
             port=port,
             window=3600.0,
             max_missed_packets=1_000_000,
@@ -155,8 +156,9 @@ class Chaos:
         return self.random.choice(self.urls)
 
     @contextlib.asynccontextmanager
-    async def database(self) -> Any:
-        connection = await asyncpg.connect(self.server.dsn())
+    async def database(self, dsn: str | None = None) -> Any:
+        """Connect as the owner, or as another role."""
+        connection = await asyncpg.connect(dsn or self.server.dsn())
         try:
             yield connection
         finally:
@@ -321,7 +323,7 @@ class Chaos:
                     await self._replace(self.random.randrange(len(self.nodes)), what)
                 case "listeners" | "backends":
                     like = "%listen" if what == "listeners" else "%"
-                    async with self.database() as connection:
+                    async with self.database(node_dsn(self.dsn)) as connection:  # a role may end its own connections
                         await connection.execute(
                             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE $1 "
                             "AND application_name LIKE 'sio_pg%' AND pid <> pg_backend_pid()",

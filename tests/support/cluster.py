@@ -25,8 +25,10 @@ class Cluster:
     def b(self) -> NodeProcess:
         return self.nodes[1]
 
-    def start(self, count: int = 2, **config: Any) -> Cluster:
-        started = [NodeProcess(self.dsn, **config).spawn() for _ in range(count)]
+    def start(self, count: int = 2, kind: str = "async", **config: Any) -> Cluster:
+        """:param kind: of the nodes: "async", "sync", or "mixed" for each in turn."""
+        kinds = ("async", "sync") if kind == "mixed" else (kind,)
+        started = [NodeProcess(self.dsn, kind=kinds[i % len(kinds)], **config).spawn() for i in range(count)]
         self.nodes += started
         for node in started:
             node.wait_ready()

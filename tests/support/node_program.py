@@ -49,6 +49,7 @@ class Config:
     namespaces: list[str] = field(default_factory=lambda: ["/", "/ns", "/admin"])
     admin: str = ""  # the Admin UI's mode; empty: none
     static: str = ""  # a directory served at /ui
+    kind: str = "async"  # or "sync": sio_pg_adapter.Server, see sync_node.py
     log_level: str = ""  # of the package, on stderr; empty: warnings and worse
 
     @classmethod
@@ -63,7 +64,7 @@ def token(environ: dict[str, Any], auth: Any) -> str | None:
     return auth.get("token") if isinstance(auth, dict) else None
 
 
-def build_server(config: Config) -> AsyncServer:
+def recovery_of(config: Config) -> ConnectionStateRecovery | None:
     recovery = None
     if config.recovery:
         accepts = None
@@ -79,16 +80,23 @@ def build_server(config: Config) -> AsyncServer:
             accepts=accepts,
             identity=token if config.identity else None,
         )
-    return AsyncServer(
-        async_mode="asgi",
-        client_manager=AsyncPostgresManager(config.dsn, schema=config.schema),
-        connection_state_recovery=recovery,
-        serializer=config.serializer,
-        always_connect=config.always_connect,
-        ping_interval=config.ping_interval,
-        ping_timeout=config.ping_timeout,
-        namespaces=config.namespaces,
-    )
+    return recovery
+
+
+def server_options(config: Config) -> dict[str, Any]:
+    return {
+        "connection_state_recovery": recovery_of(config),
+        "serializer": config.serializer,
+        "always_connect": config.always_connect,
+        "ping_interval": config.ping_interval,
+        "ping_timeout": config.ping_timeout,
+        "namespaces": config.namespaces,
+    }
+
+
+def build_server(config: Config) -> AsyncServer:
+    manager = AsyncPostgresManager(config.dsn, schema=config.schema)
+    return AsyncServer(async_mode="asgi", client_manager=manager, **server_options(config))
 
 
 def control_app(node: ControlledNode) -> Any:
@@ -179,4 +187,7 @@ def end_with_parent() -> None:
 
 if __name__ == "__main__":
     threading.Thread(target=end_with_parent, daemon=True, name="end_with_parent").start()
-    asyncio.run(serve(Config.read(sys.argv[1])))
+    configured = Config.read(sys.argv[1])
+    if configured.kind == "sync":
+        from support.sync_node import serve
+    asyncio.run(serve(configured))

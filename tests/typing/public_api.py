@@ -14,6 +14,9 @@ from sio_pg_adapter import (
     ConfigurationError,
     ConnectionStateRecovery,
     Health,
+    Namespace,
+    PostgresManager,
+    Server,
     SimpleClient,
     SioPgError,
     StoredEvent,
@@ -212,3 +215,35 @@ def errors(error: StoreUnavailable) -> None:
     connection: ConnectionError = error
     value: ValueError = ConfigurationError()
     print(above, connection, value)
+
+
+threads = Server(PostgresManager("postgresql://"), connection_state_recovery=True)
+
+
+@threads.use
+def admit(sid: str, environ: dict[str, Any], auth: Any) -> None: ...
+
+
+@threads.event
+def spoken(sid: str, text: str) -> int:
+    return len(text)
+
+
+class BlockingChat(Namespace):
+    def on_said(self, sid: str, text: str) -> None:
+        assert_type(self.emit("said", text, room="r", key="k"), bool | None)
+
+
+def use_threads() -> None:
+    assert_type(spoken("sid", "text"), int)
+    assert_type(threads.emit("said", "text", room="r", volatile=True), bool | None)
+    assert_type(threads.enter_room("sid", "r", since="position"), str | None)
+    assert_type(threads.rooms("sid"), list[str])
+    assert_type(threads.recovered("sid"), bool)
+    assert_type(threads.position(), str)
+    assert_type(threads.history("r"), list[StoredEvent])
+    assert_type(threads.manager.health(), Health)
+    with threads.session("sid") as session:
+        print(session)
+    threads.emit("said", key=7)  # type: ignore[arg-type]
+    assert_type(PostgresManager(write_only=True).emit("said", 1), bool | None)

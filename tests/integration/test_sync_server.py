@@ -1,0 +1,236 @@
+"""``Server`` and ``PostgresManager``: the blocking API, its threads and its processes."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import psycopg
+import pytest
+import socketio
+from werkzeug.serving import make_server
+
+from sio_pg_adapter import Client, ConfigurationError, Namespace, PostgresManager, Server, StoreUnavailable
+from support.sync_node import Quiet
+
+
+class Served:
+    """A server under werkzeug, and the events that its clients got."""
+
+    def __init__(self, dsn: str) -> None:
+        self.sio = Server(client_manager=PostgresManager(dsn), connection_state_recovery=True)
+        self.sio.on("connect", lambda sid, _environ: self.sio.enter_room(sid, "r"))
+        self.sio.on("echo", lambda _sid, value: value)
+        self.web = make_server("127.0.0.1", 0, socketio.WSGIApp(self.sio), threaded=True, request_handler=Quiet)
+        self.web.daemon_threads = True
+        self.thread = threading.Thread(target=self.web.serve_forever)
+        self.thread.start()
+        self.clients: list[Client] = []
+
+    def client(self, transport: str = "websocket") -> Client:
+        client = Client(reconnection=False)
+        self.clients.append(client)
+        client.connect(f"http://127.0.0.1:{self.web.server_port}", transports=[transport])
+        return client
+
+    def close(self) -> None:
+        for client in self.clients:
+            client.disconnect()
+        self.sio.shutdown()
+        self.web.shutdown()
+        self.thread.join()
+        self.web.server_close()
+
+
+@pytest.fixture
+def served(pg_dsn: str) -> Iterator[Served]:
+    served = Served(pg_dsn)
+    yield served
+    served.close()
+
+
+def events(client: Client, name: str) -> list[Any]:
+    got: list[Any] = []
+    client.on(name, got.append)
+    return got
+
+
+@pytest.mark.parametrize("transport", ["websocket", "polling"])
+def test_a_client_calls_and_is_called(served: Served, transport: str) -> None:
+    client = served.client(transport)
+    client.on("ask", lambda value: value + 1)
+    assert client.transport() == transport
+    assert client.call("echo", {"binary": b"\x00"}) == {"binary": b"\x00"}
+    assert served.sio.call("ask", 6, to=client.get_sid()) == 7
+
+
+def test_a_large_message_passes_in_both_directions(served: Served) -> None:
+    text = "x" * 900_000
+    assert served.client().call("echo", text) == text
+
+
+def test_a_websocket_takes_no_thread_of_the_web_server(served: Served) -> None:
+    before = threading.active_count()
+    clients = [served.client() for _ in range(5)]
+    for client in clients:
+        client.call("echo", 1)
+    names = [thread.name for thread in threading.enumerate()]
+    assert not [name for name in names if "process_request_thread" in name], (before, names)
+
+
+def test_a_handler_that_blocks_delays_nobody(served: Served) -> None:
+    go, entered = threading.Event(), threading.Event()
+
+    def block(sid: str) -> str:
+        entered.set()
+        go.wait()
+        return "done"
+
+    served.sio.on("block", block)
+    blocked, other = served.client(), served.client()
+    answered = threading.Event()
+    blocked.emit("block", callback=lambda _value: answered.set())
+    entered.wait()
+    assert other.call("echo", 1) == 1
+    assert blocked.call("echo", 2) == 2
+    assert not answered.is_set()
+    go.set()
+    assert answered.wait(10)
+
+
+@pytest.mark.parametrize("error", [ValueError("no"), SystemExit(3), StopIteration(), KeyboardInterrupt()])
+def test_a_handler_that_raises_ends_nothing(served: Served, error: BaseException, expected_errors: list[str]) -> None:
+    expected_errors.append("Task exception was never retrieved")
+
+    def fail(sid: str) -> None:
+        raise error
+
+    served.sio.on("fail", fail)
+    client = served.client()
+    client.emit("fail")
+    assert client.call("echo", 1) == 1
+    assert served.sio.manager.health().ok
+
+
+def test_an_emit_on_a_connection_is_part_of_its_transaction(served: Served, pg_dsn: str) -> None:
+    client = served.client()
+    got = events(client, "said")
+    with psycopg.connect(pg_dsn) as connection:
+        here = []
+        connection.add_notice_handler(lambda _notice: here.append(threading.current_thread()))
+        connection.execute("SET client_min_messages = debug1")
+        assert served.sio.emit("said", "rolled back", room="r", connection=connection) is None
+        connection.rollback()
+        assert served.sio.emit("said", "committed", room="r", connection=connection, key="k") is True
+        served.sio.leave_room(client.get_sid(), "r", connection=connection)
+        served.sio.emit("said", "after", room="r", connection=connection)
+        connection.commit()
+        assert served.sio.emit("said", "again", room="r", connection=connection, key="k") is False
+    assert client.call("echo", 1) == 1
+    assert got == ["committed"]
+    assert served.sio.rooms(client.get_sid()) == [client.get_sid()]
+
+
+def test_a_wrong_connection_is_refused_by_name(served: Served) -> None:
+    with pytest.raises(ConfigurationError, match="psycopg Connection"):
+        served.sio.emit("said", connection=object())
+
+
+def test_a_session_block_may_be_entered_again_by_its_thread(served: Served) -> None:
+    sid = served.client().get_sid()
+    with served.sio.session(sid) as session:
+        with served.sio.session(sid):
+            pass
+        session["n"] = 1
+    assert served.sio.get_session(sid) == {"n": 1}
+
+
+def test_session_blocks_of_threads_take_turns(served: Served) -> None:
+    sid = served.client().get_sid()
+
+    def count() -> None:
+        for _ in range(5):
+            with served.sio.session(sid) as session:
+                session["n"] = session.get("n", 0) + 1
+
+    threads = [threading.Thread(target=count) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert served.sio.get_session(sid) == {"n": 20}
+
+
+def test_a_class_based_namespace(served: Served) -> None:
+    class Chat(Namespace):
+        def on_said(self, sid: str, text: str) -> list[str]:
+            self.enter_room(sid, text)
+            return self.rooms(sid)
+
+    served.sio.register_namespace(Chat("/chat"))
+    client = Client()
+    served.clients.append(client)
+    client.connect(f"http://127.0.0.1:{served.web.server_port}", namespaces=["/chat"], transports=["websocket"])
+    assert client.call("said", "a", namespace="/chat")[1:] == ["a"]
+
+
+def test_a_call_in_the_event_loop_is_refused(served: Served) -> None:
+    background, _ = served.sio._ready()
+    with pytest.raises(RuntimeError, match="event loop of the server"):
+        background.call(served.sio.emit, "said")
+
+
+def test_after_a_shutdown_only_a_start_connects_again(pg_dsn: str) -> None:
+    sio = Server(client_manager=PostgresManager(pg_dsn))
+    sio.emit("said")
+    sio.shutdown()
+    sio.shutdown()
+    assert not [thread for thread in threading.enumerate() if thread.name in ("sio_pg loop", "sio_pg handler 1")]
+    with pytest.raises(StoreUnavailable):
+        sio.emit("said")
+    sio.start()
+    sio.emit("said")
+    sio.shutdown()
+
+
+@pytest.mark.parametrize("used", [False, True], ids=["unused", "used"])
+def test_a_manager_serves_a_forked_process(pg_dsn: str, used: bool) -> None:
+    program = f"""
+import os
+from sio_pg_adapter import PostgresManager
+manager = PostgresManager({pg_dsn!r}, write_only=True)
+if {used}:
+    manager.emit("said", "parent")
+child = os.fork()
+manager.emit("said", "child" if not child else "after")
+manager.close()
+if not child:
+    os._exit(0)
+assert os.waitpid(child, 0)[1] == 0
+"""
+    assert os.spawnv(os.P_WAIT, sys.executable, [sys.executable, "-c", program]) == 0
+    with psycopg.connect(pg_dsn) as connection:
+        [count] = connection.execute("SELECT count(*) FROM sio_packets").fetchone()
+    assert count == (3 if used else 2)
+
+
+@pytest.mark.parametrize("mode", ["eventlet", "gevent", "gevent_uwsgi"])
+def test_a_mode_that_cannot_work_is_refused_by_name(mode: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"{mode}.*threading"):
+        Server(client_manager=PostgresManager("postgresql://app@db/app"), async_mode=mode)
+
+
+def test_what_does_not_belong_together_is_refused() -> None:
+    manager = PostgresManager("postgresql://app@db/app")
+    with pytest.raises(ConfigurationError, match=r"sio_pg_adapter\.Server"):
+        socketio.Server(client_manager=manager)
+    with pytest.raises(ConfigurationError, match="PostgresManager"):
+        Server(client_manager=socketio.Manager())
+    with pytest.raises(ConfigurationError, match="pool"):
+        PostgresManager("postgresql://app@db/app", pool=object())
+    Server(client_manager=manager)
+    with pytest.raises(ConfigurationError, match="one server"):
+        Server(client_manager=manager)
