@@ -36,6 +36,7 @@ class Pings:
         self._due: list[tuple[float, int, AsyncSocket]] = []
         self._order = itertools.count()
         self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = 0.0
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def schedule(self, socket: AsyncSocket) -> None:
@@ -54,9 +55,10 @@ class Pings:
         if not self._due:
             return
         when = self._due[0][0]
-        if self._timer is None or when < self._timer.when():
+        if self._timer is None or when < self._timer_at:
             if self._timer is not None:
                 self._timer.cancel()
+            self._timer_at = when  # not the handle's when(): uvloop's has none if the time is over
             self._timer = loop.call_at(when, self._send, loop)
 
     def _send(self, loop: asyncio.AbstractEventLoop) -> None:
