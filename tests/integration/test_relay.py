@@ -256,7 +256,7 @@ async def test_a_direct_append_comes_after_what_was_committed_before(relaying, s
     elif path == "several entries":
         await asyncio.gather(store.kick("s"), store.emit(body='["last"]'))
     elif path == "members":
-        row = await db.fetchrow("SELECT * FROM sio_move_members(1, 2::smallint, '/', '{x}', '{}', '{}', '{x}')")
+        row = await db.fetchrow("SELECT * FROM sio_move_members(1, 2::smallint, '/', '{x}', '{}', '{}', '{}', '{x}')")
         assert len(row["offsets"]) == 1, "the member that entered in the transaction leaves"
     else:
         async with app.transaction():
