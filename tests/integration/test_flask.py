@@ -160,6 +160,7 @@ runner = create_app().test_cli_runner()
 for command in sys.argv[1:]:
     result = runner.invoke(args=["db", *shlex.split(command)])
     assert result.exit_code == 0, (command, result.output, result.exception)
+    print(result.output)
 """
 
 
@@ -185,11 +186,9 @@ def test_flask_migrate_with_the_tables_as_a_branch(pg_empty_dsn, tmp_path):
     ini = directory / "alembic.ini"
     branch = "version_locations = %(here)s/versions sio_pg_adapter:migrations/versions"
     ini.write_text(ini.read_text().replace("[alembic]", f"[alembic]\npath_separator = space\n{branch}"))
-    logged = flask_db(pg_empty_dsn, directory, "upgrade heads", "check", "migrate --head 0001@head")
-    assert "No new upgrade operations detected" in logged
-    assert [path.name for path in directory.glob("versions/*.py")] == [
-        "0001_orders.py"
-    ]  # `migrate` has found nothing
+    assert "No new upgrade operations detected" in flask_db(pg_empty_dsn, directory, "upgrade heads", "check")
+    # in a process of its own, because Flask-Migrate keeps the configuration of the first command
+    assert "No changes in schema detected" in flask_db(pg_empty_dsn, directory, "migrate --head 0001@head")
     assert works(pg_empty_dsn)
 
 
