@@ -70,8 +70,9 @@ def test_an_emit_of_a_view_is_part_of_its_transaction(app, client, pg_owner_dsn)
 def test_send_volatile_and_keys(client):
     for _ in range(2):
         client.emit("say", "once")
-    received = client.get_received()
-    assert sorted(event["name"] for event in received) == ["message", "message", "said", "typing", "typing"]
+    received = sorted(event["name"] for event in client.get_received())
+    # a volatile event is dropped while others wait for the client
+    assert [name for name in received if name != "typing"] == ["message", "message", "said"]
 
 
 def test_error_handlers_and_class_based_namespaces(app, client):
@@ -153,10 +154,22 @@ async def test_a_client_recovers_under_werkzeug(pg_owner_dsn):
 
 
 # -- Flask-Migrate --------------------------------------------------------------------------------------------------
-def flask_db(dsn, directory, *arguments):
+COMMANDS = """
+import shlex, sys
+from support.apps.flask_app import create_app
+runner = create_app().test_cli_runner()
+for command in sys.argv[1:]:
+    result = runner.invoke(args=["db", *shlex.split(command)])
+    assert result.exit_code == 0, (command, result.output, result.exception)
+    print(result.output)
+"""
+
+
+def flask_db(dsn, directory, *commands):
+    """Run `flask db COMMAND` for each command, in one process, and return what they print and log."""
     env = {**os.environ, "SIO_PG_DSN": dsn, "MIGRATIONS": str(directory), "NO_COLOR": "1"}
-    command = [sys.executable, "-m", "flask", "--app", "support.apps.flask_app:create_app", "db", *arguments]
-    done = subprocess.run(command, cwd=TESTS, env=env, capture_output=True, text=True, timeout=60)
+    words = [sys.executable, "-c", COMMANDS, *commands]
+    done = subprocess.run(words, cwd=TESTS, env=env, capture_output=True, text=True, timeout=100)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr
 
@@ -169,35 +182,25 @@ def works(dsn):
 
 def test_flask_migrate_with_the_tables_as_a_branch(pg_empty_dsn, tmp_path):
     directory = tmp_path / "migrations"
-    flask_db(pg_empty_dsn, directory, "init")
-    flask_db(pg_empty_dsn, directory, "migrate", "-m", "orders")
-    flask_db(pg_empty_dsn, directory, "upgrade")  # an application that has migrations already
-
+    # an application that has migrations already
+    flask_db(pg_empty_dsn, directory, "init", "migrate -m orders --rev-id 0001", "upgrade")
     ini = directory / "alembic.ini"
     branch = "version_locations = %(here)s/versions sio_pg_adapter:migrations/versions"
     ini.write_text(ini.read_text().replace("[alembic]", f"[alembic]\npath_separator = space\n{branch}"))
-    flask_db(pg_empty_dsn, directory, "upgrade", "heads")
+    assert "No new upgrade operations detected" in flask_db(pg_empty_dsn, directory, "upgrade heads", "check")
+    # in a process of its own, because Flask-Migrate keeps the configuration of the first command
+    assert "No changes in schema detected" in flask_db(pg_empty_dsn, directory, "migrate --head 0001@head")
     assert works(pg_empty_dsn)
-    assert "No new upgrade operations detected" in flask_db(pg_empty_dsn, directory, "check")
-    [first] = directory.glob("versions/*_orders.py")
-    head = f"{first.name.partition('_')[0]}@head"
-    assert "No changes in schema detected" in flask_db(pg_empty_dsn, directory, "migrate", "--head", head)
-    flask_db(pg_empty_dsn, directory, "downgrade", "sio_pg_adapter@base")
-    with psycopg.connect(pg_empty_dsn) as connection:
-        assert connection.execute("SELECT to_regclass('sio_log')").fetchone() == (None,)
 
 
 def test_flask_migrate_with_the_tables_in_a_revision(pg_empty_dsn, tmp_path):
     directory = tmp_path / "migrations"
-    flask_db(pg_empty_dsn, directory, "init")
-    flask_db(pg_empty_dsn, directory, "migrate", "-m", "orders")
-    flask_db(pg_empty_dsn, directory, "revision", "-m", "socketio")
-    [revision] = directory.glob("versions/*_socketio.py")
+    flask_db(pg_empty_dsn, directory, "init", "migrate -m orders --rev-id 0001", "revision -m socketio --rev-id 0002")
+    revision = directory / "versions" / "0002_socketio.py"
     upgrade, downgrade = revision.read_text().split("def downgrade():")
     upgrade = upgrade.replace("pass", 'from sio_pg_adapter import schema\n    schema.upgrade(op, "sio0001")')
     downgrade = downgrade.replace("pass", "from sio_pg_adapter import schema\n    schema.downgrade(op)")
     revision.write_text(f"{upgrade}def downgrade():{downgrade}")
-    flask_db(pg_empty_dsn, directory, "upgrade")
+    logged = flask_db(pg_empty_dsn, directory, "upgrade", "check", "downgrade", "upgrade")
+    assert "No new upgrade operations detected" in logged
     assert works(pg_empty_dsn)
-    assert "No new upgrade operations detected" in flask_db(pg_empty_dsn, directory, "check")
-    flask_db(pg_empty_dsn, directory, "downgrade")
