@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from urllib.parse import quote
 
+import hypothesis
 import psycopg
 import pytest
 from psycopg import sql
@@ -22,6 +23,13 @@ from sio_pg_adapter.migrate import upgrade
 from support.roles import NODE, OWNER, grants, node_dsn
 
 CreateDatabase = Callable[[str], AbstractContextManager[str]]
+
+
+# A run of CI tries the same examples each time, so that a change and its failure come together. `--hypothesis-profile
+# search` looks for others. Examples take longer on a busy machine, which is no failure.
+hypothesis.settings.register_profile("repeat", derandomize=True, deadline=None)
+hypothesis.settings.register_profile("search", max_examples=2_000, deadline=None)
+hypothesis.settings.load_profile("repeat")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

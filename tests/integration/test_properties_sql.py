@@ -1,0 +1,164 @@
+"""What the database has of rooms, replays and losses, against a model that knows no table and no interval.
+
+The model keeps all events, and for each the rooms in which each session was at that moment.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+import asyncpg
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from sio_pg_adapter import AsyncPostgresManager
+from sio_pg_adapter.log.records import Kind, MemberMove
+from support.store import Store
+
+ROOMS = ["x", "y"]
+SIDS = ["s", "t"]
+rooms = st.sampled_from(["x", "x", "x", "y"])
+sids = st.sampled_from(["s", "s", "s", "t"])
+named = st.lists(st.sampled_from(["x", "x", *ROOMS, *SIDS, ""]), min_size=1, max_size=2, unique=True).map(tuple)
+skips = st.lists(sids, max_size=1).map(tuple)
+steps = st.one_of(
+    st.tuples(st.just("emit"), named, skips),
+    st.tuples(st.just("emit"), named, skips),
+    st.tuples(st.just("enter"), sids, rooms, st.sampled_from(["", "", "member", "former"])),
+    st.tuples(st.just("leave"), sids, rooms, st.sampled_from(["", "", "former"])),
+    st.tuples(st.just("leave as of"), sids, rooms, st.integers(0, 6)),
+    st.tuples(st.just("close"), rooms),
+    st.tuples(st.just("members"), st.sampled_from([Kind.ENTER, Kind.LEAVE]), named, rooms, skips),
+    st.tuples(st.just("trim"), st.integers(1, 6)),
+)
+
+
+class Model:
+    """All events, and who was where."""
+
+    def __init__(self) -> None:
+        self.rooms: dict[str, set[str]] = {sid: set() for sid in SIDS}
+        self.events: dict[int, tuple[set[str], dict[str, set[str]]]] = {}
+
+    def emit(self, offset: int, to: tuple[str, ...], skip: tuple[str, ...]) -> None:
+        self.events[offset] = set(to), {sid: {sid, "", *self.rooms[sid]} for sid in SIDS if sid not in skip}
+
+    def leave_as_of(self, sid: str, room: str, as_of: int) -> None:
+        self.rooms[sid].discard(room)
+        for offset, (_, was_in) in self.events.items():
+            if offset >= as_of and sid in was_in:
+                was_in[sid].discard(room)
+
+    def due(self, sid: str, after: int) -> list[int]:
+        return [
+            offset for offset, (to, was_in) in self.events.items() if offset > after and to & was_in.get(sid, set())
+        ]
+
+
+class Run:
+    def __init__(self, store: Store, db: asyncpg.Connection) -> None:
+        self.store, self.db, self.model = store, db, Model()
+        self.rewritten = False
+
+    async def do(self, step: tuple) -> None:
+        model, store = self.model, self.store
+        match step:
+            case ("emit", to, skip):
+                model.emit(await store.emit(*to, skip=skip), to, skip)
+            case ("close", room):
+                await store.close_room(room)
+                for of in model.rooms.values():
+                    of.discard(room)
+            case ("members", kind, of, room, skip):
+                await store.log.append(MemberMove(kind, "/", of, (room,), skip_sids=skip))
+                for sid in [sid for sid in SIDS if sid not in skip and {sid, "", *model.rooms[sid]} & set(of)]:
+                    (model.rooms[sid].add if kind is Kind.ENTER else model.rooms[sid].discard)(room)
+            case ("trim", count):
+                await self.db.execute("SELECT sio_trim(0, $1)", count)
+            case _:
+                await self.move(step)
+
+    async def move(self, step: tuple) -> None:
+        model, store = self.model, self.store
+        match step:
+            case ("enter", sid, room, how):
+                args = {"member": {"member": True}, "former": {"generation": 0}}.get(how, {})
+                offset = await store.move(Kind.ENTER, sid, room, **args)
+                if not how:
+                    assert offset > 0
+                    model.rooms[sid].add(room)
+                else:  # it is in the room already, or nothing changes
+                    assert (offset > 0) == (how == "member" and room in model.rooms[sid])
+            case ("leave", sid, room, how):
+                offset = await store.move(Kind.LEAVE, sid, room, **({"generation": 0} if how else {}))
+                if not how:
+                    model.rooms[sid].discard(room)
+                else:
+                    assert offset == 0
+            case ("leave as of", sid, room, back):
+                as_of = max(self.start, await store.reader.head() - back)
+                await store.move(Kind.LEAVE, sid, room, as_of=as_of)
+                model.leave_as_of(sid, room, as_of)
+                self.rewritten = True
+
+    async def open(self) -> None:
+        self.start = await self.store.emit()
+        self.held = {sid: await self.store.open(sid, f"pid of {sid}", cursor=self.start) for sid in SIDS}
+
+    async def check(self) -> None:
+        floor, head = await self.db.fetchval("SELECT floor FROM sio_log"), await self.store.reader.head()
+        for sid in SIDS:
+            session = self.held[sid].id
+            current = "SELECT room FROM sio_rooms WHERE session = $1 AND left_at IS NULL"
+            assert {row["room"] for row in await self.db.fetch(current, session)} == self.model.rooms[sid]
+            for after in range(self.start, head + 1):
+                due = self.model.due(sid, after)
+                stored = [offset for offset in due if offset > floor]
+                for limit in (2, 1_000):
+                    rows = await self.db.fetch("SELECT d FROM sio_due($1, $2, $3) d", session, after, limit)
+                    assert [row["d"] for row in rows] == stored[:limit]
+                lost = await self.db.fetchval("SELECT sio_lost($1, $2)", session, after)
+                if self.rewritten and after < floor:  # a floor may be that of an event that is not due any more
+                    assert lost or due == stored
+                else:
+                    assert lost == (due != stored)
+
+
+LEFT_TWICE = [
+    ("enter", "s", "x", ""),
+    ("emit", ("x",), ()),
+    ("leave", "s", "x", ""),
+    ("leave as of", "s", "x", 6),
+]
+"""The handler of a recovery leaves a room that the client has left since, which few scripts of chance do."""
+
+EMPTY = """
+DELETE FROM sio_sessions; DELETE FROM sio_rooms; DELETE FROM sio_packets; DELETE FROM sio_packet_rooms;
+DELETE FROM sio_room_floors; DELETE FROM sio_session_floors"""
+
+
+def test_rooms_replays_and_losses_are_those_of_the_model(pg_dsn):
+    async def one(store: Store, db: asyncpg.Connection, script: list[tuple]) -> None:
+        await db.execute(EMPTY)
+        run = Run(store, db)
+        await run.open()
+        for step in script:
+            await run.do(step)
+        await run.check()
+
+    with asyncio.Runner() as runner:
+        manager = AsyncPostgresManager(pg_dsn, write_only=True)
+        runner.run(manager.start())
+        db = runner.run(asyncpg.connect(pg_dsn))
+
+        @settings(max_examples=150, suppress_health_check=list(HealthCheck))
+        @example(script=LEFT_TWICE)
+        @given(script=st.lists(steps, min_size=1, max_size=25))
+        def check(script):
+            runner.run(one(Store(manager), db, script))
+
+        try:
+            check()
+        finally:
+            runner.run(db.close())
+            runner.run(manager.aclose())
