@@ -1,4 +1,7 @@
-"""``Server``: python-socketio's synchronous server, with connection state recovery."""
+"""``Server``: python-socketio's synchronous server, with connection state recovery.
+
+The module is longer than others because the class is public, and each registration has its overloads.
+"""
 
 from __future__ import annotations
 
@@ -125,12 +128,54 @@ class Server(socketio.Server):
                            ``socketio.exceptions.ConnectionRefusedError`` to refuse. As a decorator it may be the
                            namespace instead: ``@sio.use("/chat")``.
         """
-        if middleware is None or isinstance(middleware, str):
-            where = namespace if middleware is None else middleware
-            return lambda function: self.use(function, where)
-        called = self._in_thread(_function("use", middleware))
-        self._register(lambda server: server.use(called, namespace))
-        return middleware
+        return self._listen("use", middleware, namespace)
+
+    @overload
+    def use_event(self, middleware: F, namespace: str = "/") -> F: ...
+
+    @overload
+    def use_event(self, middleware: str | None = None, namespace: str = "/") -> Callable[[F], F]: ...
+
+    def use_event(self, middleware: Any = None, namespace: str = "/") -> Any:
+        """Register a function that runs before the handler of each event. See :meth:`AsyncServer.use_event`.
+
+        :param middleware: ``def middleware(sid, event, args)``. It is a plain function, which runs in a thread.
+        """
+        return self._listen("use_event", middleware, namespace)
+
+    @overload
+    def on_any(self, handler: F, namespace: str = "/") -> F: ...
+
+    @overload
+    def on_any(self, handler: str | None = None, namespace: str = "/") -> Callable[[F], F]: ...
+
+    def on_any(self, handler: Any = None, namespace: str = "/") -> Any:
+        """Register a listener for all events that clients send. See :meth:`AsyncServer.on_any`.
+
+        :param handler: ``def handler(event, sid, *args)``. It is a plain function, which runs in a thread.
+        """
+        return self._listen("on_any", handler, namespace)
+
+    @overload
+    def on_any_outgoing(self, handler: F, namespace: str = "/") -> F: ...
+
+    @overload
+    def on_any_outgoing(self, handler: str | None = None, namespace: str = "/") -> Callable[[F], F]: ...
+
+    def on_any_outgoing(self, handler: Any = None, namespace: str = "/") -> Any:
+        """Register a listener for all events that this node sends. See :meth:`AsyncServer.on_any_outgoing`.
+
+        :param handler: ``def handler(event, sid, *args)``. It is a plain function, which runs in a thread.
+        """
+        return self._listen("on_any_outgoing", handler, namespace)
+
+    def _listen(self, name: str, function: Any, namespace: str) -> Any:
+        if function is None or isinstance(function, str):
+            where = namespace if function is None else function
+            return lambda listener: self._listen(name, listener, where)
+        called = self._in_thread(_function(name, function))
+        self._register(lambda server: getattr(server, name)(called, namespace))
+        return function
 
     @overload
     def on_session_expired(self, handler: F, *, namespace: str = "*") -> F: ...

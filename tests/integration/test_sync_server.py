@@ -164,6 +164,27 @@ def test_session_blocks_of_threads_take_turns(served: Served) -> None:
     assert served.sio.get_session(sid) == {"n": 20}
 
 
+def test_listeners_and_middlewares_run_in_threads(served: Served) -> None:
+    seen: list[Any] = []
+
+    @served.sio.use
+    def admit(sid: str, environ: dict[str, Any], auth: Any) -> None:
+        seen.append(("use", threading.current_thread().name[:14]))
+
+    @served.sio.use_event("/")
+    def change(sid: str, event: str, args: list[Any]) -> None:
+        seen.append(("use_event", threading.current_thread().name[:14]))
+        args[0] += 1
+
+    @served.sio.on_any
+    def listen(event: str, sid: str, *args: Any) -> None:
+        seen.append((event, *args, threading.current_thread().name[:14]))
+
+    assert served.client().call("echo", 1) == 2
+    thread = "sio_pg handler"
+    assert seen == [("use", thread), ("echo", 1, thread), ("use_event", thread)]
+
+
 def test_a_class_based_namespace(served: Served) -> None:
     class Chat(Namespace):
         def on_said(self, sid: str, text: str) -> list[str]:
