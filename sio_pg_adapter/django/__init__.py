@@ -10,7 +10,7 @@ need nothing of this package.
 
 from __future__ import annotations
 
-from .server import AsyncServer
+from .server import AsyncServer, Server
 from .settings import database_url
 
-__all__ = ["AsyncServer", "database_url"]
+__all__ = ["AsyncServer", "Server", "database_url"]

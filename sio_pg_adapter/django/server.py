@@ -11,6 +11,8 @@ from django.db import close_old_connections
 
 from sio_pg_adapter.manager import AsyncPostgresManager
 from sio_pg_adapter.server.server import AsyncServer as PlainServer
+from sio_pg_adapter.sync.manager import PostgresManager
+from sio_pg_adapter.sync.server import Server as SyncServer
 
 from .settings import database_url, read_settings
 
@@ -54,6 +56,32 @@ class AsyncServer(PlainServer):
     def _get_event_handler(self, event: str, namespace: str, args: Any) -> Any:
         handler, args = super()._get_event_handler(event, namespace, args)
         return (handler if handler is None or iscoroutinefunction(handler) else _in_thread(handler)), args
+
+
+class Server(SyncServer):
+    """An :class:`sio_pg_adapter.Server` for Django under WSGI.
+
+    After each call of a handler, Django closes the connections that it closes after a request: all of them, unless
+    ``CONN_MAX_AGE`` says otherwise. The same is true of middlewares, listeners and callbacks.
+
+    :param client_manager: without it, a ``PostgresManager`` on the database that the setting ``SIO_PG`` names.
+    """
+
+    def __init__(self, client_manager: Any = None, *args: Any, **kwargs: Any) -> None:
+        if client_manager is None:
+            client_manager = PostgresManager(database_url(), schema=read_settings().schema)
+        super().__init__(client_manager, *args, **kwargs)
+
+    async def _run_in_thread(self, function: Callable[..., Any], *args: Any) -> Any:
+        return await super()._run_in_thread(_closing, function, *args)
+
+
+def _closing(function: Callable[..., Any], *args: Any) -> Any:
+    close_old_connections()
+    try:
+        return function(*args)
+    finally:
+        close_old_connections()
 
 
 def _in_thread(handler: Callable[..., Any]) -> Callable[..., Any]:

@@ -202,3 +202,28 @@ async def test_handlers_of_the_asgi_server(pg_migrated_dsn):
         await served.stop()
         assert "Application shutdown complete" in served.output()
         assert "RuntimeError: after the emit" in served.output()
+
+
+async def test_handlers_of_the_wsgi_server(pg_migrated_dsn):
+    with psycopg.connect(pg_migrated_dsn) as connection:
+        connection.execute("CREATE TABLE orders (id int)")
+    port, events = free_port(), asyncio.Queue()
+    command = ("gunicorn", "-k", "gthread", "--threads", "8", "-b", f"127.0.0.1:{port}")
+    app = "support.apps.django_wsgi_app:app"
+    async with Served("postgresql://unused", *command, app, port=port, DJANGO_DSN=pg_migrated_dsn) as served:
+        client = AsyncClient()
+        client.on("*", lambda *event: events.put_nowait(event))
+        await client.connect(served.url, transports=["websocket"])
+        await client.emit("pay", True)
+        assert await client.call("pay", False, timeout=TIMEOUT) is False
+        assert await asyncio.wait_for(events.get(), TIMEOUT) == ("paid", {"failed": False})
+        with psycopg.connect(pg_migrated_dsn) as connection:
+            assert connection.execute("SELECT count(*) FROM orders").fetchone() == (1,)
+        assert await served.get("/order") is None
+        assert await asyncio.wait_for(events.get(), TIMEOUT) == ("ordered", {"id": 7})
+        # two threads with a connection each, which is closed after the call
+        assert await asyncio.gather(*(client.call("meet", timeout=TIMEOUT) for _ in range(2))) == [True, True]
+        assert await client.call("others", timeout=TIMEOUT) == []
+        await client.disconnect()
+        assert await served.stop() == 0
+        assert "RuntimeError: after the emit" in served.output()
