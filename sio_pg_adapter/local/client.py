@@ -101,7 +101,6 @@ class Client:
     :ivar accepted: the application accepted it.
     :ivar ended: its session is over for good.
     :ivar closed: why its connection was closed.
-    :ivar gone: set when the work of its end is done.
     """
 
     namespace: str
@@ -124,8 +123,9 @@ class Client:
     accepted: bool = False
     ended: bool = False
     closed: str | None = None
-    gone: asyncio.Event = field(default_factory=asyncio.Event)
     acks: dict[int, Ack] = field(default_factory=dict)
+    _gone: asyncio.Event | None = None
+    _is_finished: bool = False
     _opening: asyncio.Future[None] | None = None
     _is_cut: bool = False
     _is_ending: bool = False
@@ -372,8 +372,19 @@ class Client:
         begun, self._is_ending = self._is_ending, True
         return not begun
 
+    @property
+    def gone(self) -> asyncio.Event:
+        """It is set when the work of its end is done. Made when somebody asks: an event takes 0.8 kB."""
+        if self._gone is None:
+            self._gone = asyncio.Event()
+            if self._is_finished:
+                self._gone.set()
+        return self._gone
+
     def finish(self) -> None:
-        self.gone.set()
+        self._is_finished = True
+        if self._gone is not None:
+            self._gone.set()
 
     def _require(self, *states: State) -> None:
         if self.state not in states:

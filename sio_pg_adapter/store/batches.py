@@ -51,9 +51,17 @@ def _column(values: list[Any]) -> list[Any] | None:
 
 
 def carried(entries: list[Entry]) -> str | None:
-    """Return the batch's events as text, if they fit in a notification. Nodes that are up to date need not read."""
+    """Return the batch's events as text, if they fit in a notification. Nodes that are up to date need not read.
+
+    It is JSON. A single event for one room is written out, because each node would parse the JSON.
+    """
     if sum(e.size for e in entries) > CARRY_BYTES or any(e.kind is not Kind.EVENT or e.parts for e in entries):
         return None
+    if alone := lone_event(entries):
+        namespace, room, body = alone[:3]
+        text = f"={len(namespace)} {len(room)} {namespace}{room}{body}"
+        if text.isascii():
+            return text if len(text) <= CARRY_BYTES else None
     text = compact([[e.namespace, e.rooms, e.skip_sids, e.skip_rooms, e.body] for e in entries])
     return text if len(text) <= CARRY_BYTES else None  # ASCII: characters are bytes
 

@@ -180,11 +180,21 @@ def read_notification(payload: str, cursor: int = 0) -> tuple[int, int, list[Rec
     prev, last = int(prev_text), int(last_text)
     if not carried or last <= cursor:
         return prev, last, None
+    if carried[0].startswith("="):
+        records = [_lone_record(last, carried[0])]
+        return (prev, last, records) if prev + 1 == last else (prev, last, None)
     records = [
         Record(prev + i, Kind.EVENT, namespace, tuple(rooms), tuple(skips), tuple(skip_rooms), body=body)
         for i, (namespace, rooms, skips, skip_rooms, body) in enumerate(json.loads(carried[0]), 1)
     ]
     return (prev, last, records) if prev + len(records) == last else (prev, last, None)
+
+
+def _lone_record(offset: int, carried: str) -> Record:
+    namespace_size, room_size, rest = carried[1:].split(" ", 2)
+    room_at = int(namespace_size)
+    body_at = room_at + int(room_size)
+    return Record(offset, Kind.EVENT, rest[:room_at], (rest[room_at:body_at],), body=rest[body_at:])
 
 
 async def read_attachment(database: Database, key: str) -> tuple[str, tuple[bytes, ...]]:

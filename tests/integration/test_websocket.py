@@ -11,6 +11,7 @@ import ssl
 import struct
 import weakref
 import zlib
+from collections import Counter
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -72,6 +73,10 @@ class Raw:
             struct.pack("!B", 0x80 | len(payload)) if len(payload) < 126 else struct.pack("!BH", 0xFE, len(payload))
         )
         self.writer.write(b"\x81" + size + bytes(4) + payload)
+
+    def send_compressed(self, payload: bytes) -> None:
+        assert len(payload) < 126
+        self.writer.write(struct.pack("!BB", 0xC1, 0x80 | len(payload)) + bytes(4) + payload)
 
 
 @contextlib.asynccontextmanager
@@ -429,6 +434,53 @@ async def test_a_transport_under_tls_that_was_closed_twice_takes_nothing():
     writer.close()
     server.close()
     await server.wait_closed()
+
+
+def counted() -> Counter[type]:
+    gc.collect()
+    cancelled = [thing for thing in gc.get_objects() if isinstance(thing, asyncio.TimerHandle) and thing.cancelled()]
+    return Counter(type(thing) for thing in gc.get_objects()) - Counter(map(type, cancelled))
+
+
+@pytest.mark.parametrize("served", ["websockets-sansio", "wsproto"], indirect=True)
+async def test_what_an_idle_client_takes(served):
+    """One task, which reads, and a timer. uvicorn adds an event and a timer. python-engineio has three tasks."""
+    node, connect = served
+    held = [await connected(connect) for _ in range(2)]  # which make what all share
+    await until(lambda: all(client.connection.wire.idle for client in node.manager.clients))
+    before, tasks = counted(), len(asyncio.all_tasks())
+    held += [await connected(connect) for _ in range(10)]
+    await until(lambda: all(client.connection.wire.idle for client in node.manager.clients))
+    after = counted()
+    assert len(asyncio.all_tasks()) - tasks == 10
+    for kind, each in ((asyncio.Queue, 0), (asyncio.Event, 1), (asyncio.TimerHandle, 2), (Outbox, 1)):
+        assert after[kind] - before[kind] <= 10 * each, kind
+    assert len(held) == 12
+
+
+@pytest.mark.parametrize("served", ["websockets-sansio"], indirect=True)
+async def test_an_idle_client_keeps_no_state_of_a_compression(served):
+    """Both ends may compress all the same, and each with what it compressed before."""
+    node, connect = served
+    raw = await connected(connect, deflate=True)
+    client = node.manager.clients.current(raw.sid, "/")
+    protocol = client.connection.wire._transport.get_protocol()
+    [extension] = protocol.conn.extensions
+
+    def states() -> list[str]:
+        return [name for name in ("encoder", "decoder") if type(getattr(extension, name, None)).__module__ == "zlib"]
+
+    assert states() == []
+    got: list[Any] = []
+    node.sio.on("e", lambda _sid, text: got.append(text))
+    deflate = zlib.compressobj(wbits=-12)
+    for n in range(3):
+        await node.sio.emit("e", f"{n}" * 5_000)
+        assert (await raw.event())[1] == f"{n}" * 5_000
+        payload = deflate.compress(f"42{json.dumps(['e', 'text ' * 20])}".encode())
+        raw.send_compressed(payload + deflate.flush(zlib.Z_SYNC_FLUSH)[:-4])
+    await until(lambda: got == ["text " * 20] * 3)
+    assert states() == ["decoder"]  # the client may refer to what it has compressed before
 
 
 async def test_a_client_that_reads_nothing_is_let_go_with_its_data(served, monkeypatch):

@@ -137,6 +137,18 @@ def test_the_events_of_a_small_batch_are_carried_and_read_as_they_were():
     ]
 
 
+@pytest.mark.parametrize("room", ["", "r", "a b 7 =", "ü"])
+def test_a_single_event_is_carried_and_read_as_it_was(room):
+    body = '["e","a  b \\u00fc"]'
+    text = carried([event(room, body=body, namespace="/chat room")])
+    assert text is not None and text.isascii() and text.startswith("=" if room.isascii() else "[")
+    _, _, records = read_notification(f"4 5 {text}")
+    assert records is not None
+    assert [(r.offset, r.namespace, r.rooms, r.skip_sids, r.body) for r in records] == [
+        (5, "/chat room", (room,), (), body)
+    ]
+
+
 @pytest.mark.parametrize(
     "entries",
     [
