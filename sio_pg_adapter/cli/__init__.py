@@ -140,6 +140,7 @@ def _parser() -> argparse.ArgumentParser:
 
     demo = add("demo", "show connection state recovery, without a database", module="..demo")
     demo.add_argument("--check", action="store_true", help="run the walk in the terminal, print its result, and exit")
+    demo.add_argument("--history", metavar="FILE", help="write the history of the walk, for `sio-pg check`")
     demo.add_argument("--port", type=_port, default=8000, help="port of the page, 0 for a free one (default: 8000)")
     return parser
 

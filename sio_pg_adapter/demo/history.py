@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import time
 from pathlib import Path
@@ -51,6 +52,11 @@ _FIRST_BYTES = 400
 def event_id(name: str, args: list[Any] | tuple[Any, ...]) -> str:
     """Return the name of an event in a history: its name and its first argument, which must be unique in the run."""
     return f"{name} {json.dumps(args[0], separators=(',', ':'))}" if args else name
+
+
+def number(offset: str) -> int:
+    """Return the number in an offset as clients have it."""
+    return int.from_bytes(base64.urlsafe_b64decode(offset + "==")[:8], "big")
 
 
 class HistoryWriter:

@@ -18,6 +18,8 @@ from sio_pg_adapter.store.database import Database
 from sio_pg_adapter.store.failures import translated
 from sio_pg_adapter.store.kept import Connection
 
+from .history import KEEP, HistoryWriter, event_id
+
 EVENTS_PER_SECOND = 10
 
 _START_TIMEOUT = 30.0
@@ -125,6 +127,7 @@ class Cluster:
     :param origins: the origins of pages that may connect to the nodes.
     :param restart_after: seconds from the end of a node to its next start.
     :param restart_database: a function that restarts PostgreSQL and returns when it serves. It runs in a thread.
+    :param history: where emits are written, and the log in the end.
     :ivar head: the number of the last tick.
     :ivar database_up: ``False`` while PostgreSQL restarts.
     """
@@ -136,11 +139,13 @@ class Cluster:
         origins: tuple[str, ...] = (),
         restart_after: float = 3.0,
         restart_database: Callable[[], None] | None = None,
+        history: HistoryWriter | None = None,
     ) -> None:
         # This process serves no clients, so each tick reaches the nodes through the log.
         self._database = Database(dsn, pool=None, listen_dsn=None, schema="public")
         self.nodes = {name: NodeProcess(name, dsn, origins, restart_after) for name in "AB"}
         self.head = 0
+        self.history = history
         self.database_up = True
         self._restart_database = restart_database
         self._restart_requested = asyncio.Event()
@@ -203,6 +208,13 @@ class Cluster:
             with translated("the state of a page"):
                 return dict(await connection.fetchrow("SELECT n, sio_position() AS position FROM demo_ticks"))
 
+    async def end_history(self) -> None:
+        """Write the log to the history, and close it."""
+        if self.history is not None:
+            async with self._database.connection() as connection:
+                await self.history.write_log(connection)
+            self.history.close()
+
     async def _restart_on_request(self, restart: Callable[[], None]) -> None:
         while True:
             await self._restart_requested.wait()
@@ -219,11 +231,16 @@ class Cluster:
         try:
             async with database.connection() as connection:
                 await connection.execute("CREATE TABLE demo_ticks AS SELECT 0::bigint AS n")
+                if self.history is not None:
+                    await connection.execute(KEEP)
             while True:
                 with contextlib.suppress(StoreUnavailable):  # during a restart
                     async with database.connection() as connection:
                         with translated("a tick"):
                             self.head = await _emit_next(connection)
+                            if self.history is not None:
+                                event = event_id("tick", [{"n": self.head}])
+                                self.history.write("answer", event=event, outcome="stored")
                 await asyncio.sleep(1 / EVENTS_PER_SECOND)  # the pace of the demo
         finally:
             await database.close()

@@ -15,7 +15,11 @@ from socketio.exceptions import SocketIOError
 
 from sio_pg_adapter.client import AsyncClient
 
+from .history import HistoryWriter, event_id, number
 from .processes import EVENTS_PER_SECOND, Cluster
+
+CLIENT = "walker"
+"""The name of the client in a history."""
 
 _STEP_TIMEOUT = 15.0
 """Seconds within which the client must be back. One or two are normal."""
@@ -77,23 +81,37 @@ class Tally:
         return Absence(missed=n - 1 - self._away_since, replayed=self._replayed)
 
 
+class _Client(AsyncClient):
+    """A client that writes the stored events that it receives to a history."""
+
+    history: HistoryWriter | None = None
+
+    async def _handle_event(self, namespace: str | None, id: int | None, data: list[Any]) -> None:  # noqa: A002
+        if self.history is not None and isinstance(data[-1], str):
+            name, *args, offset = data
+            self.history.write("received", client=CLIENT, event=event_id(name, args), offset=number(offset))
+        await super()._handle_event(namespace, id, data)
+
+
 class Walker:
     """A client of the cluster, and its count."""
 
     def __init__(self, cluster: Cluster) -> None:
         self.cluster = cluster
+        self.history = cluster.history
         self.tally = Tally()
         self.at = "A"  # the node to connect to next
         self.node = ""  # the node of its connection
         self._visit = 0
         self._live: asyncio.Future[Absence] = asyncio.get_running_loop().create_future()
-        self.client = AsyncClient(
+        self.client = _Client(
             reconnection_delay=0.8,  # long enough to miss events
             reconnection_delay_max=1,
             randomization_factor=0,
             handle_sigint=False,  # Ctrl-C ends the demo, which ends its clients
         )
-        for name in ("connect_error", "disconnect", "welcome", "tick"):
+        self.client.history = cluster.history
+        for name in ("connect", "connect_error", "disconnect", "welcome", "tick"):
             self.client.on(name, getattr(self, f"_on_{name}"))
 
     async def start(self) -> None:
@@ -126,11 +144,21 @@ class Walker:
         self._visit += 1
         return {"visit": self._visit}
 
+    def _on_connect(self) -> None:
+        client = self.client
+        reply = {"sid": client.get_sid(), "pid": client._sessions["/"].pid, "recovered": client.recovered()}  # noqa: SLF001
+        self._write("connected", **reply)
+
+    def _write(self, kind: str, **fields: Any) -> None:
+        if self.history is not None:
+            self.history.write(kind, client=CLIENT, **fields)
+
     def _on_connect_error(self, _: Any) -> None:
         self.at = self.cluster.other(self.at)  # as a load balancer would
 
     def _on_disconnect(self, reason: str) -> None:
         self.tally.dropped()
+        self._write("disconnected", reason=reason)
 
     def _on_welcome(self, data: dict[str, Any]) -> None:
         if data["visit"] == self._visit:
@@ -144,7 +172,10 @@ class Walker:
 
 
 async def walk(cluster: Cluster) -> bool:
-    """Run all steps, print the results, and return whether all recovered without a lost or doubled event."""
+    """Run all steps, print the results, and return whether all recovered without a lost or doubled event.
+
+    The history of the cluster, if it has one, ends with the walk.
+    """
     print(f"Two server nodes, one PostgreSQL, {EVENTS_PER_SECOND} numbered events a second to a Python client.\n")
     for node in cluster.nodes.values():
         print(f"  node {node.name}: {node.url}")
@@ -167,7 +198,10 @@ async def walk(cluster: Cluster) -> bool:
     except SocketIOError as e:
         print(f"\nthe client cannot connect: {e}")
     finally:
+        if walker.history is not None and walker.client.get_sid():
+            walker.history.write("ended", sid=walker.client.get_sid(), by="its client")
         await walker.client.shutdown()
+        await cluster.end_history()
     ok = recovered == len(steps) and tally.lost == tally.doubled == 0
     print(
         f"\n{_verdict(ok, 'ok', 'FAILED')}: recovered {recovered} of {len(steps)}, received {tally.received}, "
@@ -181,6 +215,8 @@ async def walk(cluster: Cluster) -> bool:
 
 
 async def _step(walker: Walker, title: str, break_off: Callable[[], None]) -> bool:
+    if walker.history is not None:
+        walker.history.write("fault", what=title)
     sid, node, tally = walker.client.get_sid(), walker.node, walker.tally
     lost, doubled, began = tally.lost, tally.doubled, time.monotonic()
     print(f"  {title:<29}", end="", flush=True)  # the rest of the line follows at the end of the step

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from sio_pg_adapter.check import check_file
 from sio_pg_adapter.demo.processes import Cluster, NodeFailed
 from sio_pg_adapter.demo.walk import Absence, Tally
 from sio_pg_adapter.demo.web import listen
@@ -47,10 +48,13 @@ def eventually(condition: Callable[[], bool]) -> None:
 # -- the walk ---------------------------------------------------------------------------------------------
 
 
-def test_check_walks_through_everything_and_ends_with_0(demo):
-    check = demo("--check")
+def test_check_walks_through_everything_and_ends_with_0(demo, tmp_path):
+    check = demo("--check", "--history", str(tmp_path / "walk.jsonl"))
     assert check.wait() == 0, "".join(check.lines)
     printed = "".join(check.lines)
+    history = check_file(tmp_path / "walk.jsonl")
+    assert not history.findings, history.report()
+    assert history.recoveries == 3 and history.deliveries > 20
     for title in ("the connection is cut", "it moves to the other node", "its node is killed"):
         step = next(line for line in check.lines if line.startswith(f"  {title}"))
         missed, replayed = re.search(r" (\d+) +(\d+) +0 +0   recovered$", step).groups()

@@ -11,9 +11,8 @@ import json
 import random
 from collections.abc import Callable
 
-from sio_pg_adapter.demo.history import HistoryWriter, event_id
+from sio_pg_adapter.demo.history import HistoryWriter, event_id, number
 from support.asgi_client import AsgiClient, Closed
-from support.chaos import number
 from support.nodes import Node
 
 

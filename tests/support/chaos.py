@@ -7,7 +7,6 @@ the history.
 from __future__ import annotations
 
 import asyncio
-import base64
 import collections
 import contextlib
 import random
@@ -20,7 +19,7 @@ import asyncpg
 
 from sio_pg_adapter import emit_async
 from sio_pg_adapter.check import Outcome
-from sio_pg_adapter.demo.history import KEEP, HistoryWriter, event_id
+from sio_pg_adapter.demo.history import KEEP, HistoryWriter, event_id, number
 from sio_pg_adapter.embedded import EmbeddedPostgres
 from support.js_driver import JSClient, JSDriver, Message
 from support.node_process import ControlError, NodeError, NodeProcess
@@ -28,11 +27,6 @@ from support.roles import node_dsn
 
 ROOMS = [f"room-{i}" for i in range(6)]
 SETTLE = 90.0  # seconds until all must have come to rest
-
-
-def number(offset: str) -> int:
-    """The number in an offset as clients have it."""
-    return int.from_bytes(base64.urlsafe_b64decode(offset + "==")[:8], "big")
 
 
 class ChaosClient:
