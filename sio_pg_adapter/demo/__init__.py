@@ -38,8 +38,8 @@ _EXTRA = {  # each module to import, and its package
 def main(args: argparse.Namespace) -> int:
     """Run the demo, and return 0 if the walk recovered each time without a lost or doubled event.
 
-    :param args: ``check`` ends the demo after the walk. ``port`` is that of the page, 0 for a free one. ``history`` is
-                 a file for the history of the walk, or ``None``.
+    :param args: ``check`` ends the demo after the walk. ``port`` is that of the page, 0 for a free one. ``history``
+                 is a file for the history of the walk, or ``None``.
     """
     if missing := [package for module, package in _EXTRA.items() if find_spec(module) is None]:
         packages = ", ".join(missing)
