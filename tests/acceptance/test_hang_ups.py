@@ -13,12 +13,12 @@ import socketio
 from support.js_driver import VERSIONS
 from support.python_client import TIMEOUT, quick_client
 
-KINDS = [*VERSIONS, "AsyncClient of python-socketio", "Client of python-socketio", "AsyncClient"]
+CLIENTS = [*VERSIONS, "AsyncClient of python-socketio", "Client of python-socketio", "AsyncClient"]
 
 # python-socketio's Client leaves the socket of a websocket that the server closed to the garbage collector.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
-each_kind = pytest.mark.parametrize("kind", KINDS)
+each_client = pytest.mark.parametrize("client_kind", CLIENTS)
 each_transport = pytest.mark.parametrize("transport", ["websocket", "polling"])
 
 
@@ -97,22 +97,22 @@ async def connect(js) -> Any:
 Connect = Callable[[str, str, str], Awaitable[tuple[Any, str]]]
 
 
-@each_kind
+@each_client
 @each_transport
-async def test_a_client_that_is_hung_up_on_comes_back(cluster, connect: Connect, kind, transport):
-    client, sid = await connect(kind, cluster.a.url, transport)
+async def test_a_client_that_is_hung_up_on_comes_back(cluster, connect: Connect, client_kind, transport):
+    client, sid = await connect(client_kind, cluster.a.url, transport)
     await cluster.a.control("hang_up", sid=sid)
     await cluster.a.logged(hook="disconnect", sid=sid)
     await client.connected()
 
 
-@pytest.mark.parametrize("kind", KINDS[-4:])
+@pytest.mark.parametrize("client_kind", CLIENTS[-4:])
 @each_transport
-async def test_a_client_comes_back_from_a_node_that_stops(make_cluster, connect: Connect, kind, transport):
+async def test_a_client_comes_back_from_a_node_that_stops(make_cluster, connect: Connect, client_kind, transport):
     cluster = make_cluster(2)
-    client, sid = await connect(kind, cluster.a.url, transport)
+    client, sid = await connect(client_kind, cluster.a.url, transport)
     await client.move_to(cluster.b.url)
     stderr = await asyncio.to_thread(cluster.a.terminate)
     assert "Traceback" not in stderr, stderr
     back = await client.connected()
-    assert kind.endswith("python-socketio") or back == sid
+    assert client_kind.endswith("python-socketio") or back == sid

@@ -99,7 +99,7 @@ async def test_case_20_middlewares_and_handler_on_recovery(make_cluster, js, ski
     await cluster.a.logged(2, hook="connect", sid=sid)
     hooks = [note["hook"] for note in await cluster.a.control("log")]
     again = ["connect"] if skip else ["middleware", "connect"]
-    assert hooks == ["middleware", "connect", "disconnect", *again]
+    assert hooks == ["middleware", "connect", "disconnecting", "disconnect", *again]
 
 
 @pytest.mark.parametrize("hook", ["middleware", "connect"])
