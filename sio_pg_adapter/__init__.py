@@ -37,6 +37,7 @@ from .server_events import server_side_emit, server_side_emit_async
 from .sync.manager import PostgresManager
 from .sync.namespace import Namespace
 from .sync.server import Server
+from .sync.sockets import BlockingSocket
 from .sync_client import Client, SimpleClient
 
 __all__ = [
@@ -45,6 +46,7 @@ __all__ = [
     "AsyncPostgresManager",
     "AsyncServer",
     "AsyncSimpleClient",
+    "BlockingSocket",
     "Client",
     "ConfigurationError",
     "ConnectionStateRecovery",

@@ -8,9 +8,9 @@ the asker's. Only session data is read from the tables, since any node may chang
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import parse_qsl
 
 from sio_pg_adapter.errors import NoAnswer, NotSerializable, SioPgError
@@ -53,7 +53,28 @@ class _OfServer:
 
 
 @dataclass(frozen=True, slots=True)
-class RemoteSocket(_OfServer):
+class SocketFields(_OfServer):
+    """The attributes of a client of any node, as they were when the nodes were asked."""
+
+    sid: str
+    namespace: str
+    rooms: tuple[str, ...]
+    session: Any
+    node: str
+    recovered: bool
+    handshake: Handshake = field(compare=False, repr=False)
+
+    def bound(self, kind: type[S], server: Any) -> S:
+        """Return the same client as a socket whose methods call this server."""
+        socket = kind(*(getattr(self, field.name) for field in fields(self)))
+        object.__setattr__(socket, "_server", server)
+        return socket
+
+
+S = TypeVar("S", bound=SocketFields)
+
+
+class RemoteSocket(SocketFields):
     """A client of any node, as it was when the nodes were asked. Its methods act on it wherever it is by then.
 
     :ivar sid: its session id, which the server's methods take.
@@ -66,13 +87,7 @@ class RemoteSocket(_OfServer):
     :ivar handshake: how it connected, this time.
     """
 
-    sid: str
-    namespace: str
-    rooms: tuple[str, ...]
-    session: Any
-    node: str
-    recovered: bool
-    handshake: Handshake = field(compare=False, repr=False)
+    __slots__ = ()
 
     async def emit(self, event: str, data: Any = None, **options: Any) -> Any:
         """Send it an event. ``options`` are those of :meth:`AsyncServer.emit`, without the recipients."""
@@ -139,7 +154,7 @@ class Sockets:
                     newest[sid] = (node, socket)
         stored = await self._sessions.data_of(namespace, [sid for sid, (_, s) in newest.items() if s["generation"]])
         sockets = [
-            RemoteSocket(
+            SocketFields(
                 sid=sid,
                 namespace=namespace,
                 rooms=tuple(socket["rooms"]),
@@ -147,12 +162,10 @@ class Sockets:
                 node=node,
                 recovered=socket["recovered"],
                 handshake=_handshake(socket["handshake"]),
-            )
+            ).bound(RemoteSocket, server)
             for sid, (node, socket) in newest.items()
             if sid in stored or not socket["generation"]  # else its session has just ended
         ]
-        for found in sockets:
-            object.__setattr__(found, "_server", server)
         if missing := answers.missing():
             raise NoAnswer("fetch_sockets", "node", missing, sockets)
         return sockets

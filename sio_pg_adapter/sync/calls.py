@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 from collections.abc import Callable, Coroutine
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar, overload
 
@@ -37,8 +38,10 @@ def blocking(method: Callable[..., Any]) -> Callable[..., Any]:
     ``callback=`` is called in a thread.
     """
     name = method.__name__
-    places = {name: i for i, name in enumerate(list(inspect.signature(method).parameters)[1:])}
-    connection, callback = places.get("connection"), places.get("callback")
+    parameters = list(inspect.signature(method).parameters.values())[1:]
+    by_name = math.inf if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters) else None
+    places: dict[str, float] = {parameter.name: i for i, parameter in enumerate(parameters)}
+    connection, callback = places.get("connection", by_name), places.get("callback", by_name)
 
     @functools.wraps(method)
     def call(self: Blocking, /, *args: Any, **kwargs: Any) -> Any:
@@ -54,13 +57,13 @@ def blocking(method: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _replaced(
-    args: tuple[Any, ...], kwargs: dict[str, Any], name: str, place: int, replace: Callable[[Any], Any]
+    args: tuple[Any, ...], kwargs: dict[str, Any], name: str, place: float, replace: Callable[[Any], Any]
 ) -> tuple[Any, ...]:
     """Replace an argument that is not ``None``."""
     if kwargs.get(name) is not None:
         kwargs[name] = replace(kwargs[name])
-    elif len(args) > place and args[place] is not None:
-        return (*args[:place], replace(args[place]), *args[place + 1 :])
+    elif len(args) > place and args[int(place)] is not None:
+        return (*args[: int(place)], replace(args[int(place)]), *args[int(place) + 1 :])
     return args
 
 

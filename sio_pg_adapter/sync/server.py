@@ -15,16 +15,18 @@ from typing import Any, TypeVar, overload
 
 import socketio
 
-from sio_pg_adapter.errors import ConfigurationError
+from sio_pg_adapter.errors import ConfigurationError, NoAnswer
 from sio_pg_adapter.handler_types import Event, On
 from sio_pg_adapter.manager import AsyncPostgresManager
 from sio_pg_adapter.options import ConnectionStateRecovery, is_async
+from sio_pg_adapter.server.cluster_api import FETCH_TIMEOUT
 from sio_pg_adapter.server.server import AsyncServer
 
 from .background import Background
 from .calls import blocking
 from .loop_server import LoopServer
 from .manager import PostgresManager
+from .sockets import BlockingSocket
 from .wsgi import serve
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -241,7 +243,6 @@ class Server(socketio.Server):
     close_room = blocking(AsyncServer.close_room)
     rooms = blocking(AsyncServer.rooms)
     fetch_rooms = blocking(AsyncServer.fetch_rooms)
-    fetch_sockets = blocking(AsyncServer.fetch_sockets)
     sockets_join = blocking(AsyncServer.sockets_join)
     sockets_leave = blocking(AsyncServer.sockets_leave)
     disconnect = blocking(AsyncServer.disconnect)
@@ -252,6 +253,19 @@ class Server(socketio.Server):
     transport = blocking(AsyncServer.transport)
     get_environ = blocking(AsyncServer.get_environ)
     server_count = blocking(AsyncServer.server_count)
+
+    def fetch_sockets(
+        self, room: Any = None, namespace: str | None = None, *, local: bool = False, timeout: float = FETCH_TIMEOUT
+    ) -> list[BlockingSocket]:
+        """Return the clients of all nodes that are connected now. See :meth:`AsyncServer.fetch_sockets`."""
+        try:
+            sockets = self._fetch_sockets(room, namespace, local=local, timeout=timeout)
+        except NoAnswer as error:
+            error.answers = [socket.bound(BlockingSocket, self) for socket in error.answers]
+            raise
+        return [socket.bound(BlockingSocket, self) for socket in sockets]
+
+    _fetch_sockets = blocking(AsyncServer.fetch_sockets)
 
     def session(self, sid: str, namespace: str | None = None) -> AbstractContextManager[Any]:
         """Return a context manager with the user session of a client, which saves the changes that its block makes.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import queue
 import sys
 import threading
 from collections.abc import Iterator
@@ -13,7 +14,16 @@ import pytest
 import socketio
 from werkzeug.serving import make_server
 
-from sio_pg_adapter import Client, ConfigurationError, Namespace, PostgresManager, Server, StoreUnavailable
+from sio_pg_adapter import (
+    BlockingSocket,
+    Client,
+    ConfigurationError,
+    Namespace,
+    NoAnswer,
+    PostgresManager,
+    Server,
+    StoreUnavailable,
+)
 from support.sync_node import Quiet
 
 
@@ -132,6 +142,44 @@ def test_an_emit_on_a_connection_is_part_of_its_transaction(served: Served, pg_d
     assert client.call("echo", 1) == 1
     assert got == ["committed"]
     assert served.sio.rooms(client.get_sid()) == [client.get_sid()]
+
+
+def test_the_sockets_of_fetch_sockets_block(served: Served, pg_dsn: str) -> None:
+    client, other = served.client(), served.client("polling")
+    got, others = events(client, "said"), events(other, "said")
+    [socket] = served.sio.fetch_sockets(client.get_sid())
+    assert isinstance(socket, BlockingSocket)
+    assert (socket.sid, socket.rooms, socket.session) == (client.get_sid(), (client.get_sid(), "r"), {})
+    assert socket.handshake.query["transport"] == "websocket"
+    assert len(served.sio.fetch_sockets("r", local=True)) == 2
+    assert socket.join(["a", "b"]) is None
+    assert socket.leave("r") is None
+    assert served.sio.rooms(socket.sid) == [socket.sid, "a", "b"]
+    with psycopg.connect(pg_dsn) as connection:
+        connection.execute("CREATE TEMPORARY TABLE t (i int)")
+        assert socket.emit("said", "in a transaction", key="k", connection=connection) is True
+        assert got == []
+    client.on("ask", lambda value: value + 1)
+    answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    socket.emit("ask", 6, callback=lambda value: answers.put((value, threading.current_thread().name[:14])))
+    assert answers.get(timeout=60) == (7, "sio_pg handler")
+    assert client.call("echo", 1) == 1
+    assert (got, others) == (["in a transaction"], [])
+    assert socket.disconnect() is None
+    assert [found.sid for found in served.sio.fetch_sockets()] == [other.get_sid()]
+
+
+def test_the_answers_that_arrived_are_blocking_sockets_too(served: Served, pg_dsn: str) -> None:
+    sid = served.client().get_sid()
+    other = Server(client_manager=PostgresManager(pg_dsn))
+    other.start()
+    background, server = other._ready()
+    background.call(server.manager.node.requests._services.pop, "sockets")  # as of another version
+    with pytest.raises(NoAnswer) as error:
+        served.sio.fetch_sockets(timeout=3600)
+    [socket] = error.value.answers
+    assert (socket.sid, socket.join("a"), served.sio.rooms(sid)) == (sid, None, [sid, "r", "a"])
+    other.shutdown()
 
 
 def test_a_wrong_connection_is_refused_by_name(served: Served) -> None:

@@ -10,6 +10,7 @@ from sio_pg_adapter import (
     AsyncNamespace,
     AsyncPostgresManager,
     AsyncServer,
+    BlockingSocket,
     Client,
     ConfigurationError,
     ConnectionStateRecovery,
@@ -243,6 +244,11 @@ def use_threads() -> None:
     assert_type(threads.position(), str)
     assert_type(threads.history("r"), list[StoredEvent])
     assert_type(threads.manager.health(), Health)
+    [socket] = threads.fetch_sockets("r", local=True)
+    assert_type(socket, BlockingSocket)
+    assert_type(socket.handshake.headers, Mapping[str, str])
+    assert_type(socket.join(["x", "y"]), None)
+    assert_type(BlockingChat("/").fetch_sockets(), list[BlockingSocket])
     with threads.session("sid") as session:
         print(session)
     threads.emit("said", key=7)  # type: ignore[arg-type]
