@@ -54,20 +54,29 @@ class Intake:
         self._json = json
         self._limit = RateLimit()
         self._connect_timeout = connect_timeout
-        self._joining: dict[str, asyncio.TimerHandle] = {}
+        self._joining: dict[str, float] = {}  # connections, and when they must have a client, in order
+        self._is_timing = False
 
     def opened(self, eio_sid: str) -> None:
         """An Engine.IO connection was opened."""
         if self._connect_timeout is not None:
             loop = asyncio.get_running_loop()
-            self._joining[eio_sid] = loop.call_later(self._connect_timeout, self._close_if_unused, eio_sid)
+            if not self._is_timing:  # one timer for all, because each takes memory
+                self._is_timing = True
+                loop.call_later(self._connect_timeout, self._close_unused, loop)
+            self._joining[eio_sid] = loop.time() + self._connect_timeout
 
-    def _close_if_unused(self, eio_sid: str) -> None:
-        """The time is up in which a connection may be without a client."""
-        self._joining.pop(eio_sid, None)
-        if not self._clients.by_socket.get(eio_sid):
-            logger.info("a connection is closed: nobody joined a namespace within connect_timeout: %s", eio_sid)
-            self._host.eio.start_background_task(hang_up, self._host, eio_sid)
+    def _close_unused(self, loop: asyncio.AbstractEventLoop) -> None:
+        """The time is up in which the oldest connection may be without a client."""
+        for eio_sid, until in list(self._joining.items()):
+            if until > loop.time():
+                loop.call_at(until, self._close_unused, loop)
+                return
+            del self._joining[eio_sid]
+            if not self._clients.by_socket.get(eio_sid):
+                logger.info("a connection is closed: nobody joined a namespace within connect_timeout: %s", eio_sid)
+                self._host.eio.start_background_task(hang_up, self._host, eio_sid)
+        self._is_timing = False
 
     def event_at_once(self, eio_sid: str, text: str, context: Context) -> bool:
         """A client sent an event in one message. Return whether a task handles it.
@@ -156,8 +165,7 @@ class Intake:
     async def closed(self, eio_sid: str, reason: str) -> None:
         """The Engine.IO connection ended, for whatever reason. Its sessions can be recovered."""
         self._incoming.forget(eio_sid)
-        if timer := self._joining.pop(eio_sid, None):
-            timer.cancel()
+        self._joining.pop(eio_sid, None)
         clients = list(self._clients.by_socket.get(eio_sid, {}).values())
         if reason == self._host.reason.TRANSPORT_CLOSE and any(_timed_out(c.connection.socket) for c in clients):
             reason = self._host.reason.PING_TIMEOUT
