@@ -17,6 +17,7 @@ from sio_pg_adapter import ConfigurationError, StoreUnavailable
 CUT = """
     SELECT pg_terminate_backend(pid) FROM pg_stat_activity
     WHERE datname = current_database() AND pid <> pg_backend_pid()
+        AND backend_type = 'client backend' AND pg_has_role(usename, 'MEMBER')
 """
 
 

@@ -317,7 +317,8 @@ class Chaos:
                     await self._replace(self.random.randrange(len(self.nodes)), what)
                 case "listeners" | "backends":
                     like = "%listen" if what == "listeners" else "%"
-                    async with self.database(node_dsn(self.server.dsn())) as connection:  # a role may end its own connections
+                    # a role may end its own connections
+                    async with self.database(node_dsn(self.server.dsn())) as connection:
                         await connection.execute(
                             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE $1 "
                             "AND application_name LIKE 'sio_pg%' AND pid <> pg_backend_pid()",
