@@ -21,6 +21,7 @@ from sio_pg_adapter import emit_async
 from sio_pg_adapter.check import Outcome
 from sio_pg_adapter.demo.history import KEEP, HistoryWriter, event_id, number
 from sio_pg_adapter.embedded import EmbeddedPostgres
+from sio_pg_adapter.store.failures import LOST
 from support.js_driver import JSClient, JSDriver, Message
 from support.node_process import ControlError, NodeError, NodeProcess
 from support.roles import node_dsn
@@ -202,7 +203,7 @@ class Chaos:
     async def _write(self) -> None:
         """Emit in transactions of the application, and roll some of them back."""
         while not self._stop.is_set():
-            with contextlib.suppress(OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+            with contextlib.suppress(*LOST, asyncpg.PostgresError):
                 async with self.database() as connection:
                     while not self._stop.is_set():
                         await self._transaction(connection)
