@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import signal
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Any
 
 from sio_pg_adapter.errors import ConfigurationError, SioPgError
@@ -34,7 +34,7 @@ class lifespan:  # noqa: N801 - used as a function
         if not isinstance(getattr(sio, "manager", None), AsyncPostgresManager):
             raise ConfigurationError("lifespan() takes a server with client_manager=AsyncPostgresManager(...)")
         self._sio = sio
-        self._goodbye: _Goodbye | None = None
+        self._goodbye: Goodbye | None = None
 
     @contextlib.asynccontextmanager
     async def __call__(self, _app: Any = None) -> AsyncIterator[None]:
@@ -55,18 +55,22 @@ class lifespan:  # noqa: N801 - used as a function
             # An ASGI server prints the whole traceback. The message says what to do, so it should not stand below
             # the frames of asyncpg and of the event loop.
             raise e.with_traceback(None) from None
-        self._goodbye = _Goodbye(self._sio.manager)
+        self._goodbye = Goodbye(self._sio.manager)
         self._goodbye.chain()
 
     async def shutdown(self, _app: Any = None) -> None:
         """Stop server and manager. Pass it to ``socketio.ASGIApp(on_shutdown=)`` or to aiohttp's ``on_shutdown``."""
         if self._goodbye is not None:
-            await self._goodbye.finish()
+            self._goodbye.unchain()
+            await self._goodbye.said()
         await self._sio.shutdown()
 
 
-class _Goodbye:
-    """Sends the clients away when a signal arrives, before the web server's own handler of it runs."""
+class Goodbye:
+    """Sends the clients away when a signal arrives, before the web server's own handler of it runs.
+
+    It is made in the event loop of the manager. The main thread puts it in front of the signal handlers.
+    """
 
     def __init__(self, manager: AsyncPostgresManager) -> None:
         self._manager = manager
@@ -75,7 +79,7 @@ class _Goodbye:
         self._handler = self._on_signal
         self._chained: dict[int, Callable[..., Any]] = {}
 
-    def chain(self) -> None:
+    def chain(self, signals: Iterable[signal.Signals] = STOP_SIGNALS) -> None:
         """Put this in front of the signal handlers that the web server has installed.
 
         A signal without a handler keeps its effect: it ends the process, or is ignored. Web servers that use the
@@ -83,7 +87,7 @@ class _Goodbye:
         """
         if threading.current_thread() is not threading.main_thread():
             return  # only the main thread may install signal handlers
-        for number in STOP_SIGNALS:
+        for number in signals:
             handler = signal.getsignal(number)
             if callable(handler):
                 self._chained[number] = handler
@@ -98,10 +102,15 @@ class _Goodbye:
         if self._saying is None:
             self._saying = self._loop.create_task(self._manager.say_goodbye(), name="sio_pg goodbye")
 
-    async def finish(self) -> None:
-        """Take this out of the signal handlers, and wait until a goodbye that has begun is said."""
+    def unchain(self) -> None:
+        """Take this out of the signal handlers, in the main thread."""
+        if threading.current_thread() is not threading.main_thread():
+            return  # after the end of the event loop it does nothing
         for number, handler in self._chained.items():
             if signal.getsignal(number) is self._handler:
                 signal.signal(number, handler)
+
+    async def said(self) -> None:
+        """Wait until a goodbye that has begun is said."""
         if self._saying is not None:
             await self._saying

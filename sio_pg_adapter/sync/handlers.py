@@ -35,6 +35,8 @@ class HandlerThreads:
         self._idle = 0
         self._number = 0
         self._closed = False
+        self._start()  # at the end of the process Python starts no threads, and disconnect handlers need one
+        self._idle = 1
 
     async def run(self, function: Callable[..., Any], *args: Any) -> Any:
         """Call a function in a thread, with the context variables of this task, and return what it returns.

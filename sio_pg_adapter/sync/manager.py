@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import atexit
 import os
+import signal
 import threading
 import weakref
 from collections.abc import Callable
 from typing import Any, Self
 
 from sio_pg_adapter.errors import ConfigurationError, StoreUnavailable
+from sio_pg_adapter.lifespan import Goodbye
 from sio_pg_adapter.manager import AsyncPostgresManager
 
 from .background import Background
@@ -44,7 +46,8 @@ class PostgresManager:
         self._adopter: Any = None
         self._readopt: Callable[[AsyncPostgresManager], None] = _nothing
         self._starting = threading.Lock()
-        self._used = self._closed = False
+        self._used = self._closing = self._closed = False
+        self._goodbye: Goodbye | None = None
         self._inherited: list[Any] = []
         _managers.add(self)
 
@@ -74,7 +77,8 @@ class PostgresManager:
         self._starting = threading.Lock()
         if self._background is not None:
             self._inherited += [self._background, self._manager]
-            self._background = None
+            self._background = self._goodbye = None
+            self._closing = False
 
     def adopt(self, server: Any, readopt: Callable[[AsyncPostgresManager], None]) -> AsyncPostgresManager:
         """Serve :class:`sio_pg_adapter.Server`. Return the manager for its server in the event loop.
@@ -102,6 +106,9 @@ class PostgresManager:
     def start(self) -> None:
         """Connect, and begin to follow the log. Safe to call twice, and after :meth:`close`.
 
+        In the main thread of a web server that handles SIGTERM, that signal sends the clients away from then on. A
+        web server waits for open requests before it ends the process, and a long-polling client has one open.
+
         :raises ConfigurationError: before anything is opened, if it has no server and is not ``write_only``.
         :raises StoreUnavailable: if the database cannot be reached.
         :raises SchemaMismatch: if it is not migrated. The message names the command to run.
@@ -109,6 +116,9 @@ class PostgresManager:
         self._closed = False
         background, manager = self._ready()
         background.call(manager.start)
+        if self._adopter is not None and self._goodbye is None:
+            self._goodbye = background.call(Goodbye, manager)
+            self._goodbye.chain([signal.SIGTERM])
 
     def close(self) -> None:
         """Write what is waiting, leave the cluster, and end the background thread. Safe to call twice, or unstarted.
@@ -116,10 +126,22 @@ class PostgresManager:
         After that only :meth:`start` connects again.
         """
         with self._starting:
-            background, self._background, self._closed = self._background, None, True
-        if background is not None:
-            atexit.unregister(self.close)
-            background.call(self._manager.aclose)
+            background = self._background
+            if background is None:
+                self._closed = True
+            if background is None or self._closing:
+                return
+            self._closing = True
+        atexit.unregister(self.close)
+        try:
+            if self._goodbye is not None:
+                self._goodbye.unchain()
+                background.call(self._goodbye.said)
+            background.call(self._manager.aclose)  # the disconnect handlers run meanwhile, and may call
+        finally:
+            with self._starting:
+                self._background = self._goodbye = None
+                self._closing, self._closed = False, True
             background.stop()
 
     def __enter__(self) -> Self:

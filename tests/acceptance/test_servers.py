@@ -13,6 +13,7 @@ from support.served_app import Served, free_port, uvicorn
 
 APP = "support.apps.fastapi_app:app"
 DJANGO = "support.apps.django_app:app"
+THREADS = "support.apps.threads_app:app"
 COMMANDS = {
     "uvicorn": ("uvicorn", APP, "--port", "{port}", "--loop", "asyncio"),
     "uvicorn, websockets-sansio": ("uvicorn", APP, "--port", "{port}", "--ws", "websockets-sansio"),
@@ -31,6 +32,8 @@ COMMANDS = {
     ),
     "uvicorn, Django": ("uvicorn", DJANGO, "--port", "{port}"),
     "aiohttp": ("support.apps.aiohttp_app", "{port}"),
+    "gunicorn, threads": ("gunicorn", THREADS, "--bind", "127.0.0.1:{port}", "-k", "gthread", "--threads", "8"),
+    "werkzeug": ("support.apps.threads_app", "{port}"),
 }
 PING_INTERVAL = "300"  # seconds: an open poll would hold a server for longer than the test waits for its end
 

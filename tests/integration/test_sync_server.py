@@ -265,6 +265,22 @@ def test_after_a_shutdown_only_a_start_connects_again(pg_dsn: str) -> None:
     sio.shutdown()
 
 
+def test_a_disconnect_handler_may_call_while_the_manager_is_closed(served: Served) -> None:
+    client = served.client()
+    got = events(client, "left")
+    left: list[Any] = []
+
+    @served.sio.event
+    def disconnect(sid: str, reason: str) -> None:
+        served.sio.manager.close()  # it is being closed, which this does not wait for
+        left.append(served.sio.emit("left", sid, key=sid))
+
+    served.sio.manager.close()
+    assert (left, got) == ([True], [])
+    with pytest.raises(StoreUnavailable):
+        served.sio.emit("left")
+
+
 @pytest.mark.parametrize("used", [False, True], ids=["unused", "used"])
 def test_a_manager_serves_a_forked_process(pg_dsn: str, used: bool) -> None:
     program = f"""

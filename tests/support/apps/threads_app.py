@@ -1,0 +1,62 @@
+"""`gunicorn -k gthread support.apps.threads_app:app`, or `python -m support.apps.threads_app PORT` for Werkzeug."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from typing import Any
+
+import socketio
+from flask import Flask
+from werkzeug.serving import run_simple
+
+from sio_pg_adapter import PostgresManager, Server
+
+sio = Server(
+    client_manager=PostgresManager(),
+    connection_state_recovery=True,
+    ping_interval=float(os.environ.get("PING_INTERVAL", "25")),
+)
+pages = Flask(__name__)
+
+
+@sio.event
+def connect(sid: str, environ: dict[str, Any], auth: Any) -> None:
+    sio.enter_room(sid, "all")
+
+
+@sio.event
+def disconnect(sid: str, reason: str) -> None:
+    sio.emit("left", sid, room="all")
+    print(f"the disconnect handler ran for {sid}")
+
+
+@sio.event
+def echo(sid: str, value: Any) -> Any:
+    return value
+
+
+@sio.event
+def threads(sid: str) -> tuple[int, int]:
+    """The process that serves the client, and the threads it has."""
+    return os.getpid(), threading.active_count()
+
+
+@pages.get("/health")
+def health() -> dict[str, bool]:
+    return {"ok": sio.manager.health().ok}
+
+
+@pages.post("/shout")
+def shout() -> dict[str, bool]:
+    sio.emit("shouted", "by HTTP")
+    return {}
+
+
+app = socketio.WSGIApp(sio, pages)
+sio.start()
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # or it would end the process at once
+    run_simple("127.0.0.1", int(sys.argv[1]), app, threaded=True)
