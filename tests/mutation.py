@@ -145,6 +145,8 @@ def mutants(source: str) -> list[Mutant]:
     def visit(node: ast.AST, path: list[tuple[str, int | None]], function: str, lines: frozenset[int]) -> None:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             function = f"{function}.{node.name}" if function else node.name
+        elif not function and is_size(node):
+            return
         elif isinstance(node, ast.stmt):
             lines = lines_of(node)
         if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
@@ -162,6 +164,13 @@ def mutants(source: str) -> list[Mutant]:
 
     visit(unchanged, [], "", frozenset())
     return result
+
+
+def is_size(node: ast.AST) -> bool:
+    """Whether a statement sets a constant such as ``PAGE = 500``. Another number is as good: tests read it by name."""
+    if not isinstance(node, ast.Assign) or not isinstance(node.targets[0], ast.Name):
+        return False
+    return node.targets[0].id.isupper() and not node.targets[0].id.startswith("_")
 
 
 def lines_of(statement: ast.stmt) -> frozenset[int]:
@@ -383,7 +392,7 @@ def main() -> int:
         for mutant in survivors:
             if mutant not in equivalent:
                 reached = "" if tests_of(mutant, traced, module) else "  (no test reaches it)"
-                print(f"{module}:{mutant.line} {mutant.name}{reached}")
+                print(f"{module}:{mutant.line} {mutant.name}{reached}", flush=True)
         names = {f"{module} {x.name}" for x in survivors}
         for name in EQUIVALENT:
             if name.startswith(f"{module} ") and name not in names:
