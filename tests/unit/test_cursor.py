@@ -10,6 +10,7 @@ import pytest
 
 from sio_pg_adapter.errors import StoreUnavailable
 from sio_pg_adapter.local.cursor import NOTICE_BYTES, PAGE, Cursor
+from sio_pg_adapter.log.offsets import EPOCH_BITS
 from sio_pg_adapter.log.records import Kind, Record
 
 
@@ -25,6 +26,8 @@ class Log:
         self.floor = 0
         self.reads = 0
         self.fail = 0
+        self.error = StoreUnavailable("away")
+        self.known = 1 << 62  # offsets below it are of known epochs
         self.gate = asyncio.Event()
         self.gate.set()
         self.entered = asyncio.Event()
@@ -46,7 +49,7 @@ class Log:
         await self.gate.wait()
         if self.fail:
             self.fail -= 1
-            raise StoreUnavailable("away")
+            raise self.error
         return page
 
     async def whole(self, record):
@@ -59,7 +62,7 @@ class Log:
         return self
 
     def knows(self, offset):
-        return True
+        return offset < self.known
 
 
 class Watcher:
@@ -68,6 +71,10 @@ class Watcher:
     def __init__(self):
         self.holes = []
         self.unapplied = []
+        self.checks = 0
+
+    async def check(self):
+        self.checks += 1
 
     def skipped(self, floor):
         self.holes.append(floor)
@@ -80,7 +87,7 @@ class Watcher:
 async def walk():
     log, applied, watcher = Log(head=100), [], Watcher()
     cursor = Cursor(log)
-    cursor.log, cursor.applied, cursor.holes = log, applied, watcher.holes
+    cursor.log, cursor.applied, cursor.watcher, cursor.holes = log, applied, watcher, watcher.holes
     await cursor.start(lambda r: applied.append(r.offset), watcher)
     yield cursor
     await cursor.close()
@@ -306,3 +313,116 @@ async def test_a_record_that_cannot_be_applied_stops_nothing(caplog):
     await cursor.close()
     assert applied == [2] and "record 1 of the log could not be applied" in caplog.text
     assert watcher.unapplied == ["/"] and not cursor.recent.covers(0) and cursor.recent.covers(1)
+
+
+# -- epochs --------------------------------------------------------------------------------------------
+async def test_a_record_of_an_unknown_epoch_is_read_after_a_look_at_the_epochs(walk):
+    walk.log.known = 1 << EPOCH_BITS
+    walk.log.append(101)
+    walk.offer(100, 101, [record(101)])
+    assert walk.applied == [101] and walk.log.reads == 0
+    begun = (1 << EPOCH_BITS) + 1
+    walk.log.append(begun)
+    walk.offer(101, begun, [record(begun)])
+    assert walk.applied == [101]  # its offset could not be signed
+    assert await walk.passed(begun, 5)
+    assert walk.applied == [101, begun] and walk.watcher.checks == 1 and walk.log.reads == 1
+
+
+async def test_records_of_known_epochs_do_not_look_for_another(walk):
+    walk.log.append(101)
+    walk.ring()
+    assert await walk.passed(101, 5)
+    assert walk.watcher.checks == 0
+
+
+async def test_the_lag_does_not_count_the_offsets_between_epochs(walk):
+    assert walk.lag == 0
+    walk.offer(102, 103, None)
+    assert walk.lag == 3
+    walk.offer(0, (2 << EPOCH_BITS) + 7, None)
+    assert walk.lag == 7
+    walk.jump((2 << EPOCH_BITS) + 7)
+    assert walk.lag == 0
+
+
+# -- starts, jumps and ends ----------------------------------------------------------------------------
+async def test_a_start_and_a_jump_reach_those_who_wait_and_forget_what_was_applied():
+    log, called = Log(head=100), []
+    cursor = Cursor(log)
+    cursor.when(100, lambda: called.append(cursor.offset))
+    cursor.when(200, lambda: called.append(cursor.offset))
+    assert not cursor.running and called == [] and (cursor.offset, cursor.head, cursor.recent.base) == (0, 0, 0)
+    await cursor.start(lambda _: None, Watcher())
+    assert cursor.running and called == [100] and (cursor.head, cursor.lag, cursor.recent.base) == (100, 0, 100)
+    cursor.offer(100, 101, [record(101)])
+    assert cursor.recent.events("/", [""], 100) == [record(101)]
+    cursor.jump(200)
+    assert called == [100, 200] and (cursor.offset, cursor.head, cursor.recent.base) == (200, 200, 200)
+    assert cursor.recent.events("/", [""], 100) == []
+    await cursor.close()
+    assert not cursor.running
+
+
+async def test_a_record_that_nothing_announced_raises_the_head(walk):
+    walk.log.append(101)
+    walk.ring()
+    assert await walk.passed(101, 5)
+    assert walk.head == 101
+
+
+async def test_a_waiter_that_fails_does_not_keep_the_others_waiting(walk, caplog):
+    called = []
+
+    def fail():
+        raise ValueError("broken")
+
+    walk.when(101, fail)
+    walk.when(101, lambda: called.append(walk.offset))
+    walk.offer(100, 101, [record(101)])
+    assert called == [101] and "a message that waited for offset 101 could not be handled" in caplog.text
+
+
+async def test_one_who_no_longer_waits_is_not_called(walk, caplog):
+    assert await walk.passed(101, 0.0) is False
+    walk.offer(100, 101, [record(101)])
+    assert walk.applied == [101] and caplog.text == ""
+
+
+async def test_one_who_waits_for_what_nothing_announced_has_it_read(walk):
+    walk.log.append(101)
+    assert await walk.passed(101, 5)
+    assert walk.log.reads == 1
+
+
+# -- reads that fail -----------------------------------------------------------------------------------
+@pytest.mark.parametrize("error", [StoreUnavailable("away"), ValueError("a fault of this code")])
+async def test_a_read_that_failed_is_logged_and_not_tried_again_at_once(walk, monkeypatch, caplog, error):
+    monkeypatch.setattr("sio_pg_adapter.local.cursor.RETRY", 3600.0)
+    walk.log.fail, walk.log.error = 1, error
+    walk.ring()
+    await walk.log.entered.wait()
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert walk.log.reads == 1 and walk.running
+    assert "the log cannot be read above offset 100, trying again" in caplog.text
+
+
+@pytest.mark.parametrize("error", [StoreUnavailable("away"), ValueError("a fault of this code")])
+async def test_a_read_that_failed_is_tried_again_though_nothing_rings(walk, monkeypatch, error):
+    monkeypatch.setattr("sio_pg_adapter.local.cursor.RETRY", 0.0)
+    walk.log.append(101)
+    walk.log.fail, walk.log.error = 1, error
+    walk.ring()
+    reached = asyncio.Event()
+    walk.when(101, reached.set)
+    await reached.wait()
+    assert walk.log.reads == 2 and walk.applied == [101]
+
+
+async def test_of_a_large_body_only_its_own_record_waits(walk):
+    large = [Record(offset, Kind.EVENT, "/", attachment="key") for offset in (101, 103)]
+    walk.log.records = [large[0], record(102), large[1], record(104), record(105)]
+    walk.ring()
+    assert await walk.passed(105, 5)
+    assert walk.applied == [101, 102, 103, 104, 105]

@@ -79,3 +79,22 @@ def test_recent_is_bounded_in_bytes():
     assert recent.base == 2
     recent.add(record(6, "x" * RECENT_BYTES))  # larger than all of it: nothing is kept, nothing is claimed
     assert recent.base == 6 and recent.events("/", [""], 6) == []
+
+
+def test_recent_holds_as_many_bytes_as_said_and_no_more():
+    recent = Recent(0)
+    overhead = record(1, "").size
+    for offset in (1, 2):
+        recent.add(record(offset, "x" * (RECENT_BYTES // 2 - overhead)))
+    assert recent.covers(0)
+    one_more = Recent(0)
+    one_more.add(record(1, "x" * (RECENT_BYTES // 2 - overhead)))
+    one_more.add(record(2, "x" * (RECENT_BYTES // 2 - overhead + 1)))
+    assert one_more.base == 1
+
+
+def test_the_index_of_recent_holds_nothing_of_dropped_records():
+    recent = Recent(0)
+    recent.add(Record(1, Kind.EVENT, "/", ("x",)))
+    recent.add(Record(2, Kind.EVENT, "/", ("y",), body="x" * RECENT_BYTES))
+    assert recent.base == 2 and recent._index == {}

@@ -89,13 +89,15 @@ def test_case_52_an_offset_of_another_namespace_is_no_claim():
     assert read_auth({"pid": PID, "offset": GOOD}, "/admin", CODEC).rejected == "malformed or foreign offset"
 
 
-def test_case_94_a_pid_has_192_random_bits_and_is_not_shown():
+def test_case_94_a_pid_has_192_random_bits_and_neither_it_nor_the_key_of_an_offset_is_shown():
     pids = {new_pid() for _ in range(100)}
     assert len(pids) == 100
     assert all(len(pid) == 32 and pid.isascii() for pid in pids)
     pid = pids.pop()
     assert pid not in repr(Claim(pid, 5))
-    assert pid not in repr(read_auth({"pid": pid, "offset": GOOD}, "/", CODEC))
+    presented = read_auth({"pid": pid, "offset": GOOD}, "/", CODEC)
+    assert presented.claim is not None and presented.claim.key == (b"k" * 32).hex()
+    assert pid not in repr(presented) and presented.claim.key not in repr(presented)  # it signs offsets
     assert pid not in pid_hash(pid)
     assert len(bytes.fromhex(pid_hash(pid))) == 32
 
