@@ -6,10 +6,9 @@ import asyncio
 
 import pytest
 import socketio
-from engineio import packet
 
 from sio_pg_adapter import AsyncSimpleClient
-from support.python_client import Inbox, hold, quick_client
+from support.python_client import Inbox, drop, hold, quick_client
 
 TRANSPORTS = pytest.mark.parametrize("transport", ["websocket", "polling"])
 
@@ -19,14 +18,6 @@ async def client():
     client = quick_client()
     yield client
     await client.shutdown()
-
-
-async def drop(client):
-    """Lose the connection."""
-    if client.eio.current_transport == "websocket":
-        await client.eio.ws.close()
-    else:
-        await client.eio._receive_packet(packet.Packet(packet.CLOSE))
 
 
 @TRANSPORTS

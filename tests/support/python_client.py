@@ -1,9 +1,11 @@
-"""``Inbox``, ``quick_client`` and ``hold``: Python clients, whose handler calls wait in a queue."""
+"""``Inbox``, ``quick_client``, ``drop`` and ``hold``: Python clients, whose handler calls wait in a queue."""
 
 from __future__ import annotations
 
 import asyncio
 from typing import Any
+
+from engineio import packet
 
 from sio_pg_adapter import AsyncClient
 
@@ -39,6 +41,14 @@ class Inbox:
 def quick_client(**options: Any) -> AsyncClient:
     """A client that comes back at once."""
     return AsyncClient(**{"reconnection_delay": 0.02, "randomization_factor": 0, **options})
+
+
+async def drop(client: AsyncClient) -> None:
+    """Lose the connection."""
+    if client.eio.current_transport == "websocket":
+        await client.eio.ws.close()
+    else:
+        await client.eio._receive_packet(packet.Packet(packet.CLOSE))
 
 
 def hold(client: AsyncClient, url: str | None = None) -> asyncio.Event:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 import threading
+from collections import Counter
 from typing import Any
 
 import socketio
@@ -34,14 +36,9 @@ def disconnect(sid: str, reason: str) -> None:
 
 
 @sio.event
-def echo(sid: str, value: Any) -> Any:
-    return value
-
-
-@sio.event
-def threads(sid: str) -> tuple[int, int]:
-    """The process that serves the client, and the threads it has."""
-    return os.getpid(), threading.active_count()
+def threads(sid: str) -> tuple[int, dict[str, int]]:
+    """The process that serves the client, and how many threads it has of each kind."""
+    return os.getpid(), Counter(re.sub(r"[-_ ]*[\d_]+$", "", thread.name) for thread in threading.enumerate())
 
 
 @pages.get("/health")
