@@ -35,7 +35,7 @@ class HandlerThreads:
         self._idle = 0
         self._number = 0
         self._closed = False
-        self._start()  # at the end of the process Python starts no threads, and disconnect handlers need one
+        self._start()  # Python 3.12 starts none at the end of the process, when disconnect handlers run
         self._idle = 1
 
     async def run(self, function: Callable[..., Any], *args: Any) -> Any:

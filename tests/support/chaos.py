@@ -85,6 +85,7 @@ class Chaos:
     :param dsn: the database for the nodes, also after a failover.
     :param history: where it is written.
     :param seed: the seed of the choices. The run itself also depends on the machine.
+    :param kind: of the nodes: "async", "sync", or "mixed" for each in turn.
     :param fail_over: lets a standby take over and returns it, if there is one.
     """
 
@@ -96,7 +97,9 @@ class Chaos:
         seed: int,
         history: HistoryWriter,
         fail_over: Callable[[], Awaitable[EmbeddedPostgres]] | None = None,
+        kind: str = "async",
     ) -> None:
+        self.kinds = ("async", "sync") if kind == "mixed" else (kind,)
         self.server, self.dsn, self.js, self.history = server, dsn, js, history
         self.random = random.Random(seed)
         self.nodes: list[NodeProcess] = []
@@ -115,9 +118,10 @@ class Chaos:
         return sum(one.received for one in self.clients)
 
     # -- set up ------------------------------------------------------------------------------------------------
-    def _node(self, port: int = 0) -> NodeProcess:
+    def _node(self, i: int, port: int = 0) -> NodeProcess:
         return NodeProcess(
             node_dsn(self.dsn),
+            kind=self.kinds[i % len(self.kinds)],
             port=port,
             window=3600.0,
             max_missed_packets=1_000_000,
@@ -129,7 +133,7 @@ class Chaos:
     async def start(self, clients: int, nodes: int = 2) -> None:
         async with self.database() as connection:
             await connection.execute(KEEP)
-        self.nodes = [self._node().spawn() for _ in range(nodes)]
+        self.nodes = [self._node(i).spawn() for i in range(nodes)]
         for node in self.nodes:
             await asyncio.to_thread(node.wait_ready)
         self.urls = [node.url for node in self.nodes]  # of those that come after them, too
@@ -339,7 +343,7 @@ class Chaos:
         else:
             self.logs.append(await asyncio.to_thread(node.terminate))
         await self._pause(0, 2)
-        self.nodes[i] = new = self._node(node.port)
+        self.nodes[i] = new = self._node(i, node.port)
         await asyncio.to_thread(new.start)
 
     async def _settle(self) -> None:
