@@ -323,10 +323,18 @@ class Walk:
             missing = [client.name for client in self.clients if not client.connected.is_set()]
             raise AssertionError(
                 f"the nodes are not back: {reasons or 'their events do not arrive'}, not connected: {missing}."
-                f" {self.report()}"
+                f" {self.report()}\n{await self._states()}"
             ) from None
         finally:
             self._disturbing.set()
+
+    async def _states(self) -> str:
+        """Describe the nodes and their clients, for a report."""
+        lines = []
+        for i, node in enumerate(self.nodes):
+            clients = [f"{c.sid} {c.state.name} sent {c.sent}" for c in node.manager.clients]
+            lines.append(f"node {i}: {await node.manager.health()}, clients {clients}")
+        return "\n".join([*lines, *(f"{client.name}: {client.sid}" for client in self.clients)])
 
     async def mark(self, node: Node) -> None:
         """Emit an event for all clients, and wait until they have it.
