@@ -38,8 +38,17 @@ CPU_SECONDS = 60
 
 MEMORY = 8 * 1024**3
 
+MEMBERSHIPS = "sio_pg_adapter.log.memberships Memberships"
+
 EQUIVALENT = {
     "sio_pg_adapter.log.verdict verdict: 0  ->  -1": "no session starts below 0",
+    f"{MEMBERSHIPS}.current: spans and spans[-1][1] is None  ->  spans[-1][1] is None": "each room has a span",
+    f"{MEMBERSHIPS}.leave: b > at  ->  b >= at": "equal offsets are the same offset",
+    f"{MEMBERSHIPS}.apply: 0  ->  -1": "a record that moves one sid, or closes a room, has one room",
+    f"{MEMBERSHIPS}.apply: record.kind is Kind.CLOSE and record.rooms[0] in self.current()  ->  "
+    "record.kind is Kind.CLOSE": "a span that has ended lies below the record, and does not end again",
+    f"{MEMBERSHIPS}.concerns: record.skip_rooms and self.is_in(record.skip_rooms)  ->  "
+    "self.is_in(record.skip_rooms)": "nobody is in any of no rooms. The check saves time",
 }
 """Mutants that no test can kill, and why."""
 

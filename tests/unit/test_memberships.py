@@ -54,9 +54,15 @@ def test_cases_35_36_40_due_by_the_rooms_of_the_time(record, due):
 
 
 def test_case_103_entering_a_room_one_is_in_changes_nothing():
-    memberships = Memberships("s", 0, {"x": [(2, None)]})
+    memberships = Memberships("s", 0, {"x": [(2, None)], "y": [(2, 4), (6, None)]})
     memberships.enter("x", 9)
-    assert memberships.rooms == {"x": [(2, None)]}
+    memberships.enter("y", 9)
+    assert memberships.rooms == {"x": [(2, None)], "y": [(2, 4), (6, None)]}
+
+
+def test_a_room_is_entered_where_its_last_span_began_if_that_goes_on():
+    memberships = Memberships("s", 0, {"x": [(2, 4), (6, None)], "y": [(3, 5)]})
+    assert [memberships.entered(room) for room in ("x", "y", "z")] == [6, None, None]
 
 
 @pytest.mark.parametrize(
@@ -88,14 +94,15 @@ def test_a_room_entered_from_an_earlier_offset_does_not_widen_the_others():
     memberships.enter_since("x", 20)
     memberships.enter_since("y", 30)
     before = [event(20, "x"), event(21, "x"), event(22, "y"), event(23, ""), event(24, "s"), event(25, "now", "x")]
-    log = [*before, event(31, "y"), event(40, "now"), event(51, ""), event(52, "s")]
+    log = [*before, event(31, "y"), event(40, "now"), event(50, ""), event(51, ""), event(52, "s")]
     assert [record.offset for record in log if memberships.due(record)] == [21, 25, 31, 51, 52]
     assert (memberships.start, memberships.joined) == (20, 50)
     assert [memberships.entered(room) for room in ("x", "y", "now", "s", "z")] == [20, 30, 50, 50, None]
 
 
 @pytest.mark.parametrize(("at", "spans"), [
-    (20, [(20, None)]), (30, [(30, None)]), (40, [(30, 41), (40, None)]), (70, [(30, 60), (70, None)])
+    (20, [(20, None)]), (30, [(30, None)]), (40, [(30, 41), (40, None)]),
+    (60, [(30, 60), (60, None)]), (70, [(30, 60), (70, None)])
 ])  # fmt: skip
 def test_a_room_that_was_left_is_entered_again_from_an_earlier_offset(at, spans):
     memberships = Memberships("s", 10, {"x": [(30, 60)]})
@@ -103,13 +110,20 @@ def test_a_room_that_was_left_is_entered_again_from_an_earlier_offset(at, spans)
     assert memberships.rooms == {"x": spans}
 
 
-def test_rooms_of_others_and_of_other_sids_are_left_alone():
+def test_a_room_that_goes_on_is_entered_again_from_a_later_offset():
+    memberships = Memberships("s", 10, {"x": [(30, None)]})
+    memberships.enter_since("x", 40)
+    assert memberships.rooms == {"x": [(30, 41), (40, None)]}
+
+
+def test_records_of_others_and_of_other_kinds_leave_rooms_alone():
     memberships = Memberships("s", 0, {"x": [(2, None)]})
     for record in (
         Record(5, Kind.ENTER, "/", ("y",), sid="t"),
         Record(6, Kind.LEAVE, "/", ("x",), sid="t"),
         Record(7, Kind.CLOSE, "/", ("y",)),
-        Record(8, Kind.CLAIM, "/", sid="s", generation=2),
+        Record(8, Kind.CLAIM, "/", ("x",), sid="s", generation=2),
+        Record(9, Kind.MEMBERS_KICK, "/", ("x",), members=("x",)),
     ):
         memberships.apply(record)
     assert memberships.rooms == {"x": [(2, None)]}
