@@ -39,6 +39,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--field-seconds", type=float, default=5.0, help="how long each walk of tests/field goes on")
     parser.addoption("--field-seed", type=int, default=None, help="seed of the random choices of tests/field")
     parser.addoption("--field-recoveries", type=int, default=10, help="recoveries under each setting of tests/field")
+    parser.addoption("--schedule-seed", type=int, default=None, help="the one schedule of tests of interleavings")
 
 
 class Server(NoopExecutor):
