@@ -107,7 +107,8 @@ def connections(node: Node) -> dict[str, int]:
 
 
 async def cut(server: EmbeddedPostgres, pids: list[int]) -> None:
-    await query(server.admin_dsn(), "SELECT pg_terminate_backend(pid) FROM unnest($1::int[]) pid", pids)
+    ended = await query(server.admin_dsn(), "SELECT pg_terminate_backend(pid) FROM unnest($1::int[]) pid", pids)
+    assert [row[0] for row in ended] == [True] * len(pids), f"no backends of the server: {pids}, {ended}"
 
 
 async def cut_one(walk: Walk, copies: Copies) -> None:
