@@ -15,7 +15,7 @@ that it scheduled itself, and the bytes of a connection stay in order.
 
 A choice depends on the seed, the owner, and how often that owner was asked for, and not on what else goes on. So a
 seed repeats the run although PostgreSQL takes another time for each answer. The loop waits for the answer to each
-statement before it goes on, and then puts it off. So a fast machine and a slow one do the same, nearly always. Only
+statement before it goes on, and then puts it off. So a fast machine and a slow one do the same, usually. Only
 notifications may be later than the loop waits for them.
 """
 
