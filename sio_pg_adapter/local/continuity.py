@@ -80,6 +80,7 @@ class Continuity:
             try:
                 async with self._checking:
                     self._database.forget_server()
+                    await self._database.expire()
                     await self._compare()
                     self._database.settle()
             except SioPgError as e:

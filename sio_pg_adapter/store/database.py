@@ -224,6 +224,15 @@ class Database:
             connection.terminate()
         await self.release(connection)
 
+    async def expire(self) -> None:
+        """Have a pool of this node's own open new connections.
+
+        When a connection was lost, another server may serve by now. The idle connections of the pool would still lead
+        to the former one, if that is still there.
+        """
+        if self._pool is not None and self._pool is not self._given_pool:
+            await self._pool.expire_connections()
+
     @contextlib.asynccontextmanager
     async def connection(self) -> AsyncIterator[Connection]:
         """Lend a connection of the pool, for what can wait."""

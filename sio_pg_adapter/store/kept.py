@@ -20,7 +20,8 @@ Connection: TypeAlias = asyncpg.Connection
 """An asyncpg connection, or the proxy of one that a pool hands out."""
 
 
-def _is_closed(connection: Connection) -> bool:
+def is_closed(connection: Connection) -> bool:
+    """Whether a connection was lost."""
     try:
         return bool(connection.is_closed())
     except asyncpg.InterfaceError:  # lost while nobody used it: the pool took it back by itself
@@ -47,7 +48,7 @@ class KeptConnection:
     async def __aenter__(self) -> Connection:
         await self._lock.acquire()
         try:
-            if self._connection is None or self._era != self._database.era or _is_closed(self._connection):
+            if self._connection is None or self._era != self._database.era or is_closed(self._connection):
                 await self.drop()
                 self._era = self._database.era
                 self._connection = await self._database.kept_connection(self._name)
@@ -90,6 +91,8 @@ class KeptConnection:
         """Close the connection. If it were given back open, its pool would hand it out next."""
         connection, self._connection = self._connection, None
         if connection is not None:
+            if is_closed(connection):
+                await self._database.expire()
             await self._database.discard(connection)
 
     async def give_back(self) -> None:

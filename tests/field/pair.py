@@ -44,6 +44,8 @@ class Pair:
             while [s for (s,) in await query(self.primary.admin_dsn(), "SELECT sync_state FROM pg_stat_replication"
                                              " WHERE state = 'streaming'")] != [state]:  # fmt: skip
                 await asyncio.sleep(0.02)
+        # The checkpointer makes commits wait, and not the sender. It reads its settings before a checkpoint.
+        await query(self.primary.admin_dsn(), "CHECKPOINT")
 
     async def fall_behind(self) -> None:
         """The standby gets nothing more."""

@@ -21,6 +21,7 @@ from sio_pg_adapter.migrate import downgrade, upgrade
 from sio_pg_adapter.servers import check_support
 from sio_pg_adapter.store import listener
 from sio_pg_adapter.store.failures import OutcomeUnknown, unknown_outcome
+from sio_pg_adapter.store.kept import is_closed
 from support.asgi_client import Closed
 from support.proxy import Proxy
 from support.roles import NODE, grants
@@ -701,3 +702,19 @@ async def test_a_backend_that_may_not_be_ended_leaves_an_append_open(start_store
     with pytest.raises(StoreUnavailable) as error:
         await store.emit()
     assert error.value.may_be_stored
+
+
+@pytest.mark.parametrize("name", ["reader", "writer"])
+async def test_a_lost_connection_is_not_replaced_by_an_idle_one_of_the_pool(start_node, pg_admin, name):
+    """After a failover the idle one may lead to the former server."""
+    database = (await start_node()).manager.database
+    async with database.connection() as idle:
+        idle_pid = idle.get_server_pid()
+    kept = getattr(database, name)
+    async with kept as connection:
+        lost_pid = connection.get_server_pid()
+    pg_admin.execute("SELECT pg_terminate_backend(%s)", [lost_pid])
+    while not is_closed(connection):
+        await asyncio.sleep(0.01)
+    async with kept as connection:
+        assert connection.get_server_pid() not in (idle_pid, lost_pid)
