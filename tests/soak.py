@@ -41,8 +41,7 @@ async def soak(history: HistoryWriter, deliveries: int, clients: int, seed: int)
                 await pair.wait_for(synchronous=True)
                 await asyncio.to_thread(pair.primary.kill)
                 await pair.promote()
-                await asyncio.to_thread(pair.standby.start)
-                await pair.rejoin()
+                await asyncio.to_thread(pair.make_standby)  # at once: two primaries would lose what one of them commits
                 return pair.primary
 
             async with JSDriver(modules, executable("node")) as js:
