@@ -41,7 +41,7 @@ async def soak(history: HistoryWriter, deliveries: int, clients: int, seed: int)
                 await pair.wait_for(synchronous=True)
                 await asyncio.to_thread(pair.primary.kill)
                 await pair.promote()
-                await asyncio.to_thread(pair.make_standby)  # at once: two primaries would lose what one of them commits
+                await asyncio.to_thread(pair.make_standby)  # two primaries would lose commits
                 return pair.primary
 
             async with JSDriver(modules, executable("node")) as js:
