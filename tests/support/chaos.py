@@ -369,5 +369,7 @@ class Chaos:
 
     def report(self) -> str:
         logs = "\n".join(self.logs)
-        said = collections.Counter(re.findall(r"a fresh session: .*|not recovered: .*", logs))
+        said = collections.Counter(
+            re.findall(r"a client gets a new session: .*|a session is not recovered: .*|the log is another one", logs)
+        )
         return f"did {dict(self.done)}\nfailed {dict(self.failed)}\nthe nodes said {dict(said)}"
