@@ -197,7 +197,7 @@ async def test_handlers_of_the_asgi_server(pg_migrated_dsn):
         threads = await client.call("threads", timeout=TIMEOUT)
         for _ in range(20):
             await client.call("ask_twice", timeout=TIMEOUT)
-        assert await client.call("threads", timeout=TIMEOUT) <= threads
+        assert await client.call("threads", timeout=TIMEOUT) < threads + 10  # the last ones may still be ending
         await client.disconnect()
         await served.stop()
         assert "Application shutdown complete" in served.output()
