@@ -104,4 +104,4 @@ class _Wire:
                 return
             if time.monotonic() > until:
                 raise TimeoutError("the server has sent nothing to the test client. Does it reach the database?")
-            time.sleep(0.001)
+            time.sleep(0.001)  # the queue of the test client announces nothing

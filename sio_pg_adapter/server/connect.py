@@ -268,7 +268,7 @@ class Connect:
         await self._limit.wait(claim.pid)
         async with node.turns:
             if client.closed is not None or client.state is State.LEFT:
-                raise ConnectAborted  # the session stays with whoever has it
+                raise ConnectAborted  # the session stays with its present holder
             session = await self._claimed(client, claim, cap)
         decision = verdict(claim, session, cap)
         if (
