@@ -21,6 +21,7 @@ from sio_pg_adapter.store.pruner import Pruner
 from sio_pg_adapter.store.sessions import Sessions
 from sio_pg_adapter.tasks import Tasks
 from sio_pg_adapter.wire import upstream
+from sio_pg_adapter.wire.admission import Admission
 from sio_pg_adapter.wire.incoming import ACKS, Incoming
 from sio_pg_adapter.wire.pings import Pings, socket_class
 
@@ -96,6 +97,7 @@ class AsyncServer(ClientMethods, ClusterMethods, EventMethods, PositionMethods, 
         self._socket_class = socket_class(Pings(client_manager.connections), self._intake.post)
         client_manager.connections.take_event = self._intake.event_at_once
         client_manager.serve(recovery, self._make_endings, self._expired)
+        upstream.pace_connections(self.eio, Admission().turn)
         upstream.expect_polls_of_closed_connections(self.eio)
         if recovery is not None and hasattr(self.eio.logger, "addFilter"):
             self.eio.logger.addFilter(_without_pid)

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import hashlib
 import json
+import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -32,6 +33,10 @@ from .writer import LogWriter
 
 PAGES_AT_ONCE = 2
 """How many pages are read at a time. The pool has four connections."""
+
+ENDS_AT_ONCE = 50
+"""How many sessions are released or ended at a time. When a proxy or a network drops thousands of connections, emits
+wait for one batch of their ends and not for all of them."""
 
 TRIES, RETRY = 100, 0.05
 """How often a session is stored while retention deletes records that it may be due, and how many seconds apart."""
@@ -77,6 +82,7 @@ class Sessions:
         self._writer = writer
         self._node = node
         self._paging = asyncio.Semaphore(PAGES_AT_ONCE)
+        self._ending = asyncio.Semaphore(ENDS_AT_ONCE)
         self.on_unknown: Callable[[], None] = lambda: None
 
     async def open(
@@ -190,12 +196,15 @@ class Sessions:
 
         :param seconds: how long the session lasts from then on. ``None``: for ever.
         """
-        args = {**held.args(), "seconds": seconds, "since": since}
-        await self._writer.append(Entry(Kind.RELEASE, args=args))
+        called_at = time.monotonic()
+        async with self._ending:
+            args = {**held.args(), "seconds": seconds, "since": since + time.monotonic() - called_at}
+            await self._writer.append(Entry(Kind.RELEASE, args=args))
 
     async def end(self, held: Held) -> str | None:
         """End a session for good. Return its data, ``None`` if it is no longer this node's."""
-        written = await self._writer.append(Entry(Kind.END, args=held.args()))
+        async with self._ending:
+            written = await self._writer.append(Entry(Kind.END, args=held.args()))
         return None if written.result is None else str(written.result["data"])
 
     async def end_all(self, held: list[Held]) -> None:

@@ -11,7 +11,7 @@ import enum
 import inspect
 import sys
 import zlib
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 import socketio
@@ -45,6 +45,17 @@ def websocket_class(eio: Any) -> Any:
 def replace_websocket_class(eio: Any, websocket: Callable[..., Any]) -> None:
     """Have one Engine.IO server make its websockets with another class."""
     eio._async = {**eio._async, "websocket": websocket}
+
+
+def pace_connections(eio: Any, turn: Callable[[], Awaitable[None]]) -> None:
+    """Have an Engine.IO server await ``turn()`` before it begins a connection."""
+    begin = eio._handle_connect
+
+    async def begin_in_turn(*args: Any, **kwargs: Any) -> Any:
+        await turn()
+        return await begin(*args, **kwargs)
+
+    eio._handle_connect = begin_in_turn
 
 
 def replace_driver(eio: Any, driver: dict[str, Any]) -> None:

@@ -5,10 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from typing import Any
 
 import pytest
 
+from sio_pg_adapter.log.records import Kind
+from sio_pg_adapter.wire.admission import Admission
 from support.asgi_client import AsgiClient
 from support.nodes import Node
 from support.waiting import until
@@ -21,13 +25,18 @@ def three_turns(monkeypatch):
     monkeypatch.setattr("sio_pg_adapter.node.SESSIONS_AT_ONCE", 3)
 
 
-def counted(node: Node, verb: str) -> list[int]:
-    """How many calls of a verb of the sessions are under way, at the start of each."""
+def counted(owner: Any, verb: str, matches: Callable[..., bool] = lambda *_: True) -> list[int]:
+    """How many calls of a method are under way, at the start of each.
+
+    :param matches: which calls count, by their arguments.
+    """
     under_way, counts = 0, []
-    original = getattr(node.manager.node.sessions, verb)
+    original = getattr(owner, verb)
 
     async def noted(*args, **kwargs):
         nonlocal under_way
+        if not matches(*args):
+            return await original(*args, **kwargs)
         under_way += 1
         counts.append(under_way)
         try:
@@ -35,7 +44,7 @@ def counted(node: Node, verb: str) -> list[int]:
         finally:
             under_way -= 1
 
-    setattr(node.manager.node.sessions, verb, noted)
+    setattr(owner, verb, noted)
     return counts
 
 
@@ -52,7 +61,8 @@ async def arriving(node: Node, auths: list[dict[str, str]]) -> AsyncIterator[lis
 async def test_sessions_are_opened_and_claimed_by_a_few_clients_at_a_time(start_node, three_turns):
     """The batch of one commit, and what follows its answer in one turn of the loop, is as large as that."""
     node = await start_node()
-    opened, claimed = counted(node, "open"), counted(node, "claim")
+    sessions = node.manager.node.sessions
+    opened, claimed = counted(sessions, "open"), counted(sessions, "claim")
     async with arriving(node, [{}] * CLIENTS) as wires:
         answers = [json.loads((await wire.recv())[1:]) for wire in wires]
         await node.sio.emit("first")
@@ -67,13 +77,71 @@ async def test_sessions_are_opened_and_claimed_by_a_few_clients_at_a_time(start_
     assert len(claimed) == CLIENTS and max(claimed) == 3
 
 
+@pytest.mark.parametrize("is_final", [False, True])
+async def test_connections_that_end_at_once_are_released_a_few_at_a_time(start_node, db, monkeypatch, is_final):
+    """An emit waits for one batch of their ends, and not for all of them."""
+    monkeypatch.setattr("sio_pg_adapter.store.sessions.ENDS_AT_ONCE", 3)
+    node = await start_node()
+    kind = Kind.END if is_final else Kind.RELEASE
+    async with arriving(node, [{}] * CLIENTS) as wires:
+        for wire in wires:
+            await wire.recv()
+        ended = counted(node.manager.node.writer, "append", lambda entry: entry.kind is kind)
+        for wire in wires:
+            if is_final:
+                wire.send("1")
+            else:
+                wire.cut()
+        await until(lambda: len(ended) == CLIENTS and not list(node.manager.clients))
+    assert max(ended) == 3
+    await until(lambda: not node.manager.node.endings.leaving)
+    rows = await db.fetch("SELECT expires_at FROM sio_sessions")
+    assert len(rows) == (0 if is_final else CLIENTS) and all(row["expires_at"] for row in rows)
+
+
+async def test_connections_that_come_at_once_begin_a_few_in_each_turn_of_the_loop(start_node, monkeypatch):
+    """What comes in meanwhile, such as the event of another client, waits for few of them."""
+    monkeypatch.setattr("sio_pg_adapter.wire.admission.CONNECTIONS_A_TURN", 2)
+    node = await start_node()
+    loop, turn, begun = asyncio.get_running_loop(), 0, []
+
+    def count() -> None:
+        nonlocal turn
+        turn += 1
+        ticking[0] = loop.call_soon(count)
+
+    ticking = [loop.call_soon(count)]
+    original = node.sio._handle_eio_connect
+
+    async def noted(*args):
+        begun.append(turn)
+        return await original(*args)
+
+    node.sio.eio.on("connect", noted)
+    async with contextlib.AsyncExitStack() as stack:
+        await asyncio.gather(*(stack.enter_async_context(AsgiClient(node.sio)) for _ in range(CLIENTS)))
+        ticking[0].cancel()
+    assert len(begun) == CLIENTS and max(Counter(begun).values()) == 2
+    assert max(begun) - min(begun) <= CLIENTS  # one turn after the other, and none is left out
+
+
+async def test_a_connection_that_is_gone_leaves_the_line(monkeypatch):
+    monkeypatch.setattr("sio_pg_adapter.wire.admission.CONNECTIONS_A_TURN", 1)
+    admission = Admission()
+    waiting = [asyncio.create_task(admission.turn()) for _ in range(4)]
+    await asyncio.sleep(0)
+    waiting[2].cancel()
+    await asyncio.wait(waiting)
+    assert [turn.cancelled() for turn in waiting] == [False, False, True, False]
+
+
 async def test_a_client_that_is_gone_before_its_turn_claims_nothing(start_node, db, three_turns, expected_errors):
     expected_errors.append("retention deleted records that this node had not read")
     node = await start_node()
     async with node.client() as wire:
         await node.sio.emit("first")
         await wire.event()
-    claimed, turns = counted(node, "claim"), node.manager.node.turns
+    claimed, turns = counted(node.manager.node.sessions, "claim"), node.manager.node.turns
     for _ in range(3):
         await turns.acquire()
     async with arriving(node, [{"pid": wire.pid, "offset": wire.offset}]) as [late]:
@@ -98,7 +166,7 @@ async def test_a_kick_before_the_session_gets_its_turn_ends_the_connect(start_no
     async def connect(sid, environ, auth):
         sids.append(sid)
 
-    opened, turns = counted(node, "open"), node.manager.node.turns
+    opened, turns = counted(node.manager.node.sessions, "open"), node.manager.node.turns
     for _ in range(3):
         await turns.acquire()
     async with arriving(node, [{}]) as [wire]:

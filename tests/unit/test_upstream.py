@@ -10,6 +10,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import engineio
 import pytest
 import socketio
 from engineio.async_drivers import aiohttp, asgi
@@ -84,6 +85,9 @@ SIGNATURES = {
         "instrument": "(self)",
         "shutdown": "(self)",
     },
+    engineio.AsyncServer: {
+        "_handle_connect": "(self, environ, transport, jsonp_index=None)",  # which is called with a delay
+    },
     AsyncSocket: {
         "_upgrade_websocket": "(self, environ)",
         "_websocket_handler": "(self, ws)",  # which wire/websocket.py replaces
@@ -119,6 +123,7 @@ def test_every_override_is_named_here(ours: Any, theirs: Any) -> None:
 
 ACCESSORS = {
     "_async": "websocket_class",
+    "_handle_connect": "pace_connections",
     "__self__": "socket_of",
     "_binary_packet": "pending_packets",
     "_trigger_event": "trigger",
