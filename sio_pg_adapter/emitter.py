@@ -30,7 +30,7 @@ from sio_pg_adapter.errors import ConfigurationError
 from sio_pg_adapter.log.names import namespace_name
 from sio_pg_adapter.log.payload import pack
 from sio_pg_adapter.log.records import Outgoing
-from sio_pg_adapter.options import checked_schema
+from sio_pg_adapter.schema_names import checked_schema
 from sio_pg_adapter.store.queries import Queries
 
 SYNC = (

@@ -32,7 +32,7 @@ from sqlalchemy.pool import NullPool
 
 from sio_pg_adapter.addresses import read_address
 from sio_pg_adapter.errors import ConfigurationError, SchemaMismatch, StoreUnavailable
-from sio_pg_adapter.options import checked_schema, in_schema
+from sio_pg_adapter.schema_names import checked_schema, in_schema
 from sio_pg_adapter.servers import check_support, keepalives_sql
 
 VERSION_TABLE = "sio_alembic_version"

@@ -41,7 +41,7 @@ from .local.handover import Handover
 from .local.history import History
 from .local.moves import Moves
 from .local.positions import Positions
-from .local.protocols import Endings, RoomTable
+from .local.protocols import Endings
 from .local.returns import Returns
 from .local.rooms import Rooms
 from .local.watch import Watch
@@ -104,7 +104,7 @@ class Setup:
     """What a node serves, and how.
 
     :ivar clients: the clients of this process.
-    :ivar rooms: where python-socketio's client manager keeps the rooms.
+    :ivar rooms: the rooms of the live ones.
     :ivar frames: makes the frames of the server's serializer.
     :ivar recovery: the options of connection state recovery. ``None``: off.
     :ivar unnoticed_seconds: how long the end of a connection may go unnoticed.
@@ -120,7 +120,7 @@ class Setup:
     """
 
     clients: Clients
-    rooms: RoomTable
+    rooms: Rooms
     frames: FrameMaker
     cork: Cork
     counters: Counters
@@ -183,7 +183,7 @@ class Node:
 
         # the clients of this node
         self.clients = setup.clients
-        self.rooms = Rooms(setup.clients, setup.rooms)
+        self.rooms = setup.rooms
         self.endings = make_endings(rooms=self.rooms, sessions=self.sessions, pruner=self.pruner, tasks=self.tasks)
         self.returns = Returns()
         self.delivery = Delivery(
@@ -208,6 +208,7 @@ class Node:
             self.epochs,
             self.continuity,
             self.sessions,
+            self.rooms,
             self.moves,
             None if setup.recovery is None else setup.recovery.max_missed_packets,
         )
@@ -219,7 +220,7 @@ class Node:
         self.requests = Requests(self.messages, self.presence, self.tasks, self.id, self.channel)
         self.callbacks = Callbacks(setup.clients, self.delivery, self.messages, self.tasks, self.channel)
         self.sockets = Sockets(self.rooms, self.sessions, self.requests, self.epochs, self.id, setup.environ_of)
-        self.members = Members(self.rooms, self.appender, self.sockets, database)
+        self.members = Members(self.rooms, self.appender, self.sockets, database, asks=setup.follows)
         self.broadcast_calls = BroadcastCalls(self.delivery, self.requests, self.id)
         self.server_events = ServerEvents(self.requests, setup.server_event_handlers, setup.json)
         self.listener: Listener | None = None

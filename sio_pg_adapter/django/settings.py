@@ -11,7 +11,7 @@ from django.db import connections
 from django.utils.connection import ConnectionDoesNotExist
 
 from sio_pg_adapter.errors import ConfigurationError
-from sio_pg_adapter.options import checked_schema
+from sio_pg_adapter.schema_names import checked_schema
 
 URL_OPTIONS = frozenset(
     [

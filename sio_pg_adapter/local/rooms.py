@@ -58,6 +58,15 @@ class Rooms:
         """Whether a room is the own room of a client of this node, also while its connect is being decided."""
         return self._clients.current(room, namespace) is not None
 
+    def refuse_own_room(self, verb: str, namespace: str, *rooms: str, but: str | None = None) -> None:
+        """Check rooms that are entered or closed. The database does not know all clients of this node.
+
+        :param but: the sid that enters them.
+        :raises ValueError: if a room is another client's own.
+        """
+        if any(room != but and self.is_sid_room(namespace, room) for room in rooms):
+            raise ValueError(f"cannot {verb} a sid room")
+
     def members(self, namespace: str, rooms: tuple[str, ...], skip_rooms: tuple[str, ...] = ()) -> Iterator[str]:
         """Yield the sids of live clients in any of the rooms and none of ``skip_rooms``, each once.
 
