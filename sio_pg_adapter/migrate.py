@@ -136,7 +136,7 @@ def relay_sql(relay: object, schema: str) -> str:
     :raises ConfigurationError: if it is neither ``True`` nor ``False``.
     """
     if not isinstance(relay, bool):
-        raise ConfigurationError(f"relay takes True, False or None. It was {relay!r}")
+        raise ConfigurationError(f"relay takes True, False or None, not {relay!r}")
     return in_schema(f"SELECT sio.sio_set_relay({str(relay).lower()})", schema)
 
 

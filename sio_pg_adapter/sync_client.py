@@ -167,7 +167,7 @@ class Client(socketio.Client):
         # Not python-socketio's constructor: the state of the client is that of its connection, see __getattr__.
         session = kwargs.get("http_session")
         if session is not None and not hasattr(session, "ws_connect"):
-            raise ConfigurationError(f"http_session takes an aiohttp.ClientSession. It was {type(session).__name__}")
+            raise ConfigurationError(f"http_session takes an aiohttp.ClientSession, not a {type(session).__name__}")
         object.__setattr__(self, "_connection", _Connection(*args, **kwargs))
         self._connection.client = self
         object.__setattr__(self, "handle_sigint", kwargs.get("handle_sigint", True))
