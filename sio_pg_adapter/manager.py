@@ -20,10 +20,11 @@ from .emitter import emit_outgoing
 from .errors import ConfigurationError, StoreUnavailable
 from .local.client import QueueLimit
 from .local.handling import refuse_in_connect
+from .local.health import Health
 from .local.watch import Watch
 from .log.names import EVERYBODY, namespace_name, room_name, text_name
 from .log.records import Entry, Kind, Outgoing
-from .node import Health, MakeEndings, Node, Setup
+from .node import MakeEndings, Node, Setup
 from .options import (
     FOREIGN_OPTIONS,
     MANAGER_RULES,
@@ -209,7 +210,7 @@ class AsyncPostgresManager(SharedMethods, PlainServerManager):
         if self.node is None:
             reason = "the manager is not started"
             return Health(False, 0, 0, "stopped", 0, reason, self.database.durability.value)
-        health = self.node.health()
+        health = self.node.diagnosis.health()
         if self.leaving:
             return replace(health, ok=False, reason="the clients were sent away: the process ends")
         return health
