@@ -25,7 +25,7 @@ from alembic.operations import Operations
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError
-from sqlalchemy import URL, Connection, MetaData, Table, func, inspect, make_url, select, text
+from sqlalchemy import URL, Connection, MetaData, Table, TextClause, func, inspect, make_url, select, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 from sqlalchemy.pool import NullPool
@@ -94,7 +94,7 @@ def _restore_rows(connection: Connection, config: Config, schema: str) -> None:
     empty = {table for table, _ in changes if _is_empty(connection, table, schema)}
     for table, ddl in changes:
         if table in empty:
-            connection.execute(text(in_schema(ddl, schema).replace(":", "\\:")))
+            connection.execute(_clause(ddl, schema))
 
 
 def _is_empty(connection: Connection, table: str, schema: str) -> bool:
@@ -175,8 +175,7 @@ def run_sql(op: Operations | Any, *files: Path) -> None:
     schema = target_schema(op)
     for file in files:
         for ddl in statements(file.read_text(encoding="utf-8")):
-            # Alembic would take the `:word` of a plain string for a parameter.
-            op.execute(text(in_schema(ddl, schema).replace(":", "\\:")))
+            op.execute(_clause(ddl, schema))
 
 
 def statements(script: str) -> Iterator[str]:
@@ -192,6 +191,11 @@ def statements(script: str) -> Iterator[str]:
         if line.endswith(";") and not in_body and not line.startswith("--"):
             yield "\n".join(lines).strip().removesuffix(";")
             lines.clear()
+
+
+def _clause(statement: str, schema: str) -> TextClause:
+    """Return a statement in another schema. A ``:word`` in it is no parameter."""
+    return text(in_schema(statement, schema).replace(":", "\\:"))
 
 
 def lock_key(schema: str) -> int:

@@ -181,13 +181,6 @@ class AsyncServer(ClientMethods, ClusterMethods, EventMethods, SharedMethods, so
         """
         namespace, room = namespace_name(namespace), first_named(to, room)
         self.logger.info('emitting event "%s" to %s [%s]', event, room or "all", namespace)
-        more = {"connection": connection} if connection is not None else {}
-        if skip_room is not None:
-            more["skip_room"] = skip_room
-        if volatile:
-            more["volatile"] = True
-        if key is not None:
-            more["key"] = key
         try:
             return await self.manager.emit(
                 event,
@@ -196,8 +189,11 @@ class AsyncServer(ClientMethods, ClusterMethods, EventMethods, SharedMethods, so
                 room=room,
                 skip_sid=skip_sid,
                 callback=callback,
+                skip_room=skip_room,
                 ignore_queue=ignore_queue,
-                **more,
+                volatile=volatile,
+                connection=connection,
+                key=key,
             )
         except SioPgError as e:
             if namespace not in self.manager.unstored or key is not None:
