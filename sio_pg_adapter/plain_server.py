@@ -67,7 +67,7 @@ class PlainServerManager(Lifecycle, ClientManager):
             node.delivery.catch_up(client, node.cursor.recent, node.cursor.offset)
         return sid
 
-    async def trigger_callback(self, sid: str, id: int, data: Any) -> None:  # noqa: A002 - python-socketio's name
+    async def trigger_callback(self, sid: str, id: int, data: Any) -> None:
         """Call the callback of an event that a client acknowledged. The server does not say in which namespace."""
         node = await self.started()
         clients = [

@@ -126,7 +126,7 @@ class _Connection(AsyncClient):
         # disconnect() in a handler triggers `disconnect`, which can only be called after that handler.
         return None if event in _LIFECYCLE else await asyncio.wrap_future(future)
 
-    async def _handle_event(self, namespace: str | None, id: int | None, data: list[Any]) -> None:  # noqa: A002
+    async def _handle_event(self, namespace: str | None, id: int | None, data: list[Any]) -> None:
         try:
             await super()._handle_event(namespace, id, data)
         except Exception:  # python-engineio logs it in a thread of socketio.Client, and not in a task

@@ -29,7 +29,7 @@ _SHOWN_LINES = 40
 """Number of lines of a node's output that are kept for an error."""
 
 
-class NodeFailed(SioPgError):  # noqa: N818 - named like its relatives
+class NodeFailed(SioPgError):
     """A node ended before it served, or was not ready in time.
 
     :ivar output: the last lines of its output.

@@ -6,7 +6,7 @@ from sio_pg_adapter.local.client import Client
 from sio_pg_adapter.log.records import Held
 
 
-class ConnectAborted(Exception):  # noqa: N818 - not an error
+class ConnectAborted(Exception):
     """The connect cannot go on: closed, kicked, or its session claimed by another connection."""
 
 
