@@ -21,6 +21,7 @@ from sio_pg_adapter.store.kept import Connection
 from .history import KEEP, HistoryWriter, event_id
 
 EVENTS_PER_SECOND = 10
+"""The pace of the numbered events."""
 
 _START_TIMEOUT = 30.0
 """Seconds within which a node must serve. One is normal."""

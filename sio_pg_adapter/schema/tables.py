@@ -1,4 +1,4 @@
-"""The tables as SQLAlchemy metadata, for autogenerate to compare with."""
+"""The tables as SQLAlchemy metadata, for autogenerate to compare with. The module is a list, one table after another."""
 
 from __future__ import annotations
 
