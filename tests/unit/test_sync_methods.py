@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from itertools import starmap
 
 import pytest
 import socketio
@@ -16,45 +17,34 @@ from sio_pg_adapter import (
     Server,
 )
 
-CONCERNS_THE_LOOP = {
-    "aclose": "close",
-    "admit": None,  # these are for the server, in the event loop
-    "initialize": "initialize",
-    "kick": None,
-    "plain_endings": None,
-    "say_goodbye": None,
-    "serve": None,
-    "start_early": None,
-    "started": None,
-}
-"""Methods of the asynchronous classes that the synchronous ones name otherwise, or do not have."""
+PAIRS = [
+    (Server, AsyncServer, socketio.AsyncServer),
+    (Namespace, AsyncNamespace, socketio.AsyncNamespace),
+    (PostgresManager, AsyncPostgresManager, socketio.AsyncManager),
+]
+
+OF_THE_LOOP = {"aclose", "admit", "kick", "plain_endings", "say_goodbye", "serve", "start_early", "started"}
+"""Methods of the asynchronous manager that are called in the event loop. The synchronous ``aclose`` is ``close``."""
+
+OTHER_PARAMETERS = {"handle_request", "instrument", "set_server"}
+"""Methods that take what the web server, the Admin UI or python-socketio gives to a synchronous one."""
 
 
-def added(cls: type, python_socketio: type) -> list[str]:
-    """Return the public methods that a class has beyond those of python-socketio."""
-    return [
-        name
-        for name, member in inspect.getmembers(cls, inspect.isfunction)
-        if not name.startswith("_") and member is not getattr(python_socketio, name, None)
-    ]
+def methods(cls: type) -> set[str]:
+    return {name for name, _ in inspect.getmembers(cls, inspect.isfunction) if not name.startswith("_")}
+
+
+def beyond_python_socketio(synchronous: type, asynchronous: type, theirs: type) -> list[tuple[type, type, str]]:
+    """Return the methods that this package adds, and those of python-socketio that both classes replace."""
+    replaced = vars(synchronous).keys() & methods(theirs)
+    added = methods(asynchronous) - methods(theirs) - OF_THE_LOOP
+    return [(synchronous, asynchronous, name) for name in sorted(added | replaced)]
 
 
 @pytest.mark.parametrize(
     ("synchronous", "asynchronous", "name"),
-    [
-        (synchronous, asynchronous, name)
-        for synchronous, asynchronous, python_socketio in (
-            (Server, AsyncServer, socketio.AsyncServer),
-            (Namespace, AsyncNamespace, socketio.AsyncNamespace),
-            (PostgresManager, AsyncPostgresManager, socketio.AsyncManager),
-        )
-        for name in added(asynchronous, python_socketio)
-        if CONCERNS_THE_LOOP.get(name, name) is not None
-    ],
+    [case for cases in starmap(beyond_python_socketio, PAIRS) for case in cases],
 )
 def test_a_method_has_its_synchronous_form(synchronous, asynchronous, name):
-    method = getattr(synchronous, CONCERNS_THE_LOOP.get(name, name))
-    if name not in ("aclose", "initialize", "instrument", "set_server", "shutdown"):
-        assert list(inspect.signature(method).parameters) == list(
-            inspect.signature(getattr(asynchronous, name)).parameters
-        )
+    ours, original = (inspect.signature(getattr(cls, name)).parameters for cls in (synchronous, asynchronous))
+    assert list(ours) == list(original) or name in OTHER_PARAMETERS
