@@ -17,9 +17,9 @@ from .errors import (
     StoreUnavailable,
 )
 from .lifespan import lifespan
+from .local.health import Health
 from .log.records import StoredEvent
 from .manager import AsyncPostgresManager
-from .node import Health
 from .options import ConnectionStateRecovery
 from .rooms import (
     close_room,

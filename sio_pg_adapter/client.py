@@ -276,7 +276,7 @@ class AsyncClient(socketio.AsyncClient):
                 self._sessions[namespace] = _Session(pid or None)
         await super()._handle_connect(namespace, data)
 
-    async def _handle_event(self, namespace: str | None, id: int | None, data: list[Any]) -> None:  # noqa: A002
+    async def _handle_event(self, namespace: str | None, id: int | None, data: list[Any]) -> None:
         # Not buffered until CONNECT. JavaScript does that: its buffer survives a drop, and the server then sends
         # the same events again. python-socketio calls the handler at once, so the offset moves at once.
         session = self._sessions.get(namespace or "/")

@@ -32,7 +32,7 @@ class ConfigurationError(SioPgError, ValueError):
     """An option, a DSN or a name is wrong. The message names it and says what it accepts."""
 
 
-class NoAnswer(SioPgError, socketio.exceptions.TimeoutError, TimeoutError):  # noqa: N818 - part of the public face
+class NoAnswer(SioPgError, socketio.exceptions.TimeoutError, TimeoutError):
     """Some nodes or clients did not answer in time, or were gone before they could answer.
 
     :ivar missing: ids of the nodes, or sids of the clients, that did not answer.
@@ -53,7 +53,7 @@ class NoAnswer(SioPgError, socketio.exceptions.TimeoutError, TimeoutError):  # n
         super().__init__(text)
 
 
-class HandlerFailed(SioPgError):  # noqa: N818 - the name is part of the public face
+class HandlerFailed(SioPgError):
     """Handlers of a server event failed on other nodes. The logs of those nodes have the tracebacks.
 
     :ivar errors: a description of each failure, by node id.
@@ -75,15 +75,15 @@ def _counted(names: list[str], noun: str) -> str:
     return f"{_plural(len(names), noun)} ({', '.join(names[:10])}{', ...' if len(names) > 10 else ''})"
 
 
-class NotSerializable(SioPgError, TypeError):  # noqa: N818 - the name is part of the public face
+class NotSerializable(SioPgError, TypeError):
     """A value has no JSON form, or a name is not text. The message names the key or the argument."""
 
 
-class PayloadTooLarge(SioPgError, ValueError):  # noqa: N818 - the name is part of the public face
+class PayloadTooLarge(SioPgError, ValueError):
     """An event or a session is larger than the database stores in one value."""
 
 
-class PositionInvalid(socketio.exceptions.ConnectionRefusedError, ConfigurationError):  # noqa: N818 - as below
+class PositionInvalid(socketio.exceptions.ConnectionRefusedError, ConfigurationError):
     """A position is malformed, forged, or of another namespace.
 
     It often comes from a client. If a connect handler or a middleware does not catch the error, the client is
@@ -91,7 +91,7 @@ class PositionInvalid(socketio.exceptions.ConnectionRefusedError, ConfigurationE
     """
 
 
-class PositionLost(SioPgError, socketio.exceptions.ConnectionRefusedError):  # noqa: N818 - the name is public
+class PositionLost(SioPgError, socketio.exceptions.ConnectionRefusedError):
     """Not all events after a position can be sent. Some are no longer stored, or there are too many.
 
     The application loads its state again, with a position. If a connect handler or a middleware does not catch the
@@ -99,18 +99,18 @@ class PositionLost(SioPgError, socketio.exceptions.ConnectionRefusedError):  # n
     """
 
 
-class SchemaMismatch(SioPgError):  # noqa: N818 - the name is part of the public face
+class SchemaMismatch(SioPgError):
     """The tables are missing, or they are of another version. The message names the command to run."""
 
 
-class SessionConflict(SioPgError):  # noqa: N818 - the name is part of the public face
+class SessionConflict(SioPgError):
     """A session was changed elsewhere while a ``sio.session(sid)`` block was changing it. Nothing was saved."""
 
 
 _OUTCOMES = {True: " (may be stored)", False: " (nothing was stored)", None: ""}
 
 
-class StoreUnavailable(SioPgError, ConnectionError):  # noqa: N818 - the name is part of the public face
+class StoreUnavailable(SioPgError, ConnectionError):
     """The database cannot be reached, or it did not answer in time.
 
     :param message: what was tried, and what failed.

@@ -3,41 +3,48 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
+from typing import Self
 
-from .errors import ConfigurationError, StoreUnavailable
+from .errors import ConfigurationError, SioPgError, StoreUnavailable
 from .node import Node
+from .tasks import Tasks
+
+logger = logging.getLogger("sio_pg_adapter")
 
 
 class Lifecycle:
     """Starts a node at the first use, and stops it.
 
-    :param make: makes the node. It may refuse.
+    :param make_node: makes the node. It may refuse.
     :ivar node: the node, from a start to the next stop. ``None`` in between.
-    :ivar leaving: whether clients were sent away, so that new ones belong on another node.
+    :ivar leaving: whether clients were sent away, because the process ends. New connections are refused.
     """
 
-    def __init__(self, make: Callable[[], Node]) -> None:
-        self._make = make
+    def __init__(self, make_node: Callable[[], Node]) -> None:
+        self._make = make_node
         self._loop: asyncio.AbstractEventLoop | None = None
         self._changing = asyncio.Lock()
+        self._early = Tasks()
         self._closed = False
         self.node: Node | None = None
         self.leaving = False
 
-    async def start(self) -> Node:
-        """Start a node if none runs, also after a stop.
+    async def start(self) -> None:
+        """Connect, and begin to follow the log. Safe to call twice, and after :meth:`aclose`.
 
+        :raises ConfigurationError: before anything is opened, if it has no server and is not ``write_only``.
         :raises StoreUnavailable: if the database cannot be reached.
-        :raises SchemaMismatch: if it is not migrated.
+        :raises SchemaMismatch: if it is not migrated. The message names the command to run.
         """
         self._closed = self.leaving = False
-        return await self.started()
+        await self.started()
 
     async def started(self) -> Node:
-        """Return the node, started at the first use. After a stop only :meth:`start` starts one again.
+        """Return the node, started at the first use. After :meth:`aclose` only :meth:`start` starts one again.
 
-        :raises StoreUnavailable: if the database cannot be reached, or the node was stopped.
+        :raises StoreUnavailable: if the database cannot be reached, or the manager was closed.
         :raises SchemaMismatch: if it is not migrated.
         """
         self._enter_loop()
@@ -53,14 +60,27 @@ class Lifecycle:
             raise StoreUnavailable("the manager was closed")
         return self.node
 
+    def start_early(self) -> None:
+        """Begin to start, in a task. An error is logged, and the first use raises it as well."""
+        self._early.spawn(self._start_early(), "start")
+
+    async def _start_early(self) -> None:
+        try:
+            await self.started()
+        except SioPgError as e:
+            logger.error("%s", e)  # noqa: TRY400 - one line is enough
+
     async def say_goodbye(self) -> None:
-        """Let the clients go. The node runs until it is stopped, since requests may still emit."""
+        """Close all connections in a way that makes clients reconnect, to another node, and refuse new ones.
+
+        The manager still emits until :meth:`aclose`, which does this as well.
+        """
         self.leaving = True
         if self.node is not None:
             await self.node.endings.say_goodbye()
 
-    async def stop(self) -> None:
-        """Let the clients go, then stop the node."""
+    async def aclose(self) -> None:
+        """Write what is waiting, leave the cluster, close all connections. Safe to call twice, or unstarted."""
         self._closed = True
         self._enter_loop()
         async with self._changing:
@@ -68,6 +88,14 @@ class Lifecycle:
             if self.node is not None:
                 node, self.node = self.node, None
                 await node.stop()
+        await self._early.close()
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.aclose()
 
     def _enter_loop(self) -> None:
         """Check that a node runs in this event loop, or take this loop if none runs.

@@ -134,9 +134,9 @@ class _Families:
         if manager.write_only:
             return
         self.relay_waiting.add_metric([name], 0 if node is None else node.relay.waiting)
-        self.reconnects.add_metric([name], 0 if node is None else node.reconnects)
-        self.healthy.add_metric([name], int(node is not None and node.health().ok))
-        self.listening.add_metric([name], int(node is not None and node.listening))
+        self.reconnects.add_metric([name], 0 if node is None else node.diagnosis.reconnects)
+        self.healthy.add_metric([name], int(node is not None and node.diagnosis.health().ok))
+        self.listening.add_metric([name], int(node is not None and node.diagnosis.listening))
         self.lag.add_metric([name], 0 if node is None else node.cursor.lag)
         self._read_clients(name, manager)
 

@@ -25,14 +25,14 @@ from alembic.operations import Operations
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError
-from sqlalchemy import URL, Connection, MetaData, Table, func, inspect, make_url, select, text
+from sqlalchemy import URL, Connection, MetaData, Table, TextClause, func, inspect, make_url, select, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 from sqlalchemy.pool import NullPool
 
 from sio_pg_adapter.addresses import read_address
 from sio_pg_adapter.errors import ConfigurationError, SchemaMismatch, StoreUnavailable
-from sio_pg_adapter.options import checked_schema, in_schema
+from sio_pg_adapter.schema_names import checked_schema, in_schema
 from sio_pg_adapter.servers import check_support, keepalives_sql
 
 VERSION_TABLE = "sio_alembic_version"
@@ -94,7 +94,7 @@ def _restore_rows(connection: Connection, config: Config, schema: str) -> None:
     empty = {table for table, _ in changes if _is_empty(connection, table, schema)}
     for table, ddl in changes:
         if table in empty:
-            connection.execute(text(in_schema(ddl, schema).replace(":", "\\:")))
+            connection.execute(_clause(ddl, schema))
 
 
 def _is_empty(connection: Connection, table: str, schema: str) -> bool:
@@ -136,7 +136,7 @@ def relay_sql(relay: object, schema: str) -> str:
     :raises ConfigurationError: if it is neither ``True`` nor ``False``.
     """
     if not isinstance(relay, bool):
-        raise ConfigurationError(f"relay takes True, False or None. It was {relay!r}")
+        raise ConfigurationError(f"relay takes True, False or None, not {relay!r}")
     return in_schema(f"SELECT sio.sio_set_relay({str(relay).lower()})", schema)
 
 
@@ -175,8 +175,7 @@ def run_sql(op: Operations | Any, *files: Path) -> None:
     schema = target_schema(op)
     for file in files:
         for ddl in statements(file.read_text(encoding="utf-8")):
-            # Alembic would take the `:word` of a plain string for a parameter.
-            op.execute(text(in_schema(ddl, schema).replace(":", "\\:")))
+            op.execute(_clause(ddl, schema))
 
 
 def statements(script: str) -> Iterator[str]:
@@ -192,6 +191,11 @@ def statements(script: str) -> Iterator[str]:
         if line.endswith(";") and not in_body and not line.startswith("--"):
             yield "\n".join(lines).strip().removesuffix(";")
             lines.clear()
+
+
+def _clause(statement: str, schema: str) -> TextClause:
+    """Return a statement in another schema. A ``:word`` in it is no parameter."""
+    return text(in_schema(statement, schema).replace(":", "\\:"))
 
 
 def lock_key(schema: str) -> int:

@@ -12,7 +12,6 @@ them. The module is long because all parts of a node meet in it. ``docs/architec
 from __future__ import annotations
 
 import asyncio
-import inspect
 import logging
 import secrets
 import uuid
@@ -38,10 +37,11 @@ from .local.continuity import Continuity
 from .local.cursor import Cursor
 from .local.delivery import Delivery
 from .local.handover import Handover
+from .local.health import Diagnosis, FaultReports
 from .local.history import History
 from .local.moves import Moves
 from .local.positions import Positions
-from .local.protocols import Endings, RoomTable
+from .local.protocols import Endings
 from .local.returns import Returns
 from .local.rooms import Rooms
 from .local.watch import Watch
@@ -78,33 +78,11 @@ logger = logging.getLogger("sio_pg_adapter")
 
 
 @dataclass(frozen=True, slots=True)
-class Health:
-    """The state of a node.
-
-    :ivar ok: it listens, and its cursor has reached the end of the log as far as the node knows it.
-    :ivar cursor: the offset up to which it has applied the log.
-    :ivar lag: offsets between the cursor and the last one that it knows of.
-    :ivar listener: ``"listening"``, ``"reconnecting"`` or ``"stopped"``.
-    :ivar sessions: sessions that are held by clients of this node.
-    :ivar reason: why it is not ok, in words. If it is ok, a fault that keeps no event from a client, or nothing.
-    :ivar durability: ``"flush"`` or ``"memory"``, the option of its manager.
-    """
-
-    ok: bool
-    cursor: int
-    lag: int
-    listener: str
-    sessions: int
-    reason: str = ""
-    durability: str = "flush"
-
-
-@dataclass(frozen=True, slots=True)
 class Setup:
     """What a node serves, and how.
 
     :ivar clients: the clients of this process.
-    :ivar rooms: where python-socketio's client manager keeps the rooms.
+    :ivar rooms: the rooms of the live ones.
     :ivar frames: makes the frames of the server's serializer.
     :ivar recovery: the options of connection state recovery. ``None``: off.
     :ivar unnoticed_seconds: how long the end of a connection may go unnoticed.
@@ -120,7 +98,7 @@ class Setup:
     """
 
     clients: Clients
-    rooms: RoomTable
+    rooms: Rooms
     frames: FrameMaker
     cork: Cork
     counters: Counters
@@ -160,13 +138,12 @@ class Node:
         self.recovery = setup.recovery
         self.frames = setup.frames
         self._follows = setup.follows
-        self._on_store = setup.on_store
-        self._is_away = False
 
         # what is on its way
         self.tasks = Tasks()
         self.handover = Handover()
         self.turns = asyncio.Semaphore(SESSIONS_AT_ONCE)
+        self._reports = FaultReports(setup.on_store, self.tasks)
 
         # the log
         self.epochs = Epochs(database)
@@ -183,7 +160,7 @@ class Node:
 
         # the clients of this node
         self.clients = setup.clients
-        self.rooms = Rooms(setup.clients, setup.rooms)
+        self.rooms = setup.rooms
         self.endings = make_endings(rooms=self.rooms, sessions=self.sessions, pruner=self.pruner, tasks=self.tasks)
         self.returns = Returns()
         self.delivery = Delivery(
@@ -208,6 +185,7 @@ class Node:
             self.epochs,
             self.continuity,
             self.sessions,
+            self.rooms,
             self.moves,
             None if setup.recovery is None else setup.recovery.max_missed_packets,
         )
@@ -219,14 +197,23 @@ class Node:
         self.requests = Requests(self.messages, self.presence, self.tasks, self.id, self.channel)
         self.callbacks = Callbacks(setup.clients, self.delivery, self.messages, self.tasks, self.channel)
         self.sockets = Sockets(self.rooms, self.sessions, self.requests, self.epochs, self.id, setup.environ_of)
-        self.members = Members(self.rooms, self.appender, self.sockets, database)
+        self.members = Members(self.rooms, self.appender, self.sockets, database, asks=setup.follows)
         self.broadcast_calls = BroadcastCalls(self.delivery, self.requests, self.id)
         self.server_events = ServerEvents(self.requests, setup.server_event_handlers, setup.json)
         self.listener: Listener | None = None
+        self.diagnosis = Diagnosis(
+            database, setup.clients, self.cursor, self.writer, self.relay, self.pruner, follows=setup.follows
+        )
         self._following: asyncio.Future[None] | None = None
         self.requests.serve(
             Service.STATUS,
-            lambda *_: status(self.clients, self.cursor, self.reconnects, self.health().reason, database.durability),
+            lambda *_: status(
+                self.clients,
+                self.cursor,
+                self.diagnosis.reconnects,
+                self.diagnosis.health().reason,
+                database.durability,
+            ),
         )
 
     def _presence(self, setup: Setup) -> Presence:
@@ -254,13 +241,13 @@ class Node:
             self.writer.start()
             if self._follows:
                 self.relay.start()
-                self.listener = Listener(
+                self.listener = self.diagnosis.listener = Listener(
                     self.database,
                     self._channels,
                     self._on_notify,
                     self._on_listening,
                     self._on_probe,
-                    self._report_store,
+                    self._reports.report,
                 )
                 await self.listener.start()
                 await self.cursor.start(self.delivery.apply, self.continuity)
@@ -320,25 +307,7 @@ class Node:
         while True:
             await asyncio.sleep(PROBE_INTERVAL)  # the pace of the probes
             await self.database.check_kept(PROBE_TIMEOUT)
-            self._report_store(self._fault())
-
-    def _report_store(self, fault: str) -> None:
-        """Report to the application that the database is away, or is back. Once each."""
-        if self._on_store is None or bool(fault) is self._is_away:
-            return
-        self._is_away = bool(fault)
-        error = StoreUnavailable(fault, may_be_stored=None) if fault else None
-        self.tasks.spawn(self._call_error_handler(self._on_store, error), "error handler")
-
-    async def _call_error_handler(
-        self, handler: Callable[[StoreUnavailable | None], Any], error: StoreUnavailable | None
-    ) -> None:
-        try:
-            result = handler(error)
-            if inspect.isawaitable(result):
-                await result
-        except Exception:  # the application's function failed. The node goes on
-            logger.exception("the error_handler failed")
+            self._reports.report(self.diagnosis.fault())
 
     def _channels(self) -> list[str]:
         return [self.database.channel, self.channel]
@@ -388,55 +357,6 @@ class Node:
 
     def _on_event(self, event: Event, parts: tuple[bytes, ...]) -> None:
         self.delivery.unstored(event.outgoing(parts), volatile=event.volatile)
-
-    # -- what it says about itself ---------------------------------------------------------------------------
-    @property
-    def reconnects(self) -> int:
-        """How often the LISTEN connection was replaced."""
-        return 0 if self.listener is None else self.listener.reconnects
-
-    @property
-    def listening(self) -> bool:
-        return self.listener is not None and self.listener.connected
-
-    def health(self) -> Health:
-        """Return the state of the node, without asking the database."""
-        reason = self._fault()
-        ok = not reason
-        durability = self.database.durability.value
-        if not self._follows:
-            return Health(ok, 0, 0, "stopped", 0, reason, durability)
-        if ok and not self.pruner.running:
-            reason = "the pruner's task has ended: this node deletes nothing that has expired"
-        elif ok and self.relay.faults:
-            reason = (
-                f"relay: {self.relay.faults} rows of sio_relay cannot be moved to the log. See their column fault"
-            )
-        held = sum(client.held is not None for client in self.clients)
-        state = "listening" if self.listening else "reconnecting"
-        return Health(ok, self.cursor.offset, self.cursor.lag, state, held, reason, durability)
-
-    def _fault(self) -> str:
-        """Return why events from this node, or for its clients, may not arrive."""
-        database = self.database
-        if self.listener is not None and not self.listener.connected:
-            return f"LISTEN: {self.listener.fault or 'not connected'}"
-        if self.listener is not None and self.listener.ended:
-            return "LISTEN: the task has ended"
-        if self._follows and not self.cursor.running:
-            return "the cursor's task has ended"
-        if not self.writer.running:
-            return "the writer's task has ended"
-        if not database.settled:
-            return "the node is checking which log the server has"
-        for name, kept in (("writer", database.writer), ("reader", database.reader)):
-            if kept.fault:
-                return f"{name}: {kept.fault}"
-        if self.relay.fault:
-            return f"relay: {self.relay.fault}"
-        if self._follows and self.cursor.lag:
-            return f"the cursor is {self.cursor.lag} offsets behind the log"
-        return ""
 
 
 def _expiry_handlers(node: str, setup: Setup) -> ExpiryHandlers | None:

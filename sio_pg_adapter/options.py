@@ -1,11 +1,10 @@
-"""The options of connection state recovery, checked when they are given."""
+"""The options of the manager and of connection state recovery, which are checked when they are given."""
 
 from __future__ import annotations
 
 import asyncio
 import enum
 import math
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, TypeGuard
@@ -17,9 +16,6 @@ CENTURY = 100 * 365.25 * 86_400
 
 MAX_MISSED = 2**31 - 2
 """Largest ``max_missed_packets``. The database counts one record more than that, in an ``integer``."""
-
-MAX_NAME_BYTES = 63
-"""The longest name of a schema, in bytes. PostgreSQL would cut a longer one silently, and two schemas become one."""
 
 Accepts = Callable[[dict[str, Any], Any], bool]
 """The type of ``accepts``: a function of ``environ`` and ``auth``."""
@@ -39,16 +35,128 @@ class Durability(enum.StrEnum):
     MEMORY = "memory"
 
 
-def checked_durability(durability: object) -> Durability:
-    """Return a value of ``durability=``.
+# -- which values an option takes ------------------------------------------------------------------------
+def is_seconds(value: object) -> TypeGuard[float]:
+    """Whether it is a number: neither a ``bool`` nor NaN."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value)
 
-    :raises ConfigurationError: for any other value.
+
+def is_async(function: object) -> bool:
+    """Whether it is an ``async`` function, or an object whose ``__call__`` is one."""
+    return asyncio.iscoroutinefunction(function) or asyncio.iscoroutinefunction(
+        getattr(function, "__call__", None)  # noqa: B004 - it is not called
+    )
+
+
+def has_methods(value: object, *names: str) -> bool:
+    """Whether it is an object, or a module, with methods of these names."""
+    return all(callable(getattr(value, name, None)) for name in names)
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """The values that an option takes.
+
+    :ivar values: the values in words, for the error message.
+    :ivar allows: whether a value is one of them.
     """
-    if not isinstance(durability, str) or durability not in list(Durability):
-        raise ConfigurationError(f'durability takes "flush" or "memory". It was {durability!r}')
-    return Durability(durability)
+
+    values: str
+    allows: Callable[[Any], bool]
+
+    def check(self, name: str, value: object) -> None:
+        """Check a value of the option ``name``.
+
+        :raises ConfigurationError: naming the option.
+        """
+        if not self.allows(value):
+            raise ConfigurationError(f"{name} takes {self.values}, not {value!r}")
 
 
+def whole_numbers(least: int, most: float = math.inf) -> Rule:
+    """Return the rule of an option that takes a whole number in a range."""
+    return Rule(
+        f"a whole number from {least} on" if most == math.inf else f"a whole number from {least} to {most}",
+        lambda value: isinstance(value, int) and not isinstance(value, bool) and least <= value <= most,
+    )
+
+
+FLAG = Rule("True or False", lambda value: isinstance(value, bool))
+TIMEOUT = Rule("seconds, more than 0", lambda value: is_seconds(value) and 0 < value < math.inf)
+PLAIN_FUNCTION = Rule(
+    "a callable(environ, auth) that is not async, or None",  # a coroutine is never awaited, and is always true
+    lambda value: value is None or (callable(value) and not is_async(value)),
+)
+
+MANAGER_RULES = {
+    "write_only": FLAG,
+    "logger": Rule(
+        "a logging.Logger or None",
+        lambda value: value is None or has_methods(value, "debug", "info", "warning", "error"),
+    ),
+    "json": Rule(
+        "a module with dumps and loads, or None", lambda value: value is None or has_methods(value, "dumps", "loads")
+    ),
+    "max_queued_packets": whole_numbers(1),
+    "max_queued_bytes": whole_numbers(1),
+    "retention": Rule(
+        "a number of seconds above 0, math.inf, or None for as long as sessions need",
+        lambda value: value is None or (is_seconds(value) and value > 0),
+    ),
+    "durability": Rule('"flush" or "memory"', lambda value: isinstance(value, str) and value in list(Durability)),
+    "error_handler": Rule("a function(error) or None", lambda value: value is None or callable(value)),
+}
+"""The options of ``AsyncPostgresManager`` that are checked here. ``Database`` checks those of its connections."""
+
+RECOVERY_RULES = {
+    "max_disconnection_duration": Rule(
+        "a number of seconds above 0, or math.inf", lambda value: is_seconds(value) and value > 0
+    ),
+    "skip_middlewares": FLAG,
+    "max_missed_packets": whole_numbers(0, MAX_MISSED),
+    "accepts": PLAIN_FUNCTION,
+    "identity": PLAIN_FUNCTION,
+}
+"""The options of connection state recovery."""
+
+
+def check_options(rules: Mapping[str, Rule], **values: object) -> None:
+    """Check options by their rules.
+
+    :raises ConfigurationError: naming the first option that is wrong.
+    """
+    for name, value in values.items():
+        rules[name].check(name, value)
+
+
+def stored_seconds(name: str, duration: float) -> float | None:
+    """Return a duration as the database takes it: seconds, or ``None`` for ever.
+
+    :raises ConfigurationError: if the option ``name`` is finite, and over a century.
+    """
+    if CENTURY < duration < math.inf:
+        raise ConfigurationError(f"{name} is over a century. Use math.inf for ever")
+    return None if math.isinf(duration) else float(duration)
+
+
+# -- the options of the manager --------------------------------------------------------------------------
+FOREIGN_OPTIONS = {
+    "url": "Pass the URL of a PostgreSQL database as dsn=.",
+    "channel": "Servers of one schema are one cluster. Pass schema= to have several in a database.",
+    "redis_options": "Pass options of the connection in the URL, or an asyncpg pool as pool=.",
+}
+"""Options of python-socketio's other client managers, and what to do instead."""
+
+
+def retention_seconds(retention: float | None) -> float | None:
+    """Return a value of ``retention=`` as the database takes it: seconds, 0 for ``None``, or ``None`` for ever.
+
+    :raises ConfigurationError: if it is over a century.
+    """
+    return 0.0 if retention is None else stored_seconds("retention", retention)
+
+
+# -- the options of connection state recovery --------------------------------------------------------------
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ConnectionStateRecovery:
     """The options of connection state recovery: how long, how far back and for which connections.
@@ -75,61 +183,13 @@ class ConnectionStateRecovery:
     identity: Identity | None = None
 
     def __post_init__(self) -> None:
-        duration = self.max_disconnection_duration
-        if not is_seconds(duration) or not duration > 0:
-            raise ConfigurationError(
-                f"max_disconnection_duration takes a number of seconds above 0, or math.inf. It was {duration!r}"
-            )
-        if CENTURY < duration < math.inf:
-            raise ConfigurationError(
-                "max_disconnection_duration is over a century. Use math.inf to keep sessions for ever"
-            )
-        missed = self.max_missed_packets
-        if isinstance(missed, bool) or not isinstance(missed, int) or not 0 <= missed <= MAX_MISSED:
-            raise ConfigurationError(
-                f"max_missed_packets takes a whole number from 0 to {MAX_MISSED}. It was {missed!r}"
-            )
-        if not isinstance(self.skip_middlewares, bool):
-            raise ConfigurationError(f"skip_middlewares takes True or False. It was {self.skip_middlewares!r}")
-        for name, function in (("accepts", self.accepts), ("identity", self.identity)):
-            if function is not None and not callable(function):
-                raise ConfigurationError(f"{name} takes a callable(environ, auth) or None. It was {function!r}")
-            if is_async(function):  # its coroutine would never be awaited, and is always true
-                raise ConfigurationError(f"{name} takes a function that is not async. It was {function!r}")
+        check_options(RECOVERY_RULES, **{option.name: getattr(self, option.name) for option in fields(self)})
+        stored_seconds("max_disconnection_duration", self.max_disconnection_duration)
 
     @property
     def window(self) -> float | None:
         """The duration as the database takes it: seconds, or ``None`` for ever."""
-        return None if math.isinf(self.max_disconnection_duration) else float(self.max_disconnection_duration)
-
-
-def is_async(function: object) -> bool:
-    """Whether it is an ``async`` function, or an object whose ``__call__`` is one."""
-    return asyncio.iscoroutinefunction(function) or asyncio.iscoroutinefunction(
-        getattr(function, "__call__", None)  # noqa: B004 - it is not called
-    )
-
-
-def is_seconds(value: object) -> TypeGuard[float]:
-    """Whether it is a number: neither a ``bool`` nor NaN."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value)
-
-
-def retention_seconds(retention: object) -> float | None:
-    """Return a value of ``retention=`` as the database takes it: seconds, 0 for ``None``, or ``None`` for ever.
-
-    :raises ConfigurationError: if it is not a duration.
-    """
-    if retention is None:
-        return 0.0
-    if not is_seconds(retention) or not retention > 0:
-        raise ConfigurationError(
-            f"retention takes a number of seconds above 0, math.inf, or None for as long as sessions need. "
-            f"It was {retention!r}"
-        )
-    if CENTURY < retention < math.inf:
-        raise ConfigurationError("retention is over a century. Use math.inf to keep events for ever")
-    return None if math.isinf(retention) else float(retention)
+        return stored_seconds("max_disconnection_duration", self.max_disconnection_duration)
 
 
 def recovery_options(
@@ -153,41 +213,5 @@ def recovery_options(
             )
         return ConnectionStateRecovery(**value)
     raise ConfigurationError(
-        "connection_state_recovery takes a ConnectionStateRecovery, True, a dict of its keys, or None. "
-        f"It was {value!r}"
+        f"connection_state_recovery takes a ConnectionStateRecovery, True, a dict of its keys, or None, not {value!r}"
     )
-
-
-def checked_schema(schema: str) -> str:
-    """Return ``schema`` if PostgreSQL takes it as the name of a schema.
-
-    :raises ConfigurationError: if it does not.
-    """
-    try:
-        size = len(schema.encode())
-    except (AttributeError, UnicodeError):  # not text, or text with a lone surrogate
-        size = 0
-    if not 1 <= size <= MAX_NAME_BYTES or "\0" in schema or schema.startswith("pg_"):
-        raise ConfigurationError(
-            f"schema takes a name of 1 to {MAX_NAME_BYTES} bytes, without NUL and not beginning with pg_: "
-            f"not {schema!r}"
-        )
-    return schema
-
-
-def quoted(name: str) -> str:
-    """Return a name as an SQL identifier."""
-    return '"' + name.replace('"', '""') + '"'
-
-
-def in_schema(sql: str, schema: str) -> str:
-    """Return SQL that names its schema ``sio`` for another schema.
-
-    All is replaced at once, because the name is data. It may look like a placeholder, or end a function's body.
-    """
-    name, tag, n = quoted(schema), "$$", 0
-    while tag in name:
-        tag, n = f"$sio{n}$", n + 1
-    literal = name.replace("'", "''")
-    by = {"sio.": f"{name}.", "'sio.": f"'{literal}.", "$$": tag}
-    return re.sub(r"'?\bsio\.(?=sio_)|\$\$", lambda found: by[found[0]], sql)

@@ -17,7 +17,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from sio_pg_adapter.emitter import Values, run, run_async
+from sio_pg_adapter.drivers import Values, run, run_async
 from sio_pg_adapter.errors import ConfigurationError
 from sio_pg_adapter.log.names import EVERYBODY, namespace_name, room_name, text_name, text_names
 from sio_pg_adapter.log.records import Kind, MemberMove
@@ -54,13 +54,7 @@ def enter_room(
     :raises ConfigurationError: naming the argument, or the kind of the connection. Nothing is stored.
     :raises NotSerializable: if a name is not text. Nothing is stored.
     """
-    run(
-        connection,
-        "change",
-        _values(Kind.ENTER, sid, room, members_of, namespace, skip_sid, skip_room),
-        schema,
-        "enter_room",
-    )
+    _run(connection, schema, Kind.ENTER, sid, room, members_of, namespace, skip_sid, skip_room)
 
 
 async def enter_room_async(
@@ -75,13 +69,7 @@ async def enter_room_async(
     schema: str = "public",
 ) -> None:
     """Add to a room as :func:`enter_room` does, on a connection that :func:`sio_pg_adapter.emit_async` takes."""
-    await run_async(
-        connection,
-        "change",
-        _values(Kind.ENTER, sid, room, members_of, namespace, skip_sid, skip_room),
-        schema,
-        "enter_room",
-    )
+    await _run_async(connection, schema, Kind.ENTER, sid, room, members_of, namespace, skip_sid, skip_room)
 
 
 def leave_room(
@@ -109,13 +97,7 @@ def leave_room(
     :raises ConfigurationError: naming the argument, or the kind of the connection. Nothing is stored.
     :raises NotSerializable: if a name is not text. Nothing is stored.
     """
-    run(
-        connection,
-        "change",
-        _values(Kind.LEAVE, sid, room, members_of, namespace, skip_sid, skip_room),
-        schema,
-        "leave_room",
-    )
+    _run(connection, schema, Kind.LEAVE, sid, room, members_of, namespace, skip_sid, skip_room)
 
 
 async def leave_room_async(
@@ -130,13 +112,7 @@ async def leave_room_async(
     schema: str = "public",
 ) -> None:
     """Remove from a room as :func:`leave_room` does, on a connection that :func:`sio_pg_adapter.emit_async` takes."""
-    await run_async(
-        connection,
-        "change",
-        _values(Kind.LEAVE, sid, room, members_of, namespace, skip_sid, skip_room),
-        schema,
-        "leave_room",
-    )
+    await _run_async(connection, schema, Kind.LEAVE, sid, room, members_of, namespace, skip_sid, skip_room)
 
 
 def close_room(
@@ -149,14 +125,14 @@ def close_room(
     :raises ConfigurationError: naming the argument, or the kind of the connection. Nothing is stored.
     :raises NotSerializable: if a name is not text. Nothing is stored.
     """
-    run(connection, "change", _values(Kind.CLOSE, None, room, None, namespace), schema, "close_room")
+    _run(connection, schema, Kind.CLOSE, None, room, None, namespace)
 
 
 async def close_room_async(
     connection: Any, room: str | None = None, *, namespace: str | None = None, schema: str = "public"
 ) -> None:
     """Close a room as :func:`close_room` does, on a connection that :func:`sio_pg_adapter.emit_async` takes."""
-    await run_async(connection, "change", _values(Kind.CLOSE, None, room, None, namespace), schema, "close_room")
+    await _run_async(connection, schema, Kind.CLOSE, None, room, None, namespace)
 
 
 def disconnect(
@@ -182,13 +158,7 @@ def disconnect(
     :raises ConfigurationError: naming the argument, or the kind of the connection. Nothing is stored.
     :raises NotSerializable: if a name is not text. Nothing is stored.
     """
-    run(
-        connection,
-        "change",
-        _values(Kind.KICK, sid, None, room, namespace, skip_sid, skip_room),
-        schema,
-        "disconnect",
-    )
+    _run(connection, schema, Kind.KICK, sid, None, room, namespace, skip_sid, skip_room)
 
 
 async def disconnect_async(
@@ -202,13 +172,15 @@ async def disconnect_async(
     schema: str = "public",
 ) -> None:
     """Disconnect as :func:`disconnect` does, on a connection that :func:`sio_pg_adapter.emit_async` takes."""
-    await run_async(
-        connection,
-        "change",
-        _values(Kind.KICK, sid, None, room, namespace, skip_sid, skip_room),
-        schema,
-        "disconnect",
-    )
+    await _run_async(connection, schema, Kind.KICK, sid, None, room, namespace, skip_sid, skip_room)
+
+
+def _run(connection: Any, schema: str, kind: Kind, *values: Any) -> None:
+    run(connection, "change", _values(kind, *values), schema, CALLS[kind])
+
+
+async def _run_async(connection: Any, schema: str, kind: Kind, *values: Any) -> None:
+    await run_async(connection, "change", _values(kind, *values), schema, CALLS[kind])
 
 
 async def change_members(connection: Any, move: MemberMove, schema: str) -> None:

@@ -6,7 +6,7 @@ import json as stdlib_json
 from types import ModuleType
 from typing import Any
 
-from sio_pg_adapter.emitter import Values, run, run_async
+from sio_pg_adapter.drivers import Values, run, run_async
 from sio_pg_adapter.log.names import namespace_name
 from sio_pg_adapter.log.payload import encode_event, pack
 

@@ -126,7 +126,7 @@ class _Connection(AsyncClient):
         # disconnect() in a handler triggers `disconnect`, which can only be called after that handler.
         return None if event in _LIFECYCLE else await asyncio.wrap_future(future)
 
-    async def _handle_event(self, namespace: str | None, id: int | None, data: list[Any]) -> None:  # noqa: A002
+    async def _handle_event(self, namespace: str | None, id: int | None, data: list[Any]) -> None:
         try:
             await super()._handle_event(namespace, id, data)
         except Exception:  # python-engineio logs it in a thread of socketio.Client, and not in a task
@@ -167,7 +167,7 @@ class Client(socketio.Client):
         # Not python-socketio's constructor: the state of the client is that of its connection, see __getattr__.
         session = kwargs.get("http_session")
         if session is not None and not hasattr(session, "ws_connect"):
-            raise ConfigurationError(f"http_session takes an aiohttp.ClientSession. It was {type(session).__name__}")
+            raise ConfigurationError(f"http_session takes an aiohttp.ClientSession, not a {type(session).__name__}")
         object.__setattr__(self, "_connection", _Connection(*args, **kwargs))
         self._connection.client = self
         object.__setattr__(self, "handle_sigint", kwargs.get("handle_sigint", True))

@@ -32,7 +32,7 @@ except ImportError as e:
 from sio_pg_adapter.counters import Spans
 from sio_pg_adapter.log.records import Entry, Kind, Record
 from sio_pg_adapter.log.verdict import Fresh, Recovered
-from sio_pg_adapter.server.connect import ConnectAborted
+from sio_pg_adapter.server.checks import ConnectAborted
 
 if TYPE_CHECKING:
     from sio_pg_adapter.manager import AsyncPostgresManager

@@ -15,4 +15,4 @@ if __name__ == "__main__":
 
         django.setup()
         call_command("migrate")
-        uvicorn.run("shop.asgi:application", timeout_graceful_shutdown=5)
+        uvicorn.run("shop.asgi:application", port=8001, timeout_graceful_shutdown=5)

@@ -14,4 +14,4 @@ if __name__ == "__main__":
         app = create_app()
         with app.app_context():
             upgrade()
-        socketio.run(app, port=8000, allow_unsafe_werkzeug=True)
+        socketio.run(app, port=8002, allow_unsafe_werkzeug=True)

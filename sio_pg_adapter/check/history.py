@@ -79,7 +79,7 @@ class Session:
 
 
 class History:
-    """A run, as the lines of a file tell it.
+    """A run, as the lines of a file describe it.
 
     :raises ConfigurationError: a line is not one of a history. The message names the line.
     """

@@ -53,7 +53,7 @@ class Verdict:
         records = sum(len(log.records) for log in history.logs.values())
         outcomes = Counter(outcome.value for outcome, _ in history.answers.values())
         kinds = Counter(finding.kind for finding in self.findings)
-        more = len(self.findings) - show
+        left_out = len(self.findings) - show
         return "\n".join(
             [
                 f"{self.deliveries:,} deliveries of {records:,} events to {len(history.clients):,} clients",
@@ -62,7 +62,7 @@ class Verdict:
                 f"faults: {_counts(history.faults)}",
                 ", ".join(f"{kind.value} {kinds[kind]}" for kind in FindingKind),
                 *(_describe(history.lines, finding) for finding in self.findings[:show]),
-                *([f"\n{more} more"] if more > 0 else []),
+                *([f"\n{left_out} more"] if left_out > 0 else []),
             ]
         )
 

@@ -12,7 +12,7 @@ from sio_pg_adapter.store.database import Database
 from sio_pg_adapter.store.pooler import PoolerBetween
 
 
-class CommandFailed(SioPgError):  # noqa: N818 - named like its relatives
+class CommandFailed(SioPgError):
     """A command cannot do its work. The message says what to do."""
 
 

@@ -23,9 +23,13 @@ INVALID_PARAMETER_VALUE = "22023"
 
 
 class Members:
-    """Moves the members of rooms."""
+    """Moves the members of rooms.
 
-    def __init__(self, rooms: Rooms, appender: Appender, sockets: Sockets, database: Database) -> None:
+    :param asks: whether this node can ask the others. A process that only emits hears no answer.
+    """
+
+    def __init__(self, rooms: Rooms, appender: Appender, sockets: Sockets, database: Database, *, asks: bool) -> None:
+        self._asks = asks
         self._rooms = rooms
         self._database = database
         self._appender = appender
@@ -37,17 +41,18 @@ class Members:
         :raises ValueError: if one of the rooms is a client's own. Nobody has moved then.
         :raises NoAnswer: if a node did not name its clients that are in no table in time. All others have moved.
         """
-        if move.kind is Kind.ENTER and any(self._rooms.is_sid_room(move.namespace, room) for room in move.targets):
-            raise ValueError("cannot enter a sid room")  # the client may be in no table
+        if not self._asks:
+            await self._move_by_record(move)
+            return
+        if move.kind is Kind.ENTER:
+            self._rooms.refuse_own_room("enter", move.namespace, *move.targets)
         unstored, silent = await self._sockets.unstored(move.namespace, move.rooms, move.skip_rooms, UNSTORED_WAIT)
         await self._appender.change(replace(move, unstored=tuple(unstored)))
         if silent:
             raise NoAnswer("clients without a stored session may be left out", "node", silent, None)
 
-    async def move_by_record(self, move: MemberMove) -> None:
+    async def _move_by_record(self, move: MemberMove) -> None:
         """Move the members as a transaction does, by one record, from which each node finds its clients.
-
-        So no node is asked, which a process that does not listen cannot do.
 
         :raises ValueError: if one of the rooms to enter is a client's own.
         :raises StoreUnavailable: if the database did not answer. The move may be stored.

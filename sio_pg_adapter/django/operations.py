@@ -10,7 +10,7 @@ from sqlalchemy import ClauseElement
 from sqlalchemy.dialects import postgresql
 
 from sio_pg_adapter import schema as tables
-from sio_pg_adapter.options import quoted
+from sio_pg_adapter.schema_names import quoted
 
 from .settings import check_vendor, read_settings
 

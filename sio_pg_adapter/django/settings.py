@@ -11,7 +11,7 @@ from django.db import connections
 from django.utils.connection import ConnectionDoesNotExist
 
 from sio_pg_adapter.errors import ConfigurationError
-from sio_pg_adapter.options import checked_schema
+from sio_pg_adapter.schema_names import checked_schema
 
 URL_OPTIONS = frozenset(
     [
@@ -51,7 +51,7 @@ def read_settings() -> Settings:
     """
     given = getattr(settings, "SIO_PG", {})
     if not isinstance(given, dict):
-        raise ConfigurationError(f"SIO_PG takes a dict. It was {given!r}")
+        raise ConfigurationError(f"SIO_PG takes a dict, not {given!r}")
     known = [field.name.upper() for field in fields(Settings)]
     if unknown := [key for key in given if key not in known]:
         raise ConfigurationError(f"SIO_PG has no key {unknown[0]!r}. It takes {', '.join(known)}")

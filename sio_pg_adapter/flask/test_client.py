@@ -70,11 +70,11 @@ class _Wire:
         server = self._loop_server
         if eio_sid not in server.eio.sockets:
             server.eio.sockets[eio_sid] = AsyncSocket(server.eio, eio_sid)
-        await server._handle_eio_connect(eio_sid, environ)  # noqa: SLF001
+        await server._handle_eio_connect(eio_sid, environ)  # noqa: SLF001 - as Engine.IO calls it
 
     def _handle_eio_message(self, eio_sid: str, data: Any) -> None:
         try:
-            self._background.call(self._loop_server._handle_eio_message, eio_sid, data)  # noqa: SLF001
+            self._background.call(self._loop_server._handle_eio_message, eio_sid, data)  # noqa: SLF001 - as above
         finally:
             self.receive(eio_sid)
 

@@ -55,7 +55,7 @@ class State(enum.Enum):
     LEFT = "its connection has ended"
 
 
-class InvalidTransition(Exception):  # noqa: N818 - a name for what happened
+class InvalidTransition(Exception):
     """A verb was used in a state that does not allow it."""
 
 

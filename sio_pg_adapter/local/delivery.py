@@ -90,7 +90,7 @@ class Delivery:
         The store refuses it once the session of that sid is stored. Until then only this node knows the sid.
         """
         for room in record.rooms:
-            if room != record.sid and self._rooms.is_sid_room(record.namespace, room):
+            if self._rooms.is_of_another(record.namespace, room, record.sid):
                 who = record.sid or "members of a room"
                 logger.warning("%s cannot enter the room of another client's sid", f"{who} [{record.namespace}]")
                 self.on_intruder(record, room)

@@ -12,6 +12,8 @@ import contextvars
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from sio_pg_adapter.errors import ConfigurationError
+
 from .client import Client
 
 
@@ -40,3 +42,19 @@ def handled() -> Client | None:
     """Return the client whose connect or disconnect handler is calling."""
     handler = _current.get()
     return handler.client if handler is not None and handler.running else None
+
+
+def refuse_in_connect(call: str, sid: str, namespace: str) -> None:
+    """Refuse a change with ``connection=`` in the connect handler of the client that it is about.
+
+    Without ``connection=`` a room that is left there counts as left from the offset that the client presented. A
+    commit comes behind that, and the client would be sent what it missed in the room.
+
+    :raises ConfigurationError: naming the call.
+    """
+    client = handled()
+    if client is not None and (client.sid, client.namespace) == (sid, namespace) and not client.is_answered:
+        raise ConfigurationError(
+            f"{call}() takes no connection= for the client whose connect is being decided. Leave connection= out,"
+            " or refuse the client."
+        )

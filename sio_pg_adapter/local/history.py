@@ -7,17 +7,18 @@ from collections.abc import Iterator, Sequence
 from types import ModuleType
 from typing import Any
 
-from sio_pg_adapter.errors import ConfigurationError, PositionLost, StoreUnavailable
+from sio_pg_adapter.errors import PositionLost, StoreUnavailable
 from sio_pg_adapter.log.names import EVERYBODY, namespace_name, room_name
 from sio_pg_adapter.log.payload import decode_event
 from sio_pg_adapter.log.records import StoredEvent
+from sio_pg_adapter.options import whole_numbers
 from sio_pg_adapter.store.epochs import Epochs
 from sio_pg_adapter.store.reader import LogReader, RoomEvent
 
 from .continuity import Continuity
 
-MAX_LIMIT = 10_000
-"""The most events of one history."""
+LIMIT = whole_numbers(1, 10_000)
+"""How many events one history may have."""
 
 END = 2**63 - 1
 """An offset above all others."""
@@ -38,13 +39,12 @@ class History:
         self._json = json
 
     async def read(
-        self, room: object, namespace: object, since: object, until: object, limit: object
+        self, room: object, namespace: object, since: object, until: object, limit: int
     ) -> list[StoredEvent]:
         """Return events of a room in order. See :meth:`AsyncPostgresManager.history`."""
         name = EVERYBODY if room is None else room_name(room)
         where = namespace_name(namespace)
-        if isinstance(limit, bool) or not isinstance(limit, int) or not 1 <= limit <= MAX_LIMIT:
-            raise ConfigurationError(f"limit takes a whole number from 1 to {MAX_LIMIT}, not {limit!r}")
+        LIMIT.check("limit", limit)
         after = None if since is None else await self._continuity.offset_of(since, where, argument="since")
         upto = END if until is None else await self._continuity.offset_of(until, where, argument="until")
         floor, events = await self._reader.history(where, name, after=after, upto=upto, limit=limit)

@@ -33,16 +33,8 @@ class Moves:
         :raises ValueError: if the room is another client's own.
         """
         room, sid, namespace = room_name(room), text_name(sid, "sid"), namespace_name(namespace)
-        self.check_room(sid, namespace, room)
+        self._rooms.refuse_own_room("enter", namespace, room, but=sid)
         return await self._move(Kind.ENTER, sid, namespace, room, {"member": True} if member else {})
-
-    def check_room(self, sid: str, namespace: str, room: str) -> None:
-        """Check that a sid may enter a room.
-
-        :raises ValueError: if the room is another client's own.
-        """
-        if room != sid and self._rooms.is_sid_room(namespace, room):
-            raise ValueError("cannot enter a sid room")
 
     async def leave(self, sid: str, namespace: str, room: str) -> None:
         """Remove a sid from a room. It has taken effect on return."""
@@ -67,8 +59,7 @@ class Moves:
         :raises ValueError: if the room is a client's own.
         """
         room, namespace = room_name(room), namespace_name(namespace)
-        if self._rooms.is_sid_room(namespace, room):
-            raise ValueError("cannot close a sid room")
+        self._rooms.refuse_own_room("close", namespace, room)
         await self._appender.change(Entry(Kind.CLOSE, namespace, (room,)))
 
     async def _move(self, kind: Kind, sid: str, namespace: str, room: str, args: dict[str, Any]) -> int | None:

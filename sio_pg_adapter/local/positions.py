@@ -16,6 +16,7 @@ from .continuity import Continuity
 from .cursor import Cursor
 from .handling import handled
 from .moves import Moves
+from .rooms import Rooms
 
 CURSOR_WAIT = 5.0
 """How long a client waits for this node's cursor to reach a position, in seconds."""
@@ -34,6 +35,7 @@ class Positions:
         epochs: Epochs,
         continuity: Continuity,
         sessions: Sessions,
+        rooms: Rooms,
         moves: Moves,
         limit: int | None,
     ) -> None:
@@ -42,6 +44,7 @@ class Positions:
         self._epochs = epochs
         self._continuity = continuity
         self._sessions = sessions
+        self._rooms = rooms
         self._moves = moves
         self._limit = limit
 
@@ -67,7 +70,7 @@ class Positions:
         """
         room, sid, namespace = room_name(room), text_name(sid, "sid"), namespace_name(namespace)
         client = self._connecting(sid, namespace)
-        self._moves.check_room(sid, namespace, room)
+        self._rooms.refuse_own_room("enter", namespace, room, but=sid)
         if client.state is State.LEFT:
             return None
         if client.recovered:

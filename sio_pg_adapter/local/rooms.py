@@ -26,7 +26,7 @@ class Rooms:
 
     def enter(self, client: Client, room: str) -> None:
         """Enter a live client in a room, unless that is another client's own."""
-        if room != client.sid and self.is_sid_room(client.namespace, room):
+        if self.is_of_another(client.namespace, room, client.sid):
             logger.warning("%s cannot enter the room of another client's sid", client.label)
         else:
             self._table.basic_enter_room(client.sid, client.namespace, room, eio_sid=client.eio_sid)
@@ -57,6 +57,19 @@ class Rooms:
     def is_sid_room(self, namespace: str, room: str) -> bool:
         """Whether a room is the own room of a client of this node, also while its connect is being decided."""
         return self._clients.current(room, namespace) is not None
+
+    def is_of_another(self, namespace: str, room: str, sid: str | None) -> bool:
+        """Whether a room is the own room of a client of this node, and not of the one with this sid."""
+        return room != sid and self.is_sid_room(namespace, room)
+
+    def refuse_own_room(self, verb: str, namespace: str, *rooms: str, but: str | None = None) -> None:
+        """Check rooms that are entered or closed. The database does not know all clients of this node.
+
+        :param but: the sid that enters them.
+        :raises ValueError: if a room is another client's own.
+        """
+        if any(self.is_of_another(namespace, room, but) for room in rooms):
+            raise ValueError(f"cannot {verb} a sid room")
 
     def members(self, namespace: str, rooms: tuple[str, ...], skip_rooms: tuple[str, ...] = ()) -> Iterator[str]:
         """Yield the sids of live clients in any of the rooms and none of ``skip_rooms``, each once.

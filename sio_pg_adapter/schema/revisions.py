@@ -10,7 +10,7 @@ from sqlalchemy.schema import CreateSchema
 
 from sio_pg_adapter.errors import ConfigurationError
 from sio_pg_adapter.migrate import config_for, relay_sql, writing_to
-from sio_pg_adapter.options import checked_schema
+from sio_pg_adapter.schema_names import checked_schema
 
 from .tables import metadata_in
 

@@ -1,4 +1,7 @@
-"""The tables as SQLAlchemy metadata, for autogenerate to compare with."""
+"""The tables as SQLAlchemy metadata, for autogenerate to compare with.
+
+The module is long because it is a list, one table after another.
+"""
 
 from __future__ import annotations
 

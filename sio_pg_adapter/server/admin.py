@@ -84,8 +84,8 @@ class Instrumented(InstrumentedAsyncServer):
 
     # -- what an operator asks for: clients of this node, or a sid of any node ---------------------------------
     def _meant(self, namespace: str, room_filter: Any) -> list[str]:
-        here = [sid for sid, _ in self.sio.manager.get_participants(namespace, room_filter)]
-        return here or ([room_filter] if isinstance(room_filter, str) and room_filter else [])
+        sids = [sid for sid, _ in self.sio.manager.get_participants(namespace, room_filter)]
+        return sids or ([room_filter] if isinstance(room_filter, str) and room_filter else [])
 
     async def admin_enter_room(self, _: str, namespace: str, room: str, room_filter: Any = None) -> None:
         for sid in self._meant(namespace, room_filter):

@@ -109,11 +109,9 @@ class ClientMethods(socketio.AsyncServer):
                            after it, reaches the client in that room.
         :raises ConfigurationError: with ``connection=`` in the connect handler of the same client.
         """
-        name = namespace_name(namespace)
-        if connection is None:
-            await super().leave_room(sid, room, name)
-        else:
-            await self.manager.leave_room(sid, name, room, connection=connection)
+        namespace = namespace_name(namespace)
+        self.logger.info("%s is leaving room %s [%s]", sid, room, namespace)
+        await self.manager.leave_room(sid, namespace, room, connection=connection)
 
     async def close_room(self, room: str, namespace: str | None = None, *, connection: Any = None) -> None:
         """Remove everybody from a room, on all nodes, and sessions that are away. It has taken effect on return.
@@ -121,11 +119,9 @@ class ClientMethods(socketio.AsyncServer):
         :param connection: as for :meth:`enter_room`.
         :raises ValueError: if the room is a client's own.
         """
-        name = namespace_name(namespace)
-        if connection is None:
-            await super().close_room(room, name)
-        else:
-            await self.manager.close_room(room, name, connection=connection)
+        namespace = namespace_name(namespace)
+        self.logger.info("room %s is closing [%s]", room, namespace)
+        await self.manager.close_room(room, namespace, connection=connection)
 
     def rooms(self, sid: str, namespace: str | None = None) -> list[str]:
         """Return the rooms of a client of this node. :meth:`fetch_rooms` knows those of any node."""
@@ -151,6 +147,18 @@ class ClientMethods(socketio.AsyncServer):
         """Whether the connection of a client of this node has recovered an earlier session."""
         client = self.manager.clients.addressed(text_name(sid, "sid"), namespace_name(namespace))
         return client is not None and client.recovered
+
+    def last_position(self, sid: str, namespace: str | None = None) -> str | None:
+        """Return the position up to which a client of this node has received events in a session that is over.
+
+        The offset that the client presents as it connects proves this, for the rooms that it was in. ``None`` if the
+        client has recovered its session, has no session, or presented no valid offset.
+        """
+        namespace = namespace_name(namespace)
+        client, node = self.manager.clients.addressed(text_name(sid, "sid"), namespace), self.manager.node
+        if client is None or client.proved is None or node is None:
+            return None
+        return node.epochs.position(client.proved, namespace)
 
     async def get_session(self, sid: str, namespace: str | None = None) -> Any:
         """Return the user session of a client of any node, or of one that is away.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any, TypeVar, overload
 
@@ -11,7 +10,7 @@ from sio_pg_adapter.errors import ConfigurationError
 from sio_pg_adapter.log.names import EVERYBODY, namespace_name, text_names
 from sio_pg_adapter.log.records import Outgoing
 from sio_pg_adapter.manager import AsyncPostgresManager
-from sio_pg_adapter.options import is_seconds
+from sio_pg_adapter.options import TIMEOUT
 
 H = TypeVar("H", bound=Callable[..., Any])
 
@@ -92,15 +91,6 @@ class ClusterMethods:
         self.manager.server_event_handlers[namespace_name(namespace), event] = handler
         return handler
 
-    async def server_side_emit(self, event: str, *args: Any, namespace: str | None = None) -> None:
-        """Send an event to all other nodes, and not to this one. It is not stored: only nodes that live now get it.
-
-        :param namespace: the namespace whose handlers are called.
-        :raises NotSerializable: before it is sent. It names the place of a value that has no JSON form.
-        :raises StoreUnavailable: if it could not be sent.
-        """
-        await self.manager.server_side_emit(event, *args, namespace=namespace)
-
     async def server_side_call(
         self, event: str, *args: Any, namespace: str | None = None, timeout: float = 60
     ) -> dict[str, Any]:
@@ -152,75 +142,7 @@ class ClusterMethods:
         )
         return await (await self.manager.started()).broadcast_calls.call(outgoing, event, seconds)
 
-    async def sockets_join(
-        self,
-        room: Any,
-        rooms: Any,
-        namespace: str | None = None,
-        *,
-        skip_sid: Any = None,
-        skip_room: Any = None,
-        connection: Any = None,
-    ) -> None:
-        """Let all members of a room enter others: clients of any node, and sessions that are away and recoverable.
-
-        It takes effect at one place in the log, and has taken effect on return. Events emitted after it go to the new
-        members, replayed ones included, and events emitted before it do not. It is one transaction that holds the
-        log's lock: 5,000 members took 0.8 s on a busy machine, and all emits wait for it.
-
-        :param room: the room whose members move, or several in a list. ``None``: everybody in the namespace.
-        :param rooms: the room, or several in a list, that they enter.
-        :param skip_sid: members that do not move.
-        :param skip_room: a room, or several in a list, whose members do not move.
-        :param connection: as for :meth:`enter_room`. The members are those at the commit.
-        :raises ValueError: if one of ``rooms`` is a client's own. Nobody has moved then.
-        :raises NoAnswer: if a node did not name in time its clients that are in no table, since they have no recovery
-                          or are connecting. All others have moved.
-        """
-        await self.manager.sockets_join(
-            room, rooms, namespace, skip_sid=skip_sid, skip_room=skip_room, connection=connection
-        )
-
-    async def sockets_leave(
-        self,
-        room: Any,
-        rooms: Any,
-        namespace: str | None = None,
-        *,
-        skip_sid: Any = None,
-        skip_room: Any = None,
-        connection: Any = None,
-    ) -> None:
-        """Let all members of a room leave others, or that room itself. See :meth:`sockets_join`."""
-        await self.manager.sockets_leave(
-            room, rooms, namespace, skip_sid=skip_sid, skip_room=skip_room, connection=connection
-        )
-
-    async def disconnect_sockets(
-        self,
-        room: Any,
-        namespace: str | None = None,
-        *,
-        skip_sid: Any = None,
-        skip_room: Any = None,
-        connection: Any = None,
-    ) -> None:
-        """Disconnect all members of a room, and end their sessions for good: on any node, and sessions that are away.
-
-        It takes effect as :meth:`sockets_join`. Disconnect handlers run after it.
-
-        :param room: the room, or several in a list. ``None``: everybody in the namespace.
-        :param skip_sid: members that stay.
-        :param skip_room: a room, or several in a list, whose members stay.
-        :param connection: as for :meth:`sockets_join`.
-        :raises NoAnswer: as :meth:`sockets_join`.
-        """
-        await self.manager.disconnect_sockets(
-            room, namespace, skip_sid=skip_sid, skip_room=skip_room, connection=connection
-        )
-
 
 def _seconds(timeout: float) -> float:
-    if not is_seconds(timeout) or not 0 < timeout < math.inf:
-        raise ConfigurationError(f"timeout takes seconds, more than 0, not {timeout!r}")
+    TIMEOUT.check("timeout", timeout)
     return float(timeout)

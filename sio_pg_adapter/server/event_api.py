@@ -157,7 +157,7 @@ class EventMethods(socketio.AsyncServer):
         eio_sid: str,
         data: Any,
         namespace: str,
-        id: int | None,  # noqa: A002
+        id: int | None,
     ) -> None:
         event, args = data[0], list(data[1:])
         for listener in self._listeners.get(namespace, ()):

@@ -53,7 +53,7 @@ class Host:
 
     def admit(self, node: Node, eio_sid: str, namespace: str, presented: Any) -> Client | None:
         """Return a new client. ``None`` if its connection is closed, or has one in the namespace already."""
-        return self._manager.admit(node, eio_sid, namespace, presented)
+        return self._manager.admit(eio_sid, namespace, presented, start=node.cursor.offset)
 
     def forget(self, client: Client) -> None:
         """Take a client out of this process after its node has stopped."""

@@ -17,6 +17,7 @@ from sio_pg_adapter.local.session_locks import SessionLocks
 from sio_pg_adapter.log.names import first_named, namespace_name
 from sio_pg_adapter.manager import AsyncPostgresManager
 from sio_pg_adapter.options import ConnectionStateRecovery, is_seconds, recovery_options
+from sio_pg_adapter.shared_api import SharedMethods
 from sio_pg_adapter.store.pruner import Pruner
 from sio_pg_adapter.store.sessions import Sessions
 from sio_pg_adapter.tasks import Tasks
@@ -32,12 +33,11 @@ from .endings import Endings
 from .event_api import EventMethods, ExpiryHandler
 from .host import Host, Middleware
 from .intake import Intake
-from .position_api import PositionMethods
 
 logger = logging.getLogger("sio_pg_adapter")
 
 
-class AsyncServer(ClientMethods, ClusterMethods, EventMethods, PositionMethods, socketio.AsyncServer):
+class AsyncServer(ClientMethods, ClusterMethods, EventMethods, SharedMethods, socketio.AsyncServer):
     """A ``socketio.AsyncServer`` whose clients recover their connections.
 
     All of python-socketio's options, methods and decorators work unchanged.
@@ -101,6 +101,10 @@ class AsyncServer(ClientMethods, ClusterMethods, EventMethods, PositionMethods, 
         upstream.expect_polls_of_closed_connections(self.eio)
         if recovery is not None and hasattr(self.eio.logger, "addFilter"):
             self.eio.logger.addFilter(_without_pid)
+
+    @property
+    def _manager(self) -> AsyncPostgresManager:
+        return self.manager
 
     def _make_endings(self, *, rooms: Rooms, sessions: Sessions, pruner: Pruner, tasks: Tasks) -> Endings:
         return Endings(
@@ -179,13 +183,6 @@ class AsyncServer(ClientMethods, ClusterMethods, EventMethods, PositionMethods, 
         """
         namespace, room = namespace_name(namespace), first_named(to, room)
         self.logger.info('emitting event "%s" to %s [%s]', event, room or "all", namespace)
-        more = {"connection": connection} if connection is not None else {}
-        if skip_room is not None:
-            more["skip_room"] = skip_room
-        if volatile:
-            more["volatile"] = True
-        if key is not None:
-            more["key"] = key
         try:
             return await self.manager.emit(
                 event,
@@ -194,8 +191,11 @@ class AsyncServer(ClientMethods, ClusterMethods, EventMethods, PositionMethods, 
                 room=room,
                 skip_sid=skip_sid,
                 callback=callback,
+                skip_room=skip_room,
                 ignore_queue=ignore_queue,
-                **more,
+                volatile=volatile,
+                connection=connection,
+                key=key,
             )
         except SioPgError as e:
             if namespace not in self.manager.unstored or key is not None:

@@ -53,7 +53,7 @@ class Strays:
             self._suspected = False
             try:
                 await self.let_go()
-            except SioPgError:  # the database is away. Whoever needs it now says so
+            except SioPgError:  # the database is away. Others that need it log that
                 self._suspected = True
                 await asyncio.sleep(RETRY)  # nothing announces that the database is back
 

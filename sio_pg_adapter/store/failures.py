@@ -54,7 +54,7 @@ OPEN = (
 """Errors that a server or a pooler may send although a commit was done: classes 08, 57, 58 and XX."""
 
 
-class OutcomeUnknown(Exception):  # noqa: N818 - never leaves the store
+class OutcomeUnknown(Exception):
     """Whether a batch is in the log that this node follows is not known. Most often its connection was lost."""
 
 

@@ -108,7 +108,7 @@ class Listener:
                 logger.warning("the LISTEN connection is replaced: %s", self.fault)
                 self._report(self.fault)
             await self._disconnect()
-            await asyncio.sleep(BACKOFF[min(failures, len(BACKOFF) - 1)] * random.uniform(0.5, 1.0))  # noqa: S311
+            await asyncio.sleep(BACKOFF[min(failures, len(BACKOFF) - 1)] * random.uniform(0.5, 1.0))
             failures += 1
             try:
                 await self._connect()

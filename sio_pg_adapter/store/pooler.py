@@ -19,7 +19,7 @@ LISTENS_WITHIN = 3.0
 """How long a notification may take where LISTEN works, in seconds."""
 
 
-class PoolerBetween(ConfigurationError):  # noqa: N818 - named like the other errors
+class PoolerBetween(ConfigurationError):
     """LISTEN does not work on the connection that was given for it."""
 
 

@@ -107,7 +107,7 @@ class Pruner:
         pause = INTERVAL
         while True:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._soon.wait(), pause * random.uniform(0.8, 1.2))  # noqa: S311
+                await asyncio.wait_for(self._soon.wait(), pause * random.uniform(0.8, 1.2))
             self._soon.clear()
             pause = INTERVAL
             try:

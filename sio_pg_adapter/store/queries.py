@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from importlib.resources import files
 
-from sio_pg_adapter.options import checked_schema, in_schema
+from sio_pg_adapter.schema_names import checked_schema, in_schema
 
 _NAMED = re.compile(r"^-- name: (\w+)\n((?:--[^\n]*\n)*)(.*?)(?=^-- name: |\Z)", re.MULTILINE | re.DOTALL)
 

@@ -137,7 +137,7 @@ class Relay:
                 continue
             except SioPgError as e:
                 self._failed(str(e))
-            except Exception as e:  # the loop goes on: perhaps no other node would move anything
+            except Exception as e:  # the loop goes on, because the other nodes wait for this one
                 logger.exception("moving the events of transactions failed")
                 self._failed(f"{type(e).__name__}: {e}")
             await asyncio.sleep(TAKEOVER)
@@ -149,18 +149,18 @@ class Relay:
         self.fault = reason
 
     async def _attend(self) -> None:
-        """Do this node's part until nothing is left to do."""
+        """Do what this node has to do, until nothing is left."""
         while True:
-            part = await self._fetch_value("relay_attend", self._node)
-            if part == "asleep":
+            duty = await self._fetch_value("relay_attend", self._node)
+            if duty == "asleep":
                 return
-            if part == "off":
+            if duty == "off":
                 await self.drain()  # a dump may have been restored
                 return
-            if part == "ending":
+            if duty == "ending":
                 await self._end()
                 return
-            if part == "other":
+            if duty == "other":
                 await asyncio.sleep(TAKEOVER)
             elif await self._move_until_asleep():
                 return

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from sio_pg_adapter.emitter import LentConnection
+from sio_pg_adapter.drivers import LentConnection
 from sio_pg_adapter.errors import StoreUnavailable
 from sio_pg_adapter.local.session_locks import calling_thread
 

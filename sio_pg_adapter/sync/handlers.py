@@ -16,7 +16,7 @@ IDLE_THREADS = 32
 _Work = tuple[asyncio.Future[Any], Callable[[], Any]]
 
 
-class HandlerEnded(RuntimeError):  # noqa: N818 - it says what a handler did
+class HandlerEnded(RuntimeError):
     """A handler raised something that would end its thread, such as ``SystemExit``."""
 
 

@@ -160,6 +160,10 @@ class PostgresManager:
     enter_room = blocking(AsyncPostgresManager.enter_room)
     leave_room = blocking(AsyncPostgresManager.leave_room)
     close_room = blocking(AsyncPostgresManager.close_room)
+    sockets_join = blocking(AsyncPostgresManager.sockets_join)
+    sockets_leave = blocking(AsyncPostgresManager.sockets_leave)
+    disconnect_sockets = blocking(AsyncPostgresManager.disconnect_sockets)
+    server_side_emit = blocking(AsyncPostgresManager.server_side_emit)
     disconnect = blocking(AsyncPostgresManager.disconnect)  # type: ignore[arg-type]  # mypy asks more of **kwargs
     get_rooms = blocking(AsyncPostgresManager.get_rooms)
     is_connected = blocking(AsyncPostgresManager.is_connected)

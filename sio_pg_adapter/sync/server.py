@@ -1,35 +1,30 @@
-"""``Server``: python-socketio's synchronous server, with connection state recovery.
-
-The module is longer than others because the class is public, and each registration has its overloads.
-"""
+"""``Server``: python-socketio's synchronous server, with connection state recovery."""
 
 from __future__ import annotations
 
 import contextlib
-import functools
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from typing import Any, TypeVar, overload
+from typing import Any
 
 import socketio
 
 from sio_pg_adapter.errors import ConfigurationError, NoAnswer
 from sio_pg_adapter.handler_types import Event, On
 from sio_pg_adapter.manager import AsyncPostgresManager
-from sio_pg_adapter.options import ConnectionStateRecovery, is_async
+from sio_pg_adapter.options import ConnectionStateRecovery
 from sio_pg_adapter.server.cluster_api import FETCH_TIMEOUT
 from sio_pg_adapter.server.server import AsyncServer
 
 from .background import Background
 from .calls import blocking
+from .event_api import EventMethods
 from .loop_server import LoopServer
 from .manager import PostgresManager
 from .sockets import BlockingSocket
 from .wsgi import serve
-
-F = TypeVar("F", bound=Callable[..., Any])
 
 REFUSED_MODES = {
     "eventlet": "its green threads share one system thread with the event loop, and the project is retired",
@@ -41,7 +36,7 @@ REFUSED_MODES = {
 INSTEAD = 'Use async_mode="threading", for example under `gunicorn -k gthread`. A websocket takes no thread there.'
 
 
-class Server(socketio.Server):
+class Server(EventMethods, socketio.Server):
     """A ``socketio.Server`` whose clients recover their connections.
 
     All of python-socketio's options, methods and decorators work unchanged, under any threaded WSGI server. Handlers
@@ -72,7 +67,7 @@ class Server(socketio.Server):
                 f"client_manager takes PostgresManager(...), not a {type(client_manager).__name__}. With another "
                 "manager use socketio.Server."
             )
-        self._registrations: list[Callable[[LoopServer], Any]] = []
+        EventMethods.__init__(self)
         self._make: Callable[[AsyncPostgresManager], LoopServer] = lambda manager: LoopServer(
             manager,
             *args,
@@ -81,7 +76,7 @@ class Server(socketio.Server):
             **options,
         )
         self._server = self._make(client_manager.adopt(self, self._remake))
-        super().__init__(client_manager, *args, async_mode="threading", **options)
+        socketio.Server.__init__(self, client_manager, *args, async_mode="threading", **options)
         self.handlers, self.namespace_handlers = self._server.handlers, self._server.namespace_handlers
         self._share()
 
@@ -89,8 +84,7 @@ class Server(socketio.Server):
         """Make the server of a forked process, or of a start after a shutdown."""
         self._server = self._make(manager)
         self._server.handlers, self._server.namespace_handlers = self.handlers, self.namespace_handlers
-        for register in self._registrations:
-            register(self._server)
+        self._register_again()
         self._share()
 
     def _share(self) -> None:
@@ -99,135 +93,6 @@ class Server(socketio.Server):
     def _ready(self) -> tuple[Background, LoopServer]:
         background, _ = self.manager._ready()  # noqa: SLF001 - they are one
         return background, self._server
-
-    async def _run_in_thread(self, function: Callable[..., Any], *args: Any) -> Any:
-        background, _ = self._ready()
-        return await background.handlers.run(function, *args)
-
-    # -- registration ------------------------------------------------------------------------------------
-    def _register(self, registration: Callable[[LoopServer], Any]) -> Any:
-        result = registration(self._server)
-        self._registrations.append(registration)
-        return result
-
-    def _in_thread(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(function)
-        async def called(*args: Any) -> Any:
-            return await self._run_in_thread(function, *args)
-
-        return called
-
-    @overload
-    def use(self, middleware: F, namespace: str = "/") -> F: ...
-
-    @overload
-    def use(self, middleware: str | None = None, namespace: str = "/") -> Callable[[F], F]: ...
-
-    def use(self, middleware: Any = None, namespace: str = "/") -> Any:
-        """Register a function that runs before the ``connect`` handler. It works as a decorator, too.
-
-        :param middleware: ``def middleware(sid, environ, auth)``. It raises
-                           ``socketio.exceptions.ConnectionRefusedError`` to refuse. As a decorator it may be the
-                           namespace instead: ``@sio.use("/chat")``.
-        """
-        return self._listen("use", middleware, namespace)
-
-    @overload
-    def use_event(self, middleware: F, namespace: str = "/") -> F: ...
-
-    @overload
-    def use_event(self, middleware: str | None = None, namespace: str = "/") -> Callable[[F], F]: ...
-
-    def use_event(self, middleware: Any = None, namespace: str = "/") -> Any:
-        """Register a function that runs before the handler of each event. See :meth:`AsyncServer.use_event`.
-
-        :param middleware: ``def middleware(sid, event, args)``. It is a plain function, which runs in a thread.
-        """
-        return self._listen("use_event", middleware, namespace)
-
-    @overload
-    def on_any(self, handler: F, namespace: str = "/") -> F: ...
-
-    @overload
-    def on_any(self, handler: str | None = None, namespace: str = "/") -> Callable[[F], F]: ...
-
-    def on_any(self, handler: Any = None, namespace: str = "/") -> Any:
-        """Register a listener for all events that clients send. See :meth:`AsyncServer.on_any`.
-
-        :param handler: ``def handler(event, sid, *args)``. It is a plain function, which runs in a thread.
-        """
-        return self._listen("on_any", handler, namespace)
-
-    @overload
-    def on_any_outgoing(self, handler: F, namespace: str = "/") -> F: ...
-
-    @overload
-    def on_any_outgoing(self, handler: str | None = None, namespace: str = "/") -> Callable[[F], F]: ...
-
-    def on_any_outgoing(self, handler: Any = None, namespace: str = "/") -> Any:
-        """Register a listener for all events that this node sends. See :meth:`AsyncServer.on_any_outgoing`.
-
-        :param handler: ``def handler(event, sid, *args)``. It is a plain function, which runs in a thread.
-        """
-        return self._listen("on_any_outgoing", handler, namespace)
-
-    def _listen(self, name: str, function: Any, namespace: str) -> Any:
-        if function is None or isinstance(function, str):
-            where = namespace if function is None else function
-            return lambda listener: self._listen(name, listener, where)
-        called = self._in_thread(_function(name, function))
-        self._register(lambda server: getattr(server, name)(called, namespace))
-        return function
-
-    @overload
-    def on_session_expired(self, handler: F, *, namespace: str = "*") -> F: ...
-
-    @overload
-    def on_session_expired(self, handler: None = None, *, namespace: str = "*") -> Callable[[F], F]: ...
-
-    def on_session_expired(self, handler: Any = None, *, namespace: str = "*") -> Any:
-        """Register a handler for sessions whose time is up without a recovery. It works as a decorator, too.
-
-        See :meth:`AsyncServer.on_session_expired`.
-
-        :param handler: ``def handler(sid, namespace, session)``. An exception is logged, and counts as a call.
-        :param namespace: the namespace whose sessions it is for. Without it, those of all namespaces.
-        """
-        if handler is None:
-            return lambda function: self.on_session_expired(function, namespace=namespace)
-        called = self._in_thread(_function("on_session_expired", handler))
-        self._register(lambda server: server.on_session_expired(called, namespace=namespace))
-        return handler
-
-    @overload
-    def on_server_event(self, event: F) -> F: ...
-
-    @overload
-    def on_server_event(self, event: str) -> Callable[[F], F]: ...
-
-    @overload
-    def on_server_event(self, event: str, handler: F) -> F: ...
-
-    def on_server_event(self, event: Any, handler: Any = None) -> Any:
-        """Register a handler for what other nodes send. See :meth:`AsyncServer.on_server_event`.
-
-        :param handler: ``def handler(*args)``. It returns this node's answer.
-        """
-        if callable(event) and handler is None:
-            event, handler = getattr(event, "__name__", None), event
-        if handler is None:
-            return lambda function: self.on_server_event(event, function)
-        called = self._in_thread(_function("on_server_event", handler))
-        self._register(lambda server: server.on_server_event(event, called))
-        return handler
-
-    def instrument(self, auth: Any = None, *args: Any, **options: Any) -> Any:
-        """Connect the Socket.IO Admin UI. See :meth:`AsyncServer.instrument`.
-
-        :param auth: if it is a function, it runs in a thread.
-        """
-        checked = self._in_thread(auth) if callable(auth) else auth
-        return self._register(lambda server: server.instrument(checked, *args, **options))
 
     # -- events ------------------------------------------------------------------------------------------
     emit = blocking(AsyncServer.emit)
@@ -327,9 +192,3 @@ def _check_mode(mode: str | None) -> None:
             raise ConfigurationError(
                 f"{library} has patched the threads of this process: {REFUSED_MODES[library]}. {INSTEAD}"
             )
-
-
-def _function(name: str, function: object) -> Callable[..., Any]:
-    if not callable(function) or is_async(function):
-        raise ConfigurationError(f"{name}() takes a function that is not async, not {function!r}")
-    return function

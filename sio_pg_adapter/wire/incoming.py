@@ -35,7 +35,7 @@ EVENTS = (packet.EVENT, packet.BINARY_EVENT)
 ACKS = (packet.ACK, packet.BINARY_ACK)
 
 
-class NotAPacket(Exception):  # noqa: N818 - the client's fault, and not an error of this package
+class NotAPacket(Exception):
     """A client sent something that is not a packet. The message says why."""
 
 

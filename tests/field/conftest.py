@@ -23,7 +23,7 @@ QUICK = {
     "store.commits.GIVE_UP_AFTER": 1.5,
     "local.appender.EFFECT_WAIT": 1.0,
     "cluster.members.UNSTORED_WAIT": 1.0,
-    "server.connect.CURSOR_WAIT": 1.0,
+    "server.claiming.CURSOR_WAIT": 1.0,
     **{
         f"store.{name}.QUERY_TIMEOUT": STATEMENT
         for name in ("backends", "commits", "database", "fitness", "presence")

@@ -11,7 +11,7 @@ from typing import Self
 import pytest
 from psycopg.conninfo import conninfo_to_dict
 
-from sio_pg_adapter.server.connect import Connect
+from sio_pg_adapter.server.replay import Replay
 from support.waiting import until
 
 
@@ -176,8 +176,8 @@ async def test_a_client_that_does_not_take_its_acknowledgements_is_cut(start_nod
         return "answer"
 
     if replaying:
-        monkeypatch.setattr(Connect, "_finish", lambda *_: False)
-        monkeypatch.setattr(Connect, "_taken", lambda *_: asyncio.Event().wait())
+        monkeypatch.setattr(Replay, "_finish", lambda *_: False)
+        monkeypatch.setattr(Replay, "_taken", lambda *_: asyncio.Event().wait())
     async with node.client() as slow:
         client = node.manager.clients.current(slow.sid, "/")
         slow.stall()

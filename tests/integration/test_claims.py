@@ -325,7 +325,7 @@ async def test_a_room_that_the_handler_leaves_is_not_sent_from_the_claims_page(s
 @pytest.mark.parametrize("in_memory", [True, False])
 async def test_an_overtaken_try_sends_nothing_that_came_with_its_claim(start_node, monkeypatch, in_memory):
     """While the handler waited the session was claimed elsewhere, and this node has not heard of it."""
-    monkeypatch.setattr("sio_pg_adapter.server.connect.TAKEOVER_WAIT", 0.05)
+    monkeypatch.setattr("sio_pg_adapter.server.claiming.TAKEOVER_WAIT", 0.05)
     a, b = await start_node(), await start_node()
     entered, go = asyncio.Event(), asyncio.Event()
     deaf = []

@@ -98,7 +98,7 @@ def test_only_the_database_that_is_named_gets_the_tables(pg_empty_dsn):
     ("settings", "message"),
     [
         ({"SIO_PG": {"SHEMA": "chat"}}, "(sio_pg.E001) SIO_PG has no key 'SHEMA'. It takes DATABASE, SCHEMA"),
-        ({"SIO_PG": "chat"}, "(sio_pg.E001) SIO_PG takes a dict. It was 'chat'"),
+        ({"SIO_PG": "chat"}, "(sio_pg.E001) SIO_PG takes a dict, not 'chat'"),
         ({"SIO_PG": {"SCHEMA": "pg_chat"}}, "(sio_pg.E001) schema takes a name"),
         ({"SIO_PG": {"DATABASE": "events"}}, "(sio_pg.E001) SIO_PG names the database 'events', which is not in"),
         (

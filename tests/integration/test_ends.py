@@ -7,14 +7,14 @@ import asyncio
 import pytest
 
 from sio_pg_adapter import StoreUnavailable
-from sio_pg_adapter.server import connect as connection
+from sio_pg_adapter.server import replay
 from support.asgi_client import AsgiClient
 from support.waiting import until
 
 
 async def test_a_connection_that_drops_while_a_page_is_read_runs_its_disconnect_handler_once(start_node, monkeypatch):
     """Two find that it has ended: Engine.IO, and the replay when its page has come."""
-    monkeypatch.setattr(connection, "PAGE", 5)
+    monkeypatch.setattr(replay, "PAGE", 5)
     monkeypatch.setattr("sio_pg_adapter.local.recent.RECENT_RECORDS", 3)
     node = await start_node()
     left, handling, go_on = [], asyncio.Event(), asyncio.Event()
@@ -89,7 +89,7 @@ async def test_the_disconnect_handler_runs_though_the_end_cannot_be_stored(start
 async def test_a_replay_that_fails_closes_the_connection(start_node, monkeypatch, expected_errors):
     """A connection that stays open and is sent nothing would be worse: its client would never come back."""
     expected_errors.append("a replay broke")
-    monkeypatch.setattr(connection, "PAGE", 5)
+    monkeypatch.setattr(replay, "PAGE", 5)
     monkeypatch.setattr("sio_pg_adapter.local.recent.RECENT_RECORDS", 3)
     node = await start_node()
     async with node.client() as client:

@@ -258,7 +258,7 @@ async def test_a_listener_that_fell_silent_is_left_without_a_goodbye(start_node,
         with monkeypatch.context() as patch:
             patch.setattr(asyncpg.Connection, "remove_listener", noted)
             proxy.blackhole()
-            await until(lambda: node.manager.node.reconnects > 0 and node.manager.node.listening)
+            await until(lambda: node.manager.node.diagnosis.reconnects > 0 and node.manager.node.diagnosis.listening)
         assert not goodbyes
         await node.sio.emit("e")
         assert await wire.event() == ["e"]

@@ -556,7 +556,7 @@ async def test_a_read_goes_on_when_its_backend_was_ended_while_nobody_used_it(
 
 async def test_clients_recover_while_handlers_hold_the_whole_pool(start_node, pg_dsn, monkeypatch):
     """In pages, since the claim brings none along, and the node has forgotten what was missed."""
-    monkeypatch.setattr("sio_pg_adapter.server.connect.PAGE", 7)
+    monkeypatch.setattr("sio_pg_adapter.server.replay.PAGE", 7)
     monkeypatch.setattr("sio_pg_adapter.store.sessions.CARRIED_EVENTS", 0)
     monkeypatch.setattr("sio_pg_adapter.local.recent.RECENT_RECORDS", 3)
     async with asyncpg.create_pool(pg_dsn, min_size=0, max_size=4) as pool:

@@ -22,7 +22,7 @@ from sio_pg_adapter.local.delivery import Delivery
 from sio_pg_adapter.local.recent import Recent
 from sio_pg_adapter.log.memberships import Memberships
 from sio_pg_adapter.log.records import Kind, Record
-from sio_pg_adapter.server import connect
+from sio_pg_adapter.server import claiming
 from support.interleaving import PATIENCE, Interleaving, Scenario, claims, kicks, moves, seam
 from support.nodes import Node
 from support.shuffled_loop import Schedule, ShuffledLoop, shrink
@@ -111,7 +111,7 @@ def seeds_of(request: pytest.FixtureRequest, count: int) -> range:
 
 @pytest.fixture
 def explorer(pg_dsn: str, pg_owner_dsn: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Explorer]:
-    monkeypatch.setattr(connect, "TAKEOVER_WAIT", 0.1)  # what follows holds whether or not the former one lets go
+    monkeypatch.setattr(claiming, "TAKEOVER_WAIT", 0.1)  # what follows holds whether or not the former one lets go
     with Explorer(pg_dsn, pg_owner_dsn) as explorer:
         yield explorer
 

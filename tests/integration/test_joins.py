@@ -21,7 +21,7 @@ import pytest
 from integration.test_epochs import DATABASE, make_database, programs, query, standby_of
 from sio_pg_adapter import emit_async
 from sio_pg_adapter.embedded import EmbeddedPostgres
-from sio_pg_adapter.server import connect as connection
+from sio_pg_adapter.server import replay
 from support.nodes import Node
 
 WRITERS = 16
@@ -129,7 +129,7 @@ class Run:
 
 @pytest.fixture
 async def start_run(programs: Path, start_node, monkeypatch) -> AsyncIterator[Any]:
-    monkeypatch.setattr(connection, "PAGE", 7)
+    monkeypatch.setattr(replay, "PAGE", 7)
     monkeypatch.setattr("sio_pg_adapter.local.recent.RECENT_RECORDS", 100)
     with EmbeddedPostgres(settings=STANDBY | SLOW_COMMITS) as primary:
         dsn = await make_database(primary)

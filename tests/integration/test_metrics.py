@@ -241,7 +241,7 @@ async def test_a_replay_that_breaks_is_counted(start_node, monkeypatch):
     async def away(*args):
         raise StoreUnavailable("reading what a client missed")
 
-    monkeypatch.setattr("sio_pg_adapter.server.connect.PAGE", 7)
+    monkeypatch.setattr("sio_pg_adapter.server.replay.PAGE", 7)
     monkeypatch.setattr("sio_pg_adapter.local.recent.RECENT_RECORDS", 3)
     node = await start_node()
     scraped = Scraped(node.manager)
@@ -276,7 +276,7 @@ async def test_a_handler_that_raises_breaks_its_connect(start_node, expected_err
 
 
 async def test_a_replay_that_retention_overtook_is_broken(start_node, db, pg_dsn, monkeypatch):
-    monkeypatch.setattr("sio_pg_adapter.server.connect.PAGE", 7)
+    monkeypatch.setattr("sio_pg_adapter.server.replay.PAGE", 7)
     monkeypatch.setattr("sio_pg_adapter.local.recent.RECENT_RECORDS", 3)
     node = await start_node()
     async with node.client() as wire:

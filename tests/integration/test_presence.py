@@ -357,7 +357,7 @@ async def test_case_111_a_kick_while_the_connect_handler_decides(start_node, db)
 
 
 async def test_case_111_a_kick_during_a_paged_replay(start_node, monkeypatch):
-    monkeypatch.setattr("sio_pg_adapter.server.connect.PAGE", 5)
+    monkeypatch.setattr("sio_pg_adapter.server.replay.PAGE", 5)
     monkeypatch.setattr("sio_pg_adapter.local.recent.RECENT_RECORDS", 5)
     node = await start_node()
     async with node.client() as wire:

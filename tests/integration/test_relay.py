@@ -414,7 +414,7 @@ async def test_a_node_that_cannot_move_is_not_healthy_until_it_can(relaying, sta
         assert not health.ok and "sio_relay_append" in health.reason
         await db.execute("ALTER FUNCTION sio_relay_away RENAME TO sio_relay_append")
         assert await wire.event() == ["e"]
-        await until(lambda: node.manager.node.health().ok)
+        await until(lambda: node.manager.node.diagnosis.health().ok)
 
 
 async def test_the_probe_moves_what_waits_too_long(relaying, start_node, connect, db, monkeypatch):

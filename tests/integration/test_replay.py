@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from sio_pg_adapter.server import connect as connection
+from sio_pg_adapter.server import replay
 from support.asgi_client import AsgiClient
 from support.waiting import until
 
@@ -19,7 +19,7 @@ async def missed(node, first: int, count: int, **to) -> None:
 # -- long replays ----------------------------------------------------------------------------------------------
 @pytest.fixture
 def short_pages(monkeypatch):
-    monkeypatch.setattr(connection, "PAGE", 7)
+    monkeypatch.setattr(replay, "PAGE", 7)
     monkeypatch.setattr("sio_pg_adapter.local.recent.RECENT_RECORDS", 3)
 
 

@@ -9,7 +9,7 @@ import asyncio
 
 import pytest
 
-from sio_pg_adapter.server import connect as connection
+from sio_pg_adapter.server import claiming
 from support.asgi_client import AsgiClient, Closed
 from support.waiting import until
 
@@ -128,7 +128,7 @@ async def test_case_109_a_client_that_is_ahead_of_its_node(start_node):
 
 async def test_the_generation_a_try_that_was_overtaken_sends_nothing(start_node, monkeypatch):
     """Its node has not even heard of the newer claim: the page itself says so."""
-    monkeypatch.setattr(connection, "TAKEOVER_WAIT", 0.05)
+    monkeypatch.setattr(claiming, "TAKEOVER_WAIT", 0.05)
     a, b = await start_node(), await start_node()
     entered, go = asyncio.Event(), asyncio.Event()
     recovering = []
@@ -192,7 +192,7 @@ async def test_a_newer_claim_closes_the_older_connection(start_node, monkeypatch
 
 
 async def test_case_67_a_slow_disconnect_handler_is_waited_for_no_longer_than_said(start_node, monkeypatch):
-    monkeypatch.setattr(connection, "TAKEOVER_WAIT", 0.05)
+    monkeypatch.setattr(claiming, "TAKEOVER_WAIT", 0.05)
     node = await start_node()
     entered, go, ended = asyncio.Event(), asyncio.Event(), asyncio.Event()
 

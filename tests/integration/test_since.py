@@ -14,7 +14,7 @@ from sio_pg_adapter import AsyncNamespace, ConfigurationError, PositionLost, emi
 from sio_pg_adapter.log.offsets import Epoch, OffsetCodec
 from sio_pg_adapter.log.positions import encode_position
 from sio_pg_adapter.log.records import Entry, Kind, Written
-from sio_pg_adapter.server import connect as connection
+from sio_pg_adapter.server import replay
 from support.asgi_client import AsgiClient
 from support.nodes import Node
 from support.pruning import prune_once
@@ -25,7 +25,7 @@ AGED = "UPDATE sio_packets SET created_at = created_at - interval '1 hour'"
 
 @pytest.fixture
 def short_pages(monkeypatch):
-    monkeypatch.setattr(connection, "PAGE", 7)
+    monkeypatch.setattr(replay, "PAGE", 7)
     monkeypatch.setattr("sio_pg_adapter.local.recent.RECENT_RECORDS", 3)
 
 

@@ -20,7 +20,7 @@ import socketio
 TIMEOUT = 20.0  # seconds until a test that waits in vain fails; none measures by it
 
 
-class Closed(Exception):  # noqa: N818 - an end, not an error
+class Closed(Exception):
     """The server has closed the connection."""
 
 

@@ -29,7 +29,7 @@ from sio_pg_adapter import (
     leave_room,
     leave_room_async,
 )
-from sio_pg_adapter.options import checked_durability, recovery_options, retention_seconds
+from sio_pg_adapter.options import recovery_options, retention_seconds
 
 DSN = "postgresql://db"
 
@@ -320,7 +320,8 @@ def test_the_server_without_recovery_refuses_the_option_that_it_would_ignore():
 
 
 def test_durability_is_one_of_two():
-    assert [checked_durability(name) for name in ("flush", "memory")] == ["flush", "memory"]
+    for name in ("flush", "memory"):
+        assert AsyncPostgresManager(DSN, durability=name).database.durability == name
     for wrong in ("disk", None, True, 1):
         with pytest.raises(ConfigurationError, match="durability"):
             AsyncPostgresManager(DSN, durability=wrong)

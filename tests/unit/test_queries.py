@@ -10,7 +10,7 @@ import pytest
 
 import sio_pg_adapter
 from sio_pg_adapter.errors import ConfigurationError
-from sio_pg_adapter.options import quoted
+from sio_pg_adapter.schema_names import quoted
 from sio_pg_adapter.store.queries import Queries
 
 PACKAGE = Path(sio_pg_adapter.__file__).parent

@@ -16,10 +16,10 @@ from support.django_project import configure
 configure()
 django.setup()
 
-from django.conf import settings  # noqa: E402
-from django.db import connection, transaction  # noqa: E402
+from django.conf import settings
+from django.db import connection, transaction
 
-from sio_pg_adapter.django import Server  # noqa: E402
+from sio_pg_adapter.django import Server
 
 settings.ROOT_URLCONF = __name__
 sio = Server(connection_state_recovery=True)

@@ -1,4 +1,4 @@
-"""A customer in a terminal: `python customer.py ada` prints the events of the shop until Ctrl-C."""
+"""A customer of one of the shops, in a terminal: `python customer.py ada 8000` prints its events until Ctrl-C."""
 
 import contextlib
 import sys
@@ -25,5 +25,6 @@ def received(event, data):
 
 if __name__ == "__main__":
     with contextlib.suppress(KeyboardInterrupt):
-        client.connect("http://127.0.0.1:8000", auth={"customer": sys.argv[1]}, retry=True)
+        _, name, port = sys.argv
+        client.connect(f"http://127.0.0.1:{port}", auth={"customer": name}, retry=True)
         client.wait()
