@@ -5,6 +5,7 @@ They have the same parameters in both. A process that only emits has a manager a
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import Any, Protocol
 
 from .cluster.members import member_move
@@ -33,9 +34,9 @@ class SharedMethods:
     """The methods that the server and its client manager have in common."""
 
     @property
+    @abstractmethod
     def _manager(self) -> Manager:
         """The manager itself, or that of the server."""
-        raise NotImplementedError
 
     # -- the members of rooms --------------------------------------------------------------------------------
     async def sockets_join(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any, TypeVar, overload
 
@@ -26,8 +27,9 @@ class EventMethods:
     def __init__(self) -> None:
         self._registrations: list[Callable[[LoopServer], Any]] = []
 
+    @abstractmethod
     def _ready(self) -> tuple[Background, LoopServer]:
-        raise NotImplementedError
+        """Return the event loop of this process, and the server on it."""
 
     async def _run_in_thread(self, function: Callable[..., Any], *args: Any) -> Any:
         background, _ = self._ready()
