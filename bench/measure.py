@@ -79,7 +79,7 @@ async def latency(bench: Bench, peer: Peer) -> Figures:
 
 async def sequential(bench: Bench, peer: Peer) -> Figures:
     """Awaited emits, one after the other."""
-    if peer.name in ("postgres", "ours-memory", "node-redis-streams-fsync"):  # durability concerns emits alone
+    if peer.name == "postgres":
         return {"ev/s": await postgres.one_after_the_other(bench.backends.postgres(), bench.sizes.sequential)}
     return await _emits(bench, peer, bench.sizes.sequential, 1)
 
@@ -281,12 +281,14 @@ ITEMS: dict[str, Measurement] = {
     item.__name__: item for item in (latency, sequential, inflight, inflight50k, fanout, recovery, storm, idle)
 }
 ONLY_OURS = {"idle"}
-WITH_POSTGRES = {"latency", "sequential", "inflight", "inflight50k"}
+EMITS = {"latency", "sequential", "inflight", "inflight50k"}
 
 
 def applies(item: str, peer: Peer) -> bool:
     if peer.name == "postgres":
-        return item in WITH_POSTGRES
+        return item in EMITS
     if item in ONLY_OURS:
         return peer.name == "ours"
+    if peer.name in ("ours-memory", "node-redis-streams-fsync"):  # the peers whose durability differs
+        return item in EMITS
     return peer.recovers or item != "recovery"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Generator
+from contextvars import Context
 from typing import Any
 
 logger = logging.getLogger("sio_pg_adapter")
@@ -18,6 +19,43 @@ async def cancelled(task: asyncio.Task[None] | None) -> None:
     await asyncio.wait((task,))
     if not task.cancelled() and (e := task.exception()) is not None:
         logger.error("%s failed", task.get_name(), exc_info=e)
+
+
+class Begun:
+    """A coroutine that runs to its first wait at once, before the task that is going to await it has its turn.
+
+    Until that wait ``asyncio.current_task()`` is the caller's task. So the coroutine may wait for futures there, but
+    use no timeout of asyncio. What it waits for is not cancelled with the caller.
+
+    :param context: the context of the task that is going to await it.
+    """
+
+    def __init__(self, work: Coroutine[Any, Any, None], context: Context) -> None:
+        self._work = work
+        self._error: BaseException | None = None
+        self._waits_for: Any = None
+        try:
+            self._waits_for = context.run(work.send, None)
+        except BaseException as e:  # noqa: BLE001 - for the task that awaits it
+            self._error = e
+
+    def __await__(self) -> Generator[Any, Any, None]:
+        try:
+            if self._error is not None:
+                raise self._error
+            while True:
+                try:
+                    yield self._waits_for
+                except BaseException as e:  # noqa: BLE001 - for the coroutine to handle
+                    self._waits_for = self._work.throw(e)
+                else:
+                    self._waits_for = self._work.send(None)
+        except StopIteration:  # the coroutine has returned
+            return
+
+    def close(self) -> None:
+        """End the coroutine where it waits."""
+        self._work.close()
 
 
 class Tasks:

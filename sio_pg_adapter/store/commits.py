@@ -70,6 +70,11 @@ class Commits:
             return None
         return self._backend.pid
 
+    @property
+    def is_ready(self) -> bool:
+        """Whether a batch can be sent without a wait."""
+        return self._backend_of is not None and self._database.writer.at_hand is self._backend_of
+
     async def batch(self, entries: list[Entry]) -> list[Written]:
         """Store a batch.
 

@@ -45,6 +45,13 @@ class KeptConnection:
         self._lock = asyncio.Lock()
         self.fault = ""
 
+    @property
+    def at_hand(self) -> Connection | None:
+        """The connection, if it can be used without a wait."""
+        if self._connection is None or self._lock.locked() or self._era != self._database.era:
+            return None
+        return None if is_closed(self._connection) else self._connection
+
     async def __aenter__(self) -> Connection:
         await self._lock.acquire()
         try:

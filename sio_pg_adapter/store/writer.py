@@ -2,11 +2,15 @@
 
 Everything that a node writes goes through one connection, in the order of the calls. What waits while a commit is
 under way is the next batch (group commit). So all who append at the same time share the cost of a commit.
+
+An entry that comes alone is sent at once, and not in the next turn of the event loop. The writer's task then awaits
+the answer. So a caller that is cancelled does not cancel the commit.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import logging
 from collections import deque
 from collections.abc import Callable
@@ -16,6 +20,7 @@ import asyncpg
 from sio_pg_adapter.counters import Counters
 from sio_pg_adapter.errors import PayloadTooLarge, SioPgError, StoreUnavailable
 from sio_pg_adapter.log.records import Entry, MemberMove, Record, Written
+from sio_pg_adapter.tasks import Begun
 
 from .commits import Commits
 from .database import Database
@@ -107,8 +112,11 @@ class LogWriter:
         self._commits = Commits(database, on_appended, node, cursor)
         self._waiting: deque[tuple[Entry | MemberMove, asyncio.Future[Written], int]] = deque()
         self._backlog = Backlog(BACKLOG)
-        self._wake = asyncio.Event()
+        self._wake = asyncio.Event()  # not set while the task waits for an entry
         self._task: asyncio.Task[None] | None = None
+        self._context = contextvars.Context()
+        self._begun: Begun | None = None  # a batch that the task has not taken over yet
+        self._came_alone = True  # the last entry after a pause, in its turn of the event loop
         self._closing = False
 
     @property
@@ -127,7 +135,8 @@ class LogWriter:
         return self._commits.backend
 
     def start(self) -> None:
-        self._task = asyncio.create_task(self._run(), name="sio_pg log writer")
+        self._context = contextvars.copy_context()
+        self._task = asyncio.create_task(self._run(), name="sio_pg log writer", context=self._context)
         self._task.add_done_callback(lambda _: self._give_up("the writer's task has ended"))
 
     async def close(self) -> None:
@@ -160,34 +169,43 @@ class LogWriter:
             self._backlog.leave(places)
         else:
             self._waiting.append((entry, future, places))
-            self._wake.set()
+            if not self._wake.is_set():
+                # If several entries came together the last time, they will do so again. They share a commit.
+                if self._came_alone and not isinstance(entry, MemberMove) and self._commits.is_ready:
+                    self._begun = Begun(self._write_next(), self._context)
+                self._wake.set()
         return future
 
     async def _run(self) -> None:
         while True:
-            if not self._waiting:
+            if self._begun is None and not self._waiting:
                 if self._closing:
                     return
                 self._wake.clear()
                 await self._wake.wait()
-                continue
-            batch: list[tuple[Entry, asyncio.Future[Written]]] = []
-            size = places = 0
-            while self._waiting and len(batch) < BATCH_ENTRIES and (not batch or size < BATCH_BYTES):
-                entry, future, taken = self._waiting[0]
-                if isinstance(entry, MemberMove):
-                    break
-                self._waiting.popleft()
-                batch.append((entry, future))
-                places += taken
-                size += entry.size + entry.answer
-            if batch:
-                await self._write(batch)
-                self._backlog.leave(places)
-            else:
-                entry, future, _ = self._waiting.popleft()
-                assert isinstance(entry, MemberMove)
-                await self._move(entry, future)
+                self._came_alone = len(self._waiting) <= (self._begun is None)
+            begun, self._begun = self._begun, None
+            await (begun or self._write_next())
+
+    async def _write_next(self) -> None:
+        """Write the next batch of what waits, if anything does."""
+        batch: list[tuple[Entry, asyncio.Future[Written]]] = []
+        size = places = 0
+        while self._waiting and len(batch) < BATCH_ENTRIES and (not batch or size < BATCH_BYTES):
+            entry, future, taken = self._waiting[0]
+            if isinstance(entry, MemberMove):
+                break
+            self._waiting.popleft()
+            batch.append((entry, future))
+            places += taken
+            size += entry.size + entry.answer
+        if batch:
+            await self._write(batch)
+            self._backlog.leave(places)
+        elif self._waiting:
+            entry, future, _ = self._waiting.popleft()
+            assert isinstance(entry, MemberMove)
+            await self._move(entry, future)
 
     async def _move(self, move: MemberMove, future: asyncio.Future[Written]) -> None:
         try:
@@ -239,6 +257,8 @@ class LogWriter:
 
     def _give_up(self, reason: str) -> None:
         """Fail what waits."""
+        if self._begun is not None:
+            self._begun.close()
         while self._waiting:
             _, future, places = self._waiting.popleft()
             self._backlog.leave(places)

@@ -149,13 +149,14 @@ async def test_duplicates_in_a_batch_that_a_notification_would_carry(start_node,
     heard = []
     await db.add_listener(await db.fetchval("SELECT channel FROM sio_log"), lambda *args: heard.append(args[3]))
     async with a.client() as near, b.client() as far:
-        stored = await asyncio.gather(*(a.sio.emit("e", i, key=f"k{i % 3}") for i in range(6)), a.sio.emit("e", 6))
-        assert stored == [True] * 3 + [False] * 3 + [None]
+        emits = [a.sio.emit("e", i, key=f"k{i % 3}") for i in range(6)]
+        stored = await asyncio.gather(a.sio.emit("alone"), *emits, a.sio.emit("e", 6))
+        assert stored == [None] + [True] * 3 + [False] * 3 + [None]
         await a.sio.emit("end")
         for wire in (near, far):
-            assert [args for _, *args in await wire.events_until("end")] == [[0], [1], [2], [6]]
+            assert [args for _, *args in await wire.events_until("end")] == [[], [0], [1], [2], [6]]
     await db.execute("SELECT 1")
-    assert [len(payload.split(" ", 2)) for payload in heard] == [2, 3]  # the batch is only announced
+    assert [len(payload.split(" ", 2)) for payload in heard] == [3, 2, 3]  # the batch is only announced
 
 
 async def test_the_large_body_of_a_duplicate_goes_when_the_pruner_looks(pg_dsn, store, db):

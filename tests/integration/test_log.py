@@ -187,6 +187,46 @@ async def test_case_87_one_batch_keeps_the_order_of_the_calls(store):
     assert [record.body for record in records] == [f'["e",{i}]' for i in range(1_200)]
 
 
+async def test_an_entry_that_comes_alone_is_sent_in_the_stack_of_its_caller(store):
+    await store.emit()  # the first one asks for the name of the backend
+    for _ in range(3):
+        appended = store.log.append(Entry(Kind.EVENT, "/", ("",), body='["e"]'))
+        assert store.log.backend is not None  # it stores a batch
+        await appended
+        assert store.log.backend is None
+
+
+async def test_entries_that_come_together_share_a_commit_from_the_second_time_on(store):
+    batches = store.manager.counters.batches
+    await store.emit()
+    await asyncio.gather(*(store.emit() for _ in range(3)))
+    assert batches.counts[:3] == [2, 1, 0]  # one alone, and two
+    for _ in range(2):
+        await asyncio.gather(*(store.emit() for _ in range(3)))
+    assert batches.counts[:3] == [2, 1, 2]
+    await store.emit()
+    appended = store.log.append(Entry(Kind.EVENT, "/", ("",), body='["e"]'))
+    assert store.log.backend is not None  # the last one came alone
+    await appended
+
+
+async def test_an_emit_that_is_cancelled_once_it_is_sent_is_stored_and_costs_no_connection(store):
+    await store.emit()
+    appended = store.log.append(Entry(Kind.EVENT, "/", ("",), body='["e","before"]'))
+    backend = store.log.backend
+    await appended
+    emit = asyncio.create_task(store.emit(body='["e","cancelled"]'))
+    while store.log.backend is None:
+        await asyncio.sleep(0)
+    emit.cancel()
+    appended = store.log.append(Entry(Kind.EVENT, "/", ("",), body='["e","after"]'))
+    assert store.log.backend == backend
+    await appended
+    assert emit.cancelled()
+    _, records = await store.reader.range(0, 100)
+    assert [record.body for record in records][-3:] == ['["e","before"]', '["e","cancelled"]', '["e","after"]']
+
+
 async def test_no_more_than_the_backlog_waits_and_the_order_is_that_of_the_calls(pg_dsn, start_store, monkeypatch):
     monkeypatch.setattr("sio_pg_adapter.store.writer.BACKLOG", 50)
     store = await start_store()

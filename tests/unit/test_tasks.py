@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 
-from sio_pg_adapter.tasks import Tasks, cancelled
+import pytest
+
+from sio_pg_adapter.tasks import Begun, Tasks, cancelled
 
 
 async def forever():
@@ -93,3 +96,99 @@ async def test_a_task_after_the_end_never_begins():
     task = tasks.spawn(work(), "late")
     await asyncio.wait((task,))
     assert task.cancelled() and not begun
+
+
+# -- a coroutine that begins before its task ---------------------------------------------------------------------
+WHO = contextvars.ContextVar("who", default="nobody")
+
+
+def begin(work):
+    """Begin a coroutine, and make the task that awaits it. That has not run yet."""
+    context = contextvars.copy_context()
+    context.run(WHO.set, "task")
+    begun = Begun(work, context)
+
+    async def go_on():
+        await begun
+
+    return asyncio.create_task(go_on(), context=context)
+
+
+async def test_a_coroutine_runs_to_its_first_wait_at_once_and_then_in_its_task():
+    answers, seen = [asyncio.get_running_loop().create_future() for _ in range(2)], []
+
+    async def work():
+        for answer in answers:
+            seen.append((WHO.get(), asyncio.current_task()))
+            seen.append(await answer)
+        seen.append((WHO.get(), asyncio.current_task()))
+
+    task = begin(work())
+    assert seen == [("task", asyncio.current_task())]
+    answers[0].set_result("first")
+    answers[1].set_result("second")
+    await task
+    assert seen[1:] == ["first", ("task", task), "second", ("task", task)]
+
+
+async def test_a_coroutine_that_waits_for_nothing_is_done_before_its_task():
+    seen = []
+
+    async def work():
+        seen.append(WHO.get())
+
+    task = begin(work())
+    assert seen == ["task"]
+    await task
+
+
+@pytest.mark.parametrize("waits", [False, True])
+async def test_the_error_of_a_coroutine_that_has_begun_is_raised_in_its_task(waits):
+    async def work():
+        if waits:
+            await asyncio.sleep(0)
+        raise ValueError("broken")
+
+    task = begin(work())
+    with pytest.raises(ValueError, match="broken"):
+        await task
+
+
+async def test_the_cancellation_of_its_task_ends_what_a_coroutine_waits_for_and_that_of_the_caller_does_not():
+    answer, ended = asyncio.get_running_loop().create_future(), []
+
+    async def work():
+        try:
+            await answer
+        except asyncio.CancelledError:
+            await asyncio.sleep(0)  # what it does at its end may wait, too
+            ended.append(True)
+            raise
+
+    going = []
+
+    async def call():
+        going.append(begin(work()))
+        await asyncio.Event().wait()
+
+    caller = asyncio.create_task(call())
+    await asyncio.sleep(0)
+    caller.cancel()
+    await asyncio.wait((caller,))
+    assert not answer.cancelled() and not ended
+    going[0].cancel()
+    await asyncio.wait(going)
+    assert going[0].cancelled() and answer.cancelled() and ended
+
+
+async def test_a_coroutine_that_is_closed_ends_where_it_waits():
+    ended = []
+
+    async def work():
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.append(True)
+
+    Begun(work(), contextvars.copy_context()).close()
+    assert ended
