@@ -21,6 +21,7 @@ from .errors import ConfigurationError, StoreUnavailable
 from .local.client import QueueLimit
 from .local.handling import refuse_in_connect
 from .local.health import Health
+from .local.registry import Registry
 from .local.watch import Watch
 from .log.names import EVERYBODY, namespace_name, room_name, text_name
 from .log.records import Entry, Kind, Outgoing
@@ -117,9 +118,9 @@ class AsyncPostgresManager(SharedMethods, PlainServerManager):
         self.traffic = TrafficCounter()
         self.counters = Counters()
         self.cork = Cork()
-        self.watch = Watch()
         self.recovery: ConnectionStateRecovery | None = None
         self.unstored: set[str] = set()  # namespaces whose events are not stored: the Admin UI's
+        self.watch = Watch(Registry(self.unstored))
         self.server_event_handlers: dict[tuple[str, str], Callable[..., Any]] = {}
         self.expiry_namespaces: list[str] = []
         self._limit = QueueLimit(max_queued_packets, max_queued_bytes)

@@ -236,7 +236,7 @@ class Delivery:
             self.send_behind_replay(client, frames)
 
     def _note_sent(self, event: Record | Outgoing, sids: list[str]) -> None:
-        if sids and event.body is not None and event.namespace in self._watch.handlers:
+        if event.body is not None:
             self._watch.sent(event.namespace, sids, event.body, event.parts)
 
     def question(self, outgoing: Outgoing, ack: Callable[[Client], Ack]) -> list[tuple[Client, int]]:

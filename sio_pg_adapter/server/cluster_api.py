@@ -7,6 +7,7 @@ from typing import Any, TypeVar, overload
 
 from sio_pg_adapter.cluster.sockets import RemoteSocket
 from sio_pg_adapter.errors import ConfigurationError
+from sio_pg_adapter.local.registry import ALL
 from sio_pg_adapter.log.names import EVERYBODY, namespace_name, text_names
 from sio_pg_adapter.log.records import Outgoing
 from sio_pg_adapter.manager import AsyncPostgresManager
@@ -88,7 +89,9 @@ class ClusterMethods:
             )
         if handler is None:
             return lambda function: self.on_server_event(event, function, namespace=namespace)
-        self.manager.server_event_handlers[namespace_name(namespace), event] = handler
+        if (name := namespace_name(namespace)) == ALL:
+            raise ConfigurationError('on_server_event takes the name of one namespace, not "*"')
+        self.manager.server_event_handlers[name, event] = handler
         return handler
 
     async def server_side_call(

@@ -271,9 +271,9 @@ class Connect:
         with handling(client):
             try:
                 if not (client.recovered and recovery is not None and recovery.skip_middlewares):
-                    for middleware in host.middlewares.get(client.namespace, ()):
+                    for middleware, leading in host.middlewares.of(client.namespace):
                         self._asking = f"the middleware {getattr(middleware, '__qualname__', middleware)}"
-                        await middleware(client.sid, environ, auth)
+                        await middleware(*leading, client.sid, environ, auth)
                 args = (auth,) if host.takes_auth(client.namespace) else ()
                 self._asking = "the connect handler"
                 accepted = await host.trigger("connect", client.namespace, client.sid, environ, *args)

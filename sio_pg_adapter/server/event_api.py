@@ -10,6 +10,7 @@ from typing import Any, TypeVar, overload
 import socketio
 
 from sio_pg_adapter.errors import ConfigurationError, SioPgError
+from sio_pg_adapter.local.registry import Registry
 from sio_pg_adapter.log.names import namespace_name
 from sio_pg_adapter.manager import AsyncPostgresManager
 from sio_pg_adapter.options import is_async
@@ -24,9 +25,6 @@ H = TypeVar("H", bound=Callable[..., Any])
 
 logger = logging.getLogger("sio_pg_adapter")
 
-Registry = dict[str, list[Callable[..., Any]]]
-"""Functions of the application, by namespace."""
-
 
 class EventMethods(socketio.AsyncServer):
     """The methods of :class:`sio_pg_adapter.AsyncServer` that register functions of the application."""
@@ -34,7 +32,7 @@ class EventMethods(socketio.AsyncServer):
     manager: AsyncPostgresManager
     _event_middlewares: Registry
     _listeners: Registry
-    middlewares: dict[str, list[Middleware]]
+    middlewares: Registry
     _expiry_handlers: dict[str, ExpiryHandler]
 
     @overload
@@ -49,6 +47,8 @@ class EventMethods(socketio.AsyncServer):
         :param middleware: ``async def middleware(sid, environ, auth)``. It raises
                            ``socketio.exceptions.ConnectionRefusedError`` to refuse. As a decorator it may be the
                            namespace instead: ``@sio.use("/chat")``.
+        :param namespace: ``"*"``: all namespaces, except the Admin UI's. The function then takes
+                          ``(namespace, sid, environ, auth)``.
         """
         where = _registered(middleware if isinstance(middleware, str) else namespace)
         if middleware is None or isinstance(middleware, str):
@@ -60,7 +60,7 @@ class EventMethods(socketio.AsyncServer):
             return register
         if not is_async(middleware):
             raise ConfigurationError(f"use() takes an async function(sid, environ, auth), not {middleware!r}")
-        self.middlewares.setdefault(where, []).append(middleware)
+        self.middlewares.add(where, middleware)
         return middleware
 
     @overload
@@ -113,6 +113,8 @@ class EventMethods(socketio.AsyncServer):
 
         :param middleware: ``def middleware(sid, event, args)``, or an ``async`` one. ``args`` is a list, which it may
                            change. As a decorator it may be the namespace instead: ``@sio.use_event("/chat")``.
+        :param namespace: ``"*"``: all namespaces, except the Admin UI's. The function then takes
+                          ``(namespace, sid, event, args)``.
         """
         return _register(self._event_middlewares, "use_event", middleware, namespace)
 
@@ -129,6 +131,8 @@ class EventMethods(socketio.AsyncServer):
 
         :param handler: ``def handler(event, sid, *args)``, or an ``async`` one. As a decorator it may be the
                         namespace instead: ``@sio.on_any("/chat")``.
+        :param namespace: ``"*"``: all namespaces, except the Admin UI's. The function then takes
+                          ``(event, namespace, sid, *args)``.
         """
         return _register(self._listeners, "on_any", handler, namespace)
 
@@ -142,13 +146,16 @@ class EventMethods(socketio.AsyncServer):
         """Register a listener for all events that this node sends to its clients, whichever node emitted them.
 
         It works as a decorator, too. It is called once for each client, in the order of sending, in a task that
-        holds up no event. While a listener is slower than the events, they wait in memory. Events of a replay are
-        among them. Acknowledgements are not. An exception is logged.
+        holds up no event. While a listener is slower than the events, up to 32 MiB of them wait in memory. Beyond
+        that it misses events until it has caught up, which is logged. Events of a replay are among them.
+        Acknowledgements are not. An exception is logged.
 
         :param handler: ``def handler(event, sid, *args)``, or an ``async`` one. As a decorator it may be the
                         namespace instead: ``@sio.on_any_outgoing("/chat")``.
+        :param namespace: ``"*"``: all namespaces, except the Admin UI's. The function then takes
+                          ``(event, namespace, sid, *args)``.
         """
-        return _register(self.manager.watch.handlers, "on_any_outgoing", handler, namespace)
+        return _register(self.manager.watch.listeners, "on_any_outgoing", handler, namespace)
 
     async def _handle_event_internal(
         self,
@@ -160,10 +167,10 @@ class EventMethods(socketio.AsyncServer):
         id: int | None,
     ) -> None:
         event, args = data[0], list(data[1:])
-        for listener in self._listeners.get(namespace, ()):
-            await _result(listener(event, sid, *args))
-        for middleware in self._event_middlewares.get(namespace, ()):
-            if await _result(middleware(sid, event, args)) is False:
+        for listener, leading in self._listeners.of(namespace):
+            await _result(listener(event, *leading, sid, *args))
+        for middleware, leading in self._event_middlewares.of(namespace):
+            if await _result(middleware(*leading, sid, event, args)) is False:
                 return
         await super()._handle_event_internal(server, sid, eio_sid, [event, *args], namespace, id)
 
@@ -178,7 +185,7 @@ def _register(registry: Registry, call: str, function: Any, namespace: str) -> A
         return lambda decorated: _register(registry, call, decorated, where)
     if not callable(function):
         raise ConfigurationError(f"{call}() takes a function, not {function!r}")
-    registry.setdefault(where, []).append(function)
+    registry.add(where, function)
     return function
 
 

@@ -3,29 +3,28 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 from sio_pg_adapter.local.client import Client
+from sio_pg_adapter.local.registry import Registry
 from sio_pg_adapter.manager import AsyncPostgresManager
 from sio_pg_adapter.node import Node
 from sio_pg_adapter.wire import upstream
 from sio_pg_adapter.wire.frames import FrameMaker
 from sio_pg_adapter.wire.transport import close_transport
 
-Middleware = Callable[[str, dict[str, Any], Any], Awaitable[None]]
+Middleware = Callable[..., Awaitable[None]]
 
 
 class Host:
     """A Socket.IO server, as the intake, a CONNECT and the endings see it.
 
     :param sio: the server. It has no type here, because its module imports this one.
-    :param middlewares: the functions that run before the connect handler, by namespace.
+    :param middlewares: the functions that run before the connect handler.
     """
 
-    def __init__(
-        self, sio: Any, manager: AsyncPostgresManager, middlewares: Mapping[str, Sequence[Middleware]]
-    ) -> None:
+    def __init__(self, sio: Any, manager: AsyncPostgresManager, middlewares: Registry) -> None:
         self._sio = sio
         self._manager = manager
         self.middlewares = middlewares

@@ -12,6 +12,7 @@ import socketio
 
 from sio_pg_adapter.errors import ConfigurationError, SioPgError
 from sio_pg_adapter.handler_types import Event, On
+from sio_pg_adapter.local.registry import Registry
 from sio_pg_adapter.local.rooms import Rooms
 from sio_pg_adapter.local.session_locks import SessionLocks
 from sio_pg_adapter.log.names import first_named, namespace_name
@@ -31,7 +32,7 @@ from .client_api import ClientMethods
 from .cluster_api import ClusterMethods
 from .endings import Endings
 from .event_api import EventMethods, ExpiryHandler
-from .host import Host, Middleware
+from .host import Host
 from .intake import Intake
 
 logger = logging.getLogger("sio_pg_adapter")
@@ -76,8 +77,8 @@ class AsyncServer(ClientMethods, ClusterMethods, EventMethods, SharedMethods, so
             )
         if connect_timeout is not None and not (is_seconds(connect_timeout) and connect_timeout > 0):
             raise ConfigurationError(f"connect_timeout takes seconds, more than 0, or None, not {connect_timeout!r}")
-        self.middlewares: dict[str, list[Middleware]] = {}
-        self._event_middlewares, self._listeners = {}, {}
+        apart = client_manager.unstored
+        self.middlewares, self._event_middlewares, self._listeners = Registry(apart), Registry(apart), Registry(apart)
         self._expiry_handlers: dict[str, ExpiryHandler] = {}
         self._instrumented: list[Instrumented] = []
         self._session_locks = SessionLocks()

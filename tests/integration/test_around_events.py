@@ -76,6 +76,57 @@ async def test_a_middleware_that_raises_drops_the_event(start_node):
         assert handled == ["allowed"]
 
 
+async def test_functions_of_all_namespaces_take_the_namespace_and_leave_the_admin_ui_alone(start_node):
+    node = await start_node(namespaces=["/", "/chat"])
+    node.sio.instrument(auth=False, mode="production", server_stats_interval=0.01)
+    calls: list[tuple] = []
+
+    @node.sio.use("*")
+    async def admit(namespace, sid, environ, auth):
+        calls.append(("use", namespace, sid))
+
+    @node.sio.on_any("*")
+    def listen(event, namespace, sid, *args):
+        calls.append(("on_any", event, namespace, sid, *args))
+
+    @node.sio.use_event("*")
+    def drop(namespace, sid, event, args):
+        return args != ["bad"]
+
+    @node.sio.on_any_outgoing("*")
+    def watch(event, namespace, sid, *args):
+        calls.append(("outgoing", event, namespace, sid, *args))
+
+    for name in ("/", "/chat"):
+        node.sio.on("say", lambda _sid, *args: ("heard", *args), namespace=name)
+    async with node.client("/admin") as operator, node.client("/chat") as chat, node.client() as wire:
+        await operator.recv()  # a report
+        operator.send('2/admin,["emit","/","e",["*"]]')
+        chat.send('2/chat,1["say","bad"]')
+        chat.send('2/chat,2["say","good"]')
+        assert await chat.recv() == '3/chat,2["heard","good"]'
+        wire.send('23["say","good"]')
+        assert await wire.recv() == '33["heard","good"]'
+        await node.sio.emit("e", 7, namespace="/chat")
+        await until(lambda: ("outgoing", "e", "/chat", chat.sid, 7) in calls)
+        assert sorted(calls) == sorted(
+            [
+                ("use", "/chat", chat.sid),
+                ("use", "/", wire.sid),
+                ("on_any", "say", "/chat", chat.sid, "bad"),
+                ("on_any", "say", "/chat", chat.sid, "good"),
+                ("on_any", "say", "/", wire.sid, "good"),
+                ("outgoing", "e", "/chat", chat.sid, 7),
+            ]
+        )
+
+
+async def test_server_events_have_one_namespace(start_node):
+    node = await start_node()
+    with pytest.raises(ConfigurationError, match="on_server_event takes the name of one namespace"):
+        node.sio.on_server_event("e", print, namespace="*")
+
+
 @pytest.mark.parametrize("call", ["use_event", "on_any", "on_any_outgoing"])
 async def test_what_is_no_function_is_refused(start_node, call):
     node = await start_node()

@@ -424,7 +424,9 @@ def test_each_feature_of_the_comparison_is_shown_by_something_that_exists():
     for feature, _, _, ours, *shown in rows:
         if ours.startswith("No."):
             assert not shown or not shown[0].strip(), feature
+            assert "[below](#what-is-not-to-be-had)" in ours, feature
             continue
+        assert len(shown) == 1, f"nothing shows {feature!r}"
         [proof] = shown
         if test := re.fullmatch(r"`(tests/\S+\.py)::(\w+)`", proof):
             source = (ROOT / test[1]).read_text(encoding="utf-8")

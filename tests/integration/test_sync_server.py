@@ -236,6 +236,32 @@ def test_listeners_and_middlewares_run_in_threads(served: Served) -> None:
     assert seen == [("use", thread), ("echo", 1, thread), ("use_event", thread)]
 
 
+def test_a_function_of_all_namespaces_takes_the_namespace(served: Served) -> None:
+    seen: list[Any] = []
+    served.sio.use("*")(lambda namespace, _sid, _environ, _auth: seen.append(namespace))
+    served.sio.use_event("*")(lambda namespace, _sid, event, args: seen.append((namespace, event, args)))
+    assert served.client().call("echo", 1) == 1
+    assert seen == ["/", ("/", "echo", [1])]
+
+
+def test_a_manager_that_only_emits_moves_and_disconnects_members(served: Served, pg_dsn: str) -> None:
+    client, muted, seen = served.client(), served.client(), queue.Queue()
+    served.sio.enter_room(muted.get_sid(), "muted")
+    served.sio.on_server_event("e", lambda *args: seen.put(("root", *args)))
+    served.sio.on_server_event("e", namespace="/chat")(lambda *args: seen.put(("chat", *args)))
+    with PostgresManager(pg_dsn, write_only=True) as writer:
+        writer.sockets_join("r", ["x", "y"], skip_room="muted")
+        writer.sockets_leave("r", "y")
+        writer.server_side_emit("e", 1, namespace="/chat")
+        assert seen.get(timeout=20) == ("chat", 1)
+        writer.server_side_emit("e", 2)
+        assert seen.get(timeout=20) == ("root", 2)
+        assert [socket.sid for socket in served.sio.fetch_sockets("x")] == [client.get_sid()]
+        assert served.sio.fetch_sockets("y") == []
+        writer.disconnect_sockets("x")
+    assert [socket.sid for socket in served.sio.fetch_sockets()] == [muted.get_sid()]
+
+
 def test_a_class_based_namespace(served: Served) -> None:
     class Chat(Namespace):
         def on_said(self, sid: str, text: str) -> list[str]:

@@ -126,6 +126,17 @@ class JSClient:
     async def move_to(self, url: str) -> None:
         await self.do("set-url", url=url)
 
+    async def open(self) -> None:
+        """Open the connection, and join no namespace over it. Its end is a message `close`."""
+        await self.do("open")
+
+    async def stall(self) -> None:
+        """Read nothing more from the websocket, until `flow`."""
+        await self.do("stall")
+
+    async def flow(self) -> None:
+        await self.do("flow")
+
     async def emit(self, event: str, *args: Any) -> None:
         await self.do("emit", event=event, args=pack(list(args)))
 

@@ -11,6 +11,7 @@ from sio_pg_adapter.counters import Counters
 from sio_pg_adapter.local.client import Client, QueueLimit, State
 from sio_pg_adapter.local.clients import Clients
 from sio_pg_adapter.local.delivery import Delivery
+from sio_pg_adapter.local.registry import Registry
 from sio_pg_adapter.local.returns import Returns
 from sio_pg_adapter.local.rooms import Rooms
 from sio_pg_adapter.local.watch import Watch
@@ -94,7 +95,7 @@ class Local:
         self.epochs.adopt(OffsetCodec([Epoch(0, b"k" * 32)]))
         self.ended = Ended()
         self.counters = Counters()
-        self.watch = Watch()
+        self.watch = Watch(Registry(()))
         self.delivery = Delivery(
             self.clients,
             self.rooms,

@@ -8,6 +8,7 @@ stands for the client. The event "run" runs the steps that the client sent.
 from __future__ import annotations
 
 import asyncio
+import functools
 import time
 from collections.abc import Awaitable
 from dataclasses import asdict
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from socketio.exceptions import ConnectionRefusedError as Refused
 
-from sio_pg_adapter import AsyncServer, NoAnswer
+from sio_pg_adapter import AsyncNamespace, AsyncServer, NoAnswer
 from sio_pg_adapter.server.host import hang_up
 from support.json_values import unpack
 
@@ -38,14 +39,22 @@ class ControlledNode:
         self._emitters: dict[str, tuple[asyncio.Event, asyncio.Task[int]]] = {}
         for namespace in config.namespaces:
             self._register(namespace, config)
-        for event in ("echo", "never"):
-            sio.on_server_event(event, self._on_server_event)
+            for event in ("echo", "never", "shout"):
+                handler = functools.partial(self._on_server_event, namespace)
+                sio.on_server_event(event, handler, namespace=namespace)
+            if config.listens:
+                self._register_listeners(namespace)
+        self._sockets: dict[str, Any] = {}  # those of the last fetch_sockets
+        self._class_based = AsyncNamespace("/")
+        self._class_based._set_server(sio)
 
-    async def _on_server_event(self, event: str, *args: Any) -> list[Any]:
-        """Server events: `echo` answers with its arguments, `never` does not."""
-        await self._note(hook="server event", event=event, args=list(args))
+    async def _on_server_event(self, namespace: str, event: str, *args: Any) -> list[Any]:
+        """Answer a server event: `echo` with its arguments, `never` not at all, `shout` to clients of this node."""
+        await self._note(hook="server event", namespace=namespace, event=event, args=list(args))
         if event == "never":
             await asyncio.get_running_loop().create_future()
+        if event == "shout":
+            await self.sio.emit("shouted", args[1:], room=args[0], namespace=namespace, ignore_queue=True)
         return list(args)
 
     # -- handlers -------------------------------------------------------------------------------
@@ -92,6 +101,23 @@ class ControlledNode:
             return stored
 
         self.sio.on("say", say, namespace=namespace)
+
+    def _register_listeners(self, namespace: str) -> None:
+        """Note all events, and have scripts of the hook `use_event NAME` drop events, or replace their arguments."""
+
+        async def listen(hook: str, event: str, sid: str, *args: Any) -> None:
+            await self._note(hook=hook, namespace=namespace, event=event, sid=sid, args=list(args))
+
+        async def use_event(sid: str, event: str, args: list[Any]) -> Any:
+            user = self._users.get((namespace, sid), "")
+            result = await self._script(self._scripts.get((f"use_event {event}", user), []), sid, namespace)
+            if isinstance(result, list):
+                args[:] = result
+            return result
+
+        self.sio.use_event(use_event, namespace=namespace)
+        self.sio.on_any(functools.partial(listen, "on_any"), namespace=namespace)
+        self.sio.on_any_outgoing(functools.partial(listen, "on_any_outgoing"), namespace=namespace)
 
     def _register_disconnecting(self, namespace: str) -> None:
         async def disconnecting(sid: str, reason: str) -> None:
@@ -151,6 +177,10 @@ class ControlledNode:
     def _rooms(self, sid: str, namespace: str) -> list[str]:
         return sorted(self.sio.rooms(sid, namespace=namespace))
 
+    async def on_store(self, error: Exception | None) -> None:
+        """The manager reports that the database is away, or that it is back."""
+        await self._note(hook="store", error=None if error is None else type(error).__name__)
+
     async def _note(self, **entry: Any) -> None:
         async with self._logged:
             self.log.append({**entry, "at": time.monotonic()})
@@ -178,9 +208,16 @@ class ControlledNode:
         operation = getattr(self, f"op_{options.pop('op')}")
         return await operation(**options)
 
-    async def op_emit(self, event: str, data: Any = None, **options: Any) -> None:
-        """Options of `sio.emit`: room, to, skip_sid, namespace, volatile, ignore_queue."""
-        await self.sio.emit(event, data, **options)
+    async def op_emit(self, event: str, data: Any = None, by: str = "server", **options: Any) -> None:
+        """Options of `sio.emit`: room, to, skip_sid, skip_room, namespace, volatile, ignore_queue.
+
+        `by` is what emits: the server, its manager, or a class-based namespace.
+        """
+        emitters = {"server": self.sio, "manager": self.sio.manager, "namespace": self._class_based}
+        await emitters[by].emit(event, data, **options)
+
+    async def op_send(self, data: Any = None, **options: Any) -> None:
+        await self.sio.send(data, **options)
 
     async def op_emit_many(self, event: str, items: list[Any], gather: bool = False, **options: Any) -> None:
         if gather:
@@ -238,23 +275,24 @@ class ControlledNode:
     async def op_server_count(self) -> int:
         return await self.sio.server_count()
 
-    async def op_fetch_sockets(self, room: Any = None, namespace: str = "/") -> list[Json]:
-        sockets = [asdict(socket) for socket in await self.sio.fetch_sockets(room, namespace)]
+    async def op_fetch_sockets(self, room: Any = None, namespace: str = "/", local: bool = False) -> list[Json]:
+        fetched = await self.sio.fetch_sockets(room, namespace, local=local)
+        self._sockets = {socket.sid: socket for socket in fetched}
+        sockets = [asdict(socket) for socket in fetched]
         for socket in sockets:
             socket["handshake"]["time"] = socket["handshake"]["time"].isoformat()
         return sockets
 
     async def op_socket(self, sid: str, method: str, args: list[Any]) -> None:
-        """Call a method of a socket of any node."""
-        [socket] = await self.sio.fetch_sockets(sid)
-        await getattr(socket, method)(*args)
+        """Call a method of a socket of the last `fetch_sockets`, wherever its client is by now."""
+        await self._awaitable(getattr(self._sockets[sid], method))(*args)
 
     async def op_node_id(self) -> str:
         node: str = self.sio.manager.node.id
         return node
 
-    async def op_server_side_emit(self, event: str, args: list[Any]) -> None:
-        await self.sio.server_side_emit(event, event, *args)
+    async def op_server_side_emit(self, event: str, args: list[Any], **options: Any) -> None:
+        await self.sio.server_side_emit(event, event, *args, **options)
 
     async def op_server_side_call(self, event: str, args: list[Any], timeout: float = 60) -> Json:
         return await _or_who_is_missing(self.sio.server_side_call(event, event, *args, timeout=timeout))
@@ -262,14 +300,36 @@ class ControlledNode:
     async def op_broadcast_call(self, event: str, data: Any = None, **options: Any) -> Json:
         return await _or_who_is_missing(self.sio.broadcast_call(event, data, **options))
 
-    async def op_sockets_join(self, room: Any, rooms: Any, namespace: str = "/") -> None:
-        await self.sio.sockets_join(room, rooms, namespace)
+    async def op_sockets_join(self, room: Any, rooms: Any, **options: Any) -> None:
+        await self.sio.sockets_join(room, rooms, **options)
 
-    async def op_sockets_leave(self, room: Any, rooms: Any, namespace: str = "/") -> None:
-        await self.sio.sockets_leave(room, rooms, namespace)
+    async def op_sockets_leave(self, room: Any, rooms: Any, **options: Any) -> None:
+        await self.sio.sockets_leave(room, rooms, **options)
 
-    async def op_disconnect_sockets(self, room: Any, namespace: str = "/") -> None:
-        await self.sio.disconnect_sockets(room, namespace)
+    async def op_disconnect_sockets(self, room: Any, **options: Any) -> None:
+        await self.sio.disconnect_sockets(room, **options)
+
+    async def op_connection(self, sid: str, header: str, namespace: str = "/") -> list[str]:
+        """Return the transport of a client of this node, and a header of its connection."""
+        environ = self.sio.get_environ(sid, namespace)
+        return [self.sio.transport(sid, namespace), environ[f"HTTP_{header.upper().replace('-', '_')}"]]
+
+    async def op_drains(self, sid: str, namespace: str = "/") -> bool:
+        """Return whether the network takes what is written to a client of this node."""
+        return bool(self.sio.manager.clients.current(sid, namespace).connection.wire.drains)
+
+    async def op_kept(self, namespace: str) -> list[str]:
+        """Return what this node keeps in memory for a namespace."""
+        manager = self.sio.manager
+        kept = {
+            "clients": manager.clients.by_sid,
+            "rooms": manager.rooms,
+            "callbacks": manager.callbacks,
+            "pending disconnects": manager.pending_disconnect,
+            "sockets": {name: 1 for of in manager.clients.by_socket.values() for name in of},
+            "unsettled": {client.namespace: 1 for client in manager.clients.unsettled(namespace)},
+        }
+        return sorted(name for name, by_namespace in kept.items() if namespace in by_namespace)
 
     async def op_health(self) -> Json:
         health = await self.sio.manager.health()
@@ -344,6 +404,9 @@ class ControlledNode:
         """Return the errors that were logged since the last call."""
         found, self.errors[:] = list(self.errors), []
         return found
+
+    def _awaitable(self, method: Any) -> Any:
+        return method
 
 
 async def _or_who_is_missing(call: Awaitable[Json]) -> Json:

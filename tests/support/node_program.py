@@ -21,7 +21,7 @@ from typing import Any
 import socketio
 import uvicorn
 
-from sio_pg_adapter import AsyncPostgresManager, AsyncServer, ConnectionStateRecovery
+from sio_pg_adapter import AsyncPostgresManager, AsyncServer, ConnectionStateRecovery, StoreUnavailable
 from support.json_values import pack
 from support.node_operations import ControlledNode
 
@@ -50,6 +50,9 @@ class Config:
     admin: str = ""  # the Admin UI's mode; empty: none
     static: str = ""  # a directory served at /ui
     kind: str = "async"  # or "sync": sio_pg_adapter.Server, see sync_node.py
+    listens: bool = False  # True: middlewares and listeners of events note them
+    any_namespace: bool = False  # True: clients may join namespaces that have no handlers
+    connect_timeout: float | None = 45.0
     log_level: str = ""  # of the package, on stderr; empty: warnings and worse
 
     @classmethod
@@ -90,13 +93,19 @@ def server_options(config: Config) -> dict[str, Any]:
         "always_connect": config.always_connect,
         "ping_interval": config.ping_interval,
         "ping_timeout": config.ping_timeout,
-        "namespaces": config.namespaces,
+        "namespaces": "*" if config.any_namespace else config.namespaces,
+        "connect_timeout": config.connect_timeout,
     }
 
 
-def build_server(config: Config) -> AsyncServer:
-    manager = AsyncPostgresManager(config.dsn, schema=config.schema)
-    return AsyncServer(async_mode="asgi", client_manager=manager, **server_options(config))
+def build_node(config: Config) -> tuple[AsyncServer, ControlledNode]:
+    async def report(error: StoreUnavailable | None) -> None:
+        await node.on_store(error)
+
+    manager = AsyncPostgresManager(config.dsn, schema=config.schema, error_handler=report)
+    sio = AsyncServer(async_mode="asgi", client_manager=manager, **server_options(config))
+    node = ControlledNode(sio, config)
+    return sio, node
 
 
 def control_app(node: ControlledNode) -> Any:
@@ -135,8 +144,7 @@ async def serve(config: Config) -> None:
     if config.log_level:
         logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
         logging.getLogger("sio_pg_adapter").setLevel(config.log_level)
-    sio = build_server(config)
-    node = ControlledNode(sio, config)
+    sio, node = build_node(config)
     if config.admin:
         sio.instrument(auth=ADMIN_AUTH, mode=config.admin, server_stats_interval=0.2)
     asyncio.get_running_loop().set_exception_handler(

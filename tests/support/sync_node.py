@@ -25,7 +25,7 @@ from support.node_operations import ControlledNode
 if TYPE_CHECKING:
     from support.node_program import Config
 
-NOT_BLOCKING = ("rooms", "recovered", "last_position")
+NOT_BLOCKING = ("rooms", "recovered", "last_position", "transport", "get_environ")
 """Methods of ``AsyncServer`` that are no coroutines."""
 
 
@@ -65,8 +65,17 @@ class Awaited:
     def use(self, middleware: Callable[..., Any], namespace: str) -> None:
         self._sio.use(self._blocking(middleware), namespace=namespace)
 
-    def on_server_event(self, event: str, handler: Callable[..., Any]) -> None:
-        self._sio.on_server_event(event, self._blocking(handler))
+    def use_event(self, middleware: Callable[..., Any], namespace: str) -> None:
+        self._sio.use_event(self._blocking(middleware), namespace=namespace)
+
+    def on_any(self, handler: Callable[..., Any], namespace: str) -> None:
+        self._sio.on_any(self._blocking(handler), namespace=namespace)
+
+    def on_any_outgoing(self, handler: Callable[..., Any], namespace: str) -> None:
+        self._sio.on_any_outgoing(self._blocking(handler), namespace=namespace)
+
+    def on_server_event(self, event: str, handler: Callable[..., Any], namespace: str) -> None:
+        self._sio.on_server_event(event, self._blocking(handler), namespace=namespace)
 
 
 class SyncNode(ControlledNode):
@@ -79,6 +88,9 @@ class SyncNode(ControlledNode):
     async def _inside(self, function: Callable[[Any], Any]) -> Any:
         background, server = self._server._ready()
         return await asyncio.to_thread(background.call, function, server)
+
+    def _awaitable(self, method: Any) -> Any:
+        return functools.partial(asyncio.to_thread, method)
 
     async def op_hang_up(self, sid: str, namespace: str = "/") -> None:
         await self._inside(lambda sio: hang_up(sio, sio.manager.eio_sid_from_sid(sid, namespace)))
@@ -115,7 +127,12 @@ async def serve(config: Config) -> None:
     if config.log_level:
         logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
         logging.getLogger("sio_pg_adapter").setLevel(config.log_level)
-    manager = PostgresManager(config.dsn, schema=config.schema)
+    loop = asyncio.get_running_loop()
+
+    def report(error: Exception | None) -> None:
+        asyncio.run_coroutine_threadsafe(node.on_store(error), loop)
+
+    manager = PostgresManager(config.dsn, schema=config.schema, error_handler=report)
     sio = Server(client_manager=manager, **server_options(config))
     node = SyncNode(sio, config)
     if config.admin:
@@ -123,11 +140,11 @@ async def serve(config: Config) -> None:
     for name in ("", "engineio.server", "socketio.server"):
         logging.getLogger(name).addHandler(LogErrors(node.errors))
     await asyncio.to_thread(sio.start)
-    app = socketio.WSGIApp(sio, control_app(node, asyncio.get_running_loop()))
+    app = socketio.WSGIApp(sio, control_app(node, loop))
     server = make_server("127.0.0.1", config.port, app, threaded=True, request_handler=Quiet)
     server.daemon_threads = True
     ended = asyncio.Event()
-    asyncio.get_running_loop().add_signal_handler(15, ended.set)
+    loop.add_signal_handler(15, ended.set)
     threading.Thread(target=server.serve_forever, daemon=True, name="werkzeug").start()
     print(json.dumps({"port": server.server_port}), flush=True)
     await ended.wait()

@@ -97,6 +97,10 @@ def note(event: str, sid: str, *args: Any) -> None: ...
 async def note_outgoing(event: str, sid: str, *args: Any) -> None: ...
 
 
+@sio.use("*")
+async def token_of_any(namespace: str, sid: str, environ: dict[str, Any], auth: Any) -> None: ...
+
+
 @sio.use  # type: ignore[type-var]
 def not_async(sid: str) -> None: ...
 
@@ -230,6 +234,11 @@ def spoken(sid: str, text: str) -> int:
     return len(text)
 
 
+@threads.on_server_event("spoken", namespace="/chat")
+def spoken_elsewhere(text: str) -> int:
+    return len(text)
+
+
 class BlockingChat(Namespace):
     def on_said(self, sid: str, text: str) -> None:
         assert_type(self.emit("said", text, room="r", key="k"), bool | None)
@@ -252,4 +261,6 @@ def use_threads() -> None:
     with threads.session("sid") as session:
         print(session)
     threads.emit("said", key=7)  # type: ignore[arg-type]
+    assert_type(PostgresManager(write_only=True).sockets_join("r", ["x"], skip_room="muted"), None)
+    assert_type(PostgresManager(write_only=True).server_side_emit("event", 1, namespace="/chat"), None)
     assert_type(PostgresManager(write_only=True).emit("said", 1), bool | None)

@@ -21,7 +21,7 @@ def server(**options):
 
 
 def host(sio):
-    return Host(sio, sio.manager, {})
+    return Host(sio, sio.manager, sio.middlewares)
 
 
 def two(sid, environ): ...

@@ -169,6 +169,14 @@ const commands = {
     watch(id, client);
   },
   connect: (c) => void c.socket.connect(),
+  // the connection alone: no namespace is joined over it
+  open: (c, { id }) => new Promise((resolve, reject) => {
+    c.socket.io.once("close", (reason) => say({ type: "close", id, reason }));
+    c.socket.io.open((error) => (error ? reject(error) : resolve()));
+  }),
+  // its machine is busy: it reads nothing more from its websocket, and answers no ping
+  stall: (c) => void c.socket.io.engine.transport.ws._socket.pause(),
+  flow: (c) => void c.socket.io.engine.transport.ws._socket.resume(),
   disconnect: (c) => void c.socket.disconnect(),
   drop: (c) => cuts.drop(c),
   abort: (c) => cuts.abort(c),
