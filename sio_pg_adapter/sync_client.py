@@ -16,6 +16,7 @@ is handled, even after the connection is gone.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import threading
 import time
@@ -28,6 +29,7 @@ import socketio
 
 from sio_pg_adapter.client import AsyncClient
 from sio_pg_adapter.errors import ConfigurationError
+from sio_pg_adapter.green_threads import refuse_green_threads
 from sio_pg_adapter.handler_types import Event, On
 
 T = TypeVar("T")
@@ -80,14 +82,24 @@ class _HandlerQueue:
         with self._lock:
             self._calls.append((future, function, args))
             if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="sio_pg client handlers", daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=self._run, name="sio_pg client handlers", daemon=True)
+                with contextlib.suppress(RuntimeError):  # at the end of the process, where settle() makes the calls
+                    thread.start()
+                    self._thread = thread
         return future
 
     def settle(self) -> None:
         """Wait until all calls that are queued have returned. Does nothing inside of one of them."""
-        if threading.current_thread() is not self._thread:
-            self.submit(lambda: None).result()
+        if threading.current_thread() is self._thread:
+            return
+        settled = self.submit(lambda: None)
+        with self._lock:
+            has_no_thread = self._thread is None and bool(self._calls)
+            if has_no_thread:  # Python 3.12 starts none at the end of the process
+                self._thread = threading.current_thread()
+        if has_no_thread:
+            self._run()
+        settled.result()
 
     def _run(self) -> None:
         while True:
@@ -164,6 +176,7 @@ class Client(socketio.Client):
     _connection: _Connection
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
+        refuse_green_threads("Use socketio.Client, which does not recover, or a process of its own.")
         # Not python-socketio's constructor: the state of the client is that of its connection, see __getattr__.
         session = kwargs.get("http_session")
         if session is not None and not hasattr(session, "ws_connect"):

@@ -12,25 +12,35 @@ from typing import Any
 
 from sio_pg_adapter.drivers import LentConnection
 from sio_pg_adapter.errors import StoreUnavailable
+from sio_pg_adapter.green_threads import refuse_green_threads
 from sio_pg_adapter.local.session_locks import calling_thread
 
 from .handlers import HandlerThreads
+
+INSTEAD = "Use threads, for example `gunicorn -k gthread` or `celery worker --pool threads`."
+"""What to do in a process where green threads are refused."""
 
 
 class Background:
     """An event loop in a daemon thread. It ends with :meth:`stop`, or with the process."""
 
     def __init__(self) -> None:
+        refuse_green_threads(INSTEAD)  # a worker of gunicorn patches only once it was forked
         self.loop = asyncio.new_event_loop()
         self.handlers = HandlerThreads(self.loop)
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._stopped = False
+        self._stopped = self._closed = False
+        self._entering = threading.RLock()  # or a call between the end of the loop and its close would get no answer
         self._thread = threading.Thread(target=self._run, name="sio_pg loop", daemon=True)
         self._thread.start()
 
     def _run(self) -> None:
         asyncio.set_event_loop(self.loop)
         self.loop.run_forever()
+        with self._entering:
+            self._closed = True
+        self.loop.call_soon(self.loop.stop)
+        self.loop.run_forever()  # the calls that came last, which it refuses
         self.loop.close()
 
     def call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -47,11 +57,11 @@ class Background:
                 "A synchronous call was made in the event loop of the server, which would wait for itself. Make it "
                 "in a handler, or in a thread of your own."
             )
-        try:
+        with self._entering:
+            if self._closed:
+                raise StoreUnavailable("the manager was closed")
             # The task runs in a copy of this thread's context variables, so a handler's calls are known as its own.
             self.loop.call_soon_threadsafe(self._spawn, caller, functools.partial(function, *args, **kwargs))
-        except RuntimeError:
-            raise StoreUnavailable("the manager was closed") from None
         return caller
 
     def _spawn(self, caller: Caller, work: Callable[[], Any]) -> None:
@@ -65,8 +75,9 @@ class Background:
 
     def stop(self) -> None:
         """End the calls that still wait, stop the loop, and wait for the end of its thread. Safe to call twice."""
-        if not self._stopped and not self.loop.is_closed():
-            self.loop.call_soon_threadsafe(self._begin_stop)
+        with self._entering:
+            if not self._closed:
+                self.loop.call_soon_threadsafe(self._begin_stop)
         self._thread.join()
 
     def _begin_stop(self) -> None:
@@ -93,7 +104,7 @@ class Caller:
         self._inbox: queue.SimpleQueue[Callable[[], bool]] = queue.SimpleQueue()
         self._result: Any = None
         self._error: BaseException | None = None
-        self._answered = False
+        self._answered = self._left = False
         self.thread = threading.current_thread()
         self.task: asyncio.Task[Any] | None = None
 
@@ -113,6 +124,7 @@ class Caller:
             self._error = None  # a cycle of the error, its traceback and this frame would keep them all
 
     def _cancel(self) -> None:
+        self._left = True
         if self.task is not None:
             self.task.cancel()
 
@@ -136,7 +148,12 @@ class Caller:
         return LentConnection(connection, self.run_there)
 
     async def run_there(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Run a function in the thread, and return its result."""
+        """Run a function in the thread, and return its result.
+
+        :raises ConnectionError: if the thread was interrupted, and waits no longer.
+        """
+        if self._left:
+            raise ConnectionError("the thread whose connection it is was interrupted")
         future: asyncio.Future[Any] = self._loop.create_future()
 
         def step() -> bool:

@@ -7,14 +7,15 @@ import os
 import signal
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, Self
 
 from sio_pg_adapter.errors import ConfigurationError, StoreUnavailable
+from sio_pg_adapter.green_threads import refuse_green_threads
 from sio_pg_adapter.lifespan import Goodbye
 from sio_pg_adapter.manager import AsyncPostgresManager
 
-from .background import Background
+from .background import INSTEAD, Background
 from .calls import blocking
 
 
@@ -35,6 +36,7 @@ class PostgresManager:
     name = "postgres"
 
     def __init__(self, dsn: str | None = None, **options: Any) -> None:
+        refuse_green_threads(INSTEAD)
         if options.get("pool") is not None:
             raise ConfigurationError(
                 "PostgresManager takes no pool=. An asyncpg pool belongs to an event loop, and PostgresManager has "
@@ -45,7 +47,7 @@ class PostgresManager:
         self._background: Background | None = None
         self._adopter: Any = None
         self._readopt: Callable[[AsyncPostgresManager], None] = _nothing
-        self._starting = threading.Lock()
+        self._starting = threading.RLock()  # a signal handler may close it
         self._used = self._closing = self._closed = False
         self._goodbye: Goodbye | None = None
         self._inherited: list[Any] = []
@@ -74,7 +76,7 @@ class PostgresManager:
 
         The objects are kept: their finalizers would take connections out of the selector of the parent.
         """
-        self._starting = threading.Lock()
+        self._starting = threading.RLock()  # a signal handler may close it
         if self._background is not None:
             self._inherited += [self._background, self._manager]
             self._background = self._goodbye = None
@@ -110,21 +112,31 @@ class PostgresManager:
         web server waits for open requests before it ends the process, and a long-polling client has one open.
 
         :raises ConfigurationError: before anything is opened, if it has no server and is not ``write_only``.
-        :raises StoreUnavailable: if the database cannot be reached.
+        :raises StoreUnavailable: if the database cannot be reached, or another thread is closing the manager.
         :raises SchemaMismatch: if it is not migrated. The message names the command to run.
         """
-        self._closed = False
+        with self._starting:
+            if self._closing:
+                raise StoreUnavailable("the manager is being closed. Call start() once close() has returned")
+            self._closed = False
         background, manager = self._ready()
         background.call(manager.start)
-        if self._adopter is not None and self._goodbye is None:
-            self._goodbye = background.call(Goodbye, manager)
-            self._goodbye.chain([signal.SIGTERM])
+        if self._adopter is None:
+            return
+        goodbye = background.call(Goodbye, manager)
+        with self._starting:  # another thread may have started it, too, or may be closing it
+            if self._background is background and self._goodbye is None and not self._closing:
+                self._goodbye = goodbye
+                goodbye.chain([signal.SIGTERM])
 
     def close(self) -> None:
         """Write what is waiting, leave the cluster, and end the background thread. Safe to call twice, or unstarted.
 
         After that only :meth:`start` connects again.
         """
+        self._end(lambda: self._manager.aclose())  # noqa: PLW0108 - of the manager that is there then
+
+    def _end(self, close: Callable[[], Awaitable[None]]) -> None:
         with self._starting:
             background = self._background
             if background is None:
@@ -132,12 +144,13 @@ class PostgresManager:
             if background is None or self._closing:
                 return
             self._closing = True
+            goodbye = self._goodbye
         atexit.unregister(self.close)
         try:
-            if self._goodbye is not None:
-                self._goodbye.unchain()
-                background.call(self._goodbye.said)
-            background.call(self._manager.aclose)  # the disconnect handlers run meanwhile, and may call
+            if goodbye is not None:
+                goodbye.unchain()
+                background.call(goodbye.said)
+            background.call(close)  # the disconnect handlers run meanwhile, and may call
         finally:
             with self._starting:
                 self._background = self._goodbye = None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import sys
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import socketio
 
 from sio_pg_adapter.errors import ConfigurationError, NoAnswer
+from sio_pg_adapter.green_threads import REFUSED
 from sio_pg_adapter.handler_types import Event, On
 from sio_pg_adapter.manager import AsyncPostgresManager
 from sio_pg_adapter.options import ConnectionStateRecovery
@@ -26,11 +26,7 @@ from .manager import PostgresManager
 from .sockets import BlockingSocket
 from .wsgi import serve
 
-REFUSED_MODES = {
-    "eventlet": "its green threads share one system thread with the event loop, and the project is retired",
-    "gevent": "its patched locks and sockets do not reach the system thread of the event loop",
-    "gevent_uwsgi": "its patched locks and sockets do not reach the system thread of the event loop",
-}
+REFUSED_MODES = {**REFUSED, "gevent_uwsgi": REFUSED["gevent"]}
 """Asynchronous modes of python-socketio that cannot work here, and why."""
 
 INSTEAD = 'Use async_mode="threading", for example under `gunicorn -k gthread`. A websocket takes no thread there.'
@@ -176,10 +172,7 @@ class Server(EventMethods, socketio.Server):
 
     def shutdown(self) -> None:
         """Send the clients away, so that they come back to another node, and stop. Safe to call twice."""
-        background = self.manager._background  # noqa: SLF001 - they are one
-        if background is not None:
-            background.call(self._server.shutdown)
-        self.manager.close()
+        self.manager._end(lambda: self._server.shutdown())  # noqa: PLW0108, SLF001 - the one that is there then
 
 
 def _check_mode(mode: str | None) -> None:
@@ -187,8 +180,3 @@ def _check_mode(mode: str | None) -> None:
         raise ConfigurationError(f"async_mode={mode!r} is not supported: {REFUSED_MODES[mode]}. {INSTEAD}")
     if mode not in {None, "threading"}:
         raise ConfigurationError(f'async_mode takes "threading" or None, not {mode!r}.')
-    for library in ("gevent", "eventlet"):
-        if library in sys.modules and type(threading.Lock()).__module__ != "_thread":
-            raise ConfigurationError(
-                f"{library} has patched the threads of this process: {REFUSED_MODES[library]}. {INSTEAD}"
-            )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import queue
 import sys
@@ -25,6 +26,7 @@ from sio_pg_adapter import (
     Server,
     StoreUnavailable,
 )
+from sio_pg_adapter.sync.background import Background
 from support.sync_node import Quiet
 
 
@@ -166,8 +168,10 @@ def test_the_sockets_of_fetch_sockets_block(served: Served, pg_dsn: str) -> None
     answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
     socket.emit("ask", 6, callback=lambda value: answers.put((value, threading.current_thread().name[:14])))
     assert answers.get(timeout=60) == (7, "sio_pg handler")
-    assert client.call("echo", 1) == 1
-    assert (got, others) == (["in a transaction"], [])
+    served.sio.emit("said", "end", room="a")
+    while "end" not in got:
+        time.sleep(0.01)  # the commit of another connection arrives when its notification does
+    assert (got, others) == (["in a transaction", "end"], [])
     assert socket.disconnect() is None
     assert [found.sid for found in served.sio.fetch_sockets()] == [other.get_sid()]
 
@@ -310,6 +314,107 @@ def test_a_disconnect_handler_may_call_while_the_manager_is_closed(served: Serve
     assert (left, got) == ([True], [])
     with pytest.raises(StoreUnavailable):
         served.sio.emit("left")
+
+
+def test_a_start_during_a_close_is_refused_and_works_afterwards(served: Served) -> None:
+    closing, go = threading.Event(), threading.Event()
+
+    @served.sio.event
+    def disconnect(sid: str, reason: str) -> None:
+        closing.set()
+        go.wait()
+
+    served.client()
+    thread = threading.Thread(target=served.sio.shutdown)
+    thread.start()
+    closing.wait()
+    with pytest.raises(StoreUnavailable, match="being closed"):
+        served.sio.start()
+    go.set()
+    thread.join()
+    served.sio.start()
+    assert served.sio.manager.health().ok
+
+
+def test_starts_closes_and_calls_of_many_threads(pg_dsn: str) -> None:
+    sio = Server(client_manager=PostgresManager(pg_dsn))
+    wrong: list[BaseException] = []
+
+    def act(number: int) -> None:
+        actions = [
+            sio.start,
+            sio.shutdown,
+            lambda: sio.emit("said"),
+            sio.manager.close,
+            sio.start,
+            sio.manager.health,
+        ]
+        for i in range(30):
+            try:
+                actions[(i + number) % len(actions)]()
+            except StoreUnavailable:
+                pass
+            except BaseException as e:  # noqa: BLE001 - of a thread
+                wrong.append(e)
+
+    threads = [threading.Thread(target=act, args=[number]) for number in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+    sio.start()
+    sio.emit("said")
+    assert len([thread for thread in threading.enumerate() if thread.name == "sio_pg loop"]) == 1
+    sio.shutdown()
+
+
+def test_a_call_while_the_event_loop_stops_gets_an_answer() -> None:
+    for _ in range(100):
+        background = Background()
+        calling = threading.Barrier(4)
+
+        def call(background: Background, calling: threading.Barrier) -> None:
+            calling.wait()
+            with contextlib.suppress(StoreUnavailable):
+                while True:
+                    background.call(int)
+
+        threads = [threading.Thread(target=call, args=[background, calling]) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        calling.wait()
+        background.stop()
+        for thread in threads:
+            thread.join()
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        'PostgresManager("postgresql://app@db/app", write_only=True)',
+        "Client()",
+        'SimpleClient().connect("http://127.0.0.1:1")',
+        'made_before.emit("said")',
+    ],
+)
+def test_a_process_with_green_threads_is_refused_by_name(use: str) -> None:
+    program = f"""
+import warnings
+from gevent import monkey
+from sio_pg_adapter import Client, ConfigurationError, PostgresManager, SimpleClient
+made_before = PostgresManager("postgresql://app@db/app", write_only=True)
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # patched late, as in a worker of gunicorn
+    monkey.patch_all()
+try:
+    {use}
+except ConfigurationError as error:
+    assert str(error).startswith("gevent has patched"), error
+else:
+    raise SystemExit("not refused")
+"""
+    assert os.spawnv(os.P_WAIT, sys.executable, [sys.executable, "-c", program]) == 0
 
 
 @pytest.mark.parametrize("used", [False, True], ids=["unused", "used"])

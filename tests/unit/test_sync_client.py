@@ -207,6 +207,24 @@ def test_a_client_leaves_no_thread(client):
     assert [t.name for t in threading.enumerate()].count("sio_pg client handlers") == 0
 
 
+def test_handlers_are_called_when_no_thread_can_be_started_any_more(client, monkeypatch):
+    """Python 3.12 starts none at the end of the process, where `atexit` may call `disconnect`."""
+    handled = []
+    client.on("e", handled.append)
+    client.on("disconnect", handled.append)
+    connected(client)
+
+    def refuse(thread):
+        raise RuntimeError("can't create new thread at interpreter shutdown")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", refuse)
+        receive(client, '2["e",1,"o1"]')
+        client.disconnect()
+    assert handled == [1, client.reason.CLIENT_DISCONNECT]
+    assert client._connection.queue._thread is None
+
+
 def test_simple_client():
     with SimpleClient() as simple:
         assert simple.recovered() is False
