@@ -15,6 +15,7 @@ import pytest
 from support import nodejs
 from support.cluster import Cluster
 from support.js_driver import JSDriver
+from support.kinds import ASYNC_ONLY
 from support.roles import node_dsn
 
 
@@ -42,6 +43,18 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         asked = metafunc.config.getoption("kinds")
         kinds = asked.split(",") if asked else getattr(metafunc.module, "KINDS", ("async",))
         metafunc.parametrize("kind", kinds, scope="module")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what does not run with synchronous nodes."""
+    own = [item for item in items if item.path.parent == Path(__file__).parent]
+    left_out = [item for item in own if _name(item) in ASYNC_ONLY and item.callspec.params["kind"] != "async"]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if item not in left_out]
+
+
+def _name(item: pytest.Item) -> str:
+    return f"{item.path.stem}::{getattr(item, 'originalname', item.name)}"
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from support.roles import admit_nodes
 
 
 @pytest.mark.parametrize("mode", ["fast", "immediate"])
-async def test_case_84_postgresql_is_restarted_with_clients_connected(js, mode):
+async def test_case_84_postgresql_is_restarted_with_clients_connected(js, kind, mode):
     with EmbeddedPostgres(settings={"synchronous_commit": "on"}) as server:
         admin = await asyncpg.connect(server.admin_dsn())
         await admin.execute("CREATE DATABASE restarted OWNER app")
@@ -24,7 +24,7 @@ async def test_case_84_postgresql_is_restarted_with_clients_connected(js, mode):
         await asyncio.to_thread(upgrade, dsn)
         cluster = Cluster(admit_nodes(server, "restarted"))
         try:
-            await asyncio.to_thread(cluster.start)
+            await asyncio.to_thread(cluster.start, kind=kind)
             clients = [await in_room(js, node.url, "r") for node in cluster.nodes * 3]
             stop = asyncio.Event()
 

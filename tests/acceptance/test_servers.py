@@ -7,6 +7,7 @@ import signal
 
 import psycopg
 import pytest
+from werkzeug.serving import make_ssl_devcert
 
 from support.js_driver import stored_args
 from support.served_app import Served, free_port, uvicorn
@@ -14,6 +15,7 @@ from support.served_app import Served, free_port, uvicorn
 APP = "support.apps.fastapi_app:app"
 DJANGO = "support.apps.django_app:app"
 THREADS = "support.apps.threads_app:app"
+GTHREAD = ("gunicorn", THREADS, "--bind", "127.0.0.1:{port}", "-k", "gthread", "--threads", "8")
 COMMANDS = {
     "uvicorn": ("uvicorn", APP, "--port", "{port}", "--loop", "asyncio"),
     "uvicorn, websockets-sansio": ("uvicorn", APP, "--port", "{port}", "--ws", "websockets-sansio"),
@@ -32,21 +34,38 @@ COMMANDS = {
     ),
     "uvicorn, Django": ("uvicorn", DJANGO, "--port", "{port}"),
     "aiohttp": ("support.apps.aiohttp_app", "{port}"),
-    "gunicorn, threads": ("gunicorn", THREADS, "--bind", "127.0.0.1:{port}", "-k", "gthread", "--threads", "8"),
-    "werkzeug": ("support.apps.threads_app", "{port}"),
+    "gunicorn, threads": GTHREAD,
+    "gunicorn, threads, preloaded": (*GTHREAD, "--preload", "-c", "support/apps/preloaded.py"),
+    "gunicorn, threads over TLS": (*GTHREAD, "--certfile", "{certificate}.crt", "--keyfile", "{certificate}.key"),
+    "werkzeug": ("support.apps.threads_app", "{port}", "werkzeug"),
+    "werkzeug over TLS": ("support.apps.threads_app", "{port}", "werkzeug over TLS"),
+    "waitress": ("support.apps.threads_app", "{port}", "waitress"),
 }
 PING_INTERVAL = "300"  # seconds: an open poll would hold a server for longer than the test waits for its end
 
 
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory):
+    path = tmp_path_factory.mktemp("certificate") / "of_a_test"
+    make_ssl_devcert(str(path), host="127.0.0.1")
+    return path
+
+
 @pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
-async def test_clients_of_a_server_that_is_stopped_recover_elsewhere(pg_dsn, js, command):
+async def test_clients_of_a_server_that_is_stopped_recover_elsewhere(pg_dsn, js, certificate, command):
     port = free_port()
-    words = [word.format(port=port) for word in command]
-    stopped = Served(pg_dsn, *words, port=port, PING_INTERVAL=PING_INTERVAL)
-    # Workers share a port, and the requests of one polling client would reach both.
-    transports = ("websocket", "websocket" if words[-2:] == ["--workers", "2"] else "polling")
+    words = [word.format(port=port, certificate=certificate) for word in command]
+    env = {"PING_INTERVAL": PING_INTERVAL, **({"PRELOADED": "1"} if "support/apps/preloaded.py" in words else {})}
+    tls = "--certfile" in words or words[-1] == "werkzeug over TLS"
+    stopped = Served(pg_dsn, *words, port=port, tls=tls, **env)
+    transports = [["websocket"], ["polling"]]
+    if words[-2:] == ["--workers", "2"]:  # they share a port, and the requests of one polling client would reach both
+        transports = [["websocket"], ["websocket"]]
+    elif words[-1] == "waitress":  # the client tries the upgrade, and goes on without it
+        transports = [["polling", "websocket"], ["polling"]]
     async with stopped, uvicorn(pg_dsn, "fastapi_app") as other:
-        clients = [await js.connect(stopped.url, options={"transports": [kind]}) for kind in transports]
+        options = {"rejectUnauthorized": not tls}
+        clients = [await js.connect(stopped.url, options={"transports": kinds, **options}) for kinds in transports]
         sids = [(await client.state())["sid"] for client in clients]
         await other.post("/shout")
         for client in clients:

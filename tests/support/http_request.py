@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 
 
 async def request(
-    port: int, method: str, target: str, body: bytes = b"", content_type: str = "application/json"
+    port: int,
+    method: str,
+    target: str,
+    body: bytes = b"",
+    content_type: str = "application/json",
+    *,
+    tls: bool = False,
 ) -> tuple[int, bytes]:
     """Return status and body. Cancelling it closes the connection, as a client that went away."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1 << 20)
+    context = ssl._create_unverified_context() if tls else None
+    reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1 << 20, ssl=context)
     try:
         head = (
             f"{method} {target} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nConnection: close\r\n"

@@ -27,11 +27,12 @@ def free_port() -> int:
 class Served:
     """`python -m COMMAND`, for the time of an `async with`."""
 
-    def __init__(self, dsn: str, *command: str, port: int, path: Path = TESTS, **env: str) -> None:
+    def __init__(self, dsn: str, *command: str, port: int, path: Path = TESTS, tls: bool = False, **env: str) -> None:
         """:param path: the directory to run it in."""
         self._path = path
         self.port = port
-        self.url = f"http://127.0.0.1:{port}"
+        self._tls = tls
+        self.url = f"http{'s' if tls else ''}://127.0.0.1:{port}"
         self._command = (sys.executable, "-m", *command)
         self._env = {**os.environ, "SIO_PG_DSN": dsn, "PYTHONUNBUFFERED": "1", **env}
 
@@ -62,10 +63,10 @@ class Served:
             return False
 
     async def get(self, path: str) -> Any:
-        return json.loads((await request(self.port, "GET", path))[1])
+        return json.loads((await request(self.port, "GET", path, tls=self._tls))[1])
 
     async def post(self, path: str) -> None:
-        status, _ = await request(self.port, "POST", path)
+        status, _ = await request(self.port, "POST", path, tls=self._tls)
         assert status == 200, self.output()
 
     def output(self) -> str:

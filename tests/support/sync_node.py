@@ -12,6 +12,7 @@ import json
 import logging
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import socketio
@@ -25,6 +26,7 @@ from support.node_operations import ControlledNode
 if TYPE_CHECKING:
     from support.node_program import Config
 
+CALLS_AT_ONCE = 64
 NOT_BLOCKING = ("rooms", "recovered", "last_position", "transport", "get_environ")
 """Methods of ``AsyncServer`` that are no coroutines."""
 
@@ -128,6 +130,8 @@ async def serve(config: Config) -> None:
         logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
         logging.getLogger("sio_pg_adapter").setLevel(config.log_level)
     loop = asyncio.get_running_loop()
+    # the calls that wait in threads, such as call() and server_side_call(), at once
+    loop.set_default_executor(ThreadPoolExecutor(CALLS_AT_ONCE))
 
     def report(error: Exception | None) -> None:
         asyncio.run_coroutine_threadsafe(node.on_store(error), loop)
@@ -140,7 +144,8 @@ async def serve(config: Config) -> None:
     for name in ("", "engineio.server", "socketio.server"):
         logging.getLogger(name).addHandler(LogErrors(node.errors))
     await asyncio.to_thread(sio.start)
-    app = socketio.WSGIApp(sio, control_app(node, loop))
+    files = {"/ui": config.static} if config.static else None
+    app = socketio.WSGIApp(sio, control_app(node, loop), static_files=files)
     server = make_server("127.0.0.1", config.port, app, threaded=True, request_handler=Quiet)
     server.daemon_threads = True
     ended = asyncio.Event()

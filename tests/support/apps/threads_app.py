@@ -1,4 +1,4 @@
-"""`gunicorn -k gthread support.apps.threads_app:app`, or `python -m support.apps.threads_app PORT` for Werkzeug."""
+"""`gunicorn -k gthread support.apps.threads_app:app`, or `python -m support.apps.threads_app PORT SERVER`."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from collections import Counter
 from typing import Any
 
 import socketio
+import waitress
 from flask import Flask
 from werkzeug.serving import run_simple
 
@@ -53,7 +54,13 @@ def shout() -> dict[str, bool]:
 
 
 app = socketio.WSGIApp(sio, pages)
-sio.start()
+if "PRELOADED" not in os.environ:  # else support/apps/preloaded.py does it
+    sio.start()
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # or it would end the process at once
-    run_simple("127.0.0.1", int(sys.argv[1]), app, threaded=True)
+    port, server = int(sys.argv[1]), sys.argv[2]
+    if server == "waitress":
+        waitress.serve(app, host="127.0.0.1", port=port, threads=8)
+    else:
+        tls = "adhoc" if server == "werkzeug over TLS" else None
+        run_simple("127.0.0.1", port, app, threaded=True, ssl_context=tls)
