@@ -6,6 +6,7 @@ import asyncio
 import functools
 import inspect
 import queue
+import socket
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -26,7 +27,7 @@ class Background:
 
     def __init__(self) -> None:
         refuse_green_threads(INSTEAD)  # a worker of gunicorn patches only once it was forked
-        self.loop = asyncio.new_event_loop()
+        self.loop: asyncio.AbstractEventLoop = _Loop()
         self.handlers = HandlerThreads(self.loop)
         self._tasks: set[asyncio.Task[Any]] = set()
         self._stopped = self._closed = False
@@ -94,6 +95,16 @@ class Background:
         await asyncio.gather(*tasks, return_exceptions=True)
         await self.loop.shutdown_asyncgens()
         self.loop.stop()
+
+
+class _Loop(asyncio.SelectorEventLoop):
+    """An event loop that finds the database also at the end of the process, when an executor takes no more work."""
+
+    async def getaddrinfo(self, host: Any, port: Any, **hints: Any) -> Any:
+        try:
+            return await super().getaddrinfo(host, port, **hints)
+        except RuntimeError:
+            return socket.getaddrinfo(host, port, **hints)
 
 
 class Caller:

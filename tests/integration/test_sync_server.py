@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import queue
+import subprocess
 import sys
 import threading
 import time
@@ -436,6 +437,18 @@ assert os.waitpid(child, 0)[1] == 0
     with psycopg.connect(pg_dsn) as connection:
         [count] = connection.execute("SELECT count(*) FROM sio_packets").fetchone()
     assert count == (3 if used else 2)
+
+
+def test_the_database_is_found_at_the_end_of_the_process() -> None:
+    """Disconnect handlers run then, and a lost connection is replaced."""
+    program = """
+import atexit
+import concurrent.futures.thread
+from sio_pg_adapter.sync.background import Background
+background = Background()
+atexit.register(lambda: print(background.call(background.loop.getaddrinfo, "localhost", 5432)[0][4][1]))
+"""
+    assert subprocess.check_output([sys.executable, "-c", program]) == b"5432\n"
 
 
 @pytest.mark.parametrize("mode", ["eventlet", "gevent", "gevent_uwsgi"])
