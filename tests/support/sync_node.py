@@ -97,6 +97,10 @@ class SyncNode(ControlledNode):
     async def op_hang_up(self, sid: str, namespace: str = "/") -> None:
         await self._inside(lambda sio: hang_up(sio, sio.manager.eio_sid_from_sid(sid, namespace)))
 
+    async def op_socket(self, sid: str, method: str, args: list[Any]) -> None:
+        [socket] = await self.sio.fetch_sockets(sid)
+        await asyncio.to_thread(getattr(socket, method), *args)
+
     async def op_participants(self, room: str | None = None, namespace: str = "/") -> list[str]:
         return await self._inside(lambda sio: sorted(s for s, _ in sio.manager.get_participants(namespace, room)))
 
