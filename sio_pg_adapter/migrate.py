@@ -73,7 +73,7 @@ def upgrade(
         command.upgrade(config, revision)
         _restore_rows(connection, config, schema)
         if relay is not None:
-            connection.execute(text(relay_sql(relay, schema).replace(":", "\\:")))
+            connection.execute(clause(relay_sql(relay), schema))
 
     _run(dsn, config, work)
 
@@ -94,7 +94,7 @@ def _restore_rows(connection: Connection, config: Config, schema: str) -> None:
     empty = {table for table, _ in changes if _is_empty(connection, table, schema)}
     for table, ddl in changes:
         if table in empty:
-            connection.execute(_clause(ddl, schema))
+            connection.execute(clause(ddl, schema))
 
 
 def _is_empty(connection: Connection, table: str, schema: str) -> bool:
@@ -126,18 +126,18 @@ def sql(schema: str = "public", *, relay: bool | None = None) -> str:
     config.output_buffer = io.StringIO()
     with _alembic:
         command.upgrade(config, "head", sql=True)
-    switch = "" if relay is None else f"{relay_sql(relay, schema)};\n\n"
+    switch = "" if relay is None else f"{in_schema(relay_sql(relay), schema)};\n\n"
     return config.output_buffer.getvalue() + switch
 
 
-def relay_sql(relay: object, schema: str) -> str:
+def relay_sql(relay: object) -> str:
     """Return the statement that switches the relay on or off.
 
     :raises ConfigurationError: if it is neither ``True`` nor ``False``.
     """
     if not isinstance(relay, bool):
         raise ConfigurationError(f"relay takes True, False or None, not {relay!r}")
-    return in_schema(f"SELECT sio.sio_set_relay({str(relay).lower()})", schema)
+    return f"SELECT sio.sio_set_relay({str(relay).lower()})"
 
 
 # -- for migrations/ --------------------------------------------------------------------------------------
@@ -175,7 +175,7 @@ def run_sql(op: Operations | Any, *files: Path) -> None:
     schema = target_schema(op)
     for file in files:
         for ddl in statements(file.read_text(encoding="utf-8")):
-            op.execute(_clause(ddl, schema))
+            op.execute(clause(ddl, schema))
 
 
 def statements(script: str) -> Iterator[str]:
@@ -193,8 +193,8 @@ def statements(script: str) -> Iterator[str]:
             lines.clear()
 
 
-def _clause(statement: str, schema: str) -> TextClause:
-    """Return a statement in another schema. A ``:word`` in it is no parameter."""
+def clause(statement: str, schema: str) -> TextClause:
+    """Return a statement that names its schema ``sio`` for another schema. A ``:word`` in it is no parameter."""
     return text(in_schema(statement, schema).replace(":", "\\:"))
 
 

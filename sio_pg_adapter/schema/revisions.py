@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from alembic.script import ScriptDirectory
-from sqlalchemy import inspect, select, text
+from sqlalchemy import inspect, select
 from sqlalchemy.schema import CreateSchema
 
 from sio_pg_adapter.errors import ConfigurationError
-from sio_pg_adapter.migrate import config_for, relay_sql, writing_to
+from sio_pg_adapter.migrate import clause, config_for, relay_sql, writing_to
 from sio_pg_adapter.schema_names import checked_schema
 
 from .tables import metadata_in
@@ -40,7 +40,7 @@ def upgrade(
         for script in revisions[first : last + 1]:
             _module(script, op).upgrade()
     if relay is not None:
-        op.execute(text(relay_sql(relay, schema).replace(":", "\\:")))
+        op.execute(clause(relay_sql(relay), schema))
 
 
 def downgrade(op: Any, to: str = "base", schema: str = "public", from_: str | None = None) -> None:
