@@ -18,8 +18,11 @@ import json
 import os
 import resource
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+import tomllib
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.machinery import ModuleSpec
 from pathlib import Path
@@ -36,21 +39,13 @@ FAULT = 70
 CPU_SECONDS = 60
 """A mutant that takes more has an endless loop, and so is killed."""
 
+FAILURES = tempfile.TemporaryDirectory()
+"""Has a file for each fork in which a test failed, with that test."""
+
 MEMORY = 8 * 1024**3
 
-MEMBERSHIPS = "sio_pg_adapter.log.memberships Memberships"
-
-EQUIVALENT = {
-    "sio_pg_adapter.log.verdict verdict: 0  ->  -1": "no session starts below 0",
-    f"{MEMBERSHIPS}.current: spans and spans[-1][1] is None  ->  spans[-1][1] is None": "each room has a span",
-    f"{MEMBERSHIPS}.leave: b > at  ->  b >= at": "equal offsets are the same offset",
-    f"{MEMBERSHIPS}.apply: 0  ->  -1": "a record that moves one sid, or closes a room, has one room",
-    f"{MEMBERSHIPS}.apply: record.kind is Kind.CLOSE and record.rooms[0] in self.current()  ->  "
-    "record.kind is Kind.CLOSE": "a span that has ended lies below the record, and does not end again",
-    f"{MEMBERSHIPS}.concerns: record.skip_rooms and self.is_in(record.skip_rooms)  ->  "
-    "self.is_in(record.skip_rooms)": "nobody is in any of no rooms. The check saves time",
-}
-"""Mutants that no test can kill, and why."""
+EQUIVALENT = Path(__file__).parent / "equivalent_mutants.toml"
+"""The mutants that no test can kill, by module, and why."""
 
 COMPARISONS: dict[type[ast.cmpop], tuple[type[ast.cmpop], ...]] = {
     ast.Lt: (ast.LtE, ast.GtE),
@@ -234,6 +229,12 @@ class Loader(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         exec(compile(self.tree, self.path, "exec"), module.__dict__)
 
 
+def search_without_shrinking() -> None:
+    no_shrinking = (hypothesis.Phase.explicit, hypothesis.Phase.generate)
+    hypothesis.settings.register_profile("mutation", hypothesis.settings(), phases=no_shrinking)
+    hypothesis.settings.load_profile("mutation")
+
+
 class Chosen:
     """A pytest plugin: run these tests, in this order, and look for examples without making them smaller."""
 
@@ -241,12 +242,14 @@ class Chosen:
         self.order = {test: i for i, test in enumerate(tests)}
 
     def pytest_sessionstart(self) -> None:
-        no_shrinking = (hypothesis.Phase.explicit, hypothesis.Phase.generate)
-        hypothesis.settings.register_profile("mutation", hypothesis.settings(), phases=no_shrinking)
-        hypothesis.settings.load_profile("mutation")
+        search_without_shrinking()
 
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
         items[:] = sorted((x for x in items if x.nodeid in self.order), key=lambda x: self.order[x.nodeid])
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.failed:
+            note_failure(report.nodeid)
 
 
 class Traced:
@@ -280,6 +283,23 @@ def run_tests(tests: Sequence[str]) -> int:
 
 
 OPTIONS = ["-p", "no:anyio", "--import-mode=importlib", "-W", "ignore::pytest.PytestAssertRewriteWarning"]
+
+
+def note_failure(test: str) -> None:
+    """Write which test failed in this process, for :func:`failures`."""
+    with (Path(FAILURES.name) / str(os.getpid())).open("a") as file:
+        file.write(f"{test}\n")
+
+
+def failures(pid: int) -> list[str]:
+    """Return the tests that failed in a fork."""
+    file = Path(FAILURES.name) / str(pid)
+    return list(dict.fromkeys(file.read_text().splitlines())) if file.exists() else []
+
+
+def deadliest_first(tests: Iterable[str], kills: Mapping[str, int], seconds: Mapping[str, float]) -> list[str]:
+    """Return tests in the order in which they run: those that kill the most mutants in a second, then the fastest."""
+    return sorted(tests, key=lambda test: (-kills[test] / (seconds[test] + 0.1), seconds[test]))
 
 
 def forked(work: Callable[[], int]) -> int:
@@ -341,27 +361,31 @@ def file_of(module: str) -> Path:
     return path
 
 
-def tests_of(mutant: Mutant, traced: dict[str, Any], module: str) -> list[str]:
-    """Return the tests that reach the change, the fastest first. If it runs at import: all that reach the module."""
+def tests_of(mutant: Mutant, traced: dict[str, Any], module: str) -> set[str]:
+    """Return the tests that reach the change. If it runs at import: all that reach the module."""
     lines: dict[str, list[str]] = traced["lines"][module]
-    at = [set(lines.get(str(line), ())) for line in mutant.lines]
-    tests = set().union(*at)
+    tests = set().union(*(set(lines.get(str(line), ())) for line in mutant.lines))
     if "" in tests:
         tests = {test for tests in lines.values() for test in tests}
-    return sorted(tests - {""}, key=lambda test: traced["seconds"][test])
+    return tests - {""}
+
+
+def equivalent_mutants() -> dict[str, dict[str, str]]:
+    return tomllib.loads(EQUIVALENT.read_text(encoding="utf-8"))
 
 
 def own_file(module: str) -> str:
     return f"test_{module.rpartition('.')[2]}.py::"
 
 
-def killed(module: str, path: Path, all_of_it: Sequence[tuple[Mutant, list[str]]], jobs: int) -> Iterator[Mutant]:
+def killed(module: str, path: Path, made: Sequence[Mutant], traced: dict[str, Any], jobs: int) -> Iterator[Mutant]:
     """Run the tests of each mutant. Yield those that fail."""
     running: dict[int, Mutant] = {}
-    waiting = list(all_of_it)
+    waiting, kills = list(made), Counter[str]()
     while waiting or running:
         while waiting and len(running) < jobs:
-            mutant, tests = waiting.pop(0)
+            mutant = waiting.pop(0)
+            tests = deadliest_first(tests_of(mutant, traced, module), kills, traced["seconds"])
 
             def work(mutant: Mutant = mutant, tests: list[str] = tests) -> int:
                 sys.meta_path.insert(0, Loader(module, path, mutant.tree))
@@ -375,6 +399,7 @@ def killed(module: str, path: Path, all_of_it: Sequence[tuple[Mutant, list[str]]
             mutant = running.pop(pid)
             if os.WIFEXITED(status) and os.WEXITSTATUS(status) in (FAULT, pytest.ExitCode.NO_TESTS_COLLECTED):
                 sys.exit(f"the tests of a mutant did not run: {mutant.name}")
+            kills.update(failures(pid))
             if status:
                 yield mutant
 
@@ -395,18 +420,17 @@ def main() -> int:
     for module, path in files.items():
         begun = time.monotonic()
         made = mutants(path.read_text(encoding="utf-8"))
-        dead = {id(x) for x in killed(module, path, [(x, tests_of(x, traced, module)) for x in made], options.jobs)}
+        dead = {id(x) for x in killed(module, path, made, traced, options.jobs)}
         survivors = [x for x in made if id(x) not in dead]
-        equivalent = [x for x in survivors if f"{module} {x.name}" in EQUIVALENT]
+        explained = equivalent_mutants().get(module, {})
+        equivalent = [x for x in survivors if x.name in explained]
         for mutant in survivors:
             if mutant not in equivalent:
                 reached = "" if tests_of(mutant, traced, module) else "  (no test reaches it)"
                 print(f"{module}:{mutant.line} {mutant.name}{reached}", flush=True)
-        names = {f"{module} {x.name}" for x in survivors}
-        for name in EQUIVALENT:
-            if name.startswith(f"{module} ") and name not in names:
-                print(f"no survivor, but listed as equivalent: {name}")
-                unexplained += 1
+        for name in explained.keys() - {x.name for x in survivors}:
+            print(f"no survivor, but listed as equivalent: {name}")
+            unexplained += 1
         unexplained += len(survivors) - len(equivalent)
         print(
             f"{module}: {len(made)} mutants, {len(dead)} killed, {len(survivors) - len(equivalent)} survivors, "
