@@ -12,8 +12,8 @@ import os
 import re
 import sys
 import time
-from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,16 +22,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from mutation import (
-    FAULT,
-    OPTIONS,
-    deadliest_first,
-    equivalent_mutants,
-    failures,
-    forked,
-    note_failure,
-    search_without_shrinking,
-)
+from mutation import CPU_SECONDS, Mutation, failures, forked
 from sio_pg_adapter.embedded import EmbeddedPostgres
 from sio_pg_adapter.migrate import statements
 from sio_pg_adapter.options import in_schema
@@ -94,12 +85,14 @@ class Token:
 class Mutant:
     """A changed function.
 
-    :ivar name: the function, its line, and the change.
+    :ivar name: the text of the line, and the change.
+    :ivar line: the line in the function.
     :ivar point: the statement that a test must reach to see it.
     """
 
     function: str
     name: str
+    line: int
     point: int
     ddl: str
 
@@ -192,9 +185,10 @@ class Function:
         for first, last, text in self._changes():
             start, end = self.tokens[first].start, self.tokens[last].end
             ddl = self.ddl[:start] + text + self.ddl[end:]
-            line = " ".join(self.ddl[self.ddl.rfind("\n", 0, start) + 1 :].partition("\n")[0].split())
+            text_of_line = " ".join(self.ddl[self.ddl.rfind("\n", 0, start) + 1 :].partition("\n")[0].split())
             old, new = self._shown(first, last, text)
-            result[ddl] = Mutant(self.name, f"{line} | {old} -> {new}", self.point(start), ddl)
+            line = self.ddl.count("\n", 0, start) + 1
+            result[ddl] = Mutant(self.name, f"{text_of_line} | {old} -> {new}", line, self.point(start), ddl)
         return list(result.values())
 
     def _shown(self, first: int, last: int, text: str) -> tuple[str, str]:
@@ -328,17 +322,22 @@ def functions() -> dict[str, Function]:
     return result
 
 
-class Mutation:
-    """A pytest plugin that runs the collected tests once for each mutant."""
+class FunctionMutation(Mutation):
+    """The mutants of functions of the database.
 
-    def __init__(self, server: EmbeddedPostgres, chosen: Sequence[Function], options: argparse.Namespace) -> None:
-        self.server, self.chosen, self.options = server, chosen, options
+    :ivar slots: the templates. Each has one mutant at a time.
+    """
+
+    def __init__(
+        self, server: EmbeddedPostgres, chosen: Sequence[Function], slots: Sequence[str], limit: float
+    ) -> None:
+        super().__init__(slots, limit)
+        self.server, self.chosen = server, {function.name: function for function in chosen}
+        self.reached: dict[str, set[str]] = defaultdict(set)
+        self.changed: dict[str, str] = {}
         self.template = ""
-        self.unexplained = 0
-
-    # -- hooks -------------------------------------------------------------------------------------------
-    def pytest_sessionstart(self) -> None:
-        search_without_shrinking()
+        for slot in slots:
+            self.make_template(slot)
 
     def pytest_fixture_setup(self, fixturedef: Any, request: pytest.FixtureRequest) -> Any:
         if fixturedef.argname != "pg_template":
@@ -348,20 +347,9 @@ class Mutation:
         fixturedef.cached_result = (template, fixturedef.cache_key(request), None)
         return template
 
-    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        items[:] = [x for x in items if "pg_template" in getattr(x, "fixturenames", ())]
+    def wants(self, item: pytest.Item) -> bool:
+        return "pg_template" in getattr(item, "fixturenames", ())
 
-    def pytest_runtestloop(self, session: pytest.Session) -> bool:
-        if session.testsfailed:
-            sys.exit("the tests cannot be collected")
-        self.items = {item.nodeid: item for item in session.items}
-        self.session = session
-        self.trace()
-        for function in self.chosen:
-            self.mutate(function)
-        return True
-
-    # -- runs --------------------------------------------------------------------------------------------
     def make_template(self, name: str) -> None:
         from conftest import migrate  # noqa: PLC0415 - it loads a profile of hypothesis
 
@@ -375,142 +363,75 @@ class Mutation:
             for text in ddl:
                 connection.execute(in_schema(text, "public"))
 
-    def run(self, tests: Sequence[str], *, keep_on: bool = False) -> int:
-        """Run tests in this process until one fails, and note that one. Return the exit code."""
-        items = [self.items[test] for test in tests]
-        for item, later in zip(items, [*items[1:], None], strict=False):
-            if keep_on:
-                self.log(f"test {time.monotonic()} {item.nodeid}")
-            failed = self.session.testsfailed
-            item.config.hook.pytest_runtest_protocol(item=item, nextitem=later)
-            if self.session.testsfailed > failed:
-                note_failure(item.nodeid)
-                if not keep_on:
-                    return 1
-        if keep_on:
-            self.log(f"test {time.monotonic()} ")
-        return 0
-
     def log(self, line: str) -> None:
         """Write a line to the server's log."""
         with psycopg.connect(self.server.admin_dsn(), autocommit=True) as admin:
             admin.execute(f"DO $$ BEGIN RAISE LOG '%', $line${line}$line$; END $$")
 
     def trace(self) -> None:
-        """Run all tests once. Note how long each takes, and which reach a statement."""
-        self.seconds: dict[str, float] = defaultdict(float)
         self.template = "mutation_trace"
         self.make_template(self.template)
         reached = "CREATE FUNCTION public.reached(text) RETURNS boolean LANGUAGE plpgsql AS "
-        self.replace(
-            self.template,
-            f"{reached} $$ BEGIN RAISE LOG 'reached %', $1; RETURN true; END $$",
-            *(function.traced() for function in self.chosen),
-        )
-        pid = forked(lambda: self.run(list(self.items), keep_on=True))
+        body = "$$ BEGIN RAISE LOG 'reached %', $1; RETURN true; END $$"
+        self.replace(self.template, reached + body, *(function.traced() for function in self.chosen.values()))
+
+        def work() -> int:
+            for test in self.items:
+                self.log(f"test {time.monotonic()} {test}")
+                self.run([test])
+                self.session.testsfailed = 0
+            self.log(f"test {time.monotonic()} ")
+            return 0
+
+        pid = forked(work, 10 * CPU_SECONDS)
         if os.waitpid(pid, 0)[1]:
             sys.exit("the tests did not run")
-        failed = failures(pid)
-        for test in failed:
-            print(f"left out, since it fails without a mutant: {test}")
-        self.reach: dict[str, set[str]] = defaultdict(set)
+        for test in failures(pid):
+            print(f"left out, since it fails without a mutant: {test}", flush=True)
+        self.read_log(set(failures(pid)))
+
+    def read_log(self, failed: set[str]) -> None:
         test, begun = "", 0.0
         with (Path(self.server.host) / "log").open(errors="replace") as log:
             for line in log:
                 if line.startswith("LOG:  reached ") and test not in failed:
-                    self.reach[line[14:].strip()].add(test)
+                    self.reached[line[14:].strip()].add(test)
                 elif line.startswith("LOG:  test "):
                     now, _, later = line[11:].strip().partition(" ")
                     self.seconds[test] = float(now) - (begun or float(now))
                     test, begun = later, float(now)
-        print(f"{len(self.items)} tests, {sum(self.seconds.values()):.0f} s", flush=True)
 
-    def mutate(self, function: Function) -> None:
-        begun, kills = time.monotonic(), Counter[str]()
-        waiting, running = function.mutants(), dict[int, tuple[Mutant, str]]()
-        free = [f"mutation_{i}" for i in range(self.options.jobs)]
-        dead, survivors, invalid = 0, list[Mutant](), 0
-        while waiting or running:
-            if waiting and free:
-                mutant, template = waiting.pop(0), free.pop()
-                try:
-                    self.replace(template, mutant.ddl)
-                except psycopg.Error:
-                    invalid += 1
-                    free.append(template)
-                    continue
-                tests = self.tests_of(mutant, kills)
-                self.template = template
-                running[forked(lambda tests=tests: self.run(tests))] = mutant, template
-                continue
-            pid, status = os.wait()
-            mutant, template = running.pop(pid)
-            self.replace(template, function.ddl)
-            free.append(template)
-            if os.WIFEXITED(status) and os.WEXITSTATUS(status) == FAULT:
-                sys.exit(f"the tests of a mutant did not run: {mutant.name}")
-            if status:
-                dead += 1
-                kills.update(failures(pid))
-                if self.options.verbose:
-                    print(f"   {mutant.name}  killed by {failures(pid)}", flush=True)
-            else:
-                survivors.append(mutant)
-        self.report(function, dead, survivors, f"{invalid} invalid, {time.monotonic() - begun:.0f} s")
+    def subjects(self) -> Iterator[tuple[str, list[Mutant]]]:
+        for name, function in self.chosen.items():
+            yield name, function.mutants()
 
-    def tests_of(self, mutant: Mutant, kills: Counter[str]) -> list[str]:
-        """Return the tests that reach a mutant, as many as there is time for."""
-        total, result = 0.0, []
-        for test in deadliest_first(self.reach[f"{mutant.function} {mutant.point}"], kills, self.seconds):
-            total += self.seconds[test]
-            if total <= self.options.seconds:
-                result.append(test)
-        return result
+    def prepare(self, mutant: Mutant, slot: str) -> Callable[[], None] | None:
+        former, self.changed[slot] = self.changed.get(slot, mutant.function), mutant.function
+        try:
+            self.replace(slot, self.chosen[former].ddl, mutant.ddl)
+        except psycopg.Error:
+            return None
+        return lambda: setattr(self, "template", slot)
 
-    def report(self, function: Function, dead: int, survivors: Sequence[Mutant], rest: str) -> None:
-        explained = equivalent_mutants().get(function.name, {})
-        unexplained = [x for x in survivors if x.name not in explained]
-        for mutant in unexplained:
-            reaching = len(self.reach[f"{mutant.function} {mutant.point}"])
-            print(f"{function.name}: {mutant.name}  ({len(self.tests_of(mutant, Counter()))} of {reaching} tests)")
-        names = {x.name for x in survivors}
-        stale = [name for name in explained if name not in names]
-        for name in stale:
-            print(f"no survivor, but listed as equivalent: {function.name}: {name}")
-        self.unexplained += len(unexplained) + len(stale)
-        print(
-            f"{function.name}: {dead + len(survivors)} mutants, {dead} killed, {len(unexplained)} survivors, "
-            f"{len(survivors) - len(unexplained)} equivalent, {rest}",
-            flush=True,
-        )
+    def reaching(self, mutant: Mutant) -> set[str]:
+        return self.reached[f"{mutant.function} {mutant.point}"]
 
 
 def main() -> int:
+    tests = [f"tests/integration/test_{name}.py" for name in TESTS]
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("functions", nargs="+", metavar="FUNCTION", help="such as sio_claim")
-    tests = [f"tests/integration/test_{name}.py" for name in TESTS]
     parser.add_argument("--tests", nargs="+", default=tests, help="files or folders of tests")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="mutants that run at a time")
     parser.add_argument("--seconds", type=float, default=60.0, help="how long the tests of one mutant may take")
-    parser.add_argument("--verbose", action="store_true", help="print the test that kills each mutant")
-    parser.add_argument("--list", action="store_true", help="print the mutants, and run nothing")
     options = parser.parse_args()
     known = functions()
     chosen = [known[name] for name in options.functions]
-    if options.list:
-        for function in chosen:
-            for mutant in function.mutants():
-                print(f"{function.name} {mutant.point}: {mutant.name}")
-        return 0
     settings = {"log_error_verbosity": "terse", "log_min_error_statement": "panic", "log_line_prefix": ""}
     with EmbeddedPostgres(settings=settings) as server:
         os.environ["SIO_PG_TEST_DSN"] = server.admin_dsn()
-        mutation = Mutation(server, chosen, options)
-        for i in range(options.jobs):
-            mutation.make_template(f"mutation_{i}")
-        quiet = ["-s", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-o", "addopts=", "-o", "timeout=30"]
-        code = pytest.main([*quiet, *OPTIONS, "-m", "not soak and not field", *options.tests], plugins=[mutation])
-    return 1 if mutation.unexplained or code not in (0, pytest.ExitCode.NO_TESTS_COLLECTED) else 0
+        slots = [f"mutation_{i}" for i in range(options.jobs)]
+        return FunctionMutation(server, chosen, slots, options.seconds).main(options.tests)
 
 
 if __name__ == "__main__":
