@@ -430,7 +430,7 @@ class Mutation:
         )
 
     def main(self, tests: Sequence[str]) -> int:
-        quiet = ["-s", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-o", "addopts=", "-o", "timeout=60"]
+        quiet = ["-s", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-o", "addopts=", "-o", "timeout=120"]
         code = pytest.main([*quiet, *OPTIONS, "-m", "not soak and not field", *tests], plugins=[self])
         return 1 if self.unexplained or code not in (0, pytest.ExitCode.NO_TESTS_COLLECTED) else 0
 

@@ -25,7 +25,7 @@ import pytest
 from mutation import CPU_SECONDS, Mutation, failures, forked
 from sio_pg_adapter.embedded import EmbeddedPostgres
 from sio_pg_adapter.migrate import statements
-from sio_pg_adapter.options import in_schema
+from sio_pg_adapter.schema_names import in_schema
 from support.roles import OWNER
 
 SQL = Path(__file__).parents[1] / "migrations" / "sql" / "0001"
