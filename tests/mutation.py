@@ -1,29 +1,29 @@
 """Mutation tests: change one thing in a module, and see whether a unit test fails.
 
-``python tests/mutation.py sio_pg_adapter.log.verdict`` prints each mutant that survives. It changes no file. A
-mutant is compiled in memory, in a fork of a process that has loaded pytest and the dependencies. The fork runs the
-tests that reach the changed line.
+``python tests/mutation.py sio_pg_adapter.log.verdict`` prints each mutant that survives. It changes no file. The
+tests are collected once. Each mutant has a fork of that process, in which the code of the functions is replaced. It
+runs the tests that reach the changed line until one fails, those first that killed the most mutants.
 """
 
 from __future__ import annotations
 
 import argparse
 import ast
-import contextlib
 import copy
-import importlib
-import importlib.abc
-import importlib.util
+import functools
 import json
 import os
+import re
 import resource
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+import tomllib
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.machinery import ModuleSpec
 from pathlib import Path
-from types import ModuleType
+from types import FunctionType, ModuleType
 from typing import Any
 
 import coverage
@@ -36,21 +36,13 @@ FAULT = 70
 CPU_SECONDS = 60
 """A mutant that takes more has an endless loop, and so is killed."""
 
+FAILURES = tempfile.TemporaryDirectory()
+"""Has a file for each fork in which a test failed, with that test."""
+
 MEMORY = 8 * 1024**3
 
-MEMBERSHIPS = "sio_pg_adapter.log.memberships Memberships"
-
-EQUIVALENT = {
-    "sio_pg_adapter.log.verdict verdict: 0  ->  -1": "no session starts below 0",
-    f"{MEMBERSHIPS}.current: spans and spans[-1][1] is None  ->  spans[-1][1] is None": "each room has a span",
-    f"{MEMBERSHIPS}.leave: b > at  ->  b >= at": "equal offsets are the same offset",
-    f"{MEMBERSHIPS}.apply: 0  ->  -1": "a record that moves one sid, or closes a room, has one room",
-    f"{MEMBERSHIPS}.apply: record.kind is Kind.CLOSE and record.rooms[0] in self.current()  ->  "
-    "record.kind is Kind.CLOSE": "a span that has ended lies below the record, and does not end again",
-    f"{MEMBERSHIPS}.concerns: record.skip_rooms and self.is_in(record.skip_rooms)  ->  "
-    "self.is_in(record.skip_rooms)": "nobody is in any of no rooms. The check saves time",
-}
-"""Mutants that no test can kill, and why."""
+EQUIVALENT = Path(__file__).parent / "equivalent_mutants.toml"
+"""The mutants that no test can kill, by module, and why."""
 
 COMPARISONS: dict[type[ast.cmpop], tuple[type[ast.cmpop], ...]] = {
     ast.Lt: (ast.LtE, ast.GtE),
@@ -84,11 +76,14 @@ class Mutant:
     :ivar name: the function, and the change.
     :ivar line: the line of the change.
     :ivar lines: the lines whose tests may see it.
+    :ivar is_import: whether the change runs when the module is imported.
     """
 
+    module: str
     name: str
     line: int
     lines: frozenset[int]
+    is_import: bool
     tree: ast.Module
 
 
@@ -136,6 +131,10 @@ def changes(node: ast.AST) -> Iterator[ast.AST]:  # noqa: C901, PLR0912 - a list
             yield ast.Pass()
 
 
+Steps = list[tuple[str, int | None]]
+"""The way from a module to a node: fields, and indices of lists."""
+
+
 def shifted(bound: ast.expr | None) -> Iterator[ast.expr]:
     if bound is not None and not isinstance(bound, ast.Constant | ast.UnaryOp):  # those are changed themselves
         yield ast.BinOp(bound, ast.Add(), ast.Constant(1))
@@ -146,12 +145,15 @@ def is_none(node: ast.expr) -> bool:
     return isinstance(node, ast.Constant) and node.value is None
 
 
-def mutants(source: str) -> list[Mutant]:  # noqa: C901 - one branch for each kind
+def mutants(module: str, source: str) -> list[Mutant]:  # noqa: C901 - one branch for each kind
     """Return all mutants of a module."""
     result: list[Mutant] = []
     unchanged = ast.parse(source)
 
-    def visit(node: ast.AST, path: list[tuple[str, int | None]], function: str, lines: frozenset[int]) -> None:
+    def visit(node: ast.AST, path: Steps, function: str, lines: frozenset[int], in_function: bool) -> None:  # noqa: C901
+        is_function = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        if is_enum(node):
+            return
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             function = f"{function}.{node.name}" if function else node.name
         elif not function and is_size(node):
@@ -162,17 +164,24 @@ def mutants(source: str) -> list[Mutant]:  # noqa: C901 - one branch for each ki
             for changed in changes(node):
                 tree = replaced(unchanged, path, changed)
                 at = next((x.lineno for x in ast.walk(node) if hasattr(x, "lineno")), min(lines))
-                result.append(Mutant(f"{function}: {headline(node)}  ->  {headline(changed)}", at, lines, tree))
+                name = f"{function}: {headline(node)}  ->  {headline(changed)}"
+                result.append(Mutant(module, name, at, lines, not in_function, tree))
         for field, value in ast.iter_fields(node):
             if field in ("annotation", "returns", "decorator_list", "op", "ops", "ctx"):
                 continue
+            inner = in_function or (is_function and field == "body")
             children = enumerate(value) if isinstance(value, list) else [(None, value)]
             for i, child in children:
                 if isinstance(child, ast.AST):
-                    visit(child, [*path, (field, i)], function, lines)
+                    visit(child, [*path, (field, i)], function, lines, inner)
 
-    visit(unchanged, [], "", frozenset())
+    visit(unchanged, [], "", frozenset(), False)
     return result
+
+
+def is_enum(node: ast.AST) -> bool:
+    """Whether a class is an enumeration. Its values are those of the log and of the wire, which tests compare."""
+    return isinstance(node, ast.ClassDef) and any(ast.unparse(base).endswith("Enum") for base in node.bases)
 
 
 def is_size(node: ast.AST) -> bool:
@@ -216,80 +225,68 @@ def replaced(tree: ast.Module, path: Sequence[tuple[str, int | None]], changed: 
     return ast.fix_missing_locations(tree)
 
 
-class Loader(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Loads one module from a tree."""
-
-    def __init__(self, module: str, path: Path, tree: ast.Module) -> None:
-        self.module, self.path, self.tree = module, path, tree
-
-    def find_spec(self, fullname: str, *_: object) -> ModuleSpec | None:
-        if fullname != self.module:
-            return None
-        return importlib.util.spec_from_file_location(fullname, self.path, loader=self)
-
-    def create_module(self, spec: ModuleSpec) -> None:
-        return None
-
-    def exec_module(self, module: ModuleType) -> None:
-        exec(compile(self.tree, self.path, "exec"), module.__dict__)
+def put_in_place(module: ModuleType, path: Path, tree: ast.Module) -> None:
+    """Give the functions, and what else a module has, the code of a changed module. All who imported them have it."""
+    fresh = ModuleType(module.__name__)
+    fresh.__dict__.update({"__file__": str(path), "__package__": module.__package__, "__builtins__": __builtins__})
+    exec(compile(tree, path, "exec"), fresh.__dict__)
+    for name, new in vars(fresh).items():
+        if name.startswith("__") or merged(old := vars(module).get(name), new):
+            continue
+        for other in list(sys.modules.values()):
+            if vars(other).get(name) is old:
+                setattr(other, name, new)
 
 
-class Chosen:
-    """A pytest plugin: run these tests, in this order, and look for examples without making them smaller."""
-
-    def __init__(self, tests: Sequence[str]) -> None:
-        self.order = {test: i for i, test in enumerate(tests)}
-
-    def pytest_sessionstart(self) -> None:
-        no_shrinking = (hypothesis.Phase.explicit, hypothesis.Phase.generate)
-        hypothesis.settings.register_profile("mutation", hypothesis.settings(), phases=no_shrinking)
-        hypothesis.settings.load_profile("mutation")
-
-    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        items[:] = sorted((x for x in items if x.nodeid in self.order), key=lambda x: self.order[x.nodeid])
-
-
-class Traced:
-    """A pytest plugin: note how long each test takes, and run none that needs a database."""
-
-    def __init__(self, cov: coverage.Coverage) -> None:
-        self.cov = cov
-        self.seconds: dict[str, float] = {}
-        self.failed: list[str] = []
-
-    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        items[:] = [item for item in items if "pg_server" not in getattr(item, "fixturenames", ())]
-
-    def pytest_runtest_logstart(self, nodeid: str) -> None:
-        self.cov.switch_context(nodeid)
-
-    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        self.seconds[report.nodeid] = self.seconds.get(report.nodeid, 0.0) + report.duration
-        if report.failed:
-            self.failed.append(report.nodeid)
-
-
-def run_pytest(paths: Sequence[str], plugin: object) -> int:
-    quiet = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-o", "addopts=", "-o", "timeout=30"]
-    return int(pytest.main([*quiet, *OPTIONS, *paths], plugins=[plugin]))
-
-
-def run_tests(tests: Sequence[str]) -> int:
-    """Run tests until one fails. Return the exit code, 0 if there are none."""
-    return run_pytest(list(dict.fromkeys(test.partition("::")[0] for test in tests)), Chosen(tests)) if tests else 0
+def merged(old: Any, new: Any) -> bool:
+    """Give an object the code of another one. Return whether it has code, or is equal."""
+    if isinstance(old, type) and isinstance(new, type):
+        for name, value in vars(new).items():
+            if not name.startswith("__") or isinstance(value, FunctionType):
+                former = vars(old).get(name)
+                if not merged(former, value) and isinstance(former, int | str | float | tuple):
+                    setattr(old, name, value)
+        return True
+    if isinstance(old, property):
+        return all(merged(getattr(old, name), getattr(new, name)) for name in ("fget", "fset"))
+    if isinstance(old, classmethod | staticmethod):
+        return merged(old.__func__, new.__func__)
+    if hasattr(old, "__wrapped__"):
+        return merged(old.__wrapped__, new.__wrapped__)
+    if isinstance(old, FunctionType):
+        old.__code__, old.__defaults__, old.__kwdefaults__ = new.__code__, new.__defaults__, new.__kwdefaults__
+        return True
+    return bool(old == new) or not isinstance(old, int | str | float | tuple | dict | frozenset | re.Pattern)
 
 
 OPTIONS = ["-p", "no:anyio", "--import-mode=importlib", "-W", "ignore::pytest.PytestAssertRewriteWarning"]
 
 
-def forked(work: Callable[[], int]) -> int:
+def note_failure(test: str) -> None:
+    """Write which test failed in this process, for :func:`failures`."""
+    with (Path(FAILURES.name) / str(os.getpid())).open("a") as file:
+        file.write(f"{test}\n")
+
+
+def failures(pid: int) -> list[str]:
+    """Return the tests that failed in a fork."""
+    file = Path(FAILURES.name) / str(pid)
+    return list(dict.fromkeys(file.read_text().splitlines())) if file.exists() else []
+
+
+def deadliest_first(tests: Iterable[str], kills: Mapping[str, int], seconds: Mapping[str, float]) -> list[str]:
+    """Return tests in the order in which they run: those that kill the most mutants in a second, then the fastest."""
+    return sorted(tests, key=lambda test: (-kills[test] / (seconds[test] + 0.1), seconds[test]))
+
+
+def forked(work: Callable[[], int], cpu_seconds: int = CPU_SECONDS) -> int:
     """Start work in a fork of this process, and return its id. Its output goes nowhere."""
     sys.stdout.flush()
     if pid := os.fork():
         return pid
     code = FAULT
     try:
-        resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS))
+        resource.setrlimit(resource.RLIMIT_CPU, (cpu_seconds, cpu_seconds))
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
         nowhere = os.open(os.devnull, os.O_RDWR)
         for fd in range(3):
@@ -299,41 +296,6 @@ def forked(work: Callable[[], int]) -> int:
         os._exit(code)
 
 
-def trace(files: dict[str, Path], tests: Sequence[str]) -> dict[str, Any]:
-    """Run all tests once. Return the tests of each line, the seconds of each test, and the loaded modules."""
-    reader, writer = os.pipe()
-
-    def work() -> int:
-        cov = coverage.Coverage(data_file=None, include=[str(path) for path in files.values()], config_file=False)
-        traced = Traced(cov)
-        cov.start()
-        code = run_pytest(tests, traced)
-        cov.stop()
-        data = cov.get_data()
-        lines = {module: data.contexts_by_lineno(str(path)) for module, path in files.items()}
-        loaded = [name for name, module in sys.modules.items() if foreign(module)]
-        result = {"lines": lines, "seconds": traced.seconds, "failed": traced.failed, "loaded": loaded, "code": code}
-        with os.fdopen(writer, "w") as out:
-            json.dump(result, out)
-        return code
-
-    pid = forked(work)
-    os.close(writer)
-    with os.fdopen(reader) as found:
-        text = found.read()
-    os.waitpid(pid, 0)
-    result: dict[str, Any] = json.loads(text or f'{{"code": {FAULT}, "failed": []}}')
-    if result["code"]:
-        sys.exit(f"the tests fail without a mutant: pytest exits with {result['code']}, {result['failed']}")
-    return result
-
-
-def foreign(module: ModuleType) -> bool:
-    """Whether a module is neither ours nor a test."""
-    path = getattr(module, "__file__", None)
-    return path is not None and (not Path(path).is_relative_to(Path.cwd()) or "site-packages" in path)
-
-
 def file_of(module: str) -> Path:
     path = Path(*module.split(".")).with_suffix(".py").absolute()
     if not path.is_file():
@@ -341,42 +303,189 @@ def file_of(module: str) -> Path:
     return path
 
 
-def tests_of(mutant: Mutant, traced: dict[str, Any], module: str) -> list[str]:
-    """Return the tests that reach the change, the fastest first. If it runs at import: all that reach the module."""
-    lines: dict[str, list[str]] = traced["lines"][module]
-    at = [set(lines.get(str(line), ())) for line in mutant.lines]
-    tests = set().union(*at)
-    if "" in tests:
-        tests = {test for tests in lines.values() for test in tests}
-    return sorted(tests - {""}, key=lambda test: traced["seconds"][test])
+def equivalent_mutants() -> dict[str, dict[str, str]]:
+    return tomllib.loads(EQUIVALENT.read_text(encoding="utf-8"))
 
 
-def own_file(module: str) -> str:
-    return f"test_{module.rpartition('.')[2]}.py::"
+class Mutation:
+    """A pytest plugin that runs the collected tests once for each mutant.
 
+    :ivar slots: as many as mutants run at a time. Each mutant has one of them to itself.
+    :ivar seconds: how long each test takes.
+    :ivar unexplained: how many mutants survived that are not listed as equivalent, or are listed and were killed.
+    """
 
-def killed(module: str, path: Path, all_of_it: Sequence[tuple[Mutant, list[str]]], jobs: int) -> Iterator[Mutant]:
-    """Run the tests of each mutant. Yield those that fail."""
-    running: dict[int, Mutant] = {}
-    waiting = list(all_of_it)
-    while waiting or running:
-        while waiting and len(running) < jobs:
-            mutant, tests = waiting.pop(0)
+    def __init__(self, slots: Sequence[str], limit: float) -> None:
+        self.slots, self.limit = slots, limit
+        self.seconds: dict[str, float] = {}
+        self.unexplained = 0
 
-            def work(mutant: Mutant = mutant, tests: list[str] = tests) -> int:
-                sys.meta_path.insert(0, Loader(module, path, mutant.tree))
-                own = [test for test in tests if own_file(module) in test]
-                return run_tests(own) or run_tests([test for test in tests if test not in own])
+    # -- what the subclasses have ------------------------------------------------------------------------
+    def wants(self, item: pytest.Item) -> bool:
+        """Whether a test may see a mutant."""
+        raise NotImplementedError
 
-            if tests:
-                running[forked(work)] = mutant
-        if running:
+    def trace(self) -> None:
+        """Run all tests once. Note how long each takes, and what it reaches."""
+        raise NotImplementedError
+
+    def subjects(self) -> Iterator[tuple[str, Sequence[Any]]]:
+        """Yield the name and the mutants of each module or function."""
+        raise NotImplementedError
+
+    def prepare(self, mutant: Any, slot: str) -> Callable[[], None] | None:
+        """Return what the fork does before the tests. ``None`` if there can be no such mutant."""
+        raise NotImplementedError
+
+    def reaching(self, mutant: Any) -> set[str]:
+        """Return the tests that reach a mutant."""
+        raise NotImplementedError
+
+    # -- hooks -------------------------------------------------------------------------------------------
+    def pytest_sessionstart(self) -> None:
+        no_shrinking = (hypothesis.Phase.explicit, hypothesis.Phase.generate)
+        hypothesis.settings.register_profile("mutation", hypothesis.settings(), phases=no_shrinking)
+        hypothesis.settings.load_profile("mutation")
+
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        items[:] = [item for item in items if self.wants(item)]
+
+    def pytest_runtestloop(self, session: pytest.Session) -> bool:
+        if session.testsfailed:
+            sys.exit("the tests cannot be collected")
+        self.session, self.items = session, {item.nodeid: item for item in session.items}
+        self.trace()
+        for name, made in self.subjects():
+            self.mutate(name, made)
+        return True
+
+    # -- runs --------------------------------------------------------------------------------------------
+    def run(self, tests: Sequence[str]) -> int:
+        """Run tests in this process until one fails, and note that one. Return the exit code."""
+        items = [self.items[test] for test in tests]
+        for item, later in zip(items, [*items[1:], None], strict=True):
+            item.config.hook.pytest_runtest_protocol(item=item, nextitem=later)
+            if self.session.testsfailed:
+                note_failure(item.nodeid)
+                return 1
+        return 0
+
+    def tests_of(self, mutant: Any, kills: Mapping[str, int]) -> list[str]:
+        """Return the tests of a mutant, as many as there is time for."""
+        total, result = 0.0, []
+        for test in deadliest_first(self.reaching(mutant), kills, self.seconds):
+            total += self.seconds[test]
+            if total <= self.limit:
+                result.append(test)
+        return result
+
+    def mutate(self, name: str, made: Sequence[Any]) -> None:
+        """Run the tests of each mutant, and print the survivors."""
+        begun, kills = time.monotonic(), Counter[str]()
+        waiting, free, running = list(made), list(self.slots), dict[int, tuple[Any, str]]()
+        dead, survivors = 0, []
+        while waiting or running:
+            if waiting and free:
+                mutant = waiting.pop(0)
+                if not (tests := self.tests_of(mutant, kills)):
+                    survivors.append(mutant)
+                elif prepare := self.prepare(mutant, free[-1]):
+                    work = functools.partial(self.run_mutant, prepare, tests)
+                    running[forked(work)] = mutant, free.pop()
+                continue
             pid, status = os.wait()
-            mutant = running.pop(pid)
-            if os.WIFEXITED(status) and os.WEXITSTATUS(status) in (FAULT, pytest.ExitCode.NO_TESTS_COLLECTED):
+            mutant, slot = running.pop(pid)
+            free.append(slot)
+            if os.WIFEXITED(status) and os.WEXITSTATUS(status) == FAULT:
                 sys.exit(f"the tests of a mutant did not run: {mutant.name}")
-            if status:
-                yield mutant
+            kills.update(failures(pid))
+            dead += status != 0
+            if not status:
+                survivors.append(mutant)
+        self.report(name, dead, survivors, time.monotonic() - begun)
+
+    def run_mutant(self, prepare: Callable[[], None], tests: Sequence[str]) -> int:
+        try:
+            prepare()
+        except Exception:  # noqa: BLE001 - the changed module cannot be loaded
+            return 1
+        return self.run(tests)
+
+    def report(self, name: str, dead: int, survivors: Sequence[Any], seconds: float) -> None:
+        explained = equivalent_mutants().get(name, {})
+        names = {mutant.name for mutant in survivors}
+        for mutant in survivors:
+            if mutant.name not in explained:
+                reached = "" if self.reaching(mutant) else "  (no test reaches it)"
+                print(f"{name}:{mutant.line} {mutant.name}{reached}", flush=True)
+        stale = explained.keys() - names
+        for mutant_name in stale:
+            print(f"no survivor, but listed as equivalent: {mutant_name}")
+        equivalent = sum(mutant.name in explained for mutant in survivors)
+        self.unexplained += len(survivors) - equivalent + len(stale)
+        print(
+            f"{name}: {dead + len(survivors)} mutants, {dead} killed, {len(survivors) - equivalent} survivors, "
+            f"{equivalent} equivalent, {seconds:.0f} s",
+            flush=True,
+        )
+
+    def main(self, tests: Sequence[str]) -> int:
+        quiet = ["-s", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-o", "addopts=", "-o", "timeout=120"]
+        code = pytest.main([*quiet, *OPTIONS, "-m", "not soak and not field", *tests], plugins=[self])
+        return 1 if self.unexplained or code not in (0, pytest.ExitCode.NO_TESTS_COLLECTED) else 0
+
+
+class ModuleMutation(Mutation):
+    """The mutants of modules of Python."""
+
+    def __init__(self, files: dict[str, Path], slots: Sequence[str], limit: float) -> None:
+        super().__init__(slots, limit)
+        self.files = files
+        self.lines: dict[str, dict[str, list[str]]] = {}
+
+    def wants(self, item: pytest.Item) -> bool:
+        return "pg_server" not in getattr(item, "fixturenames", ())
+
+    def trace(self) -> None:
+        reader, writer = os.pipe()
+
+        def work() -> int:
+            cov = coverage.Coverage(data_file=None, include=[str(x) for x in self.files.values()], config_file=False)
+            cov.start()
+            for test in self.items:
+                cov.switch_context(test)
+                begun = time.monotonic()
+                if self.run([test]):
+                    return 1
+                self.seconds[test] = time.monotonic() - begun
+            cov.stop()
+            data = cov.get_data()
+            lines = {module: data.contexts_by_lineno(str(path)) for module, path in self.files.items()}
+            with os.fdopen(writer, "w") as out:
+                json.dump([self.seconds, lines], out)
+            return 0
+
+        pid = forked(work, 10 * CPU_SECONDS)
+        os.close(writer)
+        with os.fdopen(reader) as traced:
+            text = traced.read()
+        if os.waitpid(pid, 0)[1]:
+            sys.exit(f"the tests fail without a mutant: {failures(pid)}")
+        self.seconds, self.lines = json.loads(text)
+
+    def subjects(self) -> Iterator[tuple[str, list[Mutant]]]:
+        for module, path in self.files.items():
+            yield module, mutants(module, path.read_text(encoding="utf-8"))
+
+    def prepare(self, mutant: Mutant, slot: str) -> Callable[[], None]:
+        return lambda: put_in_place(sys.modules[mutant.module], self.files[mutant.module], mutant.tree)
+
+    def reaching(self, mutant: Mutant) -> set[str]:
+        """Return the tests that reach the change. If it runs at import: all that reach the module."""
+        lines = self.lines[mutant.module]
+        if mutant.is_import:
+            return {test for tests in lines.values() for test in tests if test}
+        return {test for line in mutant.lines for test in lines.get(str(line), ()) if test}
 
 
 def main() -> int:
@@ -384,36 +493,11 @@ def main() -> int:
     parser.add_argument("modules", nargs="+", metavar="MODULE", help="such as sio_pg_adapter.log.verdict")
     parser.add_argument("--tests", nargs="+", default=["tests/unit"], help="files or folders of tests")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="mutants that run at a time")
+    parser.add_argument("--seconds", type=float, default=60.0, help="how long the tests of one mutant may take")
     options = parser.parse_args()
     sys.path.insert(0, str(Path.cwd()))
     files = {module: file_of(module) for module in options.modules}
-    traced = trace(files, options.tests)
-    for name in traced["loaded"]:  # so that no mutant has to load them
-        with contextlib.suppress(Exception):
-            importlib.import_module(name)
-    unexplained = 0
-    for module, path in files.items():
-        begun = time.monotonic()
-        made = mutants(path.read_text(encoding="utf-8"))
-        dead = {id(x) for x in killed(module, path, [(x, tests_of(x, traced, module)) for x in made], options.jobs)}
-        survivors = [x for x in made if id(x) not in dead]
-        equivalent = [x for x in survivors if f"{module} {x.name}" in EQUIVALENT]
-        for mutant in survivors:
-            if mutant not in equivalent:
-                reached = "" if tests_of(mutant, traced, module) else "  (no test reaches it)"
-                print(f"{module}:{mutant.line} {mutant.name}{reached}", flush=True)
-        names = {f"{module} {x.name}" for x in survivors}
-        for name in EQUIVALENT:
-            if name.startswith(f"{module} ") and name not in names:
-                print(f"no survivor, but listed as equivalent: {name}")
-                unexplained += 1
-        unexplained += len(survivors) - len(equivalent)
-        print(
-            f"{module}: {len(made)} mutants, {len(dead)} killed, {len(survivors) - len(equivalent)} survivors, "
-            f"{len(equivalent)} equivalent, {time.monotonic() - begun:.0f} s",
-            flush=True,
-        )
-    return 1 if unexplained else 0
+    return ModuleMutation(files, [str(i) for i in range(options.jobs)], options.seconds).main(options.tests)
 
 
 if __name__ == "__main__":

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from sio_pg_adapter import StoreUnavailable
 from sio_pg_adapter.log.memberships import Memberships
 from sio_pg_adapter.log.records import Held, Kind
+from support.store import Store
 
 ENTER, LEAVE = Kind.ENTER, Kind.LEAVE
 
@@ -88,6 +91,22 @@ async def test_the_former_holder_may_save_until_the_claim_is_settled(living, sto
     assert await living.sessions.save("/", "s", '{"v":2}', old) is True
     assert await store.sessions.settle(Held(new.id, 2)) == '{"v":2}'
     assert await living.sessions.save("/", "s", '{"v":3}', old) is False
+
+
+async def test_a_former_holder_that_lets_go_notifies_the_node_that_waits_for_it(living, start_node, db):
+    """Once the claim is settled nobody waits, and nobody is notified."""
+    claiming = Store((await start_node()).manager)
+    old = await living.open()
+    new = await claiming.claim()
+    channel = await db.fetchval("SELECT channel FROM sio_nodes WHERE id = $1", claiming.node)
+    payloads: asyncio.Queue[str] = asyncio.Queue()
+    await db.add_listener(channel, lambda *args: payloads.put_nowait(args[-1]))
+    await living.sessions.release(old, seconds=0.0)
+    assert await payloads.get() == f"released {old.id} 1"
+    await claiming.sessions.settle(Held(new.id, 2))
+    await living.sessions.release(old, seconds=0.0)
+    assert await db.fetchval("SELECT generation FROM sio_sessions WHERE node = $1", claiming.node) == 2
+    assert payloads.empty()
 
 
 async def test_a_node_that_is_not_there_is_not_waited_for(store):

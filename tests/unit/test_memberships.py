@@ -168,6 +168,16 @@ def test_a_room_that_is_forgotten_leaves_no_span():
     assert memberships.rooms == {}
 
 
+def test_only_the_present_membership_stays_once_the_past_is_forgotten():
+    """A room that was left and entered again has a span for each time, and the last one counts."""
+    memberships = Memberships("s", 0, {"x": [(1, 4)], "y": [(2, 5)]})
+    memberships.enter("x", 9)
+    memberships.enter("x", 12)
+    assert memberships.rooms["x"] == [(1, 4), (9, None)]
+    assert memberships.forget_past() == ["x"]
+    assert memberships.rooms == {"x": [(9, None)]}
+
+
 # -- replay sends what live delivery would have sent -----------------------------------------------------
 moves = st.lists(
     st.tuples(

@@ -103,10 +103,11 @@ def test_case_94_a_pid_has_192_random_bits_and_neither_it_nor_the_key_of_an_offs
 
 
 # -- the verdict ---------------------------------------------------------------------------------------
-SESSION = Claimed(
-    id=1, sid="s", generation=2, data="{}", former=None, offset=100, missed=10, lost=False,
-    memberships=Memberships("s", 40),
-)  # fmt: skip
+def claimed() -> Claimed:
+    return Claimed(
+        id=1, sid="s", generation=2, data="{}", former=None, offset=100, missed=10, lost=False,
+        memberships=Memberships("s", 40),
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -114,6 +115,7 @@ SESSION = Claimed(
     [
         (60, {}, Recovered(60)),
         (None, {}, Recovered(40)),
+        (None, {"memberships": Memberships("s", 0)}, Recovered(0)),
         (39, {}, Recovered(40)),  # of a session that the client had before: from this one's start
         (0, {}, Recovered(40)),
         (40, {}, Recovered(40)),
@@ -129,7 +131,7 @@ SESSION = Claimed(
     ],
 )
 def test_cases_44_50_51_the_verdict(after, changes, decision):
-    assert verdict(Claim("p", after), dataclasses.replace(SESSION, **changes), 20) == decision
+    assert verdict(Claim("p", after), dataclasses.replace(claimed(), **changes), 20) == decision
 
 
 @pytest.mark.parametrize("after", [None, 0, 60])
@@ -143,7 +145,7 @@ def test_a_claimed_session_from_json():
         "lost": False, "start": 40, "rooms": [["x", 60, None], ["x", 41, 50], ["y", 44, 45]],
     }  # fmt: skip
     rooms = {"x": [(41, 50), (60, None)], "y": [(44, 45)]}
-    assert Claimed.from_json(value) == dataclasses.replace(SESSION, memberships=Memberships("s", 40, rooms))
+    assert Claimed.from_json(value) == dataclasses.replace(claimed(), memberships=Memberships("s", 40, rooms))
 
 
 def test_a_claimed_session_comes_with_the_first_events_it_is_due():
@@ -152,9 +154,9 @@ def test_a_claimed_session_comes_with_the_first_events_it_is_due():
         "lost": False, "start": 40, "rooms": [], "upto": 99,
         "page": [[61, ["x", "y"], ["t"], '["a"]'], [62, [""], None, '["b"]']],
     }  # fmt: skip
-    claimed = Claimed.from_json(value, "/chat")
-    assert claimed.page == (
+    session = Claimed.from_json(value, "/chat")
+    assert session.page == (
         Record(61, Kind.EVENT, "/chat", ("x", "y"), ("t",), body='["a"]'),
         Record(62, Kind.EVENT, "/chat", ("",), (), body='["b"]'),
     )
-    assert (claimed.upto, claimed.former) == (99, 1)
+    assert (session.upto, session.former) == (99, 1)
