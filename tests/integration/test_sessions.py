@@ -90,6 +90,14 @@ async def test_the_former_holder_may_save_until_the_claim_is_settled(living, sto
     assert await living.sessions.save("/", "s", '{"v":3}', old) is False
 
 
+async def test_a_claim_that_was_notified_is_the_one_that_a_later_claim_waits_for(living):
+    old = await living.open()
+    first = await living.claim()
+    await living.sessions.release(old, seconds=60.0)
+    second = await living.claim()
+    assert (first.former, second.former) == (1, first.generation)
+
+
 async def test_a_node_that_is_not_there_is_not_waited_for(store):
     await store.open()  # by a process that only emits: it holds no lock that shows that it lives
     assert (await store.claim()).former is None
