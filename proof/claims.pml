@@ -225,11 +225,10 @@ leave:
                 printf("connection %d releases the session\n", c)
             :: exists && generation != mine[c] && settled == mine[c] ->
                 settled = generation; writer = generation;
-                announced[holder * 4 + mine[c]] = true;
+                announced[holder * 4 + mine[c]] = true; let_go[mine[c]] = true;
                 printf("connection %d lets go, and node %d is notified\n", c, holder)
             :: else -> skip
-            fi;
-            let_go[mine[c]] = true
+            fi
         }
     fi;
 gone:
