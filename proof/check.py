@@ -220,8 +220,8 @@ def page(model: Model, states: int, runs: list[Found]) -> str:
         "Each mutant is the model with one mechanism taken out. The run below it is the shortest that goes wrong.",
     ]
     for mutant, found in zip(about["mutants"], runs, strict=True):
-        story = found.steps
-        lines += ["", f"### {mutant['name']}", "", f"{mutant['takes_out']}. Violates `{found.invariant}`:", ""]
+        story, out = found.steps, mutant["takes_out"][0].lower() + mutant["takes_out"][1:]
+        lines += ["", f"### {mutant['name']}", "", f"Taken out: {out}. Then `{found.invariant}` fails:", ""]
         lines += ["```text", *(f"{i:2}  {step}" for i, step in enumerate(story, 1)), "```"]
     return "\n".join([*lines, ""])
 
