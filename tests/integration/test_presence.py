@@ -286,7 +286,7 @@ async def test_a_handler_that_saves_while_two_claims_wait_for_it_is_heard(start_
 
 async def test_a_claim_does_not_wait_for_a_holder_that_has_let_go_already(start_node, monkeypatch):
     """The release was announced to the node of an earlier claim, before that one was settled."""
-    monkeypatch.setattr("sio_pg_adapter.server.connect.TAKEOVER_WAIT", 3_600.0)
+    monkeypatch.setattr("sio_pg_adapter.server.claiming.TAKEOVER_WAIT", 3_600.0)
     a, b, c = await start_node(), await start_node(), await start_node()
     settling, go_on = asyncio.Event(), asyncio.Event()
     settle = b.manager.node.sessions.settle
