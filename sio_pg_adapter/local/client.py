@@ -180,12 +180,10 @@ class Client:
     def breaks_off(self) -> bool:
         """Whether its connection, which ends now, shows that it may not get past an event that it missed.
 
-        It does not if a ping is unanswered, if the client has come back already, or if it was too slow. Then it may
-        have received nothing of what it was sent.
+        It does not if a ping is unanswered, or if the client was too slow. Then it may have received nothing.
         """
-        if self.closed is not None or self._is_cut or self.connection.socket.last_ping is not None:
-            return False
-        return self.recovered and self._was_sent_missed
+        may_have_received = self.connection.socket.last_ping is None and not self._is_cut
+        return self.recovered and self._was_sent_missed and may_have_received
 
     @property
     def takes_more(self) -> bool:
