@@ -25,7 +25,7 @@ import sys
 import tempfile
 import time
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -183,6 +183,12 @@ def page(model: Model, states: int, runs: list[Found]) -> str:
         f"[About these pages](../proof.md). The model is `proof/{model.name}.pml`.",
         f"SPIN searches all of its {states:,} states.",
         "",
+        "## Words",
+        "",
+        "| Word | Meaning |",
+        "| --- | --- |",
+        *(f"| {word} | {meaning} |" for word, meaning in about["words"].items()),
+        "",
         "## What is modelled",
         "",
         about["modelled"].strip(),
@@ -199,16 +205,13 @@ def page(model: Model, states: int, runs: list[Found]) -> str:
         "| --- | --- |",
         *(f"| {step} | {', '.join(f'`{place}`' for place in places)} |" for step, places in about["steps"].items()),
         "",
-        "| What | Tests of the code |",
-        "| --- | --- |",
-        *(f"| {what} | `{test}` |" for what, test in about["tests"].items()),
-        "",
         "## Invariants",
         "",
-        "| Invariant | It says | Mutants that violate it |",
-        "| --- | --- | --- |",
+        "| Invariant | It says | Tests of the code | Mutants that violate it |",
+        "| --- | --- | --- | --- |",
         *(
-            f"| `{name}` | {says} | {', '.join(link(m) for m in about['mutants'] if m['violates'] == name)} |"
+            f"| `{name}` | {says} | {lines_of(f'`{test}`' for test in about['tests'][name])} "
+            f"| {lines_of(link(mutant) for mutant in about['mutants'] if mutant['violates'] == name)} |"
             for name, says in about["invariants"].items()
         ),
         "",
@@ -217,10 +220,15 @@ def page(model: Model, states: int, runs: list[Found]) -> str:
         "Each mutant is the model with one mechanism taken out. The run below it is the shortest that goes wrong.",
     ]
     for mutant, found in zip(about["mutants"], runs, strict=True):
-        story = found.steps
-        lines += ["", f"### {mutant['name']}", "", f"{mutant['takes_out']}. Violates `{found.invariant}`:", ""]
+        story, out = found.steps, mutant["takes_out"][0].lower() + mutant["takes_out"][1:]
+        lines += ["", f"### {mutant['name']}", "", f"Taken out: {out}. Then `{found.invariant}` fails:", ""]
         lines += ["```text", *(f"{i:2}  {step}" for i, step in enumerate(story, 1)), "```"]
     return "\n".join([*lines, ""])
+
+
+def lines_of(cells: Iterable[str]) -> str:
+    """Return a cell of a table with each text in a line of its own."""
+    return "<br>".join(cells)
 
 
 def link(mutant: dict[str, Any]) -> str:

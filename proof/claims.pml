@@ -29,6 +29,7 @@ bool released = false;        /* it has a time at which it expires */
 bool alive[NODES] = true;
 byte cursor[NODES];
 byte current[NODES] = NOBODY; /* the connection that has the sid on this node */
+bool announced[NODES * 4];    /* by node and generation: the node was notified that its holder has let go */
 
 /* -- the connections --------------------------------------------------------------------------------------- */
 bool quick[CONNECTIONS];      /* its connect handler returns at once */
@@ -42,6 +43,7 @@ bool kicked[CONNECTIONS];     /* its node met a kick */
 bool ended = false;           /* the session is over */
 byte writer = 1;              /* the lowest generation that may write */
 byte troubles = 1, expiries = 1;
+bool let_go[4];               /* by generation: its holder has released the session */
 
 inline append(what) {
     head++; kind[head] = what;
@@ -144,6 +146,7 @@ end_waits:
         !up && former != NOBODY && alive[at[c]] ->
         if
         :: exists && generation == mine[c] ->
+            holds(announced_at_once, announced[at[c] * 4 + former] || !let_go[former]);
             settled = generation; writer = generation;
             printf("connection %d settles generation %d\n", c, mine[c])
         :: else -> closed[c] = true
@@ -220,6 +223,10 @@ leave:
             :: exists && generation == mine[c] ->
                 holder = NOBODY; settled = generation; released = true; writer = generation;
                 printf("connection %d releases the session\n", c)
+            :: exists && generation != mine[c] && settled == mine[c] ->
+                settled = generation; writer = generation;
+                announced[holder * 4 + mine[c]] = true; let_go[mine[c]] = true;
+                printf("connection %d lets go, and node %d is notified\n", c, holder)
             :: else -> skip
             fi
         }

@@ -171,7 +171,6 @@ class Node:
             self.endings,
             setup.limit,
             setup.counters,
-            self.returns,
             setup.watch,
         )
         self.moves = Moves(setup.clients, self.rooms, self.cursor, self.appender)

@@ -13,7 +13,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from .history import FORMAT, Finding, FindingKind, History, Outcome
+from sio_pg_adapter.errors import ConfigurationError
+
+from .history import FORMAT, WRITE_ONE, Finding, FindingKind, History, Outcome
 from .verdict import Verdict
 
 __all__ = ["FORMAT", "Finding", "FindingKind", "Outcome", "Verdict", "check_file", "main"]
@@ -23,10 +25,14 @@ def check_file(path: Path) -> Verdict:
     """Check a history.
 
     :param path: its file.
-    :raises ConfigurationError: a line is not one of a history. The message names the line.
+    :raises ConfigurationError: it cannot be read, or a line is not one of a history. The message names the line.
     """
-    with path.open(encoding="utf-8") as file:
-        return Verdict(History(list(file)))
+    try:
+        lines = path.read_bytes().splitlines(keepends=True)
+    except OSError as e:
+        reason = f"{e.strerror[:1].lower()}{e.strerror[1:]}" if e.strerror else str(e)
+        raise ConfigurationError(f"{path} cannot be read: {reason}. {WRITE_ONE}") from e
+    return Verdict(History([line.decode("utf-8", errors="replace") for line in lines]))
 
 
 def main(args: argparse.Namespace) -> int:

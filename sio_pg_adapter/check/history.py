@@ -16,6 +16,9 @@ from .log import EventId, Log, Membership, Record
 FORMAT = 1
 """The version of the lines, as the first line says it."""
 
+WRITE_ONE = "`sio-pg demo --check --history FILE` writes a history, and docs/histories.md describes its lines"
+"""How to get a file that can be checked."""
+
 
 class FindingKind(Enum):
     """What can be wrong with a run."""
@@ -97,15 +100,15 @@ class History:
         self._pids: set[str] = set()
         for i, text in enumerate(lines):
             try:
-                self._read(i, json.loads(text))
+                self._read(i, _object(text))
             except KeyError as e:
                 raise ConfigurationError(
                     f"line {i + 1}: it has no {e}, or names one that no line before it has"
                 ) from e
             except (ValueError, TypeError) as e:
-                raise ConfigurationError(f"line {i + 1}: {e}. See docs/histories.md") from e
+                raise ConfigurationError(f"line {i + 1}: {e}. {WRITE_ONE}") from e
         if self.log is None:
-            raise ConfigurationError("the history has no log. A run writes its log at its end. See docs/histories.md")
+            raise ConfigurationError(f"the history has no log. A run writes its log at its end. {WRITE_ONE}")
 
     @property
     def sessions(self) -> Iterator[Session]:
@@ -193,3 +196,13 @@ class History:
         if self._losing:
             for sessions in self.clients.values():
                 sessions[-1].lossy = True
+
+
+def _object(text: str) -> dict[str, Any]:
+    try:
+        line = json.loads(text)
+    except ValueError as e:
+        raise ValueError("it is not JSON. A history has a JSON object in each line") from e
+    if not isinstance(line, dict):
+        raise TypeError("it is not a JSON object. A history has one in each line")
+    return line

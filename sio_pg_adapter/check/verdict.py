@@ -54,10 +54,11 @@ class Verdict:
         outcomes = Counter(outcome.value for outcome, _ in history.answers.values())
         kinds = Counter(finding.kind for finding in self.findings)
         left_out = len(self.findings) - show
+        deliveries = _number(self.deliveries, "delivery", "deliveries")
         return "\n".join(
             [
-                f"{self.deliveries:,} deliveries of {records:,} events to {len(history.clients):,} clients",
-                f"{len(list(history.sessions)):,} sessions, recovered {self.recoveries:,} times",
+                f"{deliveries} of {_number(records, 'event')} to {_number(len(history.clients), 'client')}",
+                f"{_number(len(list(history.sessions)), 'session')}, recovered {_number(self.recoveries, 'time')}",
                 f"emits: {_counts(outcomes)}",
                 f"faults: {_counts(history.faults)}",
                 ", ".join(f"{kind.value} {kinds[kind]}" for kind in FindingKind),
@@ -162,6 +163,10 @@ def _check_emits(history: History, logs: list[Log]) -> list[Finding]:
 
 def _of(kind: FindingKind, session: Session, line: int, text: str) -> Finding:
     return Finding(kind, f"{session.client}, session {session.sid}: {text}", line, session.client)
+
+
+def _number(n: int, singular: str, plural: str = "") -> str:
+    return f"{n:,} {singular if n == 1 else plural or f'{singular}s'}"
 
 
 def _counts(counter: Counter[str]) -> str:

@@ -128,6 +128,7 @@ class Client:
     _is_finished: bool = False
     _opening: asyncio.Future[None] | None = None
     _is_cut: bool = False
+    _was_sent_missed: bool = False
     _is_ending: bool = False
     _answered_at: float = 0.0
     _waiting: list[Frames] = field(default_factory=list)
@@ -174,6 +175,15 @@ class Client:
             sizes = [len(frame.data or "") for frame in waiting if frame is not None]
             self._bytes_put = sum(sizes) - max(sizes, default=0)  # a single large frame is not the client's fault
         return self._bytes_put > limit.bytes
+
+    @property
+    def breaks_off(self) -> bool:
+        """Whether its connection, which ends now, shows that it may not get past an event that it missed.
+
+        It does not if a ping is unanswered, or if the client was too slow. Then it may have received nothing.
+        """
+        may_have_received = self.connection.socket.last_ping is None and not self._is_cut
+        return self.recovered and self._was_sent_missed and may_have_received
 
     @property
     def takes_more(self) -> bool:
@@ -306,6 +316,11 @@ class Client:
         """Send a stored event. It is not sent again."""
         self.sent = offset
         self.put(frames)
+
+    def send_missed(self, offset: int, frames: Frames) -> None:
+        """Send a stored event that it missed."""
+        self._was_sent_missed = True
+        self.send_event(offset, frames)
 
     def send_behind_replay(self, frames: Frames) -> None:
         """Send frames now if it is live, else when it goes live."""

@@ -17,7 +17,6 @@ from .client import Ack, Client, QueueLimit, State
 from .clients import Clients
 from .protocols import Endings
 from .recent import Recent
-from .returns import Returns
 from .rooms import Rooms
 from .watch import Watch
 
@@ -30,7 +29,6 @@ class Delivery:
     :param epochs: encodes offsets for the wire.
     :param endings: ends connections.
     :param limit: how much may wait for a live client.
-    :param returns: counts sessions that come back with the same offset.
     :param watch: the listeners for the events that are sent.
     :ivar on_intruder: called if a client enters the own room of a client of this node. It takes the record and the
                        room.
@@ -45,7 +43,6 @@ class Delivery:
         endings: Endings,
         limit: QueueLimit,
         counters: Counters,
-        returns: Returns,
         watch: Watch,
     ) -> None:
         self._clients = clients
@@ -55,7 +52,6 @@ class Delivery:
         self._endings = endings
         self._limit = limit
         self._counters = counters
-        self._returns = returns
         self._watch = watch
         self.on_intruder: Callable[[Record, str], object] = lambda *_: None
         # Each node begins at a random number. If each sid began at 1, a late answer (of a former connection, or to
@@ -186,9 +182,7 @@ class Delivery:
     # -- from replay to live -----------------------------------------------------------------------------
     def replay(self, client: Client, record: Record) -> None:
         """Send a client an event that it missed while it was away or its connect was decided."""
-        if client.recovered and client.held is not None:
-            self._returns.sent(client.held, client.after)
-        client.send_event(record.offset, self._stored(record, recoverable=client.recoverable))
+        client.send_missed(record.offset, self._stored(record, recoverable=client.recoverable))
         self._counters.sent_from_log(recovered=client.recovered)
         self._note_sent(record, [client.sid])
 

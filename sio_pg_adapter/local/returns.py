@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections import OrderedDict
 from dataclasses import dataclass
 
-from sio_pg_adapter.log.records import Held
-
 MOST_RETURNS = 5
-"""How often in a row a session is sent what it missed above the same offset. Then the client gets a new session.
+"""How often in a row a client may break off above the same offset. Then it gets a new session.
 
 A client that cannot take an event would otherwise reconnect for ever. It gets several tries, because a connection may
 also break while an event is on its way.
@@ -21,26 +19,27 @@ _SESSIONS = 10_000
 @dataclass(slots=True)
 class _Returns:
     after: int
-    generation: int
     count: int
 
 
 class Returns:
-    """How often each session has come back to this node in a row with the same offset."""
+    """How often the client of each session has broken off in a row on this node, above the same offset.
+
+    :attr:`.Client.breaks_off` says which ends of connections count.
+    """
 
     def __init__(self) -> None:
         self._of: OrderedDict[int, _Returns] = OrderedDict()
 
-    def sent(self, held: Held, after: int) -> None:
-        """A session that came back with the offset ``after`` is sent an event. Each connection counts once."""
-        returns = self._of.get(held.id)
+    def broke_off(self, session: int, after: int) -> None:
+        """The client that came back with the offset ``after`` was sent an event, and has closed its connection."""
+        returns = self._of.get(session)
         if returns is None or returns.after != after:
-            self._of[held.id] = _Returns(after, held.generation, 1)
-            self._of.move_to_end(held.id)
+            self._of[session] = _Returns(after, 1)
+            self._of.move_to_end(session)
             if len(self._of) > _SESSIONS:
                 self._of.popitem(last=False)
-        elif returns.generation != held.generation:
-            returns.generation = held.generation
+        else:
             returns.count += 1
 
     def are_over(self, session: int, after: int) -> bool:

@@ -169,7 +169,10 @@ class Intake:
         clients = list(self._clients.by_socket.get(eio_sid, {}).values())
         if reason == self._host.reason.TRANSPORT_CLOSE and any(_timed_out(c.connection.socket) for c in clients):
             reason = self._host.reason.PING_TIMEOUT
+        node = self._host.running_node
         for client in clients:
+            if node is not None and client.held is not None and client.breaks_off:
+                node.returns.broke_off(client.held.id, client.after)
             client.close(reason)
         try:
             await self._leave([client for client in clients if client.connected], reason)

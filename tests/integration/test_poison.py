@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 
 import pytest
@@ -123,3 +124,29 @@ async def test_a_client_that_missed_nothing_may_come_back_as_often_as_it_likes(n
         for _ in range(MOST_RETURNS + 2):
             async with node.client(pid=wire.pid, offset=wire.offset) as back:
                 assert back.sid == wire.sid
+
+
+async def test_a_client_that_may_have_received_nothing_keeps_its_session(start_node):
+    """Its pings are unanswered, as over a network that lets nothing through to it."""
+    node = await start_node(ping_interval=0.1, ping_timeout=0.1)
+    async with node.client() as wire:
+        await node.sio.emit("seen")
+        await wire.event()
+    await node.sio.emit("missed")
+    for _ in range(MOST_RETURNS + 1):
+        async with node.client(pid=wire.pid, offset=wire.offset) as back:
+            assert back.sid == wire.sid
+            await back.ended()
+
+
+async def test_a_client_that_comes_back_before_its_connection_has_ended_keeps_its_session(start_node):
+    """The network has cut it off, and the server has not noticed."""
+    node = await start_node()
+    async with node.client() as wire:
+        await node.sio.emit("seen")
+        await wire.event()
+    await node.sio.emit("missed")
+    async with contextlib.AsyncExitStack() as connections:
+        for _ in range(MOST_RETURNS + 1):
+            back = await connections.enter_async_context(node.client(pid=wire.pid, offset=wire.offset))
+            assert back.sid == wire.sid

@@ -284,6 +284,28 @@ async def test_a_handler_that_saves_while_two_claims_wait_for_it_is_heard(start_
         assert await b.sio.get_session(wire.sid) == {"v": "of the handler"}
 
 
+async def test_a_claim_does_not_wait_for_a_holder_that_has_let_go_already(start_node, monkeypatch):
+    """The release was announced to the node of an earlier claim, before that one was settled."""
+    monkeypatch.setattr("sio_pg_adapter.server.claiming.TAKEOVER_WAIT", 3_600.0)
+    a, b, c = await start_node(), await start_node(), await start_node()
+    settling, go_on = asyncio.Event(), asyncio.Event()
+    settle = b.manager.node.sessions.settle
+
+    async def settle_late(held):
+        settling.set()
+        await go_on.wait()
+        return await settle(held)
+
+    b.manager.node.sessions.settle = settle_late
+    async with a.client() as wire, AsgiClient(b.sio) as first, AsgiClient(c.sio) as second:
+        first.send(f'0{{"pid":"{wire.pid}"}}')
+        await settling.wait()
+        second.send(f'0{{"pid":"{wire.pid}"}}')
+        assert await first.rest() == []
+        go_on.set()
+        assert wire.sid in await second.recv()
+
+
 async def test_one_pid_presented_many_times_at_once_is_held_by_the_last(start_node, db):
     a, b = await start_node(), await start_node()
     async with a.client() as wire:

@@ -109,6 +109,14 @@ async def test_a_former_holder_that_lets_go_notifies_the_node_that_waits_for_it(
     assert payloads.empty()
 
 
+async def test_a_claim_that_was_notified_is_the_one_that_a_later_claim_waits_for(living):
+    old = await living.open()
+    first = await living.claim()
+    await living.sessions.release(old, seconds=60.0)
+    second = await living.claim()
+    assert (first.former, second.former) == (1, first.generation)
+
+
 async def test_a_node_that_is_not_there_is_not_waited_for(store):
     await store.open()  # by a process that only emits: it holds no lock that shows that it lives
     assert (await store.claim()).former is None

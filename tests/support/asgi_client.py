@@ -86,6 +86,12 @@ class AsgiClient:
         if self._task is not None:
             await self._task
 
+    async def cancel(self) -> None:
+        """Cancel what the server does for the connection, as a web server may."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait((self._task,))
+
     async def drop(self) -> None:
         """The transport is gone, and the server has done all that this takes."""
         self.cut()

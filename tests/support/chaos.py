@@ -370,6 +370,9 @@ class Chaos:
     def report(self) -> str:
         logs = "\n".join(self.logs)
         said = collections.Counter(
-            re.findall(r"a client gets a new session: .*|a session is not recovered: .*|the log is another one", logs)
+            re.sub(r": \S+ \[.*\]:", ":", line)  # the client and its namespace
+            for line in re.findall(
+                r"a client gets a new session: .*|a session is not recovered: .*|the log is another one", logs
+            )
         )
         return f"did {dict(self.done)}\nfailed {dict(self.failed)}\nthe nodes said {dict(said)}"

@@ -95,6 +95,11 @@ class Tab:
         await self._reading
         await self.wire.ended()
 
+    async def tear_down(self) -> None:
+        """Cancel what still runs for the connection."""
+        self._reading.cancel()
+        await asyncio.gather(self._reading, self.wire.cancel(), return_exceptions=True)
+
     async def _read(self) -> None:
         try:
             await self.wire.__aenter__()
@@ -167,10 +172,19 @@ class Interleaving:
         except TimeoutError:
             self.wrong.append(f"it was stuck: {[(tab.sid, tab.is_open, tab.received) for tab in self.tabs]}")
         for tab in self.tabs:
-            await tab.ended()
+            await self._close(tab, patience)
         for node in self.nodes:
             node.sio.handlers.pop(self.namespace)
         return self.wrong
+
+    async def _close(self, tab: Tab, patience: float) -> None:
+        """Close a tab. One that does not end is torn down, so that the next schedule can run."""
+        try:
+            async with asyncio.timeout(patience):
+                await tab.ended()
+        except TimeoutError:
+            self.wrong.append(f"the connection of {tab.sid or 'a tab'} does not end")
+            await tab.tear_down()
 
     # -- what a scenario does ---------------------------------------------------------------------------------
     def any_node(self) -> Node:

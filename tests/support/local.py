@@ -12,7 +12,6 @@ from sio_pg_adapter.local.client import Client, QueueLimit, State
 from sio_pg_adapter.local.clients import Clients
 from sio_pg_adapter.local.delivery import Delivery
 from sio_pg_adapter.local.registry import Registry
-from sio_pg_adapter.local.returns import Returns
 from sio_pg_adapter.local.rooms import Rooms
 from sio_pg_adapter.local.watch import Watch
 from sio_pg_adapter.log.memberships import Memberships
@@ -104,7 +103,6 @@ class Local:
             self.ended,
             limit or QueueLimit(1_000, 1_000_000),
             self.counters,
-            Returns(),
             self.watch,
         )
 

@@ -252,8 +252,8 @@ def test_the_report_shows_the_lines_around_a_finding(lines):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("no json", "line 5: Expecting value"),
-        ("[]", "line 5: "),
+        ("no json", "line 5: it is not JSON. A history has a JSON object in each line"),
+        ("[]", "line 5: it is not a JSON object"),
         ('{"type": "connected", "client": "c"}', "line 5: it has no 'sid'"),
         ('{"type": "received", "client": "stranger", "offset": 1, "event": 1}', "line 5: it has no 'stranger'"),
         ('{"type": "sung"}', "line 5: its type is 'sung'"),
@@ -286,5 +286,26 @@ def test_the_command(lines, tmp_path, capsys):
     out = capsys.readouterr().out
     assert out.count("\nlost: ") == 1
     assert "2 more" in out
-    assert main(["check", str(tmp_path / "none")]) == 1
-    assert "No such file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "none.jsonl cannot be read: no such file or directory. `sio-pg demo --check --history FILE` writes"),
+        (b"", "the history has no log. A run writes its log at its end. `sio-pg demo --check --history FILE` writes"),
+        (b"\x89PNG\r\n\xff", "line 1: it is not JSON. A history has a JSON object in each line. `sio-pg demo"),
+    ],
+)
+def test_a_file_that_is_no_history_says_how_to_get_one(tmp_path, capsys, content, message):
+    path = tmp_path / "none.jsonl"
+    if content is not None:
+        path.write_bytes(content)
+    assert main(["check", str(path)]) == 1
+    error = capsys.readouterr().err
+    assert message in error and "Errno" not in error
+
+
+def test_one_of_each_is_one(lines):
+    of_one = [line for line in lines if line.get("client", CLIENT) == CLIENT]
+    del of_one[received(of_one)[1] : received(of_one)[-1] + 1]
+    assert "1 delivery of 291 events to 1 client\n1 session, recovered " in check(of_one).report()

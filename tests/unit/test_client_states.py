@@ -19,7 +19,7 @@ from sio_pg_adapter.wire.transport import Connection
 
 def socket():
     """What a client needs of an Engine.IO socket."""
-    return SimpleNamespace(sid="eio", closed=False, closing=False, queue=Outbox())
+    return SimpleNamespace(sid="eio", closed=False, closing=False, queue=Outbox(), last_ping=None)
 
 
 def client_in(state: State) -> Client:
@@ -173,6 +173,30 @@ async def test_a_client_is_cut_once_and_only_while_its_connection_is_open():
     closed = client_in(State.LIVE)
     closed.connection.socket.closing = True
     assert not closed.cut()
+
+
+def a_recovered_client() -> Client:
+    client = client_in(State.CONNECTING)
+    client.resume(Held(1, 2), after=7, data={})
+    return client
+
+
+async def test_a_client_breaks_off_if_it_was_sent_what_it_missed_and_may_have_received_it():
+    client = a_recovered_client()
+    assert not client.breaks_off
+    client.send_missed(8, [frame("2[]")])
+    assert client.breaks_off and client.sent == 8
+    client.connection.socket.last_ping = 1.0
+    assert not client.breaks_off
+
+    slow = a_recovered_client()
+    slow.send_missed(8, [frame("2[]")])
+    slow.cut()
+    assert not slow.breaks_off
+
+    new = client_in(State.CONNECTING)
+    new.send_missed(8, [frame("2[]")])
+    assert not new.breaks_off
 
 
 async def test_nothing_is_put_on_a_closed_connection():

@@ -43,13 +43,21 @@ def exists(place):
     return (package / path).is_file() and name in names(package / path)
 
 
+def is_test(name):
+    path, _, function = name.partition("::")
+    return (ROOT / path).is_file() and function.startswith("test_") and function in names(ROOT / path)
+
+
 def test_the_steps_of_a_model_name_code_that_exists(model):
     places = [place for places in about(model)["steps"].values() for place in places]
     assert [place for place in places if not exists(place)] == []
 
 
-def test_a_model_names_tests_that_exist(model):
-    assert [test for test in about(model)["tests"].values() if not (ROOT / test).is_file()] == []
+def test_a_model_names_tests_of_each_invariant_that_exist(model):
+    tests = about(model)["tests"]
+    assert set(tests) == set(about(model)["invariants"])
+    assert all(tests.values())
+    assert [test for of_one in tests.values() for test in of_one if not is_test(test)] == []
 
 
 def test_a_model_has_a_page_that_others_lead_to(model):

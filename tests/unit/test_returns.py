@@ -1,43 +1,39 @@
 from __future__ import annotations
 
 from sio_pg_adapter.local.returns import MOST_RETURNS, Returns
-from sio_pg_adapter.log.records import Held
 
 
-def come_back(returns: Returns, times: int, after: int = 7, first: int = 1) -> None:
-    for generation in range(first, first + times):
-        returns.sent(Held(1, generation), after)
+def break_off(returns: Returns, times: int, after: int = 7) -> None:
+    for _ in range(times):
+        returns.broke_off(1, after)
 
 
-def test_each_connection_counts_once():
+def test_a_session_may_come_back_several_times():
     returns = Returns()
-    for _ in range(100):
-        returns.sent(Held(1, 1), 7)
+    break_off(returns, MOST_RETURNS - 1)
     assert not returns.are_over(1, 7)
-    come_back(returns, MOST_RETURNS - 2, first=2)
-    assert not returns.are_over(1, 7)
-    come_back(returns, 1, first=MOST_RETURNS)
+    break_off(returns, 1)
     assert returns.are_over(1, 7)
 
 
 def test_another_session_or_offset_is_not_over():
     returns = Returns()
-    come_back(returns, MOST_RETURNS)
+    break_off(returns, MOST_RETURNS)
     assert not returns.are_over(2, 7) and not returns.are_over(1, 8)
 
 
 def test_an_offset_that_moves_begins_again():
     returns = Returns()
-    come_back(returns, MOST_RETURNS - 1)
-    returns.sent(Held(1, 50), 8)
-    come_back(returns, MOST_RETURNS - 1, first=60)
+    break_off(returns, MOST_RETURNS - 1)
+    break_off(returns, 1, after=8)
+    break_off(returns, MOST_RETURNS - 1)
     assert not returns.are_over(1, 7)
 
 
 def test_the_oldest_sessions_are_forgotten(monkeypatch):
     monkeypatch.setattr("sio_pg_adapter.local.returns._SESSIONS", 2)
     returns = Returns()
-    come_back(returns, MOST_RETURNS)
-    returns.sent(Held(2, 1), 7)
-    returns.sent(Held(3, 1), 7)
+    break_off(returns, MOST_RETURNS)
+    returns.broke_off(2, 7)
+    returns.broke_off(3, 7)
     assert not returns.are_over(1, 7)

@@ -169,7 +169,8 @@ $$;
 
 -- Releases a session whose client is away. p_args: id, generation, seconds until it expires (null for ever) and since
 -- (seconds for which the client has been away). If another node claimed the session in the meantime, that node is
--- notified that the former holder has let go.
+-- notified that the former holder has let go. The claim is then settled. A later claim waits for that node, and not for
+-- a release that was announced already.
 CREATE FUNCTION sio.sio_release(p_args json) RETURNS json
 LANGUAGE plpgsql AS $$
 DECLARE s sio.sio_sessions; v_generation bigint := (p_args->>'generation')::bigint;
@@ -183,6 +184,7 @@ BEGIN
                     secs => (p_args->>'seconds')::float8 - coalesce((p_args->>'since')::float8, 0)) END
         WHERE id = s.id;
     ELSIF s.settled = v_generation THEN
+        UPDATE sio.sio_sessions SET settled = generation WHERE id = s.id;
         PERFORM pg_notify(channel, 'released ' || s.id || ' ' || v_generation)
         FROM sio.sio_nodes WHERE id = s.node;
     END IF;
