@@ -91,12 +91,26 @@ HOOKS = ("emit", "enter_room", "leave_room", "close_room", "disconnect", "trigge
 """Methods of a manager that tests replace by mocks, and look at."""
 
 
-def take_mocks(manager: Any, mocks: Any) -> None:
-    """Have the methods of a mocked manager called in place of those of a real one."""
+OURS = ("skip_room", "volatile", "connection", "key", "since")
+"""Arguments that this package adds to them."""
+
+
+class Hook(mock.MagicMock):
+    """A hook that looks as if it was called without the arguments that this package adds, if they are not given."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return super().__call__(*args, **{k: v for k, v in kwargs.items() if v or k not in OURS})
+
+
+class AsyncHook(Hook, mock.AsyncMock):
+    """A hook that is awaited."""
+
+
+def take_hooks(manager: Any, hook: type[mock.Mock]) -> None:
+    """Replace the hooks of a manager by mocks."""
     for name in HOOKS:
-        replacement = getattr(mocks, name)
-        setattr(manager, name, replacement if name == "initialize" else awaited(replacement))
-    manager.get_rooms = mocks.get_rooms
+        setattr(manager, name, mock.MagicMock() if name == "initialize" else hook())
+    manager.get_rooms = mock.MagicMock()
 
 
 async def send_frame(eio: Any, eio_sid: str, pkt: Any) -> None:
@@ -123,11 +137,8 @@ class AsyncServer(sio_pg_adapter.AsyncServer):
         USED.append(self)
         manager = sio_pg_adapter.AsyncPostgresManager()
         if isinstance(client_manager, mock.Mock):
-            take_mocks(manager, client_manager)
-            for name in (*HOOKS, "get_rooms"):
-                setattr(manager, name, getattr(client_manager, name))
-            client_manager = None
-        super().__init__(client_manager or manager, *args, connection_state_recovery=True, **options)
+            take_hooks(manager, AsyncHook)
+        super().__init__(manager, *args, connection_state_recovery=True, **options)
         manager.connect = functools.partial(connect, manager)
 
     def _engineio_server_class(self) -> Any:
@@ -177,7 +188,7 @@ class PostgresManager(sio_pg_adapter.PostgresManager):
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
         if isinstance(value, mock.Mock):  # the server calls it in its event loop
-            setattr(self._manager, name, value if name == "initialize" else awaited(value))
+            setattr(self._manager, name, value if name in {"initialize", "get_rooms"} else awaited(value))
 
     def connect(self, eio_sid: str, namespace: str) -> Any:
         return self._ready()[0].call(connect, self._manager, eio_sid, namespace)
@@ -202,9 +213,7 @@ class Server(sio_pg_adapter.Server):
             eio.generate_id = self.eio.generate_id
             self._share()
         if isinstance(client_manager, mock.Mock):
-            take_mocks(manager._manager, client_manager)
-            for name in (*HOOKS, "get_rooms"):
-                object.__setattr__(manager, name, getattr(client_manager, name))
+            take_hooks(manager, Hook)
 
     def _in_loop(self, name: str, *args: Any) -> Any:
         background, server = self._ready()
