@@ -230,12 +230,13 @@ class AsyncClient(socketio.AsyncClient):
 
     async def shutdown(self) -> None:
         """Disconnect, or stop reconnecting, at once even while a reconnection waits for the server."""
-        if not self.connected and self._connecting is not None and self._connecting is self._reconnect_task:
+        connected = self.connected
+        if not connected and self._connecting is not None and self._connecting is self._reconnect_task:
             self._reconnect_abort.set()
             if self.eio.state == "connected":
                 await self.eio.disconnect()  # wakes connect()
         await super().shutdown()
-        if self.connected:  # a reconnection succeeded in the meantime
+        if self.connected and not connected:  # a reconnection succeeded in the meantime
             await self.disconnect()
 
     # -- private methods of python-socketio. tests/unit/test_client.py names each changed signature ------

@@ -10,6 +10,7 @@ from typing import Any, TypeVar, overload
 from sio_pg_adapter.errors import ConfigurationError
 from sio_pg_adapter.options import is_async
 
+from .admin import Instrumented
 from .background import Background
 from .loop_server import LoopServer
 
@@ -40,10 +41,9 @@ class EventMethods:
         for registration in self._registrations:
             registration(self._server)
 
-    def _register(self, registration: Callable[[LoopServer], Any]) -> Any:
-        result = registration(self._server)
+    def _register(self, registration: Callable[[LoopServer], Any]) -> None:
+        registration(self._server)
         self._registrations.append(registration)
-        return result
 
     def _in_thread(self, function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function)
@@ -163,7 +163,9 @@ class EventMethods:
         :param auth: if it is a function, it runs in a thread.
         """
         checked = self._in_thread(auth) if callable(auth) else auth
-        return self._register(lambda server: server.instrument(checked, *args, **options))
+        instrumented = Instrumented(self)
+        self._register(lambda server: instrumented.adopt(server.instrument(checked, *args, **options)))
+        return instrumented
 
 
 def _function(name: str, function: object) -> Callable[..., Any]:

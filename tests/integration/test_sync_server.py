@@ -468,3 +468,19 @@ def test_what_does_not_belong_together_is_refused() -> None:
     Server(client_manager=manager)
     with pytest.raises(ConfigurationError, match="one server"):
         Server(client_manager=manager)
+
+
+def test_reports_to_the_admin_ui_are_stopped_by_a_call_that_blocks(served: Served) -> None:
+    instrumented = served.sio.instrument(auth=False, server_stats_interval=0.01)
+    served.sio.start()
+    operator = Client(reconnection=False)
+    served.clients.append(operator)
+    reports: queue.Queue[Any] = queue.Queue()
+    operator.on("server_stats", reports.put, namespace="/admin")
+    operator.connect(f"http://127.0.0.1:{served.web.server_port}", namespaces=["/admin"])
+    assert reports.get(timeout=10)["clientsCount"] == 1
+    instrumented.shutdown()
+    assert instrumented.stats_task is None
+    instrumented.uninstrument()
+    served.sio.shutdown()
+    instrumented.shutdown()  # the server has ended, too
