@@ -64,6 +64,7 @@ class EventMethods:
         :param middleware: ``def middleware(sid, environ, auth)``. It raises
                            ``socketio.exceptions.ConnectionRefusedError`` to refuse. As a decorator it may be the
                            namespace instead: ``@sio.use("/chat")``.
+        :param namespace: ``"*"``: all namespaces, see :meth:`AsyncServer.use`.
         """
         return self._listen("use", middleware, namespace)
 

@@ -142,11 +142,13 @@ SENDERS = [OfManager, OfThreads, OfSyncConnection, OfAsyncConnection]
 @pytest.mark.parametrize("mover", MOVERS)
 async def test_members_move_and_go_whether_live_or_away(cluster, js, room, mover):
     """The members that ``skip_room`` names stay as they are."""
-    live, away, muted = [await in_room(js, node.url, room) for node in (cluster.a, cluster.b, cluster.b)]
-    sids = [(await client.state())["sid"] for client in (live, away, muted)]
+    clients = [await in_room(js, node.url, room) for node in (cluster.a, cluster.b) for _ in range(2)]
+    live, away, live_muted, away_muted = clients
+    sids = [(await client.state())["sid"] for client in clients]
     x, but = f"{room}-x", {"skip_room": f"{room}-muted"}
-    await cluster.a.control("enter_room", sid=sids[2], room=f"{room}-muted")
-    for client in (away, muted):
+    for sid in sids[2:]:
+        await cluster.a.control("enter_room", sid=sid, room=f"{room}-muted")
+    for client in (away, away_muted):
         await client.away()
     change = mover(cluster)
     await change.join(room, x, **but)
@@ -157,19 +159,21 @@ async def test_members_move_and_go_whether_live_or_away(cluster, js, room, mover
     await cluster.a.emit("n", 3, room=x)
     await change.leave(room, x)
     await cluster.b.emit("n", 4, room=x)
-    for client in (away, muted):
+    for client in (away, away_muted):
         assert (await client.back(url=cluster.a.url))["recovered"]
     await cluster.mark(room)
-    for client, due in ((live, [1, 2]), (away, [1, 2]), (muted, [2, 3])):
+    for client, due in ((live, [1, 2]), (away, [1, 2]), (live_muted, [2, 3]), (away_muted, [2, 3])):
         assert await client.events_until("end") == [("n", [n]) for n in due]
 
-    for client in (away, muted):
+    for client in (away, away_muted):
         await client.away()
     await change.disconnect(room, **but)
     assert (await live.wait_for("disconnect"))["reason"] == "io server disconnect"
-    back = [await client.back(url=cluster.b.url) for client in (away, muted)]
+    await cluster.mark(room)
+    assert await live_muted.events_until("end") == []
+    back = [await client.back(url=cluster.b.url) for client in (away, away_muted)]
     assert [message["recovered"] for message in back] == [False, True]
-    assert back[0]["sid"] != sids[1] and back[1]["sid"] == sids[2]
+    assert back[0]["sid"] != sids[1] and back[1]["sid"] == sids[3]
 
 
 @pytest.mark.parametrize("sender", [*SENDERS, None], ids=lambda sender: sender.__name__ if sender else "SQL")

@@ -113,6 +113,7 @@ class ControlledNode:
             result = await self._script(self._scripts.get((f"use_event {event}", user), []), sid, namespace)
             if isinstance(result, list):
                 args[:] = result
+            await self._note(hook="use_event", namespace=namespace, event=event, sid=sid, result=result)
             return result
 
         self.sio.use_event(use_event, namespace=namespace)
