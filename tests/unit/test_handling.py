@@ -6,7 +6,8 @@ import asyncio
 
 import pytest
 
-from sio_pg_adapter.local.handling import handled, handling
+from sio_pg_adapter.errors import ConfigurationError
+from sio_pg_adapter.local.handling import handled, handling, refuse_in_connect
 from support.local import client_of
 
 
@@ -68,3 +69,15 @@ async def test_handlers_that_run_at_the_same_time_are_about_their_own_clients():
             return handled()
 
     assert await asyncio.gather(handler(a), handler(b)) == [a, b]
+
+
+async def test_a_change_in_a_transaction_is_refused_until_the_connect_of_its_client_is_answered():
+    client = client_of("a")
+    refuse_in_connect("leave_room", "a", "/")
+    with handling(client):
+        with pytest.raises(ConfigurationError, match=r"^leave_room\(\) takes no connection="):
+            refuse_in_connect("leave_room", "a", "/")
+        refuse_in_connect("leave_room", "b", "/")
+        refuse_in_connect("leave_room", "a", "/other")
+        client.answered()
+        refuse_in_connect("leave_room", "a", "/")

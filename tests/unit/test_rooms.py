@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from sio_pg_adapter.local.client import State
 from sio_pg_adapter.log.names import EVERYBODY
 from support.local import Local, event
@@ -36,6 +38,17 @@ async def test_nobody_enters_the_own_room_of_another_client(caplog):
     assert local.members("a") == {"a"} and "another client's sid" in caplog.text
     assert local.rooms.is_sid_room("/", "a")
     assert not local.rooms.is_sid_room("/", "x") and not local.rooms.is_sid_room("/other", "a")
+
+
+async def test_the_own_room_of_a_client_is_refused_to_all_others():
+    local = Local()
+    local.client("a")
+    local.rooms.refuse_own_room("enter", "/", "x", "a", but="a")
+    local.rooms.refuse_own_room("enter", "/other", "a")
+    with pytest.raises(ValueError, match=r"^cannot enter a sid room$"):
+        local.rooms.refuse_own_room("enter", "/", "x", "a", but="b")
+    with pytest.raises(ValueError, match=r"^cannot close a sid room$"):
+        local.rooms.refuse_own_room("close", "/", "a")
 
 
 async def test_a_client_that_departs_is_in_no_list_and_keeps_its_memberships():
