@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import inspect
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -255,7 +256,7 @@ class ControlledNode:
 
     async def op_hang_up(self, sid: str, namespace: str = "/") -> None:
         """Close a connection as the server does if the client is to come back."""
-        await hang_up(self.sio, self.sio.manager.eio_sid_from_sid(sid, namespace))
+        await self._inside(lambda sio: hang_up(sio, sio.manager.eio_sid_from_sid(sid, namespace)))
 
     async def op_save_session(self, sid: str, session: Any, namespace: str = "/") -> None:
         await self.sio.save_session(sid, session, namespace=namespace)
@@ -271,7 +272,8 @@ class ControlledNode:
 
     async def op_participants(self, room: str | None = None, namespace: str = "/") -> list[str]:
         """Return the clients of this node that a broadcast reaches."""
-        return sorted(sid for sid, _ in self.sio.manager.get_participants(namespace, room))
+        found = await self._inside(lambda sio: list(sio.manager.get_participants(namespace, room)))
+        return sorted(sid for sid, _ in found)
 
     async def op_server_count(self) -> int:
         return await self.sio.server_count()
@@ -289,8 +291,7 @@ class ControlledNode:
         await self._awaitable(getattr(self._sockets[sid], method))(*args)
 
     async def op_node_id(self) -> str:
-        node: str = self.sio.manager.node.id
-        return node
+        return str(await self._inside(lambda sio: sio.manager.node.id))
 
     async def op_server_side_emit(self, event: str, args: list[Any], **options: Any) -> None:
         await self.sio.server_side_emit(event, event, *args, **options)
@@ -317,11 +318,12 @@ class ControlledNode:
 
     async def op_drains(self, sid: str, namespace: str = "/") -> bool:
         """Return whether the network takes what is written to a client of this node."""
-        return bool(self.sio.manager.clients.current(sid, namespace).connection.wire.drains)
+        wire = await self._inside(lambda sio: sio.manager.clients.current(sid, namespace).connection.wire)
+        return bool(wire.drains)
 
     async def op_kept(self, namespace: str) -> list[str]:
         """Return what this node keeps in memory for a namespace."""
-        manager = self.sio.manager
+        manager = await self._inside(lambda sio: sio.manager)
         kept = {
             "clients": manager.clients.by_sid,
             "rooms": manager.rooms,
@@ -408,6 +410,11 @@ class ControlledNode:
 
     def _awaitable(self, method: Any) -> Any:
         return method
+
+    async def _inside(self, function: Callable[[Any], Any]) -> Any:
+        """Call a function with the server in its event loop."""
+        result = function(self.sio)
+        return await result if inspect.isawaitable(result) else result
 
 
 async def _or_who_is_missing(call: Awaitable[Json]) -> Json:

@@ -19,7 +19,6 @@ import socketio
 from werkzeug.serving import WSGIRequestHandler, make_server
 
 from sio_pg_adapter import PostgresManager, Server
-from sio_pg_adapter.server.host import hang_up
 from support.json_values import pack
 from support.node_operations import ControlledNode
 
@@ -93,19 +92,6 @@ class SyncNode(ControlledNode):
 
     def _awaitable(self, method: Any) -> Any:
         return functools.partial(asyncio.to_thread, method)
-
-    async def op_hang_up(self, sid: str, namespace: str = "/") -> None:
-        await self._inside(lambda sio: hang_up(sio, sio.manager.eio_sid_from_sid(sid, namespace)))
-
-    async def op_socket(self, sid: str, method: str, args: list[Any]) -> None:
-        [socket] = await self.sio.fetch_sockets(sid)
-        await asyncio.to_thread(getattr(socket, method), *args)
-
-    async def op_participants(self, room: str | None = None, namespace: str = "/") -> list[str]:
-        return await self._inside(lambda sio: sorted(s for s, _ in sio.manager.get_participants(namespace, room)))
-
-    async def op_node_id(self) -> str:
-        return await self._inside(lambda sio: sio.manager.node.id)
 
 
 class Quiet(WSGIRequestHandler):
