@@ -26,7 +26,20 @@ QUICK = {
     "server.claiming.CURSOR_WAIT": 1.0,
     **{
         f"store.{name}.QUERY_TIMEOUT": STATEMENT
-        for name in ("backends", "commits", "database", "fitness", "presence")
+        for name in (
+            "backends",
+            "commits",
+            "database",
+            "fitness",
+            "listener",
+            "pooler",
+            "presence",
+            "pruner",
+            "reader",
+            "relay",
+            "sessions",
+            "version",
+        )
     },
     **{f"store.{name}.ATTACHMENT_TIMEOUT": STATEMENT for name in ("commits", "reader")},
 }
