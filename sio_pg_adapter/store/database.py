@@ -384,9 +384,10 @@ class Database:
         if self._given_pool is not None and self._listen_dsn is None and not self._own_dsn:
             connection = await self.acquire("LISTEN")
             try:
-                await self._check_listens(connection)
-                await self._keep_alive(connection)
-                await self.judge(connection, "LISTEN")
+                with translated("LISTEN", may_be_stored=None):
+                    await self._check_listens(connection)
+                    await self._keep_alive(connection)
+                    await self.judge(connection, "LISTEN")
             except BaseException:  # cancelled, too: it is closed
                 await self.discard(connection)
                 raise
