@@ -171,9 +171,12 @@ class EmbeddedPostgres:
         """The host in the sense of libpq: an address, or the directory of the unix socket."""
         return "127.0.0.1" if self.tcp else str(self._dir)
 
-    def dsn(self, dbname: str = "app", scheme: str = "postgresql") -> str:
-        """Return the URL of a database for the role "app". SQLAlchemy needs a ``scheme`` of its own."""
-        return self._dsn("app", dbname, scheme)
+    def dsn(self, dbname: str = "app", scheme: str = "postgresql", role: str = "app") -> str:
+        """Return the URL of a database. SQLAlchemy needs a ``scheme`` of its own.
+
+        :param role: the role "app", or one that was created since.
+        """
+        return self._dsn(role, dbname, scheme)
 
     def admin_dsn(self, dbname: str = "postgres") -> str:
         """Return the URL of a database for the superuser."""

@@ -8,7 +8,7 @@ from sio_pg_adapter.embedded import EmbeddedPostgres
 
 if __name__ == "__main__":
     with EmbeddedPostgres() as pg:
-        os.environ |= {"PGHOST": pg.host, "PGPORT": str(pg.port), "PGUSER": "postgres", "PGDATABASE": "postgres"}
+        os.environ |= {"PGHOST": pg.host, "PGPORT": str(pg.port), "PGUSER": "app", "PGDATABASE": "app"}
         os.environ["DJANGO_SETTINGS_MODULE"] = "shop.settings"
         import django
         from django.core.management import call_command

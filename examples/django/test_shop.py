@@ -18,7 +18,7 @@ def database():
     with contextlib.ExitStack() as stack:
         if "PGHOST" not in os.environ:
             pg = stack.enter_context(EmbeddedPostgres())
-            os.environ |= {"PGHOST": pg.host, "PGPORT": str(pg.port), "PGUSER": "postgres", "PGDATABASE": "postgres"}
+            os.environ |= {"PGHOST": pg.host, "PGPORT": str(pg.port), "PGUSER": "app", "PGDATABASE": "app"}
         os.environ["DJANGO_SETTINGS_MODULE"] = "shop.settings"
         import django
         from django.core.management import call_command

@@ -10,35 +10,12 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from sio_pg_adapter.schema.tables import metadata_in
+from sio_pg_adapter.schema.rights import FUNCTIONS, NODE_PRIVILEGES, NODE_TABLES, TRUNCATED
 
 from . import terminal
 
 PUBLIC = "PUBLIC"
 """The grantee that stands for every role."""
-
-FUNCTIONS = {
-    "sio_emit",
-    "sio_emit_encoded",
-    "sio_position",
-    "sio_enter_room",
-    "sio_leave_room",
-    "sio_close_room",
-    "sio_disconnect",
-    "sio_change",
-    "sio_server_side_emit",
-    "sio_server_side_emit_encoded",
-}
-"""The functions that are granted to emitters and nodes."""
-
-NODE_PRIVILEGES = {"SELECT", "INSERT", "UPDATE", "DELETE"}
-"""The privileges of a node on each of its tables."""
-
-NODE_TABLES = set(metadata_in(None).tables) - {"sio_outbox", "sio_outbox_changes"}
-"""The tables of a node."""
-
-TRUNCATED = {"sio_packets_0", "sio_packets_1", "sio_packet_rooms_0", "sio_packet_rooms_1"}
-"""The tables that a node may truncate as well."""
 
 Right = tuple[str, str, str]
 """A privilege, the kind of an object ("table", "sequence" or "function") and its name."""

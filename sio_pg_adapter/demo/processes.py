@@ -124,7 +124,8 @@ class NodeProcess:
 class Cluster:
     """Two nodes, A and B, and an emitter that sends a numbered event ``tick`` to the room ``ticker``.
 
-    :param dsn: the DSN of a migrated database.
+    :param dsn: the DSN of a migrated database, for the owner of the tables, who emits.
+    :param node_dsn: the DSN of the same database, for the role of the nodes.
     :param origins: the origins of pages that may connect to the nodes.
     :param restart_after: seconds from the end of a node to its next start.
     :param restart_database: a function that restarts PostgreSQL and returns when it serves. It runs in a thread.
@@ -136,6 +137,7 @@ class Cluster:
     def __init__(
         self,
         dsn: str,
+        node_dsn: str,
         *,
         origins: tuple[str, ...] = (),
         restart_after: float = 3.0,
@@ -144,7 +146,7 @@ class Cluster:
     ) -> None:
         # This process serves no clients, so each tick reaches the nodes through the log.
         self._database = Database(dsn, pool=None, listen_dsn=None, schema="public")
-        self.nodes = {name: NodeProcess(name, dsn, origins, restart_after) for name in "AB"}
+        self.nodes = {name: NodeProcess(name, node_dsn, origins, restart_after) for name in "AB"}
         self.head = 0
         self.history = history
         self.database_up = True

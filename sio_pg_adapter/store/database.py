@@ -357,7 +357,7 @@ class Database:
             wait = timeout * LOCK_SHARE
             with translated("waiting for the log's lock", may_be_stored=None):
                 try:
-                    await connection.execute(self.queries["wait_for_lock"], int(wait * 1000))
+                    await connection.execute(self.queries["wait_for_lock"], int(wait * 1000), timeout=timeout)
                 except asyncpg.LockNotAvailableError as e:
                     raise StoreUnavailable(f"the log's lock was not free for {wait:g} s", may_be_stored=None) from e
 
@@ -384,9 +384,10 @@ class Database:
         if self._given_pool is not None and self._listen_dsn is None and not self._own_dsn:
             connection = await self.acquire("LISTEN")
             try:
-                await self._check_listens(connection)
-                await self._keep_alive(connection)
-                await self.judge(connection, "LISTEN")
+                with translated("LISTEN", may_be_stored=None):
+                    await self._check_listens(connection)
+                    await self._keep_alive(connection)
+                    await self.judge(connection, "LISTEN")
             except BaseException:  # cancelled, too: it is closed
                 await self.discard(connection)
                 raise
@@ -402,7 +403,9 @@ class Database:
             try:
                 await self._check_listens(connection)
                 await keep_alive(connection)
-                await connection.execute("SELECT set_config('default_transaction_isolation', $1, false)", ISOLATION)
+                await connection.execute(
+                    "SELECT set_config('default_transaction_isolation', $1, false)", ISOLATION, timeout=QUERY_TIMEOUT
+                )
                 await self.judge(connection, "LISTEN")
             except BaseException:  # cancelled, too: it is closed
                 await connection.close(timeout=2)

@@ -13,6 +13,7 @@ from typing import Any
 from sio_pg_adapter.errors import SioPgError
 from sio_pg_adapter.tasks import cancelled
 
+from .backends import QUERY_TIMEOUT
 from .database import Database
 from .failures import LOST, translated
 from .kept import Connection
@@ -134,7 +135,7 @@ class Listener:
                 self._connection.add_termination_listener(self._on_termination)
                 self._heard = self._channels()
                 for channel in self._heard:
-                    await self._connection.add_listener(channel, self._on_notify)
+                    await asyncio.wait_for(self._connection.add_listener(channel, self._on_notify), QUERY_TIMEOUT)
                 await self._on_ready(self._connection)
         except BaseException:  # cancelled, too: half a connection is none
             await self._disconnect()

@@ -15,6 +15,8 @@ from typing import Any
 
 from sio_pg_adapter.errors import ConfigurationError
 
+from .backends import QUERY_TIMEOUT
+
 LISTENS_WITHIN = 3.0
 """How long a notification may take where LISTEN works, in seconds."""
 
@@ -31,7 +33,8 @@ async def hides_backend(connection: Any) -> bool:
 
     :param connection: an ``asyncpg.Connection``.
     """
-    return bool(await connection.fetchval("SELECT pg_backend_pid()") != connection.get_server_pid())
+    pid = await connection.fetchval("SELECT pg_backend_pid()", timeout=QUERY_TIMEOUT)
+    return bool(pid != connection.get_server_pid())
 
 
 async def can_listen(connection: Any, notify: Callable[[str], Awaitable[Any]]) -> bool:
@@ -46,11 +49,11 @@ async def can_listen(connection: Any, notify: Callable[[str], Awaitable[Any]]) -
     def on_notify(*_: object) -> None:
         notified.set()
 
-    await connection.add_listener(channel, on_notify)
+    await asyncio.wait_for(connection.add_listener(channel, on_notify), QUERY_TIMEOUT)
     try:
         await notify(channel)
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(notified.wait(), LISTENS_WITHIN)
     finally:
-        await connection.remove_listener(channel, on_notify)
+        await asyncio.wait_for(connection.remove_listener(channel, on_notify), QUERY_TIMEOUT)
     return notified.is_set()

@@ -15,6 +15,7 @@ from typing import Any
 from sio_pg_adapter.errors import SioPgError
 from sio_pg_adapter.tasks import cancelled
 
+from .backends import QUERY_TIMEOUT
 from .database import Database
 from .failures import translated
 from .kept import Connection
@@ -133,7 +134,7 @@ class Pruner:
     async def _check_nodes(self) -> bool:
         """Look for the nodes' locks. Return whether nodes are missing that have not been found dead yet."""
         async with self._connection() as connection:
-            return bool(await connection.fetchval(self._database.queries["look"]) > 0)
+            return bool(await self._run_query(connection, "look") > 0)
 
     async def check_nodes_if_missing(self) -> None:
         """Look for the nodes' locks if a node is missing."""
@@ -149,7 +150,6 @@ class Pruner:
         return await self._prune(await self._due(), progress)
 
     async def _prune(self, due: Any, progress: Callable[[Pruned], None] | None = None) -> Pruned:
-        queries = self._database.queries
         sessions = records = 0
 
         def report() -> None:
@@ -158,21 +158,21 @@ class Pruner:
 
         if due["sessions"] or due["records"] or due["attachments"]:
             async with self._connection() as connection:
-                while due["sessions"] and (count := await connection.fetchval(queries["expire"], BATCH)):
+                while due["sessions"] and (count := await self._run_query(connection, "expire", BATCH)):
                     sessions += count
                     report()
                 if due["records"]:
                     count = 1
                     while count:
-                        await connection.execute(queries["switch_segment"], due["keep"])
-                        count = await connection.fetchval(queries["trim"], due["keep"], BATCH)
+                        await self._run_query(connection, "switch_segment", due["keep"])
+                        count = await self._run_query(connection, "trim", due["keep"], BATCH)
                         records += count
                         report()
-                    await connection.execute(queries["drop_room_floors"])
-                    await connection.execute(queries["drop_session_floors"])
+                    await self._run_query(connection, "drop_room_floors")
+                    await self._run_query(connection, "drop_session_floors")
                 if due["attachments"]:
-                    await connection.execute(queries["drop_attachments"], BATCH, due["keep"])
-                await connection.execute(queries["drop_nodes"])
+                    await self._run_query(connection, "drop_attachments", BATCH, due["keep"])
+                await self._run_query(connection, "drop_nodes")
         while due["sessions"] and self._handlers is not None and (count := await self._call(self._handlers)):
             sessions += count
         if sessions or records:
@@ -181,17 +181,24 @@ class Pruner:
 
     async def _call(self, handlers: ExpiryHandlers) -> int:
         """Take expired sessions, call their handlers with no transaction open, then delete them."""
-        queries = self._database.queries
         async with self._connection() as connection:
             rows = await connection.fetch(
-                queries["take_expired"], handlers.namespaces, str(handlers.node), EXPIRED_AT_ONCE
+                self._database.queries["take_expired"],
+                handlers.namespaces,
+                str(handlers.node),
+                EXPIRED_AT_ONCE,
+                timeout=QUERY_TIMEOUT,
             )
         for row in rows:
             await handlers.call(row["sid"], row["namespace"], json.loads(row["data"]))
         if rows:
             async with self._connection() as connection:
-                await connection.execute(queries["delete_expired"], [row["id"] for row in rows], str(handlers.node))
+                ids = [row["id"] for row in rows]
+                await self._run_query(connection, "delete_expired", ids, str(handlers.node))
         return len(rows)
+
+    async def _run_query(self, connection: Connection, query: str, *args: object) -> Any:
+        return await connection.fetchval(self._database.queries[query], *args, timeout=QUERY_TIMEOUT)
 
     @contextlib.asynccontextmanager
     async def _connection(self) -> AsyncIterator[Connection]:

@@ -13,6 +13,7 @@ from sio_pg_adapter.errors import StoreUnavailable
 from sio_pg_adapter.log.payload import unpack
 from sio_pg_adapter.log.records import Kind, Record
 
+from .backends import QUERY_TIMEOUT
 from .database import Database
 from .epochs import Epochs
 from .failures import translated
@@ -106,7 +107,13 @@ class LogReader:
             with translated("reading the history of a room", may_be_stored=None):
                 async with self._database.connection() as connection:
                     rows = await connection.fetch(
-                        self._database.queries["history"], namespace, room, after, upto, limit
+                        self._database.queries["history"],
+                        namespace,
+                        room,
+                        after,
+                        upto,
+                        limit,
+                        timeout=QUERY_TIMEOUT,
                     )
         if not rows:
             raise StoreUnavailable(NO_LOG, may_be_stored=None)

@@ -6,6 +6,7 @@ import shlex
 
 from sio_pg_adapter.errors import SchemaMismatch
 
+from .backends import QUERY_TIMEOUT
 from .failures import UNMIGRATED
 from .kept import Connection
 from .queries import Queries
@@ -24,7 +25,7 @@ async def check_version(connection: Connection, queries: Queries, schema: str) -
     """
     where, command = f"the tables of schema {schema!r}", _command(schema)
     try:
-        row = await connection.fetchrow(queries["version"])
+        row = await connection.fetchrow(queries["version"], timeout=QUERY_TIMEOUT)
     except UNMIGRATED as e:
         raise SchemaMismatch(f"{where} are missing. Run `{command}`.") from e
     if row is None:

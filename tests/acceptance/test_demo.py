@@ -91,7 +91,7 @@ def test_ctrl_c_while_it_starts_ends_it_without_a_traceback(demo, moment):
 
 async def test_the_error_of_a_node_that_cannot_start_has_its_output():
     with pytest.raises(NodeFailed, match=r"^node [AB] did not start\. Its output is above$") as failed:
-        async with Cluster("postgresql://postgres@127.0.0.1:1/none"):
+        async with Cluster(*["postgresql://app@127.0.0.1:1/none"] * 2):
             pass
     assert "StoreUnavailable" in failed.value.output
 

@@ -19,9 +19,13 @@ class Direction(Enum):
 
 
 class Statements:
-    """Counts the round trips in what a client sends."""
+    """Counts the round trips in what a client sends.
 
-    def __init__(self) -> None:
+    :ivar listens: whether the connection is one that listens.
+    """
+
+    def __init__(self, *, listens: bool) -> None:
+        self.listens = listens
         self._rest = b""
         self._started = False
 
@@ -54,25 +58,34 @@ class Trap(Proxy):
         self._direction = Direction.TO_SERVER
         self._whole = False
         self._silent = False
-        self._statements: dict[asyncio.StreamWriter, Statements | None] = {}  # None: it listens
+        self._listens = False
+        self._statements: dict[asyncio.StreamWriter, Statements] = {}
         self._client_of: dict[asyncio.StreamWriter, asyncio.StreamWriter] = {}
 
-    def arm(self, statement: int | None, direction: Direction = Direction.TO_SERVER, *, whole: bool = False) -> None:
-        """Fall silent at a statement, counted from 1 on over all connections but those that listen.
+    def arm(
+        self,
+        statement: int | None,
+        direction: Direction = Direction.TO_SERVER,
+        *,
+        whole: bool = False,
+        listens: bool = False,
+    ) -> None:
+        """Fall silent at a statement, counted from 1 on.
 
         :param statement: ``None`` only counts.
+        :param listens: whether it counts over the connections that listen, or over all others.
         :param whole: whether all connections fall silent, and new ones stay so, until :meth:`heal`. Otherwise it is
                       only the connection of the statement.
         """
         self.count = 0
-        self._at, self._direction, self._whole = statement, direction, whole
+        self._at, self._direction, self._whole, self._listens = statement, direction, whole, listens
         self.sprung.clear()
 
     def silence_listeners(self) -> None:
         """Silence connections that listen, and new connections until :meth:`heal`."""
         self._silent = True
         for server, statements in self._statements.items():
-            if statements is None:
+            if statements.listens:
                 self._deaf |= {server, self._client_of[server]}
 
     def heal(self) -> None:
@@ -90,12 +103,13 @@ class Trap(Proxy):
         if sink in self._clients:
             return
         if sink not in self._statements:
-            listens = b"sio_pg_adapter listen" in data
-            self._statements[sink] = None if listens else Statements()
+            self._statements[sink] = Statements(listens=b"sio_pg_adapter listen" in data)
             self._client_of[sink] = other
         statements = self._statements[sink]
-        if statements is not None:
-            self._note(statements.count(data), sink, other)
+        statements.listens |= b"LISTEN" in data  # a connection of a pool has no name of its own
+        ends = statements.count(data)
+        if statements.listens is self._listens:
+            self._note(ends, sink, other)
 
     def _note(self, ends: int, server: asyncio.StreamWriter, client: asyncio.StreamWriter) -> None:
         before, self.count = self.count, self.count + ends

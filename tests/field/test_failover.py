@@ -1,6 +1,7 @@
 """A primary and a hot standby. The primary is killed, stopped or silent, under load, and the standby takes over.
 
-Then the old primary comes back as a second primary, connections break once more, and it becomes the next standby.
+Then the old primary comes back as a second primary, connections break once more, and it becomes the next standby. Or
+the standby falls silent, while commits wait for it.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from support.replicas import freeze, shut_down, thaw
 
 pytestmark = [pytest.mark.field, pytest.mark.timeout(0)]  # each of its waits has an end of its own
 
-KINDS = ["kill", "kill, synchronous", "stop", "silence"]
+KINDS = ["kill", "kill, synchronous", "stop", "silence", "standby away"]
 LOSSY = ["kill", "silence"]
 """The kinds in which the standby is behind, so that events are lost that clients have seen."""
 
@@ -59,6 +60,15 @@ async def fail_over(walk: Walk, pair: Pair, kind: str) -> None:
     await retire(walk, pair, f"lost {walk.done.total()}")
 
 
+async def lose_standby(walk: Walk, pair: Pair) -> None:
+    """The standby that commits wait for falls silent, and comes back."""
+    await pair.wait_for(synchronous=True)
+    freeze(pair.standby)
+    await walk.broken()
+    thaw(pair.standby)
+    await walk.healed()
+
+
 async def test_failover(seconds: float, seed: int, programs: Path) -> None:
     pair = Pair(programs)
     try:
@@ -71,7 +81,9 @@ async def test_failover(seconds: float, seed: int, programs: Path) -> None:
                 while kinds or time.monotonic() < end:
                     kind = kinds.pop() if kinds else walk.dice.choice(KINDS)
                     walk.done[kind] += 1
-                    if kind in LOSSY:
+                    if kind == "standby away":
+                        await lose_standby(walk, pair)
+                    elif kind in LOSSY:
                         async with walk.losing_commits():
                             await fail_over(walk, pair, kind)
                     else:

@@ -6,6 +6,7 @@ while others emit (``--field-recoveries``). Nothing is lost.
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 from collections.abc import Iterator
 
@@ -15,8 +16,8 @@ import pytest
 from asyncpg.protocol.protocol import BUILTIN_TYPE_NAME_MAP
 from psycopg.conninfo import conninfo_to_dict
 
-from field.recoveries import go, refused, walking
-from field.walk import LONG
+from field.recoveries import go, recover, refused, walking
+from field.walk import HEAL_WAIT, LONG
 from sio_pg_adapter.store.fitness import PLAIN
 from support.roles import grants, node_dsn
 
@@ -137,6 +138,28 @@ async def test_settings_of_a_pool(seconds, seed, pg_dsn, pg_owner_dsn, pg_admin_
     pooling = asyncpg.create_pool(pg_dsn, min_size=0, max_size=8, server_settings=settings)
     async with pooling as pool, walking(seed, pg_owner_dsn, [{"pool": pool}, {"dsn": pg_dsn}]) as walk:
         await go(walk, recoveries, pg_admin_dsn)
+
+
+async def test_a_pool_whose_connections_are_all_in_use(seconds, seed, pg_dsn, pg_owner_dsn, recoveries):
+    """Handlers hold each connection that the node does not keep, and others wait for one. The node needs none."""
+    pooling = asyncpg.create_pool(pg_dsn, min_size=0, max_size=8)
+    async with pooling as pool, walking(seed, pg_owner_dsn, [{"pool": pool}, {"dsn": pg_dsn}]) as walk:
+
+        async def acquire() -> asyncpg.Connection:
+            return await pool.acquire()
+
+        handlers = [asyncio.create_task(acquire(), name=f"handler {i}") for i in range(8)]
+        async with asyncio.timeout(HEAL_WAIT):
+            while pool.get_idle_size() or pool.get_size() < pool.get_max_size():
+                await asyncio.sleep(0.01)
+        try:
+            await recover(walk, recoveries)
+        finally:
+            for handler in handlers:
+                handler.cancel()
+            for connection in await asyncio.gather(*handlers, return_exceptions=True):
+                if not isinstance(connection, BaseException):
+                    await pool.release(connection)
 
 
 async def test_a_pool_that_only_reads_is_refused_by_name(pg_dsn):

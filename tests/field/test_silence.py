@@ -1,4 +1,4 @@
-"""The network falls silent at a statement of an append, of a move and of a claim, in one direction.
+"""The network falls silent at a statement of an append, a move, a claim and a LISTEN, in one direction.
 
 No connection is closed, and no answer comes. In one case only the connection of that statement falls silent. In the
 other the whole host does, and is also silent to new connections.
@@ -11,11 +11,12 @@ import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
+import asyncpg
 import pytest
 
 from field.servers import keep_sessions
 from field.silence import Direction, Trap
-from field.walk import LONG, ROOMS, Walk
+from field.walk import HEAL_WAIT, LONG, ROOMS, Walk
 from sio_pg_adapter import NoAnswer, StoreUnavailable
 
 pytestmark = [pytest.mark.field, pytest.mark.timeout(0)]  # each of its waits has an end of its own
@@ -55,7 +56,17 @@ async def take_over(walk: Walk) -> None:
     await walk.clients[0].connected.wait()
 
 
-SHORT, LONGER = [append, append_batch, move, claim], [move_members, take_over]
+async def listen(walk: Walk) -> None:
+    """The node replaces its connection that listens."""
+    listener = walk.nodes[0].manager.node.listener
+    before = listener.reconnects
+    listener.renew()
+    async with asyncio.timeout(HEAL_WAIT):
+        while listener.reconnects == before or not listener.connected:
+            await asyncio.sleep(0.01)
+
+
+SHORT, LONGER = [append, append_batch, move, claim, listen], [move_members, take_over]
 
 
 async def attempt(walk: Walk, operation: Operation) -> None:
@@ -64,24 +75,40 @@ async def attempt(walk: Walk, operation: Operation) -> None:
         await operation(walk)
 
 
-async def fall_silent(walk: Walk, trap: Trap, operation: Operation, at: int, direction: Direction) -> None:
+async def fall_silent(
+    walk: Walk, trap: Trap, operation: Operation, at: int, direction: Direction, *, listens: bool
+) -> None:
     whole = walk.dice.random() < 0.3
-    trap.arm(at, direction, whole=whole)
+    trap.arm(at, direction, whole=whole, listens=listens)
     trying = asyncio.create_task(attempt(walk, operation), name=operation.__name__)
     await asyncio.wait({trying, asyncio.create_task(trap.sprung.wait())}, return_when=asyncio.FIRST_COMPLETED)
     if whole and trap.sprung.is_set():
         walk.done["host"] += 1
         await walk.broken(walk.nodes[0])
+        await move_away(walk)
     trap.heal()
     trap.sprung.set()
     await trying
     await walk.healed()
 
 
+async def move_away(walk: Walk) -> None:
+    """A client of the silent node goes to the other one, which takes its session over."""
+    client, before = walk.clients[0], walk.clients[0].recoveries
+    choose, client.choose = client.choose, lambda: walk.nodes[1]
+    client.vanish()
+    async with asyncio.timeout(HEAL_WAIT):
+        while client.recoveries == before:
+            await asyncio.sleep(0.01)
+    client.choose = choose
+    client.drop()
+
+
 async def silence_listener(walk: Walk, trap: Trap) -> None:
     """The connection that listens falls silent. The node can emit, but hears nothing."""
     trap.silence_listeners()
     await walk.broken(walk.nodes[0])
+    await move_away(walk)
     trap.heal()
     await walk.healed()
 
@@ -92,10 +119,17 @@ async def trap(pg_dsn: str) -> AsyncIterator[Trap]:
         yield trap
 
 
-async def test_silence(seconds: float, seed: int, trap: Trap, pg_dsn: str, pg_owner_dsn: str) -> None:
+@pytest.mark.parametrize("given", ["dsn", "pool"])
+async def test_silence(seconds: float, seed: int, trap: Trap, pg_dsn: str, pg_owner_dsn: str, given: str) -> None:
+    """The connections of a pool of the application have no time limits of their own."""
     await keep_sessions(pg_owner_dsn)
-    async with Walk(seed, lambda: pg_owner_dsn) as walk:
-        await walk.start([{"dsn": trap.dsn}, {"dsn": pg_dsn}], clients=3)
+    async with contextlib.AsyncExitStack() as stack:
+        options: dict[str, Any] = {"dsn": trap.dsn}
+        if given == "pool":
+            options = {"pool": await asyncpg.create_pool(trap.dsn, min_size=0, max_size=8)}
+            stack.callback(options["pool"].terminate)
+        walk = await stack.enter_async_context(Walk(seed, lambda: pg_owner_dsn))
+        await walk.start([options, {"dsn": pg_dsn}], clients=3)
         for i, client in enumerate(walk.clients[:2]):
             client.choose = lambda i=i: walk.nodes[i]
             client.drop()
@@ -104,9 +138,10 @@ async def test_silence(seconds: float, seed: int, trap: Trap, pg_dsn: str, pg_ow
         async with walk.load(pause=0.3, transactions=False, moves=False):
             await silence_listener(walk, trap)
             for operation in operations:
-                trap.arm(None)
+                listens = operation is listen and given == "dsn"  # those of a pool are not told apart
+                trap.arm(None, listens=listens)
                 await attempt(walk, operation)
                 for at in range(1, trap.count + 1):
                     for direction in Direction:
-                        await fall_silent(walk, trap, operation, at, direction)
+                        await fall_silent(walk, trap, operation, at, direction, listens=listens)
         await walk.judge(pg_owner_dsn)

@@ -32,6 +32,7 @@ from typing import Any, Self
 import asyncpg
 
 from field.client import FieldClient
+from field.times import patience
 from sio_pg_adapter import (
     AsyncPostgresManager,
     AsyncServer,
@@ -129,7 +130,8 @@ class Walk:
             for room in auth["rooms"]:
                 await sio.enter_room(sid, room)
 
-        await manager.start()
+        with patience():
+            await manager.start()
         self.nodes.append(node := Node(sio, manager))
         return node
 

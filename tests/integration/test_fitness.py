@@ -244,7 +244,7 @@ async def test_a_connection_that_does_not_listen_any_more_is_replaced(start_node
     async with node.client() as wire:
         await on_listening(node, "UNLISTEN *")
         await other.sio.emit("e", 1)
-        await until(lambda: node.manager.node.reconnects > 0)
+        await until(lambda: node.manager.node.diagnosis.reconnects > 0)
         await healthy(node)
         assert await wire.event() == ["e", 1]
 
@@ -252,7 +252,7 @@ async def test_a_connection_that_does_not_listen_any_more_is_replaced(start_node
 async def test_a_node_that_lost_its_lock_takes_it_again(start_node, quick_probes, db):
     node = await start_node()
     await on_listening(node, "SELECT pg_advisory_unlock_all()")
-    await until(lambda: node.manager.node.reconnects > 0)
+    await until(lambda: node.manager.node.diagnosis.reconnects > 0)
     await healthy(node)
     assert await db.fetchval("SELECT sio_node_alive(number, role) FROM sio_nodes")
 
@@ -260,7 +260,7 @@ async def test_a_node_that_lost_its_lock_takes_it_again(start_node, quick_probes
 async def test_a_node_that_was_counted_dead_while_it_listens_finds_out(start_node, quick_probes, db):
     node = await start_node()
     await db.execute("UPDATE sio_nodes SET missed_at = now(), died_at = now()")
-    await until(lambda: node.manager.node.reconnects > 0)
+    await until(lambda: node.manager.node.diagnosis.reconnects > 0)
     await healthy(node)
     assert await db.fetchval("SELECT died_at IS NULL FROM sio_nodes")
 
@@ -388,7 +388,7 @@ async def test_health_says_that_a_function_is_gone(start_node, quick_probes, db)
     node = await start_node()
     await db.execute("DROP FUNCTION sio_wait_for_lock")
     await reason(node, "sio_wait_for_lock")
-    assert node.manager.node.reconnects == 0
+    assert node.manager.node.diagnosis.reconnects == 0
 
 
 async def test_health_says_that_the_node_is_behind_the_log(start_node, quick_probes, db, monkeypatch):
@@ -437,7 +437,7 @@ async def test_a_node_that_comes_back_under_another_role_lives(start_node, quick
     """The roles of a server that takes over may have other numbers."""
     node = await start_node()
     await db.execute("UPDATE sio_nodes SET role = 10")
-    await until(lambda: node.manager.node.reconnects > 0)
+    await until(lambda: node.manager.node.diagnosis.reconnects > 0)
     await healthy(node)
     assert await db.fetchval("SELECT sio_node_alive(number, role) FROM sio_nodes")
 

@@ -18,6 +18,8 @@ from integration.test_migrate import introspect
 from integration.test_segments import KEEP, MANY, QUERIES, active, fill
 from integration.test_transactions_sql import snippets
 from sio_pg_adapter import emit_async, migrate
+from sio_pg_adapter.schema.rights import grants
+from support.roles import NODE
 from support.store import Store
 
 RIGHTS = "rolsuper, rolcreaterole, rolcreatedb, rolreplication, rolbypassrls"
@@ -138,6 +140,19 @@ async def test_rights_that_the_documentation_does_not_give_are_named(db, pg_dsn,
     await db.execute(re.sub(r"\bsio_(node|emitter)\b", role, grant))
     status = json.loads(await asyncio.to_thread(command, "status", pg_dsn, "--json"))
     assert status["rights"] == ([{"role": role, "rights": rights}] if rights else [])
+
+
+async def test_the_demo_gives_its_nodes_the_documented_rights(db, role):
+    held = """
+        SELECT relname, privilege_type FROM pg_class, aclexplode(relacl) WHERE grantee = $1::regrole
+        UNION ALL
+        SELECT proname, privilege_type FROM pg_proc, aclexplode(proacl) WHERE grantee = $1::regrole
+        UNION ALL
+        SELECT nspname, privilege_type FROM pg_namespace, aclexplode(nspacl) WHERE grantee = $1::regrole
+    """
+    await db.execute(grants(role))
+    as_in_the_demo, documented = [set(await db.fetch(held, name)) for name in (role, NODE)]
+    assert as_in_the_demo == documented and len(documented) > 100
 
 
 async def test_status_and_migrate_say_who_has_rights_on_the_log(db, pg_owner_dsn, role):

@@ -28,6 +28,7 @@ class AsgiClient:
     def __init__(self, sio: socketio.AsyncServer) -> None:
         self._app = socketio.ASGIApp(sio)
         self._in: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+        self._in.put_nowait({"type": "websocket.connect"})  # comes first, even if the client is cut before it begins
         self._out: asyncio.Queue[str | bytes | None] = asyncio.Queue()
         self._flowing = asyncio.Event()
         self._flowing.set()
@@ -49,7 +50,6 @@ class AsgiClient:
             "server": ("127.0.0.1", 2),
             "asgi": {"version": "3.0"},
         }
-        self._in.put_nowait({"type": "websocket.connect"})
         self._task = asyncio.create_task(self._run(scope), name="wire")
         opening = await self._next()
         assert isinstance(opening, str) and opening[0] == "0"

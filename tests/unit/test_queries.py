@@ -66,3 +66,21 @@ def test_case_98_the_schema_is_an_identifier():
 def test_a_schema_that_postgresql_takes_no_name_of_is_refused(schema):
     with pytest.raises(ConfigurationError):
         Queries(schema)
+
+
+def test_every_statement_has_a_time_limit():
+    """The connections of an application's pool may have none of their own, and a silent server never answers."""
+    calls = (
+        (path.name, call)
+        for path in (PACKAGE / "store").glob("*.py")
+        for call in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute)
+    )
+    statements = [
+        (f"{name}:{call.lineno}", {keyword.arg for keyword in call.keywords})
+        for name, call in calls
+        if call.func.attr in {"execute", "fetch", "fetchrow", "fetchval"}
+        and ast.unparse(call.func.value).lower().endswith("connection")
+    ]
+    assert len(statements) > 20
+    assert [place for place, options in statements if "timeout" not in options] == []
