@@ -1,7 +1,8 @@
-"""The long run: ``python -m tests.soak --deliveries 1000000``.
+"""The long run: ``python -m tests.soak --deliveries 1000000 --clients 100``.
 
 Clients, nodes and PostgreSQL are disturbed as in the chaos test, and a hot standby takes over from a killed primary.
-The run ends when the clients have received so many events. It writes a history, which ``sio-pg check`` judges.
+The run ends when the clients have received so many events. It writes a history, which ``sio-pg check`` judges. With
+``--write`` it also puts its result into the documentation, if nothing was wrong.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import argparse
 import asyncio
 import hashlib
 import random
+import re
 import sys
 import time
 from pathlib import Path
@@ -24,6 +26,10 @@ from support.chaos import Chaos
 from support.js_driver import JSDriver
 from support.nodejs import executable, install
 from support.replicas import client_programs
+
+PAGE = Path(__file__).parents[1] / "docs" / "histories.md"
+RESULT = re.compile(r"(?s)(<!-- written by tests/soak.py -->\n```text\n).*?(```\n)")
+"""Where the result is on the page."""
 
 STALLED = 120.0
 """Seconds without a delivery after which the run fails."""
@@ -76,6 +82,9 @@ def main() -> int:
     parser.add_argument("--clients", type=int, default=60)
     parser.add_argument("--seed", type=int, default=random.randrange(1 << 32))
     parser.add_argument("--history", type=Path, default=Path("history.jsonl"))
+    parser.add_argument(
+        "--write", action="store_true", help=f"write the result into docs/{PAGE.name}, if it is clean"
+    )
     args = parser.parse_args()
     began = time.monotonic()
     command = f"python -m tests.soak --deliveries {args.deliveries} --clients {args.clients} --seed {args.seed}"
@@ -88,9 +97,13 @@ def main() -> int:
         f"{time.monotonic() - began:.0f} s",
         report,
         verdict.report(),
-        f"{args.history}: sha256 {digest}",
+        f"{args.history.name}: sha256 {digest}",
     ]
-    sys.stdout.write("\n".join(lines) + "\n")
+    result = "\n".join(lines) + "\n"
+    sys.stdout.write(result)
+    if args.write and not verdict.findings:
+        page = PAGE.read_text(encoding="utf-8")
+        PAGE.write_text(RESULT.sub(lambda place: place[1] + result + place[2], page), encoding="utf-8")
     return 1 if verdict.findings else 0
 
 

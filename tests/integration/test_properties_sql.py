@@ -30,6 +30,7 @@ steps = st.one_of(
     st.tuples(st.just("close"), rooms),
     st.tuples(st.just("members"), st.sampled_from([Kind.ENTER, Kind.LEAVE]), named, rooms, skips),
     st.tuples(st.just("trim"), st.integers(1, 6)),
+    st.tuples(st.just("switch")),
 )
 
 
@@ -75,6 +76,8 @@ class Run:
                     (model.rooms[sid].add if kind is Kind.ENTER else model.rooms[sid].discard)(room)
             case ("trim", count):
                 await self.db.execute("SELECT sio_trim(0, $1)", count)
+            case ("switch",):  # what follows goes to the other segment
+                await self.db.execute("SELECT setval('sio_active_segment', 1 - last_value) FROM sio_active_segment")
             case _:
                 await self.move(step)
 
@@ -132,6 +135,21 @@ LEFT_TWICE = [
 ]
 """The handler of a recovery leaves a room that the client has left since, which few scripts of chance do."""
 
+ENTERED_LATER = [("emit", ("x", "y"), ()), ("enter", "s", "x", "")]
+"""An event for several rooms, one of which the client enters later."""
+
+ENTERED_AFTER_A_LOSS = [("enter", "t", "x", ""), ("emit", ("x",), ()), ("enter", "s", "x", ""), ("trim", 3)]
+"""Retention deletes an event of a room that the client has entered since."""
+
+SKIPPED_THEN_DUE = [
+    ("enter", "s", "x", ""),
+    ("emit", ("x",), ("s",)),
+    ("trim", 3),
+    ("emit", ("x",), ()),
+    ("trim", 1),
+]
+"""Retention deletes an event that skips the client, and later one that it is due: its own floor counts no longer."""
+
 EMPTY = """
 DELETE FROM sio_sessions; DELETE FROM sio_rooms; DELETE FROM sio_packets; DELETE FROM sio_packet_rooms;
 DELETE FROM sio_room_floors; DELETE FROM sio_session_floors"""
@@ -153,6 +171,9 @@ def test_rooms_replays_and_losses_are_those_of_the_model(pg_dsn):
 
         @settings(max_examples=150, suppress_health_check=list(HealthCheck))
         @example(script=LEFT_TWICE)
+        @example(script=ENTERED_LATER)
+        @example(script=ENTERED_AFTER_A_LOSS)
+        @example(script=SKIPPED_THEN_DUE)
         @given(script=st.lists(steps, min_size=1, max_size=25))
         def check(script):
             runner.run(one(Store(manager), db, script))

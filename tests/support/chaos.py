@@ -375,4 +375,7 @@ class Chaos:
                 r"a client gets a new session: .*|a session is not recovered: .*|the log is another one", logs
             )
         )
-        return f"did {dict(self.done)}\nfailed {dict(self.failed)}\nthe nodes said {dict(said)}"
+        return "\n".join(
+            f"{what}: {', '.join(f'{name} {n:,}' for name, n in sorted(counts.items())) or 'nothing'}"
+            for what, counts in (("disturbed", self.done), ("calls that failed", self.failed), ("nodes logged", said))
+        )

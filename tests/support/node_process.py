@@ -22,7 +22,7 @@ from support.http_request import request
 from support.json_values import pack, unpack
 
 TESTS = Path(__file__).parents[1]
-START_TIMEOUT = 30.0  # seconds
+START_TIMEOUT = 120.0  # seconds, on a machine that is busy with other tests
 PATIENCE = 30.0  # seconds until a test that waits in vain for a node fails
 
 
