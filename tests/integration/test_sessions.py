@@ -145,6 +145,22 @@ async def test_save_and_rooms_of_a_sid_wherever_it_is(store):
         assert await store.sessions.data(namespace, sid) is None
 
 
+async def test_a_save_that_expects_the_former_data_counts_once_however_often_it_is_sent(store):
+    """It finds its own data if it is sent again, and does nothing if other data came in between."""
+    held = await store.open(data='{"v":1}')
+    for _ in range(2):
+        assert await store.sessions.save("/", "s", '{"v":2}', held, expected='{"v":1}') is True
+    assert await store.sessions.save("/", "s", '{"v":3}', held, expected='{"v":1}') is False
+    assert await store.sessions.data("/", "s") == {"v": 2}
+
+
+async def test_a_sid_whose_time_is_up_has_no_data_to_save(store):
+    held = await store.open()
+    assert await store.sessions.save("/", "s", '{"v":1}', None) is True  # its client is connected
+    await store.sessions.release(held, seconds=0.0)
+    assert await store.sessions.save("/", "s", '{"v":2}', None) is False
+
+
 # -- what it is due ----------------------------------------------------------------------------------------
 async def test_cases_35_36_40_what_a_session_is_due(store):
     start = await store.emit()
