@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
-
 import pytest
 
 from sio_pg_adapter import StoreUnavailable
 from sio_pg_adapter.log.memberships import Memberships
 from sio_pg_adapter.log.records import Held, Kind
 from support.store import Store
+from support.waiting import until
 
 ENTER, LEAVE = Kind.ENTER, Kind.LEAVE
 
@@ -99,14 +98,14 @@ async def test_a_former_holder_that_lets_go_notifies_the_node_that_waits_for_it(
     old = await living.open()
     new = await claiming.claim()
     channel = await db.fetchval("SELECT channel FROM sio_nodes WHERE id = $1", claiming.node)
-    payloads: asyncio.Queue[str] = asyncio.Queue()
-    await db.add_listener(channel, lambda *args: payloads.put_nowait(args[-1]))
+    payloads: list[str] = []
+    await db.add_listener(channel, lambda *args: payloads.append(args[-1]))
     await living.sessions.release(old, seconds=0.0)
-    assert await payloads.get() == f"released {old.id} 1"
+    await until(lambda: payloads == [f"released {old.id} 1"])
     await claiming.sessions.settle(Held(new.id, 2))
     await living.sessions.release(old, seconds=0.0)
     assert await db.fetchval("SELECT generation FROM sio_sessions WHERE node = $1", claiming.node) == 2
-    assert payloads.empty()
+    assert len(payloads) == 1
 
 
 async def test_a_claim_that_was_notified_is_the_one_that_a_later_claim_waits_for(living):
