@@ -92,6 +92,17 @@ async def test_the_former_holder_may_save_until_the_claim_is_settled(living, sto
     assert await living.sessions.save("/", "s", '{"v":3}', old) is False
 
 
+async def test_a_session_that_is_settled_or_ended_leaves_the_others_as_they_are(living, store, db):
+    for name in "st":
+        await living.open(name, name)
+    first, second = await store.claim("s"), await store.claim("t")
+    assert first.generation == second.generation
+    await store.sessions.settle(Held(first.id, first.generation))
+    assert dict(await db.fetch("SELECT sid, settled FROM sio_sessions")) == {"s": 2, "t": 1}
+    await store.sessions.end(Held(first.id, first.generation))
+    assert [row["sid"] for row in await db.fetch("SELECT sid FROM sio_sessions")] == ["t"]
+
+
 async def test_a_former_holder_that_lets_go_notifies_the_node_that_waits_for_it(living, start_node, db):
     """Once the claim is settled nobody waits, and nobody is notified."""
     claiming = Store((await start_node()).manager)
