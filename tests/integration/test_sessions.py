@@ -333,6 +333,14 @@ async def test_a_kick_ends_the_session_and_its_record_holds_the_data(store):
     assert await store.claim() is None
 
 
+async def test_a_kick_ends_no_session_but_that_of_the_sid_in_the_namespace(store, db):
+    for namespace, sid in (("/", "s"), ("/", "t"), ("/n", "s")):
+        await store.open(sid, sid + namespace, namespace=namespace, rooms={"x": [(0, None)]})
+    await store.kick("s")
+    left = "SELECT s.namespace, sid, room FROM sio_sessions s JOIN sio_rooms ON session = id ORDER BY 1"
+    assert [tuple(row) for row in await db.fetch(left)] == [("/", "t", "x"), ("/n", "s", "x")]
+
+
 async def test_a_session_that_would_start_above_the_log_is_refused(store, db):
     """Its node has read another copy of the log. The session would not be due the events that come next."""
     head = await store.emit()
