@@ -31,7 +31,20 @@ from support.roles import OWNER
 SQL = Path(__file__).parents[1] / "migrations" / "sql" / "0001"
 
 TESTS = [
-    *("bounds", "claims", "ends", "epochs", "expiry", "floors", "joins", "keys", "log", "losses", "members_model"),
+    *(
+        "bounds",
+        "claims",
+        "ends",
+        "epochs",
+        "expiry",
+        "fitness",
+        "floors",
+        "joins",
+        "keys",
+        "log",
+        "losses",
+        "members_model",
+    ),
     *("plans", "poison", "positions", "properties_sql", "pruner", "relay", "replay", "rooms", "rooms_of_the_log"),
     *("seam", "segments", "session_blocks", "sessions", "since", "skip_rooms", "strays", "transactions"),
     *("transactions_rooms", "transactions_sql"),

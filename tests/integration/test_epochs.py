@@ -685,3 +685,24 @@ async def test_an_emit_reads_no_offset_that_has_not_been_taken(store, db, pg_dsn
     stop.set()
     await task
     await taking.close()
+
+
+async def test_an_offset_is_of_this_log_if_its_epoch_has_the_key_and_did_not_end_before_it(db):
+    first, second, third = 5 << EPOCH_BITS, 7 << EPOCH_BITS, 9 << EPOCH_BITS
+    rows = [(9, b"c", second + 20), (7, b"b", first + 10), (5, b"a", 0)]
+    await db.execute("DELETE FROM sio_epochs")
+    await db.executemany("INSERT INTO sio_epochs (epoch, key, began_after) VALUES ($1, $2, $3)", rows)
+
+    async def in_log(offset: int | None, key: bytes) -> bool:
+        return await db.fetchval("SELECT sio_in_log($1, $2)", offset, key.hex())
+
+    for offset, key in ((first, b"a"), (first + 10, b"a"), (second + 20, b"b"), (third + 10**6, b"c"), (None, b"")):
+        assert await in_log(offset, key) is True
+    for offset, key in (
+        (first + 11, b"a"),
+        (second + 21, b"b"),
+        (first, b"b"),
+        (second, b"a"),
+        (6 << EPOCH_BITS, b"a"),
+    ):
+        assert await in_log(offset, key) is False

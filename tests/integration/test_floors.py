@@ -190,6 +190,32 @@ async def test_retention_that_is_at_work_is_waited_for(start_node, db):
         assert again.sid != session["sid"]
 
 
+@pytest.mark.parametrize("segment", [0, 1])
+async def test_only_a_session_that_may_be_due_old_records_waits_for_retention(store, db, segment):
+    """Retention deletes no record of the last two minutes, in either segment."""
+    start = await store.emit()
+    await db.execute("SELECT setval('sio_active_segment', $1)", segment)
+    await store.emit()
+    append, tries = store.log.append, []
+
+    async def count(entry):
+        tries.append(entry.kind)
+        return await append(entry)
+
+    store.log.append = count
+    async with db.transaction():
+        await db.execute("SELECT FROM sio_log FOR UPDATE")
+        assert await store.open("young", "q", start=start) and len(tries) == 1
+    await db.execute(
+        "UPDATE sio_packets SET created_at = created_at - interval '2 minutes' WHERE \"offset\" > $1", start
+    )
+    async with db.transaction():
+        await db.execute("SELECT FROM sio_log FOR UPDATE")
+        opening = asyncio.create_task(store.open(start=start))
+        await until(lambda: len(tries) > 2)
+    assert await opening
+
+
 # -- all of it at once --------------------------------------------------------------------------------------------
 class Model:
     """The records of the log and the rooms of its sessions, as the pure functions have them."""

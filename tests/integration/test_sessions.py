@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
-
 import pytest
 
 from sio_pg_adapter import StoreUnavailable
 from sio_pg_adapter.log.memberships import Memberships
 from sio_pg_adapter.log.records import Held, Kind
 from support.store import Store
+from support.waiting import until
 
 ENTER, LEAVE = Kind.ENTER, Kind.LEAVE
 
@@ -93,20 +92,31 @@ async def test_the_former_holder_may_save_until_the_claim_is_settled(living, sto
     assert await living.sessions.save("/", "s", '{"v":3}', old) is False
 
 
+async def test_a_session_that_is_settled_or_ended_leaves_the_others_as_they_are(living, store, db):
+    for name in "st":
+        await living.open(name, name)
+    first, second = await store.claim("s"), await store.claim("t")
+    assert first.generation == second.generation
+    await store.sessions.settle(Held(first.id, first.generation))
+    assert dict(await db.fetch("SELECT sid, settled FROM sio_sessions")) == {"s": 2, "t": 1}
+    await store.sessions.end(Held(first.id, first.generation))
+    assert [row["sid"] for row in await db.fetch("SELECT sid FROM sio_sessions")] == ["t"]
+
+
 async def test_a_former_holder_that_lets_go_notifies_the_node_that_waits_for_it(living, start_node, db):
     """Once the claim is settled nobody waits, and nobody is notified."""
     claiming = Store((await start_node()).manager)
     old = await living.open()
     new = await claiming.claim()
     channel = await db.fetchval("SELECT channel FROM sio_nodes WHERE id = $1", claiming.node)
-    payloads: asyncio.Queue[str] = asyncio.Queue()
-    await db.add_listener(channel, lambda *args: payloads.put_nowait(args[-1]))
+    payloads: list[str] = []
+    await db.add_listener(channel, lambda *args: payloads.append(args[-1]))
     await living.sessions.release(old, seconds=0.0)
-    assert await payloads.get() == f"released {old.id} 1"
+    await until(lambda: payloads == [f"released {old.id} 1"])
     await claiming.sessions.settle(Held(new.id, 2))
     await living.sessions.release(old, seconds=0.0)
     assert await db.fetchval("SELECT generation FROM sio_sessions WHERE node = $1", claiming.node) == 2
-    assert payloads.empty()
+    assert len(payloads) == 1
 
 
 async def test_a_claim_that_was_notified_is_the_one_that_a_later_claim_waits_for(living):
@@ -143,6 +153,22 @@ async def test_save_and_rooms_of_a_sid_wherever_it_is(store):
         assert await store.sessions.save(namespace, sid, "{}", None) is False
         assert await store.sessions.rooms(namespace, sid) is None
         assert await store.sessions.data(namespace, sid) is None
+
+
+async def test_a_save_that_expects_the_former_data_counts_once_however_often_it_is_sent(store):
+    """It finds its own data if it is sent again, and does nothing if other data came in between."""
+    held = await store.open(data='{"v":1}')
+    for _ in range(2):
+        assert await store.sessions.save("/", "s", '{"v":2}', held, expected='{"v":1}') is True
+    assert await store.sessions.save("/", "s", '{"v":3}', held, expected='{"v":1}') is False
+    assert await store.sessions.data("/", "s") == {"v": 2}
+
+
+async def test_a_sid_whose_time_is_up_has_no_data_to_save(store):
+    held = await store.open()
+    assert await store.sessions.save("/", "s", '{"v":1}', None) is True  # its client is connected
+    await store.sessions.release(held, seconds=0.0)
+    assert await store.sessions.save("/", "s", '{"v":2}', None) is False
 
 
 # -- what it is due ----------------------------------------------------------------------------------------
@@ -305,6 +331,14 @@ async def test_a_kick_ends_the_session_and_its_record_holds_the_data(store):
     (record,) = (await store.reader.range(kicked - 1, 1))[1]
     assert (record.kind, record.sid, record.data) == (Kind.KICK, "s", '{"v":1}')
     assert await store.claim() is None
+
+
+async def test_a_kick_ends_no_session_but_that_of_the_sid_in_the_namespace(store, db):
+    for namespace, sid in (("/", "s"), ("/", "t"), ("/n", "s")):
+        await store.open(sid, sid + namespace, namespace=namespace, rooms={"x": [(0, None)]})
+    await store.kick("s")
+    left = "SELECT s.namespace, sid, room FROM sio_sessions s JOIN sio_rooms ON session = id ORDER BY 1"
+    assert [tuple(row) for row in await db.fetch(left)] == [("/", "t", "x"), ("/n", "s", "x")]
 
 
 async def test_a_session_that_would_start_above_the_log_is_refused(store, db):

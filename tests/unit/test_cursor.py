@@ -9,7 +9,7 @@ import random
 import pytest
 
 from sio_pg_adapter.errors import StoreUnavailable
-from sio_pg_adapter.local.cursor import NOTICE_BYTES, PAGE, Cursor
+from sio_pg_adapter.local.cursor import NOTICE_BYTES, PAGE, Cursor, Notices
 from sio_pg_adapter.log.offsets import EPOCH_BITS
 from sio_pg_adapter.log.records import Kind, Record
 
@@ -114,7 +114,10 @@ async def test_a_double_and_a_late_ring_change_nothing(walk):
     walk.offer(100, 101, [record(101)])
     walk.offer(100, 101, None)
     walk.offer(50, 60, [record(60)])
-    assert walk.applied == [101]
+    assert walk.applied == [101] and await walk.passed(101, 0) is True
+    for _ in range(3):
+        await asyncio.sleep(0)  # turns in which its task would read
+    assert walk.log.reads == 0
 
 
 async def test_rings_that_overlap_apply_each_record_once(walk):
@@ -204,6 +207,38 @@ async def test_what_is_heard_while_a_range_is_read_is_bounded(walk):
     assert walk.applied == list(range(101, 112))
 
 
+def test_notices_are_kept_up_to_their_bytes_and_none_above_that():
+    """A notice counts a hundred bytes and its records. Once they are taken, there is room for as many again."""
+    full = [record(2, "x" * (NOTICE_BYTES - 100 - record(2, "").size))]
+    above = [record(2, "x" * (NOTICE_BYTES - 99 - record(2, "").size))]
+    notices = Notices()
+    for _ in range(2):
+        notices.keep(1, 2, full)
+        assert notices.take() == ([(1, 2, full)], False)
+        notices.keep(1, 2, above)
+        assert notices.take() == ([], True)
+        notices.keep(1, 2, full)
+        notices.keep(2, 3, None)
+        assert notices.take() == ([], True)
+
+
+async def test_a_cursor_walks_until_its_task_ends(walk):
+    """Health asks for it, so a task that ended by itself counts as well."""
+    [task] = [task for task in asyncio.all_tasks() if task.get_name() == "sio_pg cursor"]
+    assert walk.running
+    task.cancel()
+    await asyncio.wait([task])
+    assert not walk.running
+
+
+async def test_a_cursor_that_is_closed_walks_no_more():
+    cursor = Cursor(Log())
+    await cursor.start(lambda _: None, Watcher())
+    [task] = [task for task in asyncio.all_tasks() if task.get_name() == "sio_pg cursor"]
+    await cursor.close()
+    assert task.done() and not cursor.running
+
+
 async def test_of_what_was_too_much_to_be_kept_the_highest_is_read_too(walk):
     """A node's own answer may come before the notification of what another appended below it."""
     walk.log.append(101)
@@ -277,6 +312,13 @@ async def test_retention_above_the_cursor_is_told_as_a_hole(walk):
     assert walk.recent.base == 150
 
 
+async def test_a_cursor_goes_on_from_the_floor_if_there_is_no_record_above_it(walk):
+    walk.log.floor = 105
+    walk.ring()
+    assert await walk.passed(105, 5)
+    assert walk.offset == 105 and walk.holes == [105] and walk.lag == 0
+
+
 async def test_retention_up_to_the_cursor_is_none(walk):
     walk.log.floor = 100
     walk.log.append(101)
@@ -327,6 +369,14 @@ async def test_a_record_of_an_unknown_epoch_is_read_after_a_look_at_the_epochs(w
     assert walk.applied == [101]  # its offset could not be signed
     assert await walk.passed(begun, 5)
     assert walk.applied == [101, begun] and walk.watcher.checks == 1 and walk.log.reads == 1
+
+
+async def test_a_page_that_ends_in_an_unknown_epoch_has_the_epochs_looked_at(walk):
+    walk.log.known = 1 << EPOCH_BITS
+    walk.log.append(101, (1 << EPOCH_BITS) + 1)
+    walk.ring()
+    assert await walk.passed((1 << EPOCH_BITS) + 1, 20)
+    assert walk.watcher.checks == 1
 
 
 async def test_records_of_known_epochs_do_not_look_for_another(walk):
