@@ -10,6 +10,7 @@ import asyncio
 from support.cluster import in_room
 from support.node_process import PATIENCE
 
+KINDS = ("async", "mixed")
 NEVER = 2 * PATIENCE
 
 

@@ -10,6 +10,7 @@ from support.cluster import in_room
 from support.js_driver import VERSIONS
 from support.raw_client import RawClient
 
+KINDS = ("async", "sync")
 each_version = pytest.mark.parametrize("version", VERSIONS)
 
 

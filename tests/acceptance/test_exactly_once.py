@@ -54,4 +54,4 @@ async def test_what_a_client_sends_reaches_each_client_once_through_cuts(
     logs = await cluster.control_all("log")
     said = [note for log, first in zip(logs, before, strict=True) for note in log[first:] if note["hook"] == "say"]
     assert sorted(note["number"] for note in said if note["stored"]) == list(range(MESSAGES))
-    assert sum(note["stored"] is False for note in said) >= MESSAGES / 10  # without the keys they would come twice
+    assert sum(note["stored"] is False for note in said) > 0  # without the keys they would come twice

@@ -14,6 +14,7 @@ import socketio
 from support.js_driver import VERSIONS
 from support.python_client import TIMEOUT, quick_client
 
+KINDS = ("async", "mixed")
 CLIENTS = [*VERSIONS, "AsyncClient of python-socketio", "Client of python-socketio", "AsyncClient"]
 
 # python-socketio's Client leaves the socket of a websocket that the server closed to the garbage collector.

@@ -12,6 +12,7 @@ from support.cluster import Cluster
 from support.node_process import ControlError
 from support.raw_client import Frame, RawClient
 
+KINDS = ("async", "sync")
 EXACT = {
     "empty text": "",
     "none": None,
