@@ -282,11 +282,14 @@ ITEMS: dict[str, Measurement] = {
 }
 ONLY_OURS = {"idle"}
 EMITS = {"latency", "sequential", "inflight", "inflight50k"}
+WITH_THREADS = {"latency", "sequential", "inflight", "fanout"}
 
 
 def applies(item: str, peer: Peer) -> bool:
     if peer.name == "postgres":
         return item in EMITS
+    if peer.threads:
+        return item in WITH_THREADS
     if item in ONLY_OURS:
         return peer.name == "ours"
     if peer.name in ("ours-memory", "node-redis-streams-fsync"):  # the peers whose durability differs

@@ -128,16 +128,23 @@ class Peer:
         """Fresh servers on a fresh schema, or an emptied Redis."""
         async with contextlib.AsyncExitStack() as stack:
             config |= await stack.enter_async_context(self._bus(backends))
-            command = (
-                [install.node(), "js/server.mjs"] if self.node_js else [sys.executable, "servers/python_node.py"]
-            )
+            command = [install.node(), "js/server.mjs"] if self.node_js else [sys.executable, self._program]
             text = json.dumps({"kind": self.node_js or self.python or self.name, **config})
             children = [Child(*command, text) for _ in range(min(nodes, self.nodes))]
             yield Cluster([await stack.enter_async_context(child) for child in children])
 
+    @property
+    def threads(self) -> bool:
+        """Whether its servers are synchronous."""
+        return "-threads" in self.name
+
+    @property
+    def _program(self) -> str:
+        return f"servers/{'threads' if self.threads else 'python'}_node.py"
+
     @contextlib.asynccontextmanager
     async def _bus(self, backends: Backends) -> AsyncIterator[dict[str, str]]:
-        if (self.python or self.name) == "ours":
+        if (self.python or self.name).startswith("ours"):
             dsn, schema = await asyncio.to_thread(backends.postgres), f"bench_{secrets.token_hex(4)}"
             await asyncio.to_thread(migrate.upgrade, dsn, schema=schema)
             try:
@@ -172,6 +179,8 @@ PEERS = {
         ),
         Peer("node-memory", "Node in memory (recovery, 1 process)", nodes=1, node_js="memory"),
         Peer("socketio", "python-socketio alone, no bus", nodes=1, recovers=False),
+        Peer("ours-threads", "sio_pg_adapter, Server in threads", durable=True),
+        Peer("socketio-threads-redis", "python-socketio in threads + RedisManager", recovers=False),
         Peer("postgres", "PostgreSQL's own limit", nodes=0),
     )
 }

@@ -109,7 +109,12 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     listed = {"type": lambda text: text.split(","), "metavar": "NAME,..."}
     parser.add_argument("--only", default=list(ITEMS), help=f"of {', '.join(ITEMS)}", **listed)
-    parser.add_argument("--peers", default=list(PEERS), help=f"of {', '.join(PEERS)}", **listed)
+    parser.add_argument(
+        "--peers",
+        default=[name for name, peer in PEERS.items() if not peer.threads],
+        help=f"of {', '.join(PEERS)}; without it all that are not in threads",
+        **listed,
+    )
     parser.add_argument("--repeats", type=int, default=5)
     size = parser.add_mutually_exclusive_group()
     size.add_argument("--quick", action="store_true", help="smaller sizes: a look, no measurement")

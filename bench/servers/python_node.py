@@ -21,6 +21,7 @@ from typing import Any
 import socketio
 import uvicorn
 from counting import CountingLoop, counts
+from payloads import payload, room
 
 Config = dict[str, Any]
 
@@ -64,13 +65,6 @@ def handlers(sio: socketio.AsyncServer) -> None:
         await sio.emit("n", data, room=data.get("room", "bench"))
 
 
-def payload(size: int, number: int) -> dict[str, Any]:
-    """Data with which the event's JSON array has so many bytes."""
-    data = {"i": number, "pad": ""}
-    data["pad"] = "x" * (size - len(json.dumps(["n", data], separators=(",", ":"))))
-    return data
-
-
 async def emit(
     sio: socketio.AsyncServer, count: int, inflight: int, size: int = 200, due: int | None = None, rate: float = 0
 ) -> dict[str, Any]:
@@ -96,11 +90,6 @@ async def emit(
     else:
         await asyncio.gather(*(sio.emit("n", data, room=to) for data, to in events))
     return {"begun": begun, "ended": time.monotonic_ns()}
-
-
-def room(number: int, count: int, due: int | None) -> str:
-    due = count if due is None else due
-    return "bench" if (number + 1) * due // count > number * due // count else "other"
 
 
 class Stalls:
