@@ -151,7 +151,8 @@ def _number(value: float) -> str:
 def main() -> None:
     runs: Runs = {}
     for path in sys.argv[1:]:
-        for item, of_item in json.loads(Path(path).read_text())["runs"].items():
+        figures = json.loads(Path(path).read_text())
+        for item, of_item in figures.get("runs", figures).items():  # a run that was stopped has nothing else
             runs.setdefault(item, {}).update(of_item)
     for title, text in (("Medians", published(runs)), ("Targets", targets(runs)), ("All figures", table(runs))):
         print(f"{title}:\n\n{text}\n")
