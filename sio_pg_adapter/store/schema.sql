@@ -787,21 +787,23 @@ CREATE FUNCTION sio.sio_append_event(p_batch bigint, p_namespace text, p_room te
  RETURNS bigint
  LANGUAGE plpgsql
 AS $$
-DECLARE v_segment bigint; v_channel text; v_known boolean; v_offset bigint; v_notified varchar; v_relay bigint;
+DECLARE
+    v_segment bigint; v_channel text; v_known boolean; v_offset bigint; v_notified varchar; v_relay bigint; v_last bigint;
 BEGIN
     LOCK TABLE sio.sio_lock IN EXCLUSIVE MODE;
     PERFORM sio.sio_check_isolation();
+    -- An assignment of a function is no query. A SELECT from the three sequences would take 10 us of 60.
+    v_segment := coalesce(pg_sequence_last_value('sio.sio_active_segment'), 0);
+    v_relay := pg_sequence_last_value('sio.sio_relay_state');
+    v_last := coalesce(pg_sequence_last_value('sio.sio_packets_offset_seq'), 0);  -- null before the first nextval()
     -- As in sio_last_in_epoch() and sio_is_behind(). The calls would take twice as long.
-    SELECT s.last_value, l.channel, r.last_value,
-           o.last >= l.floor AND EXISTS (
+    SELECT l.channel,
+           v_last >= l.floor AND EXISTS (
                SELECT FROM sio.sio_marker
-               WHERE fingerprint = sio.sio_fingerprint() AND o.last - began_at BETWEEN 0 AND 1099511627774)
-           AND (SELECT "offset" FROM sio.sio_packets_0 WHERE "offset" > o.last ORDER BY "offset" LIMIT 1) IS NULL
-           AND (SELECT "offset" FROM sio.sio_packets_1 WHERE "offset" > o.last ORDER BY "offset" LIMIT 1) IS NULL
-    INTO v_segment, v_channel, v_relay, v_known
-    FROM sio.sio_active_segment s, sio.sio_log l, sio.sio_relay_state r,
-        (SELECT CASE WHEN is_called THEN last_value ELSE last_value - 1 END AS last
-         FROM sio.sio_packets_offset_seq) o;
+               WHERE fingerprint = sio.sio_fingerprint() AND v_last - began_at BETWEEN 0 AND 1099511627774)
+           AND (SELECT "offset" FROM sio.sio_packets_0 WHERE "offset" > v_last ORDER BY "offset" LIMIT 1) IS NULL
+           AND (SELECT "offset" FROM sio.sio_packets_1 WHERE "offset" > v_last ORDER BY "offset" LIMIT 1) IS NULL
+    INTO v_channel, v_known FROM sio.sio_log l;
     IF v_relay > 0 THEN
         PERFORM sio.sio_relay_drain();
     END IF;
@@ -2347,10 +2349,13 @@ BEGIN
         v_unused := pg_catalog.set_config('synchronous_commit', 'on', true);  -- clients will have seen the event
     END IF;
     -- Before the lock: rows of the relay that are committed from here on are not known to this transaction's caller.
-    SELECT last_value INTO v_relay FROM sio.sio_relay_state;
+    v_relay := pg_catalog.pg_sequence_last_value('sio.sio_relay_state');
     LOCK TABLE sio.sio_lock IN EXCLUSIVE MODE;  -- before nextval, so that offsets become visible in their order
-    SELECT s.last_value, CASE WHEN o.is_called THEN o.last_value ELSE o.last_value OPERATOR(pg_catalog.-) 1 END
-    INTO v_segment, v_last FROM sio.sio_active_segment s, sio.sio_packets_offset_seq o;
+    v_segment := coalesce(pg_catalog.pg_sequence_last_value('sio.sio_active_segment'), 0);
+    v_last := pg_catalog.pg_sequence_last_value('sio.sio_packets_offset_seq');
+    IF v_last IS NULL THEN  -- no nextval() since a setval()
+        SELECT last_value OPERATOR(pg_catalog.-) 1 INTO v_last FROM sio.sio_packets_offset_seq;
+    END IF;
     IF v_relay OPERATOR(pg_catalog.>) 0 THEN
         PERFORM sio.sio_relay_before_commit();
     END IF;
@@ -2437,7 +2442,8 @@ DECLARE
     v_size bigint; v_count integer := 0; v_state bigint;
     v_name text;  -- the event's name in JSON, if it is short. The characters of a reserved name may be escaped
 BEGIN
-    IF (SELECT last_value FROM sio.sio_relay_state) NOT IN (0, 2) THEN
+    v_state := pg_sequence_last_value('sio.sio_relay_state');
+    IF v_state NOT IN (0, 2) THEN
         -- Most events are for one room and have no more than a body. This one statement checks and stores them, because
         -- plpgsql prepares each of its expressions again in each transaction. It inserts nothing if it is any other event.
         --
@@ -2529,7 +2535,8 @@ BEGIN
                 || convert_to(p_body, 'UTF8') || coalesce(p_parts, ''), false);
         END IF;
     END IF;
-    IF (SELECT last_value FROM sio.sio_relay_state) NOT IN (0, 2) THEN
+    v_state := pg_sequence_last_value('sio.sio_relay_state');
+    IF v_state NOT IN (0, 2) THEN
         WITH state AS MATERIALIZED (SELECT last_value FROM sio.sio_relay_state WHERE last_value NOT IN (0, 2)),
         inserted AS (
             INSERT INTO sio.sio_relay (transaction, kind, namespace, room, rooms, skip_sids, skip_rooms, body, parts,
@@ -2558,8 +2565,13 @@ BEGIN
            CASE WHEN v_attachment IS NULL THEN p_parts END, v_attachment, (SELECT channel FROM sio.sio_log),
            CASE WHEN octet_length(c.carried) <= 7600 THEN c.carried ELSE '' END,
            sio.sio_last_in_epoch(), false, p_key
-    FROM (SELECT CASE WHEN v_size < 7600 AND p_parts IS NULL AND pg_notification_queue_usage() < 0.1 THEN
-              ' ' || json_build_array(json_build_array(
+    FROM (SELECT CASE
+              WHEN v_size >= 7600 OR p_parts IS NOT NULL OR pg_notification_queue_usage() >= 0.1 THEN NULL
+              -- As in store/batches.py: for one room it is written out, which costs less here and on each node.
+              WHEN v_rooms IS NULL AND v_skips IS NULL AND v_skip_rooms IS NULL
+                   AND octet_length(p_namespace || p_room || p_body) = length(p_namespace || p_room || p_body) THEN
+                  concat(' =', length(p_namespace), ' ', length(p_room), ' ', p_namespace, p_room, p_body)
+              ELSE ' ' || json_build_array(json_build_array(
                   p_namespace, coalesce(v_rooms, ARRAY[p_room]), coalesce(v_skips, ARRAY[]::text[]),
                   coalesce(v_skip_rooms, ARRAY[]::text[]), p_body))::text END) AS c (carried);
     RETURN CASE WHEN p_key IS NOT NULL THEN true END;

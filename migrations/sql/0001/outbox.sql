@@ -88,10 +88,13 @@ BEGIN
         v_unused := pg_catalog.set_config('synchronous_commit', 'on', true);  -- clients will have seen the event
     END IF;
     -- Before the lock: rows of the relay that are committed from here on are not known to this transaction's caller.
-    SELECT last_value INTO v_relay FROM sio.sio_relay_state;
+    v_relay := pg_catalog.pg_sequence_last_value('sio.sio_relay_state');
     LOCK TABLE sio.sio_lock IN EXCLUSIVE MODE;  -- before nextval, so that offsets become visible in their order
-    SELECT s.last_value, CASE WHEN o.is_called THEN o.last_value ELSE o.last_value OPERATOR(pg_catalog.-) 1 END
-    INTO v_segment, v_last FROM sio.sio_active_segment s, sio.sio_packets_offset_seq o;
+    v_segment := coalesce(pg_catalog.pg_sequence_last_value('sio.sio_active_segment'), 0);
+    v_last := pg_catalog.pg_sequence_last_value('sio.sio_packets_offset_seq');
+    IF v_last IS NULL THEN  -- no nextval() since a setval()
+        SELECT last_value OPERATOR(pg_catalog.-) 1 INTO v_last FROM sio.sio_packets_offset_seq;
+    END IF;
     IF v_relay OPERATOR(pg_catalog.>) 0 THEN
         PERFORM sio.sio_relay_before_commit();
     END IF;
