@@ -212,6 +212,8 @@ def test_notices_are_kept_up_to_their_bytes_and_none_above_that():
     full = [record(2, "x" * (NOTICE_BYTES - 100 - record(2, "").size))]
     above = [record(2, "x" * (NOTICE_BYTES - 99 - record(2, "").size))]
     notices = Notices()
+    notices.keep(1, 2, above)
+    assert notices.take() == ([], True)
     for _ in range(2):
         notices.keep(1, 2, full)
         assert notices.take() == ([(1, 2, full)], False)
