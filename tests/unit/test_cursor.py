@@ -211,7 +211,9 @@ def test_notices_are_kept_up_to_their_bytes_and_none_above_that():
     """A notice counts a hundred bytes and its records. Once they are taken, there is room for as many again."""
     full = [record(2, "x" * (NOTICE_BYTES - 100 - record(2, "").size))]
     above = [record(2, "x" * (NOTICE_BYTES - 99 - record(2, "").size))]
-    notices = Notices()
+    notices, others = Notices(), Notices()
+    others.keep(1, 2, above)
+    assert others.take() == ([], True)
     for _ in range(2):
         notices.keep(1, 2, full)
         assert notices.take() == ([(1, 2, full)], False)
