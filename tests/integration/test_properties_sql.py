@@ -135,11 +135,36 @@ LEFT_TWICE = [
 ]
 """The handler of a recovery leaves a room that the client has left since, which few scripts of chance do."""
 
-ENTERED_LATER = [("emit", ("x", "y"), ()), ("enter", "s", "x", "")]
+ENTERED_LATER = [("emit", ("y", "x"), ()), ("enter", "s", "x", "")]
 """An event for several rooms, one of which the client enters later."""
 
 ENTERED_AFTER_A_LOSS = [("enter", "t", "x", ""), ("emit", ("x",), ()), ("enter", "s", "x", ""), ("trim", 3)]
 """Retention deletes an event of a room that the client has entered since."""
+
+LEFT_BEFORE_A_LOSS = [
+    ("enter", "s", "x", ""),
+    ("emit", ("y",), ()),
+    ("leave", "s", "x", ""),
+    ("emit", ("x",), ()),
+    ("trim", 5),
+]
+"""Retention deletes an event of a room that the client had left before it."""
+
+LOST_THEN_LEFT = [
+    ("enter", "s", "x", ""),
+    ("emit", ("x",), ()),
+    ("trim", 3),
+    ("leave", "s", "x", ""),
+    ("emit", ("x",), ()),
+    ("trim", 2),
+]
+"""Retention deletes an event that the client is due, and another one after the client has left the room."""
+
+LOST_TWICE = [("enter", "s", "x", ""), ("emit", ("x",), ()), ("trim", 3), ("emit", ("x",), ()), ("trim", 1)]
+"""Retention deletes two events that the client is due, one after the other."""
+
+DUE_THEN_SKIPPED = [("enter", "s", "x", ""), ("emit", ("x",), ()), ("emit", ("x",), ("s",)), ("trim", 4)]
+"""Retention deletes an event that the client is due, together with a later one that skips it."""
 
 SKIPPED_THEN_DUE = [
     ("enter", "s", "x", ""),
@@ -173,6 +198,10 @@ def test_rooms_replays_and_losses_are_those_of_the_model(pg_dsn):
         @example(script=LEFT_TWICE)
         @example(script=ENTERED_LATER)
         @example(script=ENTERED_AFTER_A_LOSS)
+        @example(script=LEFT_BEFORE_A_LOSS)
+        @example(script=LOST_THEN_LEFT)
+        @example(script=LOST_TWICE)
+        @example(script=DUE_THEN_SKIPPED)
         @example(script=SKIPPED_THEN_DUE)
         @given(script=st.lists(steps, min_size=1, max_size=25))
         def check(script):
