@@ -264,9 +264,17 @@ async def of(node: Any, raw: Raw, *, fails: bool = False) -> Recorded:
     return recorded
 
 
+async def emitted_together(node, raws):
+    """Emit two events at once. Those that are emitted together from then on share a commit, and so are one batch."""
+    await asyncio.gather(node.sio.emit("first"), node.sio.emit("second"))
+    for raw in raws:
+        assert [(await raw.event())[0] for _ in range(2)] == ["first", "second"]
+
+
 async def test_what_is_applied_in_one_go_is_one_write_for_each_connection(served):
     node, connect = served
     raws = [await connected(connect) for _ in range(3)]
+    await emitted_together(node, raws)
     recorded = [await of(node, raw) for raw in raws]
     await asyncio.gather(*(node.sio.emit("e", n) for n in range(50)))
     for raw, transport in zip(raws, recorded, strict=True):
@@ -307,7 +315,8 @@ async def test_no_more_is_held_than_a_transport_may_take(served):
 async def test_a_connection_that_breaks_while_it_is_written_to_costs_nobody_else(served, expected_errors):
     expected_errors.append("could not write to a connection")
     node, connect = served
-    first, broken, last = [await connected(connect) for _ in range(3)]
+    first, broken, last = raws = [await connected(connect) for _ in range(3)]
+    await emitted_together(node, raws)
     client = node.manager.clients.current(broken.sid, "/")
     await of(node, broken, fails=True)
     await asyncio.gather(*(node.sio.emit("e", n) for n in range(20)))

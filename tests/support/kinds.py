@@ -17,6 +17,7 @@ WITHOUT_NODES = {
     "test_client_of_node": "is about clients of the Node.js server",
     "test_demo": "runs the demo, whose servers are asynchronous",
     "test_demo_page": "runs the demo, whose servers are asynchronous",
+    "test_examples": "runs the examples, which have servers of both kinds",
     "test_frameworks": "is about asynchronous frameworks; tests/integration has Flask and Django",
     "test_servers": "starts web servers of both kinds",
     "test_threads": "starts web servers of the synchronous kind alone",
