@@ -341,14 +341,15 @@ class Walk:
     async def mark(self, node: Node) -> None:
         """Emit an event for all clients, and wait until they have it.
 
-        A client that gets a new session meanwhile may not be due the event, and waits for the next one.
+        Once a client gets a new session, those that wait do so for the next event. The client may not be due this
+        one. If it is a client of the node, the node may have left the log that has the event, which is then lost.
         """
         waiting = self.clients
         while waiting:
-            sessions = {client: len(client.sids) for client in waiting}
+            sessions = [len(client.sids) for client in self.clients]
             n = await self.emit(node)
             while waiting := [client for client in waiting if n not in client.got]:
-                if any(len(client.sids) > sessions[client] for client in waiting) or n not in self._stored:
+                if [len(client.sids) for client in self.clients] != sessions or n not in self._stored:
                     break
                 await asyncio.sleep(0.01)
 
