@@ -106,18 +106,20 @@ def connections(node: Node) -> dict[str, int]:
     return {name: c.get_server_pid() for name, c in {**kept, "listener": listener._connection}.items() if c}
 
 
-async def cut(server: EmbeddedPostgres, pids: list[int]) -> None:
-    """End backends. One that is gone already, because its node has replaced the connection, is cut as well."""
-    await query(server.admin_dsn(), "SELECT pg_terminate_backend(pid) FROM unnest($1::int[]) pid", pids)
+async def cut(server: EmbeddedPostgres, pid: int) -> bool:
+    """End a backend. Return whether the server had it."""
+    [row] = await query(server.admin_dsn(), "SELECT pg_terminate_backend($1)", pid)
+    return bool(row[0])
 
 
 async def cut_one(walk: Walk, copies: Copies) -> None:
-    """One connection of each node breaks."""
+    """One connection of each node breaks. If the node has just replaced it, another one does."""
     for node in walk.nodes:
-        names = connections(node)
-        name = walk.dice.choice(sorted(names))
-        walk.done[f"{name} cut"] += 1
-        await cut(copies.copy, [names[name]])
+        pids = connections(node)
+        for name in walk.dice.sample(sorted(pids), len(pids)):
+            if await cut(copies.copy, pids[name]):
+                walk.done[f"{name} cut"] += 1
+                break
 
 
 async def cut_behind_pooler(walk: Walk, copies: Copies) -> None:
