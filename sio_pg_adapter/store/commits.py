@@ -1,7 +1,8 @@
 """Commits: one batch of entries, one transaction, one notification.
 
 If the connection is lost during a commit, the batch may be stored or not. :class:`Commits` finds out, and sends it
-again only if it is certainly not stored.
+again only if it is certainly not stored. The module is longer than others because sending and finding out share what
+is known of the connection and its backend.
 """
 
 from __future__ import annotations
