@@ -41,6 +41,7 @@ class Sizes:
     quiet_seconds: float = 3.0
     idle_seconds: float = 60.0
     idle_clients: int = 100
+    many_idle_clients: int = 10_000
     postgres_rows: int = 50_000
 
 
@@ -236,6 +237,15 @@ async def _storm(bench: Bench, peer: Peer, count: int) -> Figures:
 # -- nothing -------------------------------------------------------------------------------------------------
 async def idle(bench: Bench, peer: Peer) -> Figures:
     """What is written with two nodes and idle clients, and how many transactions are theirs."""
+    return await _idle(bench, peer, 2, bench.sizes.idle_clients)
+
+
+async def idle10k(bench: Bench, peer: Peer) -> Figures:
+    """The same with many clients of one node, and the memory that they take there."""
+    return await _idle(bench, peer, 1, bench.sizes.many_idle_clients)
+
+
+async def _idle(bench: Bench, peer: Peer, nodes: int, clients: int) -> Figures:
     sizes = bench.sizes
     connection = await asyncpg.connect(bench.backends.postgres())
 
@@ -257,12 +267,14 @@ async def idle(bench: Bench, peer: Peer) -> Figures:
     try:
         await autovacuum("SET autovacuum = off")
         own = await quiet()
-        async with bench.running(peer, 2) as (cluster, load):
-            await load.ask("connect", group="all", urls=cluster.urls, count=sizes.idle_clients, auth=BENCH)
+        async with bench.running(peer, nodes) as (cluster, load):
+            empty = sum(cluster.memory())
+            await load.ask("connect", group="all", urls=cluster.urls, count=clients, auth=BENCH)
             used = await quiet()
             cpu = cluster.cpu()
-            await asyncio.sleep(sizes.idle_seconds / 4)
-            spent = sum(b - a for a, b in zip(cpu, cluster.cpu(), strict=True)) / (sizes.idle_seconds / 4) * 1000
+            await asyncio.sleep(sizes.idle_seconds)
+            spent = sum(b - a for a, b in zip(cpu, cluster.cpu(), strict=True)) / sizes.idle_seconds * 1000
+            memory = sum(cluster.memory())
     finally:
         await autovacuum("RESET autovacuum")
         await connection.close()
@@ -272,15 +284,18 @@ async def idle(bench: Bench, peer: Peer) -> Figures:
         "own WAL bytes": own.wal,
         "transactions": used.transactions - own.transactions,
         "CPU ms/s": spent,
+        "MB": memory,
+        "kB/client": (memory - empty) / clients * 1000,
     }
 
 
 Measurement = Callable[[Bench, Peer], Awaitable[Figures]]
 
 ITEMS: dict[str, Measurement] = {
-    item.__name__: item for item in (latency, sequential, inflight, inflight50k, fanout, recovery, storm, idle)
+    item.__name__: item
+    for item in (latency, sequential, inflight, inflight50k, fanout, recovery, storm, idle, idle10k)
 }
-ONLY_OURS = {"idle"}
+ONLY_OURS = {"idle", "idle10k"}
 EMITS = {"latency", "sequential", "inflight", "inflight50k"}
 WITH_THREADS = {"latency", "sequential", "inflight", "fanout"}
 

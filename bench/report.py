@@ -28,6 +28,7 @@ SHOWN = {  # figures of an item, in the order of the table
     "recovery": (),  # as they come
     "storm": (),
     "idle": ("WAL bytes", "own WAL bytes", "transactions", "CPU ms/s"),
+    "idle10k": ("WAL bytes", "own WAL bytes", "transactions", "CPU ms/s", "MB", "kB/client"),
 }
 
 
@@ -86,6 +87,7 @@ TARGETS = (
     Target("storm", "5000 ms / 500 ms", None, most=12),
     Target("idle", "WAL bytes", None, most=0),
     Target("idle", "transactions", None, most=12),
+    Target("idle10k", "WAL bytes", None, most=0),
 )
 
 

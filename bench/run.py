@@ -36,6 +36,7 @@ QUICK = Sizes(
     recoveries=3,
     storms=(200,),
     idle_seconds=15,
+    many_idle_clients=1_000,
     postgres_rows=20_000,
 )
 TINY = dataclasses.replace(
@@ -52,6 +53,7 @@ TINY = dataclasses.replace(
     quiet_seconds=0.5,
     idle_seconds=2,
     idle_clients=4,
+    many_idle_clients=20,
     postgres_rows=2_000,
 )
 

@@ -1,4 +1,4 @@
-"""The records of the log, and what is asked to be written to it, as frozen values."""
+"""The records of the log, and what is asked to be written to it, as values that nobody changes."""
 
 from __future__ import annotations
 
@@ -6,10 +6,22 @@ import enum
 from dataclasses import dataclass, field
 from datetime import datetime
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar, dataclass_transform
 
 from .names import EVERYBODY, first_named, key_name, namespace_name, text_names
 from .payload import encode_client_event
+
+T = TypeVar("T")
+
+
+@dataclass_transform(frozen_default=True, field_specifiers=(field,))
+def value(cls: type[T]) -> type[T]:
+    """Make a dataclass that only the type checker keeps frozen.
+
+    Python sets each field of a frozen one by a function call. So it takes three to five times as long to make, and an
+    emit makes four. That was a fifth of the Python time of an emit in flight.
+    """
+    return dataclass(slots=True)(cls)
 
 
 class Kind(enum.IntEnum):
@@ -35,7 +47,7 @@ class Kind(enum.IntEnum):
     SAVE = 14
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Record:
     """A record of the log.
 
@@ -91,7 +103,7 @@ class StoredEvent:
     at: datetime
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Outgoing:
     """An event on its way to clients: its names checked, its data encoded.
 
@@ -149,7 +161,7 @@ class Held:
         return {"id": self.id, "generation": self.generation}
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Entry:
     """A change to append in a batch. :class:`Kind` lists them.
 
@@ -214,7 +226,7 @@ class MemberMove:
     skip_rooms: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Written:
     """The outcome of an entry.
 

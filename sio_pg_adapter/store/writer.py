@@ -212,8 +212,8 @@ class LogWriter:
             written = await self._commits.move(move)
         except Exception as e:  # noqa: BLE001 - for the waiter to handle
             self._fail([future], refusal("appending to the log", e) if isinstance(e, asyncpg.PostgresError) else e)
-        except BaseException as e:
-            self._fail([future], e)
+        except BaseException:
+            self._fail([future], _interrupted())
             raise
         else:
             if not future.done():
@@ -237,8 +237,8 @@ class LogWriter:
                 logger.exception("appending to the log failed")
             error = refusal("appending to the log", e) if isinstance(e, asyncpg.PostgresError) else e
             self._fail([future for _, future in batch], error)
-        except BaseException as e:
-            self._fail([future for _, future in batch], e)
+        except BaseException:
+            self._fail([future for _, future in batch], _interrupted())
             raise
         else:
             for (_, future), result in zip(batch, written, strict=True):
@@ -257,11 +257,20 @@ class LogWriter:
 
     def _give_up(self, reason: str) -> None:
         """Fail what waits."""
-        if self._begun is not None:
-            self._begun.close()
+        begun, self._begun = self._begun, None
+        if begun is not None:
+            begun.close()
         while self._waiting:
             _, future, places = self._waiting.popleft()
             self._backlog.leave(places)
             if not future.done():
                 future.set_exception(StoreUnavailable(f"appending to the log: {reason}"))
                 future.exception()
+
+
+def _interrupted() -> StoreUnavailable:
+    """Return the error for entries that were being written when the writer's task was cancelled.
+
+    With ``CancelledError`` their callers would seem to have been cancelled themselves.
+    """
+    return StoreUnavailable("appending to the log: the writer's task has ended", may_be_stored=True)

@@ -10,7 +10,7 @@ import re
 import asyncpg
 import pytest
 
-from sio_pg_adapter import AsyncPostgresManager, PayloadTooLarge
+from sio_pg_adapter import AsyncPostgresManager, PayloadTooLarge, StoreUnavailable
 from sio_pg_adapter.log.records import Entry, Kind
 from sio_pg_adapter.store.queries import Queries
 from sio_pg_adapter.store.reader import read_notification
@@ -225,6 +225,21 @@ async def test_an_emit_that_is_cancelled_once_it_is_sent_is_stored_and_costs_no_
     assert emit.cancelled()
     _, records = await store.reader.range(0, 100)
     assert [record.body for record in records][-3:] == ['["e","before"]', '["e","cancelled"]', '["e","after"]']
+
+
+@pytest.mark.parametrize("turns", [0, 1], ids=["in the turn in which it is sent", "later"])
+async def test_an_entry_that_is_being_written_when_the_writer_s_task_is_cancelled_may_be_stored(store, turns):
+    await store.emit()
+    appended = store.log.append(Entry(Kind.EVENT, "/", ("",), body='["e"]'))
+    assert store.log.backend is not None  # it is sent
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    store.log._task.cancel()
+    with pytest.raises(StoreUnavailable, match="the writer's task has ended") as caught:
+        await appended
+    assert caught.value.may_be_stored is True
+    with pytest.raises(StoreUnavailable, match="closed"):
+        await store.emit()
 
 
 async def test_no_more_than_the_backlog_waits_and_the_order_is_that_of_the_calls(pg_dsn, start_store, monkeypatch):
