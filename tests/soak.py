@@ -51,7 +51,7 @@ async def soak(history: HistoryWriter, deliveries: int, clients: int, seed: int)
                 return pair.primary
 
             async with JSDriver(modules, executable("node")) as js:
-                chaos = Chaos(pair.primary, pair.dsn, js, seed, history, fail_over)
+                chaos = Chaos(pair.primary, pair.dsns[0], js, seed, history, fail_over)
                 try:
                     await chaos.start(clients=clients)
                     await chaos.run(_received(chaos, deliveries), writers=4)

@@ -12,15 +12,21 @@ from support.roles import NODE
 
 
 class Pair:
-    """A primary and its standby, which change places."""
+    """A primary and its standby, which change places.
+
+    :ivar dsns: a DSN with each order of the hosts. So one of two nodes has the host first that falls silent.
+    """
 
     def __init__(self, programs: Path) -> None:
         self.primary, self.standby = prepared(REPLICATED), prepared(REPLICATED)
         self._programs = programs
-        hosts = quote(f"{self.primary.host},{self.standby.host}", safe="")
-        self.dsn = (
-            f"postgresql://{NODE}@/app?host={hosts}&port=5432,5432&target_session_attrs=primary&connect_timeout=1"
-        )
+        hosts = [self.primary.host, self.standby.host]
+        self.dsns = [self._dsn(hosts), self._dsn(hosts[::-1])]
+
+    @staticmethod
+    def _dsn(hosts: list[str]) -> str:
+        at = f"host={quote(','.join(hosts), safe='')}&port=5432,5432"
+        return f"postgresql://{NODE}@/app?{at}&target_session_attrs=primary&connect_timeout=1"
 
     async def start(self) -> None:
         await make_log(self.primary)

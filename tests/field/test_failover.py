@@ -74,7 +74,7 @@ async def test_failover(seconds: float, seed: int, programs: Path) -> None:
     try:
         await pair.start()
         async with Walk(seed, lambda: pair.primary.dsn()) as walk:  # noqa: PLW0108 - it changes
-            await walk.start([{"dsn": pair.dsn}] * 2)
+            await walk.start([{"dsn": dsn} for dsn in pair.dsns])
             end = time.monotonic() + seconds
             kinds = walk.dice.sample(KINDS, len(KINDS))
             async with walk.load():

@@ -24,6 +24,9 @@ pytestmark = [pytest.mark.field, pytest.mark.timeout(0)]  # each of its waits ha
 
 Operation = Callable[[Walk], Awaitable[Any]]
 
+REMEMBERED = 3
+"""How many events a node has in memory. What a client missed besides them is read from the log, in pages."""
+
 
 async def append(walk: Walk) -> None:
     await walk.emit(walk.nodes[0], room=ROOMS[0])
@@ -46,8 +49,10 @@ async def move_members(walk: Walk) -> None:
 
 async def claim(walk: Walk) -> None:
     client = walk.clients[0]
-    client.drop()
-    await walk.emit(walk.nodes[1])
+    client.stay_away()
+    for _ in range(REMEMBERED + 1):
+        await walk.emit(walk.nodes[1])
+    client.come_back()
     await client.connected.wait()
 
 
@@ -92,7 +97,8 @@ async def fall_silent(
         await move_away(walk)
     trap.heal()
     trap.sprung.set()
-    await trying
+    async with asyncio.timeout(HEAL_WAIT):
+        await trying
     await walk.healed()
 
 
@@ -118,7 +124,9 @@ async def silence_listener(walk: Walk, trap: Trap) -> None:
 
 
 @pytest.fixture
-async def trap(pg_dsn: str) -> AsyncIterator[Trap]:
+async def trap(pg_dsn: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Trap]:
+    monkeypatch.setattr("sio_pg_adapter.local.recent.RECENT_RECORDS", REMEMBERED)
+    monkeypatch.setattr("sio_pg_adapter.store.sessions.CARRIED_EVENTS", 0)
     async with Trap(pg_dsn).running() as trap:
         yield trap
 

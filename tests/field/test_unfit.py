@@ -97,3 +97,30 @@ async def test_a_session_that_holds_up_the_log(seconds, seed, pg_dsn, pg_owner_d
             await walk.healed()
         walk.clients[0].drop()
         await walk.judge(pg_owner_dsn)
+
+
+async def set_back(owner_dsn: str) -> None:
+    """Set the sequence of the log as a script does that has looked in the wrong place, between two appends."""
+    connection = await asyncpg.connect(owner_dsn)
+    try:
+        await connection.execute(
+            "BEGIN; LOCK TABLE sio_lock IN EXCLUSIVE MODE;SELECT setval('sio_packets_offset_seq', 1, false); COMMIT"
+        )
+    finally:
+        await connection.close()
+
+
+async def test_a_sequence_that_is_set_back(seconds, seed, pg_dsn, pg_owner_dsn):
+    """Nothing but the next append could notice, be it of one event or of a batch."""
+    await keep_sessions(pg_owner_dsn)
+    async with Walk(seed, lambda: pg_owner_dsn) as walk:
+        await walk.start([{"dsn": pg_dsn}] * 2)
+        for options in ({}, {"skip_sid": "nobody"}):
+            await walk.healed()
+            await set_back(pg_owner_dsn)
+            n = await walk.emit(walk.nodes[0], **options)
+            async with asyncio.timeout(HEALTH_WAIT):
+                while not all(n in client.got for client in walk.clients):
+                    await asyncio.sleep(0.01)
+            walk.clients[0].drop()
+        await walk.judge(pg_owner_dsn)
