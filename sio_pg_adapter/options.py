@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import enum
+import inspect
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
@@ -43,7 +43,7 @@ def is_seconds(value: object) -> TypeGuard[float]:
 
 def is_async(function: object) -> bool:
     """Whether it is an ``async`` function, or an object whose ``__call__`` is one."""
-    return asyncio.iscoroutinefunction(function) or asyncio.iscoroutinefunction(
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
         getattr(function, "__call__", None)  # noqa: B004 - it is not called
     )
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import inspect
+import select
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict
@@ -317,9 +318,11 @@ class ControlledNode:
         return [self.sio.transport(sid, namespace), environ[f"HTTP_{header.upper().replace('-', '_')}"]]
 
     async def op_drains(self, sid: str, namespace: str = "/") -> bool:
-        """Return whether the network takes what is written to a client of this node."""
+        """Return whether the network takes what is written to a client of this node, now or in the next turn."""
         wire = await self._inside(lambda sio: sio.manager.clients.current(sid, namespace).connection.wire)
-        return bool(wire.drains)
+        network = select.poll()
+        network.register(wire._transport.get_extra_info("socket"), select.POLLOUT)
+        return bool(wire.drains or network.poll(0))
 
     async def op_kept(self, namespace: str) -> list[str]:
         """Return what this node keeps in memory for a namespace."""
