@@ -86,7 +86,8 @@ class Recent:
 
 def _keys(record: Record) -> list[tuple[str, str | None, bool]]:
     if record.kind is Kind.EVENT:
-        return [(record.namespace, room, True) for room in dict.fromkeys(record.rooms)]
+        rooms = record.rooms if len(record.rooms) == 1 else dict.fromkeys(record.rooms)
+        return [(record.namespace, room, True) for room in rooms]
     return [(record.namespace, record.sid, False)]
 
 

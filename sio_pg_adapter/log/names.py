@@ -49,6 +49,8 @@ def text_names(value: object, what: str, *, needed: bool = False) -> tuple[str, 
     """
     if value is None and not needed:
         return ()
+    if type(value) is str and value:  # nearly always
+        return (text_name(value, what),)
     several = value if isinstance(value, list | tuple | set | frozenset) else (value,)
     names = tuple(dict.fromkeys(text_name(v, what) for v in several if v is not None and v != ""))
     if not names and needed:
