@@ -186,7 +186,7 @@ BEGIN
                     ARRAY(SELECT json_array_elements_text(r.skip_rooms::json)));
             WHEN 10 THEN v_result := sio.sio_open(r.namespace, r.sid, r.body, r.args::json);
             WHEN 11 THEN v_result := sio.sio_settle(r.args::json);
-            WHEN 12 THEN v_result := sio.sio_release(r.args::json);
+            WHEN 12 THEN PERFORM sio.sio_release(r.args::json);
             WHEN 13 THEN v_result := sio.sio_end(r.args::json);
             WHEN 14 THEN v_result := sio.sio_save(r.namespace, r.sid, r.body, r.args::json);
             END CASE;
