@@ -43,7 +43,7 @@ bool kicked[CONNECTIONS];     /* its node met a kick */
 bool ended = false;           /* the session is over */
 byte writer = 1;              /* the lowest generation that may write */
 byte troubles = 1, expiries = 1;
-bool let_go[4];               /* by generation: its holder has released the session */
+bool let_go[4];               /* by generation: its holder has done all work of its end */
 
 inline append(what) {
     head++; kind[head] = what;
@@ -199,8 +199,9 @@ is_live:
 leave:
     if
     :: !alive[at[c]] -> goto gone
-    :: alive[at[c]] && kicked[c] ->
-        d_step {
+    :: else ->
+        if
+        :: kicked[c] -> d_step {
             if
             :: exists && generation <= mine[c] ->
                 holds(held_is_kept, mine[c] >= generation);
@@ -208,8 +209,9 @@ leave:
                 printf("connection %d ends the session\n", c)
             :: else -> skip
             fi
-        }
-    :: alive[at[c]] && !kicked[c] ->
+          }
+        :: else -> skip
+        fi;
         d_step {              /* its disconnect handler saves session data */
             if
             :: exists && (mine[c] == generation || mine[c] == settled) ->
@@ -227,7 +229,7 @@ leave:
                 settled = generation; writer = generation;
                 announced[holder * 4 + mine[c]] = true; let_go[mine[c]] = true;
                 printf("connection %d lets go, and node %d is notified\n", c, holder)
-            :: else -> skip
+            :: else -> let_go[mine[c]] = true
             fi
         }
     fi;

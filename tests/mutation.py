@@ -158,7 +158,7 @@ def mutants(module: str, source: str) -> list[Mutant]:  # noqa: C901 - one branc
             function = f"{function}.{node.name}" if function else node.name
         elif not function and is_size(node):
             return
-        elif isinstance(node, ast.stmt):
+        if isinstance(node, ast.stmt):
             lines = lines_of(node)
         if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             for changed in changes(node):

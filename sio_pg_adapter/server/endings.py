@@ -131,7 +131,7 @@ class Endings:
                 stored = await _stores(client, self._delete_session(client))
             if client.accepted:
                 await self._run_handlers(client, reason)
-            if not client.ended:
+            if stored:
                 stored = await _stores(client, self._release(client, ended_at))
             if not stored:
                 self._tasks.spawn(self._store_later(client, ended_at), "release later")
@@ -144,12 +144,13 @@ class Endings:
         if client.held is not None:
             data = await self._sessions.end(client.held)
             if data is not None:
-                client.save(json.loads(data))
+                client.end_session(data=json.loads(data), deleted=True)
 
     async def _release(self, client: Client, ended_at: float) -> None:
+        """Let the session go, unless it is deleted. If it was claimed elsewhere, this ends the wait of that claim."""
         if client.held is None or self._recovery is None:
             return
-        window = self._recovery.window
+        window = 0.0 if client.ended else self._recovery.window
         await self._sessions.release(client.held, seconds=window, since=max(0.0, time.monotonic() - ended_at))
         if window is not None:
             self._pruner.look_in(window)
@@ -159,8 +160,9 @@ class Endings:
         expire."""
         while client.held is not None:
             await asyncio.sleep(RELEASE_RETRY)  # nothing announces that the database is back
-            work = self._delete_session(client) if client.ended else self._release(client, ended_at)
-            if await _stores(client, work):
+            if client.ended and not await _stores(client, self._delete_session(client)):
+                continue
+            if await _stores(client, self._release(client, ended_at)):
                 return
 
     async def _run_handlers(self, client: Client, reason: str) -> None:

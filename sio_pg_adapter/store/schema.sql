@@ -680,13 +680,13 @@ BEGIN
                 SELECT DISTINCT p_namespaces[l.i], x.room, offsets[l.i]
                 FROM unnest(p_room_lists) WITH ORDINALITY AS l (rooms, i)
                     CROSS JOIN LATERAL json_array_elements_text(l.rooms::json) WITH ORDINALITY AS x (room, j)
-                WHERE l.rooms IS NOT NULL AND x.j > 1 AND offsets[l.i] > 0;
+                WHERE x.j > 1 AND offsets[l.i] > 0;
             ELSE
                 INSERT INTO sio.sio_packet_rooms_1 (namespace, room, "offset")
                 SELECT DISTINCT p_namespaces[l.i], x.room, offsets[l.i]
                 FROM unnest(p_room_lists) WITH ORDINALITY AS l (rooms, i)
                     CROSS JOIN LATERAL json_array_elements_text(l.rooms::json) WITH ORDINALITY AS x (room, j)
-                WHERE l.rooms IS NOT NULL AND x.j > 1 AND offsets[l.i] > 0;
+                WHERE x.j > 1 AND offsets[l.i] > 0;
             END IF;
         END IF;
     ELSE
@@ -715,8 +715,8 @@ BEGIN
                     v_skip_rooms := ARRAY(SELECT json_array_elements_text(r.skip_rooms::json));
                 END IF;
                 -- The further rooms are written at once, because a claim behind the event in this batch reads them.
-                IF v_offset < 0 THEN
-                    NULL;  -- the key is taken
+                IF v_offset IS NOT NULL THEN
+                    v_key := NULL;  -- it is taken
                 ELSIF v_segment = 0 THEN
                     INSERT INTO sio.sio_packets_0 ("offset", kind, namespace, room, rooms, skip_sids, skip_rooms, body,
                                                    parts, attachment, batch)
@@ -738,7 +738,7 @@ BEGIN
                         SELECT DISTINCT r.namespace, x.room, v_offset FROM unnest(v_rooms[2:]) AS x (room);
                     END IF;
                 END IF;
-                IF v_key IS NOT NULL AND v_offset > 0 THEN
+                IF v_key IS NOT NULL THEN
                     PERFORM sio.sio_take_key(r.namespace, v_key, v_offset);
                 END IF;
             WHEN 1, 2 THEN
@@ -757,7 +757,7 @@ BEGIN
                     ARRAY(SELECT json_array_elements_text(r.skip_rooms::json)));
             WHEN 10 THEN v_result := sio.sio_open(r.namespace, r.sid, r.body, r.args::json);
             WHEN 11 THEN v_result := sio.sio_settle(r.args::json);
-            WHEN 12 THEN v_result := sio.sio_release(r.args::json);
+            WHEN 12 THEN PERFORM sio.sio_release(r.args::json);
             WHEN 13 THEN v_result := sio.sio_end(r.args::json);
             WHEN 14 THEN v_result := sio.sio_save(r.namespace, r.sid, r.body, r.args::json);
             END CASE;
@@ -812,7 +812,7 @@ BEGIN
     END IF;
     IF p_key IS NOT NULL THEN
         v_offset := -sio.sio_keyed_event(p_namespace, p_key);
-        IF v_offset < 0 THEN
+        IF v_offset IS NOT NULL THEN
             RETURN v_offset;
         END IF;
     END IF;
@@ -882,11 +882,10 @@ DECLARE
 BEGIN
     SELECT id, generation INTO v_session, v_generation
     FROM sio.sio_sessions WHERE namespace = p_namespace AND sid = p_sid;
-    IF v_session IS NULL AND p_args->>'generation' IS NOT NULL
-       OR v_generation <> (p_args->>'generation')::bigint THEN
+    IF v_generation IS DISTINCT FROM coalesce((p_args->>'generation')::bigint, v_generation) THEN
         RETURN 0;
     END IF;
-    SELECT max(joined_at) INTO v_offset FROM sio.sio_rooms
+    SELECT joined_at INTO v_offset FROM sio.sio_rooms
     WHERE session = v_session AND room = p_room AND left_at IS NULL;
     IF p_kind = 1 THEN
         IF v_offset IS NOT NULL THEN
@@ -902,8 +901,8 @@ BEGIN
             INSERT INTO sio.sio_rooms (session, room, joined_at, namespace)
             VALUES (v_session, p_room, v_offset, p_namespace);
             -- Every membership that ends has begun here, in sio_change_members, or with the session.
-            IF (SELECT count(*) FROM (SELECT FROM sio.sio_rooms WHERE session = v_session AND left_at IS NOT NULL
-                                      ORDER BY left_at LIMIT 101) x) > 100 THEN
+            IF EXISTS (SELECT FROM sio.sio_rooms WHERE session = v_session AND left_at IS NOT NULL
+                       ORDER BY left_at OFFSET 100) THEN
                 PERFORM sio.sio_forget_rooms(v_session);
             END IF;
         END IF;
@@ -915,7 +914,7 @@ BEGIN
     v_offset := sio.sio_put_record(p_batch, 2, p_namespace, p_room, p_sid, p_as_of => v_as_of);
     UPDATE sio.sio_rooms SET left_at = coalesce(v_as_of, v_offset)
     WHERE session = v_session AND room = p_room
-      AND (left_at IS NULL OR v_as_of IS NOT NULL AND left_at > v_as_of);
+      AND (left_at IS NULL OR left_at > v_as_of);
     DELETE FROM sio.sio_rooms  -- memberships that span no offset
     WHERE session = v_session AND room = p_room AND left_at <= joined_at + 1;
     RETURN v_offset;
@@ -1000,8 +999,8 @@ BEGIN
                           WHERE x.session = m.session AND x.room = t.room AND x.left_at IS NULL);
         PERFORM sio.sio_forget_rooms(s.id) FROM sio.sio_sessions s
         WHERE s.id = ANY (v_sessions)
-          AND (SELECT count(*) FROM (SELECT FROM sio.sio_rooms x WHERE x.session = s.id AND x.left_at IS NOT NULL
-                                     ORDER BY x.left_at LIMIT 101) y) > 100;
+          AND EXISTS (SELECT FROM sio.sio_rooms x WHERE x.session = s.id AND x.left_at IS NOT NULL
+                      ORDER BY x.left_at OFFSET 100);
     ELSIF p_kind = 7 THEN
         UPDATE sio.sio_rooms SET left_at = v_offset
         WHERE session = ANY (v_sessions) AND room = ANY (p_targets) AND left_at IS NULL;
@@ -1106,7 +1105,7 @@ BEGIN
     INSERT INTO sio.sio_sessions (id, pid_hash, namespace, sid, identity, data, node, start_offset, joined_at,
                                   stale_offset, lost_below)
     VALUES (('x' || left(p_args->>'pid_hash', 15))::bit(60)::bigint, decode(p_args->>'pid_hash', 'hex'), p_namespace,
-            p_sid, p_args->>'identity', coalesce(p_data, '{}'), (p_args->>'node')::uuid, v_start,
+            p_sid, p_args->>'identity', p_data, (p_args->>'node')::uuid, v_start,
             (p_args->>'joined')::bigint, (p_args->>'stale')::bigint, (SELECT floor FROM sio.sio_log))
     ON CONFLICT (pid_hash) DO NOTHING
     RETURNING id INTO v_session;
@@ -1123,8 +1122,8 @@ BEGIN
     SELECT v_session, x->>0, (x->>1)::bigint, (x->>2)::bigint, p_namespace
     FROM json_array_elements(p_args->'rooms') x;
     FOR r IN SELECT kind, room, rooms, skip_sids, skip_rooms, data, "offset" FROM sio.sio_packets
-             WHERE "offset" > (p_args->>'cursor')::bigint AND kind <> 0 AND namespace = p_namespace
-               AND (sid = p_sid OR kind IN (3, 6, 7, 8))
+             WHERE "offset" > (p_args->>'cursor')::bigint AND namespace = p_namespace
+               AND (sid = p_sid OR kind IN (3, 6, 7, 8))  -- events have no sid
              ORDER BY "offset"
     LOOP
         CONTINUE WHEN r.kind > 5 AND (
@@ -1168,7 +1167,7 @@ END $$;
 -- verdict needs. Returns null and changes nothing if there is no such session, or if it is another identity's.
 --
 -- p_args: pid_hash, identity (of the client, null for none), node, after (the client's offset, null for the start), key
--- (of the offset's epoch), missed (the cap), page (how many records may come along, absent for none) and page_bytes.
+-- (of the offset's epoch), missed (the cap), page (how many records may come along, 0 for none) and page_bytes.
 -- The page holds the first events that the client missed, each as [offset, rooms, skip_sids, body]. It ends before
 -- binary and before large bodies. `upto` is the offset that it reaches.
 CREATE FUNCTION sio.sio_claim(p_batch bigint, p_namespace text, p_args json)
@@ -1178,7 +1177,7 @@ AS $$
 DECLARE
     s sio.sio_sessions; n sio.sio_nodes; v_node uuid := (p_args->>'node')::uuid; v_offset bigint; v_after bigint;
     v_missed bigint; v_cap bigint := (p_args->>'missed')::bigint; v_held boolean := false; v_lost boolean := false;
-    v_limit integer := coalesce((p_args->>'page')::integer, 0); v_due integer; v_page json; v_upto bigint;
+    v_limit integer := (p_args->>'page')::integer; v_due integer; v_page json; v_upto bigint;
     v_carried integer;
 BEGIN
     SELECT * INTO s FROM sio.sio_sessions
@@ -1206,16 +1205,15 @@ BEGIN
     v_after := greatest(v_after, s.start_offset);
     v_missed := v_offset - v_after;  -- an upper bound
     IF v_limit > 0 AND NOT v_held THEN
-        SELECT max(x.n), count(*) FILTER (WHERE x.fits), max(x."offset") FILTER (WHERE x.fits),
+        SELECT count(*), count(*) FILTER (WHERE x.fits), max(x."offset") FILTER (WHERE x.fits),
                json_agg(json_build_array(x."offset", coalesce(x.rooms, ARRAY[x.room]), x.skip_sids, x.body)
                         ORDER BY x."offset") FILTER (WHERE x.fits)
         INTO v_due, v_carried, v_upto, v_page
-        FROM (SELECT p."offset", p.room, p.rooms, p.skip_sids, p.body, row_number() OVER w AS n,
+        FROM (SELECT p."offset", p.room, p.rooms, p.skip_sids, p.body,
                      sum(octet_length(p.body)) OVER w <= (p_args->>'page_bytes')::integer
                      AND bool_and(p.attachment IS NULL AND p.parts IS NULL) OVER w AS fits
               FROM sio.sio_due(s.id, v_after, v_limit) d JOIN sio.sio_packets p ON p."offset" = d
               WINDOW w AS (ORDER BY p."offset")) x;
-        v_due := coalesce(v_due, 0);
         v_upto := CASE WHEN v_due < v_limit AND v_carried = v_due THEN v_offset ELSE coalesce(v_upto, v_after) END;
     END IF;
     -- The floor is read after the page, because retention may have deleted records in the meantime.
@@ -1251,7 +1249,7 @@ $$;
 -- notified that the former holder has let go. The claim is then settled. A later claim waits for that node, and not for
 -- a release that was announced already.
 CREATE FUNCTION sio.sio_release(p_args json)
- RETURNS json
+ RETURNS void
  LANGUAGE plpgsql
 AS $$
 DECLARE s sio.sio_sessions; v_generation bigint := (p_args->>'generation')::bigint;
@@ -1262,14 +1260,13 @@ BEGIN
         SET node = NULL, settled = generation,
             expires_at = CASE WHEN p_args->>'seconds' IS NULL THEN 'infinity'::timestamptz
                 ELSE clock_timestamp() + make_interval(
-                    secs => (p_args->>'seconds')::float8 - coalesce((p_args->>'since')::float8, 0)) END
+                    secs => (p_args->>'seconds')::float8 - (p_args->>'since')::float8) END
         WHERE id = s.id;
     ELSIF s.settled = v_generation THEN
         UPDATE sio.sio_sessions SET settled = generation WHERE id = s.id;
         PERFORM pg_notify(channel, 'released ' || s.id || ' ' || v_generation)
         FROM sio.sio_nodes WHERE id = s.node;
     END IF;
-    RETURN json_build_object('released', s.generation = v_generation);
 END $$;
 
 -- Ends a session. p_args: id, generation. A lower generation is in a copy of the log that lost the claim, and that
@@ -1464,6 +1461,7 @@ AS $$
 $$;
 
 -- Returns whether an event that a session is due above p_after is gone, or may be because its membership is not stored.
+-- The deleted event of the room may lie above the end of the membership, so the end bounds it.
 CREATE FUNCTION sio.sio_lost(p_session bigint, p_after bigint)
  RETURNS boolean
  LANGUAGE sql
@@ -1473,8 +1471,7 @@ AS $$
         OR p_after < (SELECT floor FROM sio.sio_log) AND EXISTS (
         SELECT FROM sio.sio_memberships(p_session, p_after) m
         CROSS JOIN LATERAL sio.sio_deleted(p_session, m.namespace, m.room, m.joined_at, m.left_at) d
-        WHERE d > greatest(p_after, m.joined_at)
-          AND coalesce(m.left_at, 9223372036854775807) > greatest(p_after, m.joined_at) + 1)
+        WHERE least(d, m.left_at - 1) > greatest(p_after, m.joined_at))
 $$;
 
 -- Returns the highest offset of the stored events of a room that do not skip a sid, between two offsets, both exclusive.

@@ -135,6 +135,16 @@ async def test_the_page_has_an_event_for_several_rooms_of_the_claims_own_batch(s
     assert claimed.offset == claimed.page[0].offset + 1  # it was one batch
 
 
+async def test_the_page_of_a_claim_takes_as_many_bytes_as_it_may(store, monkeypatch):
+    monkeypatch.setattr(sessions, "CARRIED_BYTES", 10)
+    await store.open()
+    start = await store.reader.head()
+    due = [await store.emit(body=body) for body in ('["a"]', '["b"]', '["c"]')]
+    claimed = await store.sessions.claim("/", await claim_of(store, start), 10_000, 10)
+    assert [record.offset for record in claimed.page] == due[:2]
+    assert claimed.upto == due[1] and claimed.missed == 3 and claimed.stale is False
+
+
 async def test_what_retention_deletes_while_a_claim_waits_for_it_counts_as_lost(pg_dsn, store, db):
     """The claim finds nothing deleted yet, waits to read the segment that is being truncated, and finds it empty."""
     held = await store.open()

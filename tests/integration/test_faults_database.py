@@ -163,7 +163,7 @@ async def test_case_105_a_role_without_rights_hears_nothing_and_injects_nothing(
                 "sio_lock_and_check_epoch()",
                 "sio_kick(1, '/', 's')",
                 "sio_put_record(1, 5, '/', '', NULL)",
-                'sio_release(\'{"id":1,"generation":1,"seconds":0}\')',
+                'sio_release(\'{"id":1,"generation":1,"seconds":0,"since":0}\')',
             ):
                 with pytest.raises(asyncpg.InsufficientPrivilegeError):
                     await stranger.fetch(f"SELECT {call}")

@@ -95,8 +95,10 @@ async def append(store, *entries: Entry) -> list[tuple[int, bool]]:
     return [(w.offset, w.duplicate) for w in written]
 
 
+@pytest.mark.parametrize("segment", [0, 1])
 @pytest.mark.parametrize("mixed", [False, True], ids=["events", "with-a-move"])
-async def test_in_one_batch_the_first_with_a_key_is_stored(store, db, mixed):
+async def test_in_one_batch_the_first_with_a_key_is_stored(store, db, mixed, segment):
+    await db.execute("SELECT setval('sio_active_segment', $1)", segment)
     [(before, _)] = await append(store, keyed("0", "old", "x"))
     await store.open()
     move = [Entry(Kind.ENTER, "/", ("x",), sid="s")] if mixed else []

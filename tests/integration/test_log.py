@@ -159,7 +159,9 @@ async def stored(db) -> list[int]:
 
 
 # -- what an append holds -------------------------------------------------------------------------------------
-async def test_entries_of_every_kind_come_back_as_they_were(store):
+@pytest.mark.parametrize("segment", [0, 1])
+async def test_entries_of_every_kind_come_back_as_they_were(store, db, segment):
+    await db.execute("SELECT setval('sio_active_segment', $1)", segment)
     text = '["e","\\u0000 \\ud83d","' + "ü🙂" * 50 + '"]'
     big = '["e","' + "x" * 100_000 + '"]'
     entries = [
@@ -169,6 +171,7 @@ async def test_entries_of_every_kind_come_back_as_they_were(store):
         Entry(Kind.ENTER, "/", ("a",), sid="s"),
         Entry(Kind.EVENT, "/", body=big, parts=(b"y" * 70_000,)),
         Entry(Kind.CLOSE, "/", ("a",)),
+        Entry(Kind.EVENT, "/", ("a", "b"), ("s",), ("x", "y"), body='["e"]'),
     ]
     written = await asyncio.gather(*(store.log.append(entry) for entry in entries))
     assert [w.offset for w in written] == sorted(w.offset for w in written)
@@ -176,8 +179,18 @@ async def test_entries_of_every_kind_come_back_as_they_were(store):
     records = [await store.reader.whole(record) for record in records]
     for entry, one, record in zip(entries, written, records, strict=True):
         assert record.offset == one.offset
-        for name in ("kind", "namespace", "rooms", "skip_sids", "sid", "body", "parts"):
+        for name in ("kind", "namespace", "rooms", "skip_sids", "skip_rooms", "sid", "body", "parts"):
             assert getattr(record, name) == getattr(entry, name), name
+    events = [entry for entry in entries if entry.kind is Kind.EVENT]
+    written = await asyncio.gather(*(store.log.append(entry) for entry in [events[0], *events]))
+    _, records = await store.reader.range(written[0].offset, 100)
+    for entry, record in zip(events, [await store.reader.whole(record) for record in records], strict=True):
+        for name in ("kind", "namespace", "rooms", "skip_sids", "skip_rooms", "body", "parts"):
+            assert getattr(record, name) == getattr(entry, name), name
+    assert {row[0] for row in await db.fetch("SELECT tableoid::regclass::text FROM sio_packets")} == {
+        f"sio_packets_{segment}"
+    }
+    assert await db.fetchval("SELECT count(*) FROM sio_packets WHERE batch IS NULL") == 0
 
 
 async def test_case_87_one_batch_keeps_the_order_of_the_calls(store):

@@ -8,6 +8,7 @@ import contextlib
 import asyncpg
 import pytest
 
+from integration.test_seam import Deaf
 from sio_pg_adapter.local.client import State
 from sio_pg_adapter.log.records import Held, Kind
 from sio_pg_adapter.store.pruner import Pruned
@@ -304,6 +305,53 @@ async def test_a_claim_does_not_wait_for_a_holder_that_has_let_go_already(start_
         assert await first.rest() == []
         go_on.set()
         assert wire.sid in await second.recv()
+
+
+async def test_a_claim_does_not_wait_for_a_holder_whose_client_has_disconnected(start_node, monkeypatch):
+    """The claim came before the DISCONNECT, so that ends nothing. The holder has not heard of the claim."""
+    monkeypatch.setattr("sio_pg_adapter.server.claiming.TAKEOVER_WAIT", 3_600.0)
+    a, b = await start_node(), await start_node()
+    called = []
+
+    @a.sio.event
+    async def disconnect(sid, reason):
+        await asyncio.sleep(0)
+        called.append("disconnect")
+
+    @b.sio.event
+    async def connect(sid, environ, auth):
+        called.append("connect")
+
+    async with a.client() as wire, AsgiClient(b.sio) as again:
+        deaf = Deaf(a)
+        again.send(f'0{{"pid":"{wire.pid}"}}')
+        await until(lambda: b.manager.node.counters.takeovers)
+        wire.send("1")
+        assert wire.sid in await again.recv()
+        assert called == ["disconnect", "connect"]
+        deaf.hear()
+
+
+async def test_a_claim_does_not_wait_for_a_holder_whose_connect_is_refused(start_node, monkeypatch):
+    monkeypatch.setattr("sio_pg_adapter.server.claiming.TAKEOVER_WAIT", 3_600.0)
+    a, b = await start_node(), await start_node()
+    deciding, go_on = asyncio.Event(), asyncio.Event()
+    async with a.client() as wire:
+        await wire.drop()
+
+        @a.sio.event
+        async def connect(sid, environ, auth):
+            deciding.set()
+            await go_on.wait()
+            return False
+
+        async with AsgiClient(a.sio) as first, AsgiClient(b.sio) as second:
+            first.send(f'0{{"pid":"{wire.pid}"}}')
+            await deciding.wait()
+            second.send(f'0{{"pid":"{wire.pid}"}}')
+            await until(lambda: b.manager.node.counters.takeovers)
+            go_on.set()
+            assert wire.sid in await second.recv()
 
 
 async def test_one_pid_presented_many_times_at_once_is_held_by_the_last(start_node, db):

@@ -243,6 +243,19 @@ async def test_case_24_at_the_floor_of_other_rooms_nothing_is_lost(pg_dsn, store
     assert claimed.lost is False and claimed.memberships.current() == ["mine"]
 
 
+async def test_a_room_that_was_left_as_of_an_offset_has_lost_nothing_from_there_on(pg_dsn, store, db):
+    """Retention deleted an event above that offset before the room was left, so the membership has no floor."""
+    held = await store.open()
+    entered = await store.move(Kind.ENTER, "s", "x")
+    for room in ("y", "y", "x"):
+        await store.emit(room)
+    await age(db)
+    await prune_once(pg_dsn)
+    await store.move(Kind.LEAVE, "s", "x", as_of=entered + 2)
+    lost = [await db.fetchval("SELECT sio_lost($1, $2)", held.id, entered + after) for after in (-1, 0, 1, 2)]
+    assert lost == [True, True, False, False]
+
+
 @pytest.mark.parametrize("room", ["", "s", "mine"])
 async def test_case_50_what_was_deleted_above_the_offset_is_lost(pg_dsn, store, db, room):
     await store.open()

@@ -14,19 +14,26 @@ def older(age, limit):
 
 def untested(age):
     return age
+
+class Crate:
+    def limit(self, most=2):
+        return most
 """
 
 TESTS = """
-from planted import older
+from planted import Crate, older
 
 def test_older():
     assert older(3, 2) and not older(1, 2)
+
+def test_crate():
+    assert Crate().limit() == 2
 """
 
 REPORT = """\
 planted:3 older: age > limit  ->  age >= limit
 planted:6 untested: return age  ->  return None  (no test reaches it)
-planted: 4 mutants, 2 killed, 2 survivors, 0 equivalent, """
+planted: 7 mutants, 5 killed, 2 survivors, 0 equivalent, """
 
 
 def test_a_planted_survivor_is_reported(tmp_path):

@@ -109,13 +109,13 @@ BEGIN
                 SELECT DISTINCT p_namespaces[l.i], x.room, offsets[l.i]
                 FROM unnest(p_room_lists) WITH ORDINALITY AS l (rooms, i)
                     CROSS JOIN LATERAL json_array_elements_text(l.rooms::json) WITH ORDINALITY AS x (room, j)
-                WHERE l.rooms IS NOT NULL AND x.j > 1 AND offsets[l.i] > 0;
+                WHERE x.j > 1 AND offsets[l.i] > 0;
             ELSE
                 INSERT INTO sio.sio_packet_rooms_1 (namespace, room, "offset")
                 SELECT DISTINCT p_namespaces[l.i], x.room, offsets[l.i]
                 FROM unnest(p_room_lists) WITH ORDINALITY AS l (rooms, i)
                     CROSS JOIN LATERAL json_array_elements_text(l.rooms::json) WITH ORDINALITY AS x (room, j)
-                WHERE l.rooms IS NOT NULL AND x.j > 1 AND offsets[l.i] > 0;
+                WHERE x.j > 1 AND offsets[l.i] > 0;
             END IF;
         END IF;
     ELSE
@@ -144,8 +144,8 @@ BEGIN
                     v_skip_rooms := ARRAY(SELECT json_array_elements_text(r.skip_rooms::json));
                 END IF;
                 -- The further rooms are written at once, because a claim behind the event in this batch reads them.
-                IF v_offset < 0 THEN
-                    NULL;  -- the key is taken
+                IF v_offset IS NOT NULL THEN
+                    v_key := NULL;  -- it is taken
                 ELSIF v_segment = 0 THEN
                     INSERT INTO sio.sio_packets_0 ("offset", kind, namespace, room, rooms, skip_sids, skip_rooms, body,
                                                    parts, attachment, batch)
@@ -167,7 +167,7 @@ BEGIN
                         SELECT DISTINCT r.namespace, x.room, v_offset FROM unnest(v_rooms[2:]) AS x (room);
                     END IF;
                 END IF;
-                IF v_key IS NOT NULL AND v_offset > 0 THEN
+                IF v_key IS NOT NULL THEN
                     PERFORM sio.sio_take_key(r.namespace, v_key, v_offset);
                 END IF;
             WHEN 1, 2 THEN
@@ -186,7 +186,7 @@ BEGIN
                     ARRAY(SELECT json_array_elements_text(r.skip_rooms::json)));
             WHEN 10 THEN v_result := sio.sio_open(r.namespace, r.sid, r.body, r.args::json);
             WHEN 11 THEN v_result := sio.sio_settle(r.args::json);
-            WHEN 12 THEN v_result := sio.sio_release(r.args::json);
+            WHEN 12 THEN PERFORM sio.sio_release(r.args::json);
             WHEN 13 THEN v_result := sio.sio_end(r.args::json);
             WHEN 14 THEN v_result := sio.sio_save(r.namespace, r.sid, r.body, r.args::json);
             END CASE;
@@ -241,7 +241,7 @@ BEGIN
     END IF;
     IF p_key IS NOT NULL THEN
         v_offset := -sio.sio_keyed_event(p_namespace, p_key);
-        IF v_offset < 0 THEN
+        IF v_offset IS NOT NULL THEN
             RETURN v_offset;
         END IF;
     END IF;

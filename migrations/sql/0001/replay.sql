@@ -129,14 +129,14 @@ LANGUAGE sql STABLE AS $$
 $$;
 
 -- Returns whether an event that a session is due above p_after is gone, or may be because its membership is not stored.
+-- The deleted event of the room may lie above the end of the membership, so the end bounds it.
 CREATE FUNCTION sio.sio_lost(p_session bigint, p_after bigint) RETURNS boolean
 LANGUAGE sql STABLE AS $$
     SELECT EXISTS (SELECT FROM sio.sio_sessions WHERE id = p_session AND p_after < lost_below)
         OR p_after < (SELECT floor FROM sio.sio_log) AND EXISTS (
         SELECT FROM sio.sio_memberships(p_session, p_after) m
         CROSS JOIN LATERAL sio.sio_deleted(p_session, m.namespace, m.room, m.joined_at, m.left_at) d
-        WHERE d > greatest(p_after, m.joined_at)
-          AND coalesce(m.left_at, 9223372036854775807) > greatest(p_after, m.joined_at) + 1)
+        WHERE least(d, m.left_at - 1) > greatest(p_after, m.joined_at))
 $$;
 
 -- Returns the highest offset of the stored events of a room that do not skip a sid, between two offsets, both exclusive.

@@ -39,11 +39,10 @@ DECLARE
 BEGIN
     SELECT id, generation INTO v_session, v_generation
     FROM sio.sio_sessions WHERE namespace = p_namespace AND sid = p_sid;
-    IF v_session IS NULL AND p_args->>'generation' IS NOT NULL
-       OR v_generation <> (p_args->>'generation')::bigint THEN
+    IF v_generation IS DISTINCT FROM coalesce((p_args->>'generation')::bigint, v_generation) THEN
         RETURN 0;
     END IF;
-    SELECT max(joined_at) INTO v_offset FROM sio.sio_rooms
+    SELECT joined_at INTO v_offset FROM sio.sio_rooms
     WHERE session = v_session AND room = p_room AND left_at IS NULL;
     IF p_kind = 1 THEN
         IF v_offset IS NOT NULL THEN
@@ -59,8 +58,8 @@ BEGIN
             INSERT INTO sio.sio_rooms (session, room, joined_at, namespace)
             VALUES (v_session, p_room, v_offset, p_namespace);
             -- Every membership that ends has begun here, in sio_change_members, or with the session.
-            IF (SELECT count(*) FROM (SELECT FROM sio.sio_rooms WHERE session = v_session AND left_at IS NOT NULL
-                                      ORDER BY left_at LIMIT 101) x) > 100 THEN
+            IF EXISTS (SELECT FROM sio.sio_rooms WHERE session = v_session AND left_at IS NOT NULL
+                       ORDER BY left_at OFFSET 100) THEN
                 PERFORM sio.sio_forget_rooms(v_session);
             END IF;
         END IF;
@@ -72,7 +71,7 @@ BEGIN
     v_offset := sio.sio_put_record(p_batch, 2, p_namespace, p_room, p_sid, p_as_of => v_as_of);
     UPDATE sio.sio_rooms SET left_at = coalesce(v_as_of, v_offset)
     WHERE session = v_session AND room = p_room
-      AND (left_at IS NULL OR v_as_of IS NOT NULL AND left_at > v_as_of);
+      AND (left_at IS NULL OR left_at > v_as_of);
     DELETE FROM sio.sio_rooms  -- memberships that span no offset
     WHERE session = v_session AND room = p_room AND left_at <= joined_at + 1;
     RETURN v_offset;
@@ -152,8 +151,8 @@ BEGIN
                           WHERE x.session = m.session AND x.room = t.room AND x.left_at IS NULL);
         PERFORM sio.sio_forget_rooms(s.id) FROM sio.sio_sessions s
         WHERE s.id = ANY (v_sessions)
-          AND (SELECT count(*) FROM (SELECT FROM sio.sio_rooms x WHERE x.session = s.id AND x.left_at IS NOT NULL
-                                     ORDER BY x.left_at LIMIT 101) y) > 100;
+          AND EXISTS (SELECT FROM sio.sio_rooms x WHERE x.session = s.id AND x.left_at IS NOT NULL
+                      ORDER BY x.left_at OFFSET 100);
     ELSIF p_kind = 7 THEN
         UPDATE sio.sio_rooms SET left_at = v_offset
         WHERE session = ANY (v_sessions) AND room = ANY (p_targets) AND left_at IS NULL;

@@ -34,7 +34,7 @@ BEGIN
     INSERT INTO sio.sio_sessions (id, pid_hash, namespace, sid, identity, data, node, start_offset, joined_at,
                                   stale_offset, lost_below)
     VALUES (('x' || left(p_args->>'pid_hash', 15))::bit(60)::bigint, decode(p_args->>'pid_hash', 'hex'), p_namespace,
-            p_sid, p_args->>'identity', coalesce(p_data, '{}'), (p_args->>'node')::uuid, v_start,
+            p_sid, p_args->>'identity', p_data, (p_args->>'node')::uuid, v_start,
             (p_args->>'joined')::bigint, (p_args->>'stale')::bigint, (SELECT floor FROM sio.sio_log))
     ON CONFLICT (pid_hash) DO NOTHING
     RETURNING id INTO v_session;
@@ -51,8 +51,8 @@ BEGIN
     SELECT v_session, x->>0, (x->>1)::bigint, (x->>2)::bigint, p_namespace
     FROM json_array_elements(p_args->'rooms') x;
     FOR r IN SELECT kind, room, rooms, skip_sids, skip_rooms, data, "offset" FROM sio.sio_packets
-             WHERE "offset" > (p_args->>'cursor')::bigint AND kind <> 0 AND namespace = p_namespace
-               AND (sid = p_sid OR kind IN (3, 6, 7, 8))
+             WHERE "offset" > (p_args->>'cursor')::bigint AND namespace = p_namespace
+               AND (sid = p_sid OR kind IN (3, 6, 7, 8))  -- events have no sid
              ORDER BY "offset"
     LOOP
         CONTINUE WHEN r.kind > 5 AND (
@@ -93,7 +93,7 @@ END $$;
 -- verdict needs. Returns null and changes nothing if there is no such session, or if it is another identity's.
 --
 -- p_args: pid_hash, identity (of the client, null for none), node, after (the client's offset, null for the start), key
--- (of the offset's epoch), missed (the cap), page (how many records may come along, absent for none) and page_bytes.
+-- (of the offset's epoch), missed (the cap), page (how many records may come along, 0 for none) and page_bytes.
 -- The page holds the first events that the client missed, each as [offset, rooms, skip_sids, body]. It ends before
 -- binary and before large bodies. `upto` is the offset that it reaches.
 CREATE FUNCTION sio.sio_claim(p_batch bigint, p_namespace text, p_args json) RETURNS json
@@ -101,7 +101,7 @@ LANGUAGE plpgsql AS $$
 DECLARE
     s sio.sio_sessions; n sio.sio_nodes; v_node uuid := (p_args->>'node')::uuid; v_offset bigint; v_after bigint;
     v_missed bigint; v_cap bigint := (p_args->>'missed')::bigint; v_held boolean := false; v_lost boolean := false;
-    v_limit integer := coalesce((p_args->>'page')::integer, 0); v_due integer; v_page json; v_upto bigint;
+    v_limit integer := (p_args->>'page')::integer; v_due integer; v_page json; v_upto bigint;
     v_carried integer;
 BEGIN
     SELECT * INTO s FROM sio.sio_sessions
@@ -129,16 +129,15 @@ BEGIN
     v_after := greatest(v_after, s.start_offset);
     v_missed := v_offset - v_after;  -- an upper bound
     IF v_limit > 0 AND NOT v_held THEN
-        SELECT max(x.n), count(*) FILTER (WHERE x.fits), max(x."offset") FILTER (WHERE x.fits),
+        SELECT count(*), count(*) FILTER (WHERE x.fits), max(x."offset") FILTER (WHERE x.fits),
                json_agg(json_build_array(x."offset", coalesce(x.rooms, ARRAY[x.room]), x.skip_sids, x.body)
                         ORDER BY x."offset") FILTER (WHERE x.fits)
         INTO v_due, v_carried, v_upto, v_page
-        FROM (SELECT p."offset", p.room, p.rooms, p.skip_sids, p.body, row_number() OVER w AS n,
+        FROM (SELECT p."offset", p.room, p.rooms, p.skip_sids, p.body,
                      sum(octet_length(p.body)) OVER w <= (p_args->>'page_bytes')::integer
                      AND bool_and(p.attachment IS NULL AND p.parts IS NULL) OVER w AS fits
               FROM sio.sio_due(s.id, v_after, v_limit) d JOIN sio.sio_packets p ON p."offset" = d
               WINDOW w AS (ORDER BY p."offset")) x;
-        v_due := coalesce(v_due, 0);
         v_upto := CASE WHEN v_due < v_limit AND v_carried = v_due THEN v_offset ELSE coalesce(v_upto, v_after) END;
     END IF;
     -- The floor is read after the page, because retention may have deleted records in the meantime.
@@ -171,7 +170,7 @@ $$;
 -- (seconds for which the client has been away). If another node claimed the session in the meantime, that node is
 -- notified that the former holder has let go. The claim is then settled. A later claim waits for that node, and not for
 -- a release that was announced already.
-CREATE FUNCTION sio.sio_release(p_args json) RETURNS json
+CREATE FUNCTION sio.sio_release(p_args json) RETURNS void
 LANGUAGE plpgsql AS $$
 DECLARE s sio.sio_sessions; v_generation bigint := (p_args->>'generation')::bigint;
 BEGIN
@@ -181,14 +180,13 @@ BEGIN
         SET node = NULL, settled = generation,
             expires_at = CASE WHEN p_args->>'seconds' IS NULL THEN 'infinity'::timestamptz
                 ELSE clock_timestamp() + make_interval(
-                    secs => (p_args->>'seconds')::float8 - coalesce((p_args->>'since')::float8, 0)) END
+                    secs => (p_args->>'seconds')::float8 - (p_args->>'since')::float8) END
         WHERE id = s.id;
     ELSIF s.settled = v_generation THEN
         UPDATE sio.sio_sessions SET settled = generation WHERE id = s.id;
         PERFORM pg_notify(channel, 'released ' || s.id || ' ' || v_generation)
         FROM sio.sio_nodes WHERE id = s.node;
     END IF;
-    RETURN json_build_object('released', s.generation = v_generation);
 END $$;
 
 -- Ends a session. p_args: id, generation. A lower generation is in a copy of the log that lost the claim, and that

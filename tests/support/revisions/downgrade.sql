@@ -29,7 +29,7 @@ BEGIN
     END IF;
     IF p_key IS NOT NULL THEN
         v_offset := -sio.sio_keyed_event(p_namespace, p_key);
-        IF v_offset < 0 THEN
+        IF v_offset IS NOT NULL THEN
             RETURN v_offset;
         END IF;
     END IF;
