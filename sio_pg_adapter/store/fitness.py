@@ -22,17 +22,6 @@ ISOLATION = "read committed"
 """The isolation level of all statements. In a stricter one, a statement reads as of a moment before it got the log's
 lock. It misses the records that were committed while it waited."""
 
-VALUE_AT_FAULT = (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError, asyncpg.ProgramLimitExceededError)
-"""Errors of PostgreSQL about a value. Another connection would give them, too."""
-
-
-def is_about_value(error: BaseException) -> bool:
-    """Whether an error is about a value.
-
-    A full queue of notifications has the class of a limit (async.c), and is not the value's fault.
-    """
-    return isinstance(error, VALUE_AT_FAULT) and "NOTIFY" not in str(error)
-
 
 class UnfitConnection(StoreUnavailable):
     """A connection cannot be used. Another one may be fit."""

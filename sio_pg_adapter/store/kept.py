@@ -10,8 +10,7 @@ import asyncpg
 
 from sio_pg_adapter.errors import SioPgError
 
-from .failures import BROKEN, LOST
-from .fitness import is_about_value
+from .failures import BROKEN, LOST, is_about_value
 
 if TYPE_CHECKING:
     from .database import Database

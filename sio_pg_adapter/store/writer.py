@@ -24,8 +24,7 @@ from sio_pg_adapter.tasks import Begun
 
 from .commits import Commits
 from .database import Database
-from .failures import refusal
-from .fitness import is_about_value
+from .failures import is_about_value, refusal
 
 BATCH_ENTRIES = 500
 """The largest batch, in entries."""
