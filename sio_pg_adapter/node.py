@@ -176,7 +176,7 @@ class Node:
         self.moves = Moves(setup.clients, self.rooms, self.cursor, self.appender)
         self.delivery.on_intruder = lambda *intruder: self.tasks.spawn(self.moves.expel(*intruder), "sid room")
         self.continuity = Continuity(
-            database, setup.clients, self.cursor, self.epochs, self.reader, self.sessions, self.presence, self.endings
+            database, setup.clients, self.cursor, self.epochs, self.reader, self.sessions, self.endings
         )
         self.positions = Positions(
             setup.clients,

@@ -97,11 +97,6 @@ class Presence:
         """
         return {row["id"] for row in await self._database.fetch("others", self._id)}
 
-    async def held(self) -> set[tuple[int, int]]:
-        """Return the sessions that are this node's by the tables, by id and generation."""
-        rows = await self._database.fetch("held_by", self._id)
-        return {(row["id"], row["generation"]) for row in rows}
-
     async def leave(self) -> None:
         """Leave the cluster."""
         await self._database.fetch("node_stop", self._id)

@@ -180,7 +180,7 @@ class Sessions:
             raise
 
     async def held_here(self) -> set[Held]:
-        """Return the sessions that the store has as this node's."""
+        """Return the sessions that are this node's by the tables."""
         return {Held(row["id"], row["generation"]) for row in await self._database.fetch("held_by", self._node)}
 
     async def settle(self, held: Held) -> str | None:
@@ -232,11 +232,6 @@ class Sessions:
         return written.result is not None
 
     # -- reads ---------------------------------------------------------------------------------------
-    async def data(self, namespace: str, sid: str) -> Any:
-        """Return the session data of a sid, ``None`` if it has no session."""
-        text = await self.text(namespace, sid)
-        return None if text is None else json.loads(text)
-
     async def text(self, namespace: str, sid: str) -> str | None:
         """Return the session data of a sid as it is stored, ``None`` if it has no session."""
         rows = await self._database.fetch("session_data", namespace, sid)

@@ -544,8 +544,8 @@ async def test_a_read_goes_on_when_its_backend_was_ended_while_nobody_used_it(
     """So a node that stops then has left the cluster, and its sessions expire from then on."""
     async with asyncpg.create_pool(pg_dsn, min_size=0, max_size=6) as pool:
         node = await (start_node(dsn=None, manager={"pool": pool}) if given else start_node())
-        presence = node.manager.node.presence
-        for look in (presence.others, presence.held, presence.leave):
+        presence, sessions = node.manager.node.presence, node.manager.node.sessions
+        for look in (presence.others, sessions.held_here, presence.leave):
             async with node.manager.database.reader as connection:
                 pid = await connection.fetchval("SELECT pg_backend_pid()")
             await superuser.execute("SELECT pg_terminate_backend($1)", pid)
