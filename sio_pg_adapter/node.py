@@ -23,7 +23,7 @@ from typing import Any, Protocol
 from .cluster.broadcast_calls import BroadcastCalls
 from .cluster.callbacks import Callbacks
 from .cluster.members import Members
-from .cluster.messages import Event, Kind, Messages
+from .cluster.messages import MessageKind, Messages, UnstoredEvent
 from .cluster.requests import Requests, Service
 from .cluster.server_events import ServerEvents
 from .cluster.sockets import Sockets
@@ -192,7 +192,7 @@ class Node:
 
         # the other nodes
         self.messages = Messages(database, self.id, self.cursor)
-        self.messages.on(Kind.EVENT, self._on_event)
+        self.messages.on(MessageKind.EVENT, self._on_event)
         self.requests = Requests(self.messages, self.presence, self.tasks, self.id, self.channel)
         self.callbacks = Callbacks(setup.clients, self.delivery, self.messages, self.tasks, self.channel)
         self.sockets = Sockets(self.rooms, self.sessions, self.requests, self.epochs, self.id, setup.environ_of)
@@ -352,9 +352,9 @@ class Node:
         """
         if self._follows:
             self.delivery.unstored(outgoing, volatile=volatile)
-        await self.messages.send_to_all(Event.of(outgoing, volatile=volatile), outgoing.parts)
+        await self.messages.send_to_all(UnstoredEvent.of(outgoing, volatile=volatile), outgoing.parts)
 
-    def _on_event(self, event: Event, parts: tuple[bytes, ...]) -> None:
+    def _on_event(self, event: UnstoredEvent, parts: tuple[bytes, ...]) -> None:
         self.delivery.unstored(event.outgoing(parts), volatile=event.volatile)
 
 

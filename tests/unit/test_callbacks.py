@@ -9,7 +9,7 @@ import pytest
 
 from sio_pg_adapter.cluster import callbacks as module
 from sio_pg_adapter.cluster.callbacks import Callbacks
-from sio_pg_adapter.cluster.messages import Answer, Event, Messages, Question, decode, encode, fields_of
+from sio_pg_adapter.cluster.messages import Answer, Messages, Question, UnstoredEvent, decode, encode, fields_of
 from sio_pg_adapter.errors import StoreUnavailable
 from sio_pg_adapter.local.cursor import Cursor
 from sio_pg_adapter.log.payload import unpack
@@ -103,7 +103,7 @@ async def test_a_question_goes_to_the_other_nodes_unless_it_is_for_one_client_of
     await node.callbacks.ask(event("a", "elsewhere"), node.called, only_here=False)
     (channel, question), (_, other) = node.sent()
     assert channel == node.postgres.database.channel and question.reply_to == "sio_here"
-    assert Event(**question.event).outgoing(()) == event("x", body='["q"]')
+    assert UnstoredEvent(**question.event).outgoing(()) == event("x", body='["q"]')
     assert question.id != other.id
 
 
@@ -125,7 +125,7 @@ async def test_a_question_that_cannot_be_sent_is_reported_to_the_caller(node):
 
 async def test_each_client_answers_the_question_of_another_node_on_its_channel(node):
     a, b = node.client("a", "x"), node.client("b", "x")
-    node.receive(Question(9, "sio_there", fields_of(Event.of(event("x", body='["q"]')))))
+    node.receive(Question(9, "sio_there", fields_of(UnstoredEvent.of(event("x", body='["q"]')))))
     assert a.connection.socket.sent() == [f'2{node.acks("a")[0]}["q"]']
     node.callbacks.acknowledged(b, *node.acks("b"), [1])
     node.callbacks.acknowledged(a, *node.acks("a"), [])
@@ -137,7 +137,7 @@ async def test_each_client_answers_the_question_of_another_node_on_its_channel(n
 async def test_binary_is_carried_in_a_question_and_in_its_answer(node):
     a = node.client("a")
     outgoing = Outgoing("/", ("a",), (), '["q",{"_placeholder":true,"num":0}]', (b"asked",))
-    node.callbacks._asked(Question(9, "sio_there", fields_of(Event.of(outgoing))), outgoing.parts)
+    node.callbacks._asked(Question(9, "sio_there", fields_of(UnstoredEvent.of(outgoing))), outgoing.parts)
     assert a.connection.socket.sent()[1:] == [b"asked"]
     node.callbacks.acknowledged(a, *node.acks("a"), [b"answered"])
     await node.turn()
