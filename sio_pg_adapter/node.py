@@ -49,7 +49,7 @@ from .log.records import Outgoing
 from .options import ConnectionStateRecovery
 from .store.database import Database
 from .store.epochs import Epochs
-from .store.kept import Connection
+from .store.kept import Connection, check_kept
 from .store.listener import PROBE_INTERVAL, PROBE_TIMEOUT, Listener
 from .store.presence import Presence
 from .store.pruner import ExpiryHandlers, Pruner
@@ -133,7 +133,6 @@ class Node:
         self.id = uuid.uuid4().hex
         self.channel = "sio_" + secrets.token_hex(20)  # a secret: NOTIFY has no permissions
         self.database = database
-        database.must_fit = True
         self.counters = setup.counters
         self.recovery = setup.recovery
         self.frames = setup.frames
@@ -235,7 +234,7 @@ class Node:
         await self.database.open(listens=self._follows)
         try:
             await self.epochs.open()
-            self.database.on_moved = self._on_moved
+            self.database.followed.on_moved = self._on_moved
             await self.relay.drain()
             self.writer.start()
             if self._follows:
@@ -260,7 +259,7 @@ class Node:
 
     async def stop(self) -> None:
         """Write what is waiting, leave the cluster, and close all connections."""
-        self.database.on_moved = None
+        self.database.followed.on_moved = None
         await self.tasks.close()
         await self.relay.close()
         self.requests.close()
@@ -280,7 +279,7 @@ class Node:
     # -- what the LISTEN connection brings -----------------------------------------------------------------
     async def _on_listening(self, connection: Connection) -> None:
         if self.cursor.running:
-            self.database.reopen()  # the other connections may be on a server that is not the primary any more
+            self.database.followed.reopen()  # the others may be on a server that is not the primary any more
         counted_dead = await self.presence.show(connection)
         await self.continuity.check()
         self.cursor.ring()  # whatever was announced before this connection listened was not heard
@@ -288,12 +287,12 @@ class Node:
         await self.continuity.returned(counted_dead=counted_dead)
 
     async def _on_probe(self, connection: Connection, timeout: float) -> str:
-        checking = asyncio.create_task(self.database.check_kept(timeout), name="sio_pg check of connections")
+        checking = asyncio.create_task(check_kept(self.database, timeout), name="sio_pg check of connections")
         try:
             probe = await self.presence.probe(connection, timeout)
         finally:
             await checking
-        if fault := probe.fault(self.database.server, self._channels()):
+        if fault := probe.fault(self.database.followed.name, self._channels()):
             return fault  # its head may be that of another log
         await self.relay.look(probe)
         # Usually the notification is on its way. If it is not, this node is behind until it has read on.
@@ -305,7 +304,7 @@ class Node:
         """Check the connections of a process that only emits. It has none that listens, whose probe would do so."""
         while True:
             await asyncio.sleep(PROBE_INTERVAL)  # the pace of the probes
-            await self.database.check_kept(PROBE_TIMEOUT)
+            await check_kept(self.database, PROBE_TIMEOUT)
             self._reports.report(self.diagnosis.fault())
 
     def _channels(self) -> list[str]:
@@ -319,8 +318,8 @@ class Node:
 
     async def _follow(self) -> None:
         if not self._follows:
-            self.database.forget_server()
-            self.database.settle()
+            self.database.followed.forget()
+            self.database.followed.settle()
             return
         await self.continuity.follow()
         if self.listener is not None:

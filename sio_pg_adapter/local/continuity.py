@@ -76,10 +76,10 @@ class Continuity:
         while True:
             try:
                 async with self._checking:
-                    self._database.forget_server()
+                    self._database.followed.forget()
                     await self._database.expire()
                     await self._compare()
-                    self._database.settle()
+                    self._database.followed.settle()
             except SioPgError as e:
                 logger.warning("the log of the server cannot be checked, trying again: %s", e)
                 await asyncio.sleep(RETRY)  # nothing announces that the database is back

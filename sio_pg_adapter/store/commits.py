@@ -199,7 +199,7 @@ class Commits:
 
         :raises OutcomeUnknown: if it was not.
         """
-        if not self._database.follows(row["server"]):
+        if not self._database.gave(row["server"]):
             raise OutcomeUnknown("the append was made on another server than the one that this node follows")
 
     def _committed(

@@ -111,7 +111,7 @@ async def test_answers_and_questions_wait_behind_a_replay(start_node, short_page
 async def test_pages_wait_for_their_turn_and_not_at_the_pool(start_node, monkeypatch):
     node = await start_node()
     async with node.client() as wire:
-        monkeypatch.setattr("sio_pg_adapter.store.database.CONNECT_TIMEOUT", 1.0)
+        monkeypatch.setattr("sio_pg_adapter.store.database.ACQUIRE_TIMEOUT", 1.0)
         held = node.manager.clients.current(wire.sid, "/").held
         sessions, statements = node.manager.node.sessions, node.manager.database.queries._statements
         monkeypatch.setitem(statements, "page", f"SELECT page.* FROM pg_sleep(0.2), ({statements['page']}) page")
