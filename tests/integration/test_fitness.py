@@ -25,7 +25,7 @@ from sio_pg_adapter.store.kept import is_closed
 from support.asgi_client import Closed
 from support.proxy import Proxy
 from support.roles import NODE, grants
-from support.waiting import until
+from support.waiting import until, until_answer
 
 OF_NODES = "application_name LIKE 'sio_pg%' AND datname = current_database() AND pid <> pg_backend_pid()"
 
@@ -43,17 +43,13 @@ def quick_probes(monkeypatch) -> None:
 
 
 async def healthy(node) -> None:
-    async with asyncio.timeout(20):
-        while not (await node.manager.health()).ok:
-            await asyncio.sleep(0.02)
+    await until_answer(node.manager.health, lambda health: health.ok)
 
 
 async def reason(node, part: str) -> None:
     """Health is false, for this reason."""
-    async with asyncio.timeout(20):
-        while part not in (await node.manager.health()).reason:
-            await asyncio.sleep(0.02)
-    assert not (await node.manager.health()).ok
+    health = await until_answer(node.manager.health, lambda health: part in health.reason)
+    assert not health.ok
 
 
 # -- isolation ------------------------------------------------------------------------------------------------

@@ -9,7 +9,6 @@ import time
 import pytest
 
 from sio_pg_adapter import StoreUnavailable
-from sio_pg_adapter.store.failures import OutcomeUnknown
 from support.roles import NODE
 
 PACE = 1 / 200  # seconds between two emits: the rate of case 85
@@ -85,26 +84,13 @@ async def test_an_append_whose_answer_was_lost_is_not_stored_twice(start_store, 
     store = await start_store()
     await store.emit(body='["before"]')
     held = await store.open()
-    backend = store.log._commits._backend[0]
-    send, lost = store.log._commits._send, []
-
-    async def send_and_lose(connection, *args):
-        if lost:
-            return await send(connection, *args)
-        lost.append(True)
-        on_appended, store.log._commits._on_appended = store.log._commits._on_appended, lambda *_: None
-        await send(connection, *args)
-        store.log._commits._on_appended = on_appended
-        await superuser.fetchval("SELECT pg_terminate_backend($1)", backend)
-        raise OutcomeUnknown("the answer did not come")
-
-    store.log._commits._send = send_and_lose
+    lost = store.lose_next_answer(superuser)
     batch = [store.emit(body='["a"]'), store.move(1, "s", "x"), store.emit(body='["b"]')]
     offsets = await asyncio.gather(*batch)
     rows = await db.fetch('SELECT "offset", kind, body FROM sio_packets ORDER BY "offset"')
     assert [row["body"] for row in rows if row["kind"] == 0] == ['["before"]', '["a"]', '["b"]']
     assert offsets == [row["offset"] for row in rows[1:]]
-    assert await store.sessions.rooms("/", "s") == ["x"] and held
+    assert await store.sessions.rooms("/", "s") == ["x"] and held and lost
 
 
 async def test_a_database_that_is_away_raises_and_says_that_nothing_was_stored(
