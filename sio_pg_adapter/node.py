@@ -319,7 +319,7 @@ class Node:
     async def _follow(self) -> None:
         if not self._follows:
             self.database.followed.forget()
-            self.database.followed.settle()
+            self.database.followed.confirm()
             return
         await self.continuity.follow()
         if self.listener is not None:

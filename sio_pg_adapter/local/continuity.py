@@ -77,9 +77,9 @@ class Continuity:
             try:
                 async with self._checking:
                     self._database.followed.forget()
-                    await self._database.expire()
+                    await self._database.expire_connections()
                     await self._compare()
-                    self._database.followed.settle()
+                    self._database.followed.confirm()
             except SioPgError as e:
                 logger.warning("the log of the server cannot be checked, trying again: %s", e)
                 await asyncio.sleep(RETRY)  # nothing announces that the database is back

@@ -155,7 +155,7 @@ class Database:
             connection.terminate()
         await self.release(connection)
 
-    async def expire(self) -> None:
+    async def expire_connections(self) -> None:
         """Have a pool of this node's own open new connections.
 
         When a connection was lost, another server may serve by now. The idle connections of the pool would still lead

@@ -26,8 +26,8 @@ class FollowedServer:
     :param schema: the schema of the tables.
     :ivar name: the server, as ``sio_fingerprint()`` names it. ``None``: the next connection says it.
     :ivar channel: the channel that announces appends there.
-    :ivar settled: whether it is certain that this server has the log that the node follows. Until then only the
-                   reader is used.
+    :ivar confirmed: whether it is certain that this server has the log that the node follows. Until then only the
+                     reader is used.
     :ivar era: counts how often the connections had to be reopened.
     :ivar on_moved: called when a connection leads to another server. The future is done when the node has decided
                     which server to follow.
@@ -38,13 +38,13 @@ class FollowedServer:
         self._schema = schema
         self.name: str | None = None
         self.channel = ""
-        self.settled = True
+        self.confirmed = True
         self.era = 0
         self.on_moved: Callable[[], asyncio.Future[None]] | None = None
 
     def begin(self, channel: str) -> None:
         """Follow the server that the next connection leads to. Its log has this channel."""
-        self.name, self.settled, self.channel = None, True, channel
+        self.name, self.confirmed, self.channel = None, True, channel
 
     async def judge(self, connection: Connection, purpose: str) -> None:
         """Check that a connection is fit (see :mod:`.fitness`), and that it leads to this server.
@@ -57,7 +57,7 @@ class FollowedServer:
         if fault := fitness.fault():
             raise UnfitConnection(f"connecting to PostgreSQL: {fault}", may_be_stored=None)
         check_range(fitness.version or 0, fitness.compatible or 0, self._schema)
-        if self.name is None and (self.settled or purpose == "reader"):
+        if self.name is None and (self.confirmed or purpose == "reader"):
             self.name, self.channel = fitness.server, fitness.channel or ""
         if not self._serves(fitness.server, purpose) and self.on_moved is not None:
             deciding = self.on_moved()
@@ -71,30 +71,30 @@ class FollowedServer:
             )
 
     def _serves(self, server: str, purpose: str) -> bool:
-        return server == self.name and (self.settled or purpose == "reader")
+        return server == self.name and (self.confirmed or purpose == "reader")
 
     def gave(self, server: str) -> bool:
         """Whether an answer that names its server came from this one.
 
         A pooler may be pointed to another server at any time, and a connection may be in use while the node decides.
         """
-        if self.settled and server == self.name:
+        if self.confirmed and server == self.name:
             return True
         if self.on_moved is not None:
             self.on_moved()
-        if self.settled and self.name is None:  # a process that only emits: one server is as good as another
+        if self.confirmed and self.name is None:  # a process that only emits: one server is as good as another
             self.name = server
-        return self.settled and server == self.name
+        return self.confirmed and server == self.name
 
     def reopen(self) -> None:
         """Have all connections but the one that listens reopened at their next use."""
         self.era += 1
 
     def forget(self) -> None:
-        """Follow whatever server the reader leads to next. Until :meth:`settle` nothing else is used."""
+        """Follow whatever server the reader leads to next. Until :meth:`confirm` nothing else is used."""
         self.reopen()
-        self.name, self.settled = None, False
+        self.name, self.confirmed = None, False
 
-    def settle(self) -> None:
+    def confirm(self) -> None:
         """Follow the server that the reader leads to."""
-        self.settled = True
+        self.confirmed = True

@@ -105,7 +105,7 @@ class KeptConnection:
         connection, self._connection = self._connection, None
         if connection is not None:
             if is_closed(connection):
-                await self._database.expire()
+                await self._database.expire_connections()
             await self._database.discard(connection)
 
     async def give_back(self) -> None:
