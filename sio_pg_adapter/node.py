@@ -258,7 +258,7 @@ class Node:
             raise
 
     async def stop(self) -> None:
-        """Write what is waiting, leave the cluster, and close all connections."""
+        """Write the waiting entries, leave the cluster, and close all connections."""
         self.database.followed.on_moved = None
         await self.tasks.close()
         await self.relay.close()

@@ -194,7 +194,7 @@ class Messages:
         return len(self._waiting)
 
     async def close(self) -> None:
-        """Send what is waiting, then end. Safe to call twice."""
+        """Send the waiting messages, then end. Safe to call twice."""
         tasks = [task for task in (self._sending, *self._reading) if task is not None]
         await asyncio.gather(*tasks, return_exceptions=True)
 

@@ -210,7 +210,7 @@ class Database:
         return connection
 
     async def _keep_alive(self, connection: Connection) -> None:
-        """Set what the application did not choose when it opened the connection.
+        """Set the keepalives, which the application did not choose when it opened the connection.
 
         Behind a pooler the setting would be another client's, too.
         """

@@ -29,7 +29,7 @@ class UnfitConnection(StoreUnavailable):
 
 @dataclass(frozen=True, slots=True)
 class Fitness:
-    """What a connection is.
+    """The facts about a connection that decide whether it is fit.
 
     :ivar server: the server and database that it leads to, as ``sio_fingerprint()`` names them.
     :ivar channel: the channel that announces appends there.
@@ -75,7 +75,7 @@ class Fitness:
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """What the connection that listens is.
+    """The facts about the connection that listens.
 
     :ivar alive: whether other nodes see that this node lives. ``None``: its row is gone.
     :ivar head: the last offset of the log.
@@ -138,17 +138,17 @@ async def check_codecs(connection: Any) -> None:
 
 
 async def support_of(connection: Any, queries: Queries) -> dict[str, Any]:
-    """Ask what the server is. The answer has the arguments of :func:`~sio_pg_adapter.servers.check_support`."""
+    """Return the facts about a server that :func:`~sio_pg_adapter.servers.check_support` takes."""
     facts: dict[str, Any] = json.loads(await connection.fetchval(queries["support"], timeout=QUERY_TIMEOUT))
     return facts
 
 
 async def fitness_of(connection: Any, queries: Queries) -> Fitness:
-    """Ask what a connection is."""
+    """Return the facts about a connection."""
     return Fitness(**json.loads(await connection.fetchval(queries["fitness"], timeout=QUERY_TIMEOUT)))
 
 
 async def probe_of(connection: Any, queries: Queries, node: str, timeout: float) -> Probe:
-    """Ask what the connection that listens is."""
+    """Return the facts about the connection that listens."""
     facts = json.loads(await connection.fetchval(queries["probe"], node, timeout=timeout))
     return Probe(**{**facts, "channels": frozenset(facts["channels"])})

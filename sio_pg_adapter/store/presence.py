@@ -87,7 +87,7 @@ class Presence:
                     raise
 
     async def probe(self, connection: Connection, timeout: float) -> Probe:
-        """Ask what the LISTEN connection is."""
+        """Return the facts about the LISTEN connection."""
         return await probe_of(connection, self._database.queries, self._id, timeout)
 
     async def others(self) -> set[str]:

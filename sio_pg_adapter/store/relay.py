@@ -193,7 +193,7 @@ class Relay:
         return not self._ring.is_set() and await self._change("drowsy", "asleep")
 
     async def _end(self) -> None:
-        """Move what is left after the relay was switched off."""
+        """Move the rows that are left after the relay was switched off."""
         still_open = await open_transactions(self._database)
         while still_open:
             await self.drain()

@@ -1,4 +1,4 @@
-"""Sessions in the store: opened, claimed, settled, released, ended, and what they are due.
+"""Sessions in the store: opened, claimed, settled, released, ended, and the events that they are due.
 
 Every change takes the log's lock before it locks a row. All but :meth:`Sessions.end_all` go through the log's writer.
 What a node writes for a client that it holds names the generation of its claim. If there is a newer claim, it does
@@ -60,7 +60,7 @@ def encode_session(data: object) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """Some of what a session missed, in order.
+    """A page of the events that a session missed, in order.
 
     :ivar head: the last offset of the log when it was read. A page that is not full reaches up to there.
     :ivar lost: whether retention deleted something that the session is due.
@@ -263,7 +263,7 @@ class Sessions:
         return row["missed"], row["floor"]
 
     async def page(self, held: Held, after: int, limit: int) -> Page | None:
-        """Return what the session is due above ``after`` (exclusive).
+        """Return the events that the session is due above ``after`` (exclusive).
 
         ``None`` if a newer claim holds it, or it has ended.
         """

@@ -139,7 +139,7 @@ class LogWriter:
         self._task.add_done_callback(lambda _: self._give_up("the writer's task has ended"))
 
     async def close(self) -> None:
-        """Write what is waiting, then end. If the database is away, what is waiting fails. Safe to call twice."""
+        """Write the waiting entries, then end. If the database is away, they fail. Safe to call twice."""
         self._closing = True
         self._wake.set()
         if self._task is not None:
@@ -187,7 +187,7 @@ class LogWriter:
             await (begun or self._write_next())
 
     async def _write_next(self) -> None:
-        """Write the next batch of what waits, if anything does."""
+        """Write the next batch of the waiting entries, if there are any."""
         batch: list[tuple[Entry, asyncio.Future[Written]]] = []
         size = places = 0
         while self._waiting and len(batch) < BATCH_ENTRIES and (not batch or size < BATCH_BYTES):
@@ -255,7 +255,7 @@ class LogWriter:
             self._give_up("closed while the database was away")
 
     def _give_up(self, reason: str) -> None:
-        """Fail what waits."""
+        """Fail the waiting entries."""
         begun, self._begun = self._begun, None
         if begun is not None:
             begun.close()

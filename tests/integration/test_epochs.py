@@ -151,7 +151,7 @@ async def test_case_112_the_writer_is_back_before_the_listener(lazy_server, star
 
 
 async def test_case_112_a_session_whose_opening_was_lost_is_cut(lazy_server, start_node):
-    """Its opening left no record: the cursor alone does not tell."""
+    """Its opening left no record, so the cursor alone does not show it."""
     dsn = await make_database(lazy_server)
     node = await start_node(dsn=dsn)
     await node.sio.emit("kept")
