@@ -46,9 +46,6 @@ class Callbacks:
         messages.on(MessageKind.QUESTION, self._asked)
         messages.on(MessageKind.ANSWER, self._answered)
 
-    def __len__(self) -> int:
-        return len(self._pending)
-
     async def ask(self, outgoing: Outgoing, callback: Callback, *, only_here: bool) -> None:
         """Send a question. ``callback`` is called with the first answer.
 

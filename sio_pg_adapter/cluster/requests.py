@@ -91,10 +91,6 @@ class Requests:
         messages.on(MessageKind.REQUEST, self._requested)
         messages.on(MessageKind.REPLY, self._replied)
 
-    def __len__(self) -> int:
-        """How many requests of this node wait for answers."""
-        return len(self._pending)
-
     def serve(self, what: Service, service: Answering) -> None:
         """Answer the requests for a service.
 

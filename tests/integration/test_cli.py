@@ -571,4 +571,4 @@ async def test_the_console_script_is_this(start_node):
     async with command("status") as process:
         out, err = await process.communicate()
     assert (process.returncode, err) == (0, b"") and node.manager.node.id[:8].encode() in out
-    await until(lambda: not node.manager.node.requests)
+    await until(lambda: not node.manager.node.requests._pending)

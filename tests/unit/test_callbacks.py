@@ -68,7 +68,7 @@ async def test_the_first_answer_of_this_nodes_clients_is_the_callbacks(node):
     assert node.callbacks.acknowledged(b, second, [1, 2])
     assert node.callbacks.acknowledged(a, first, [3])
     await node.turn()
-    assert node.calls == [(1, 2)] and len(node.callbacks) == 0
+    assert node.calls == [(1, 2)] and len(node.callbacks._pending) == 0
 
 
 async def test_an_acknowledgement_that_nobody_waits_for_is_known_as_such(node):
@@ -131,7 +131,7 @@ async def test_each_client_answers_the_question_of_another_node_on_its_channel(n
     node.callbacks.acknowledged(a, *node.acks("a"), [])
     await node.turn()
     assert node.sent() == [("sio_there", Answer(9, "[1]")), ("sio_there", Answer(9, "[]"))]
-    assert len(node.callbacks) == 0
+    assert len(node.callbacks._pending) == 0
 
 
 async def test_binary_is_carried_in_a_question_and_in_its_answer(node):
@@ -180,13 +180,13 @@ async def test_an_answered_callback_that_asks_again_can_be_forgotten(node):
     node.callbacks.forget(callback)  # the newer question
     node.callbacks.acknowledged(a, second, [])
     await node.turn()
-    assert node.calls == [("answered",)] and len(node.callbacks) == 0
+    assert node.calls == [("answered",)] and len(node.callbacks._pending) == 0
 
 
 async def test_a_callback_that_was_never_asked_is_nothing_to_forget(node):
     await node.callbacks.ask(event("a"), node.called, only_here=True)
     node.callbacks.forget(lambda: None)
-    assert len(node.callbacks) == 1
+    assert len(node.callbacks._pending) == 1
 
 
 async def test_the_oldest_callback_is_given_up_when_there_are_too_many(node, monkeypatch):
@@ -194,7 +194,7 @@ async def test_the_oldest_callback_is_given_up_when_there_are_too_many(node, mon
     a = node.client("a")
     for i in range(3):
         await node.callbacks.ask(event("a"), lambda i=i: node.called(i), only_here=True)
-    assert len(node.callbacks) == 2
+    assert len(node.callbacks._pending) == 2
     for ack_id in node.acks("a"):
         node.callbacks.acknowledged(a, ack_id, [])
     await node.turn()
