@@ -149,7 +149,7 @@ class Node:
         self.reader = LogReader(database, self.epochs)
         self.cursor = Cursor(self.reader, setup.cork)
         self.writer = LogWriter(
-            database, self.cursor.offer, self.cursor.ring, self.id, setup.counters, lambda: self.cursor.offset
+            database, self.cursor.offer, self.cursor.ring, self.id, setup.counters, lambda: self.cursor.reached
         )
         self.appender = Appender(self.writer, self.cursor, follows=setup.follows)
         self.sessions = Sessions(database, self.writer, self.id)
@@ -252,6 +252,7 @@ class Node:
                 await self.pruner.announce_handlers()
                 self.pruner.start()
             else:
+                self.cursor.jump(await self.reader.head())
                 self.tasks.spawn(self._check_connections(), "check of connections")
         except BaseException:  # cancelled, too: nothing of it is left running
             await self.stop()
@@ -319,6 +320,7 @@ class Node:
     async def _follow(self) -> None:
         if not self._follows:
             self.database.followed.forget()
+            self.cursor.jump(0)  # the offsets of the other log may be lower
             self.database.followed.confirm()
             return
         await self.continuity.follow()

@@ -204,8 +204,7 @@ class Messages:
         :returns: a future that is done when the message is on its way. It fails with StoreUnavailable.
         """
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        # In a process that only emits, the cursor does not run. Its message must not overtake its own records.
-        cursor = self._cursor.offset if self._cursor.running else self._cursor.head
+        cursor = self._cursor.reached  # also of a process that only emits: it must not overtake its own records
         text = encode(body, node=self._node, number=next(self._numbers), cursor=cursor)
         if not parts and len(text) <= NOTIFICATION_BYTES:
             self._waiting.append((channel, text, None, b"", future))

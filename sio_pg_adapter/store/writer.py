@@ -94,7 +94,7 @@ class LogWriter:
     :param on_appended: called as soon as a batch is committed, before any of its waiters goes on. It takes the offset
                         before the batch, its last one, and its records if they are known without a read.
     :param on_failed: called when a batch failed. Some of it may be stored all the same.
-    :param cursor: returns the offset up to which this node has read the log.
+    :param cursor: returns an offset that all later appends are above.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class LogWriter:
         on_failed: Callable[[], None],
         node: str,
         counters: Counters,
-        cursor: Callable[[], int] = lambda: 0,
+        cursor: Callable[[], int],
     ) -> None:
         self._on_failed = on_failed
         self._counters = counters

@@ -15,7 +15,7 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict
 
 from integration.test_epochs import make_database, query
-from sio_pg_adapter import ConfigurationError, SchemaMismatch, StoreUnavailable
+from sio_pg_adapter import AsyncPostgresManager, ConfigurationError, SchemaMismatch, StoreUnavailable
 from sio_pg_adapter.embedded import EmbeddedPostgres
 from sio_pg_adapter.migrate import downgrade, upgrade
 from sio_pg_adapter.servers import check_support
@@ -25,6 +25,7 @@ from sio_pg_adapter.store.kept import is_closed
 from support.asgi_client import Closed
 from support.proxy import Proxy
 from support.roles import NODE, grants
+from support.store import Store
 from support.waiting import until, until_answer
 
 OF_NODES = "application_name LIKE 'sio_pg%' AND datname = current_database() AND pid <> pg_backend_pid()"
@@ -168,6 +169,25 @@ async def test_a_client_of_a_restored_copy_is_served_before_the_listener_is_back
             async with node.client(pid=wire.pid, offset=wire.offset) as again:
                 assert again.sid == wire.sid and await again.event() == ["e", 2]
         await node.sio.shutdown()
+
+
+async def test_a_process_that_only_emits_loses_no_answer_on_a_server_with_a_shorter_log(two_servers):
+    """It knows offsets of the former log, which the new one has not reached. The event is stored once."""
+    one, other = two_servers
+    await make_database(one)
+    async with Proxy(await make_database(other)).running() as way:
+        way.lead_to(one.dsn("epochs"))
+        async with AsyncPostgresManager(way.dsn, write_only=True) as manager:
+            for _ in range(5):
+                await manager.emit("former", None)
+            way.lead_to(other.dsn("epochs"))
+            await terminate(one, "sio_pg_adapter")
+            await manager.emit("first", None)
+            superuser = await asyncpg.connect(other.admin_dsn())
+            lost = Store(manager).lose_next_answer(superuser)
+            await manager.emit("second", None)
+            await superuser.close()
+            assert lost and await bodies(other) == ["first", "second"]
 
 
 async def test_a_node_that_would_listen_on_another_server_does_not_start(two_servers, start_node):
