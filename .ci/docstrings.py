@@ -1,4 +1,4 @@
-"""What mkdocs is told about our docstrings: they are written with Sphinx's roles, it reads Markdown."""
+"""An extension of griffe for mkdocs. It rewrites the roles of Sphinx in docstrings as Markdown."""
 
 from __future__ import annotations
 

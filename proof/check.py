@@ -128,13 +128,13 @@ def search(name: str, text: str, *, shortest: bool) -> tuple[str, Found | None]:
 
 
 def replay(folder: str, name: str, text: str) -> Found:
-    """Return the run that a search found wrong: the invariant, and what happens, as the model tells it."""
-    told = run(folder, "spin", "-t", "-T", "-B", f"{name}.pml")
-    place = re.search(r"\.pml:(\d+), Error: assertion violated", told)
+    """Return the run that a search found wrong: the invariant, and the steps, as the model prints them."""
+    printed = run(folder, "spin", "-t", "-T", "-B", f"{name}.pml")
+    place = re.search(r"\.pml:(\d+), Error: assertion violated", printed)
     if place is None:
-        raise CheckError(f"{name}: a process stays where it may not end:\n{told}")
+        raise CheckError(f"{name}: a process stays where it may not end:\n{printed}")
     [violated] = re.findall(r"\bholds\((\w+),", text.splitlines()[int(place[1]) - 1])
-    lines = [line.strip().replace("_", " ") for line in told.splitlines() if not NOISE.match(line)]
+    lines = [line.strip().replace("_", " ") for line in printed.splitlines() if not NOISE.match(line)]
     return Found(name, violated, lines)
 
 

@@ -51,7 +51,7 @@ class Spans:
         apply(record)
 
     def recovery(self, namespace: str) -> AbstractContextManager[None]:
-        """Surround a recovery, from the claim to the first page of what was missed, or to the refusal."""
+        """Surround a recovery, from the claim to the first page of missed events, or to the refusal."""
         return NO_SPAN
 
     def decided(self, decision: Recovered | Fresh) -> None:

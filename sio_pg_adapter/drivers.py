@@ -189,7 +189,7 @@ _MARKS = {
 
 
 @functools.lru_cache(maxsize=64)
-def _statement(schema: str, style: str, query: str = "emit") -> str:
+def _statement(schema: str, style: str, query: str) -> str:
     # The schema's name comes first and is data. It may contain text that looks like a parameter.
     name, function, arguments = Queries(schema)[query].rpartition(".sio_")
     if style in ("format", "pyformat"):
@@ -202,6 +202,6 @@ def _parameters(values: Values, style: str) -> Any:
 
 
 @functools.lru_cache(maxsize=64)
-def _clause(schema: str, query: str = "emit") -> Any:
+def _clause(schema: str, query: str) -> Any:
     name, function, arguments = _statement(schema, "named", query).rpartition(".sio_")
     return sys.modules["sqlalchemy"].text(name.replace(":", "\\:") + function + arguments)

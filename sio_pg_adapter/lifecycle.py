@@ -80,7 +80,7 @@ class Lifecycle:
             await self.node.endings.say_goodbye()
 
     async def aclose(self) -> None:
-        """Write what is waiting, leave the cluster, close all connections. Safe to call twice, or unstarted."""
+        """Write the waiting entries, leave the cluster, close all connections. Safe to call twice, or unstarted."""
         self._closed = True
         self._enter_loop()
         async with self._changing:

@@ -37,7 +37,8 @@ from .options import (
 from .plain_server import PlainServerManager
 from .rooms import close_room_async, disconnect_async, enter_room_async, leave_room_async
 from .shared_api import SharedMethods
-from .store.database import Database, Pool
+from .store.database import Database
+from .store.endpoints import Pool
 from .wire import upstream, websocket
 from .wire.frames import FrameMaker
 from .wire.transport import Cork, TrafficCounter
@@ -113,7 +114,12 @@ class AsyncPostgresManager(SharedMethods, PlainServerManager):
             self.json = json
         self.write_only = write_only
         self.database = Database(
-            dsn, pool=pool, listen_dsn=listen_dsn, schema=schema, durability=Durability(durability)
+            dsn,
+            pool=pool,
+            listen_dsn=listen_dsn,
+            schema=schema,
+            durability=Durability(durability),
+            must_fit=True,
         )
         self.traffic = TrafficCounter()
         self.counters = Counters()

@@ -24,7 +24,7 @@ except ImportError as e:
     ) from e
 
 from sio_pg_adapter.errors import ConfigurationError
-from sio_pg_adapter.local.client import Client, State
+from sio_pg_adapter.local.client import State
 
 if TYPE_CHECKING:
     from sio_pg_adapter.manager import AsyncPostgresManager
@@ -160,7 +160,7 @@ class _Families:
         self.cut.add_metric([name], counters.cut)
 
     def _read_clients(self, name: str, manager: AsyncPostgresManager) -> None:
-        clients = _snapshot(manager)
+        clients = list(manager.clients)
         states = Counter(client.state for client in clients)
         for state in (State.CONNECTING, State.REPLAYING, State.LIVE):
             self.clients.add_metric([name, state.name.lower()], states[state])
@@ -169,10 +169,3 @@ class _Families:
         self.queues.add_metric([name, "clients"], sum(waiting))
         self.longest.add_metric([name], max(waiting, default=0))
         self.held.add_metric([name], sum(client.held is not None for client in clients))
-
-
-def _snapshot(manager: AsyncPostgresManager) -> list[Client]:
-    """Return all clients. A scrape may run in another thread while clients come and go, so each dict is copied at
-    once."""
-    of_namespaces = list(manager.clients.by_sid.values())
-    return [client for of_namespace in of_namespaces for client in list(of_namespace.values())]

@@ -23,7 +23,7 @@ from typing import Any, Protocol
 from .cluster.broadcast_calls import BroadcastCalls
 from .cluster.callbacks import Callbacks
 from .cluster.members import Members
-from .cluster.messages import Event, Kind, Messages
+from .cluster.messages import MessageKind, Messages, UnstoredEvent
 from .cluster.requests import Requests, Service
 from .cluster.server_events import ServerEvents
 from .cluster.sockets import Sockets
@@ -49,7 +49,7 @@ from .log.records import Outgoing
 from .options import ConnectionStateRecovery
 from .store.database import Database
 from .store.epochs import Epochs
-from .store.kept import Connection
+from .store.kept import Connection, check_kept
 from .store.listener import PROBE_INTERVAL, PROBE_TIMEOUT, Listener
 from .store.presence import Presence
 from .store.pruner import ExpiryHandlers, Pruner
@@ -133,7 +133,6 @@ class Node:
         self.id = uuid.uuid4().hex
         self.channel = "sio_" + secrets.token_hex(20)  # a secret: NOTIFY has no permissions
         self.database = database
-        database.must_fit = True
         self.counters = setup.counters
         self.recovery = setup.recovery
         self.frames = setup.frames
@@ -150,7 +149,7 @@ class Node:
         self.reader = LogReader(database, self.epochs)
         self.cursor = Cursor(self.reader, setup.cork)
         self.writer = LogWriter(
-            database, self.cursor.offer, self.cursor.ring, self.id, setup.counters, lambda: self.cursor.offset
+            database, self.cursor.offer, self.cursor.ring, self.id, setup.counters, lambda: self.cursor.reached
         )
         self.appender = Appender(self.writer, self.cursor, follows=setup.follows)
         self.sessions = Sessions(database, self.writer, self.id)
@@ -176,7 +175,7 @@ class Node:
         self.moves = Moves(setup.clients, self.rooms, self.cursor, self.appender)
         self.delivery.on_intruder = lambda *intruder: self.tasks.spawn(self.moves.expel(*intruder), "sid room")
         self.continuity = Continuity(
-            database, setup.clients, self.cursor, self.epochs, self.reader, self.sessions, self.presence, self.endings
+            database, setup.clients, self.cursor, self.epochs, self.reader, self.sessions, self.endings
         )
         self.positions = Positions(
             setup.clients,
@@ -192,7 +191,7 @@ class Node:
 
         # the other nodes
         self.messages = Messages(database, self.id, self.cursor)
-        self.messages.on(Kind.EVENT, self._on_event)
+        self.messages.on(MessageKind.EVENT, self._on_event)
         self.requests = Requests(self.messages, self.presence, self.tasks, self.id, self.channel)
         self.callbacks = Callbacks(setup.clients, self.delivery, self.messages, self.tasks, self.channel)
         self.sockets = Sockets(self.rooms, self.sessions, self.requests, self.epochs, self.id, setup.environ_of)
@@ -235,7 +234,7 @@ class Node:
         await self.database.open(listens=self._follows)
         try:
             await self.epochs.open()
-            self.database.on_moved = self._on_moved
+            self.database.followed.on_moved = self._on_moved
             await self.relay.drain()
             self.writer.start()
             if self._follows:
@@ -253,14 +252,15 @@ class Node:
                 await self.pruner.announce_handlers()
                 self.pruner.start()
             else:
+                self.cursor.jump(await self.reader.head())
                 self.tasks.spawn(self._check_connections(), "check of connections")
         except BaseException:  # cancelled, too: nothing of it is left running
             await self.stop()
             raise
 
     async def stop(self) -> None:
-        """Write what is waiting, leave the cluster, and close all connections."""
-        self.database.on_moved = None
+        """Write the waiting entries, leave the cluster, and close all connections."""
+        self.database.followed.on_moved = None
         await self.tasks.close()
         await self.relay.close()
         self.requests.close()
@@ -280,7 +280,7 @@ class Node:
     # -- what the LISTEN connection brings -----------------------------------------------------------------
     async def _on_listening(self, connection: Connection) -> None:
         if self.cursor.running:
-            self.database.reopen()  # the other connections may be on a server that is not the primary any more
+            self.database.followed.reopen()  # the others may be on a server that is not the primary any more
         counted_dead = await self.presence.show(connection)
         await self.continuity.check()
         self.cursor.ring()  # whatever was announced before this connection listened was not heard
@@ -288,12 +288,12 @@ class Node:
         await self.continuity.returned(counted_dead=counted_dead)
 
     async def _on_probe(self, connection: Connection, timeout: float) -> str:
-        checking = asyncio.create_task(self.database.check_kept(timeout), name="sio_pg check of connections")
+        checking = asyncio.create_task(check_kept(self.database, timeout), name="sio_pg check of connections")
         try:
             probe = await self.presence.probe(connection, timeout)
         finally:
             await checking
-        if fault := probe.fault(self.database.server, self._channels()):
+        if fault := probe.fault(self.database.followed.name, self._channels()):
             return fault  # its head may be that of another log
         await self.relay.look(probe)
         # Usually the notification is on its way. If it is not, this node is behind until it has read on.
@@ -305,7 +305,7 @@ class Node:
         """Check the connections of a process that only emits. It has none that listens, whose probe would do so."""
         while True:
             await asyncio.sleep(PROBE_INTERVAL)  # the pace of the probes
-            await self.database.check_kept(PROBE_TIMEOUT)
+            await check_kept(self.database, PROBE_TIMEOUT)
             self._reports.report(self.diagnosis.fault())
 
     def _channels(self) -> list[str]:
@@ -319,8 +319,9 @@ class Node:
 
     async def _follow(self) -> None:
         if not self._follows:
-            self.database.forget_server()
-            self.database.settle()
+            self.database.followed.forget()
+            self.cursor.jump(0)  # the offsets of the other log may be lower
+            self.database.followed.confirm()
             return
         await self.continuity.follow()
         if self.listener is not None:
@@ -352,9 +353,9 @@ class Node:
         """
         if self._follows:
             self.delivery.unstored(outgoing, volatile=volatile)
-        await self.messages.send_to_all(Event.of(outgoing, volatile=volatile), outgoing.parts)
+        await self.messages.send_to_all(UnstoredEvent.of(outgoing, volatile=volatile), outgoing.parts)
 
-    def _on_event(self, event: Event, parts: tuple[bytes, ...]) -> None:
+    def _on_event(self, event: UnstoredEvent, parts: tuple[bytes, ...]) -> None:
         self.delivery.unstored(event.outgoing(parts), volatile=event.volatile)
 
 

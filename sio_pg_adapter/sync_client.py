@@ -148,7 +148,7 @@ class _Connection(AsyncClient):
         if recovered is not None:
             self.seen[namespace] = recovered
         try:
-            return socketio.Client._trigger_event(self.client, event, namespace, *args)  # noqa: SLF001
+            return socketio.Client._trigger_event(self.client, event, namespace, *args)  # noqa: SLF001 - as its threads do
         except Exception:
             if event not in _LIFECYCLE:
                 raise

@@ -96,7 +96,7 @@ _NO_EXCEPTIONS: dict[str, Any] = {"record_exception": False, "set_status_on_exce
 
 @contextmanager
 def _errors(span: api.Span) -> Iterator[None]:
-    """Record an error by its name only. Its text may show what was to be stored."""
+    """Record an error by its name only. Its text may show the data that was to be stored."""
     try:
         yield
     except ConnectAborted:  # the connection or the session ended meanwhile, which is not an error

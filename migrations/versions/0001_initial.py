@@ -1,4 +1,4 @@
-"""The log, its projections, and the functions that write them.
+"""The tables of the log and of the sessions, and the functions that write them.
 
 Revision ID: sio0001
 Revises:

@@ -41,7 +41,7 @@ async def open_database(args: argparse.Namespace) -> AsyncIterator[Database]:
     :raises SchemaMismatch: if it is not migrated.
     """
     listen_dsn = getattr(args, "listen_dsn", None)
-    database = Database(dsn_of(args), pool=None, listen_dsn=listen_dsn, schema=args.schema)
+    database = Database(dsn_of(args), listen_dsn=listen_dsn, schema=args.schema)
     with translate_connect_error():
         await database.open()
     try:

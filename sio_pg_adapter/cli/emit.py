@@ -56,7 +56,8 @@ def _no_constant(name: str) -> NoReturn:
 
 async def _append(args: argparse.Namespace, entry: Entry) -> Written:
     async with open_database(args) as database:
-        log = LogWriter(database, lambda *_: None, lambda: None, uuid.uuid4().hex, Counters())
+        head = await database.fetch_value("head")
+        log = LogWriter(database, lambda *_: None, lambda: None, uuid.uuid4().hex, Counters(), lambda: head)
         log.start()
         try:
             return await log.append(entry)

@@ -15,7 +15,7 @@ from sio_pg_adapter.local.client import Ack, Client
 from sio_pg_adapter.local.delivery import Delivery
 from sio_pg_adapter.log.records import Outgoing
 
-from .messages import Event, Request, fields_of
+from .messages import Request, UnstoredEvent, fields_of
 from .requests import Answers, Requests, Service
 
 
@@ -123,7 +123,7 @@ class BroadcastCalls:
         def begin() -> None:
             local.append(LocalCall(self._delivery, outgoing, lambda value: answers.take(self._node, value)))
 
-        fields = {"event": fields_of(Event.of(outgoing)), "timeout": timeout}
+        fields = {"event": fields_of(UnstoredEvent.of(outgoing)), "timeout": timeout}
         try:
             await self._requests.gather(
                 Service.BROADCAST_CALL, fields, outgoing.parts, answers, timeout=timeout, begin=begin
@@ -139,6 +139,6 @@ class BroadcastCalls:
         return answers.values
 
     def _requested(self, request: Request, parts: tuple[bytes, ...]) -> None:
-        outgoing = Event(**request.fields["event"]).outgoing(parts)
+        outgoing = UnstoredEvent(**request.fields["event"]).outgoing(parts)
         call = LocalCall(self._delivery, outgoing, lambda value: self._requests.reply(request, value))
         call.close_in(request.fields["timeout"])

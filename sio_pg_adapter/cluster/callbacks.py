@@ -20,7 +20,7 @@ from sio_pg_adapter.log.payload import encode_values, with_binary
 from sio_pg_adapter.log.records import Outgoing
 from sio_pg_adapter.tasks import Tasks
 
-from .messages import Answer, Event, Kind, Messages, Question, fields_of
+from .messages import Answer, MessageKind, Messages, Question, UnstoredEvent, fields_of
 
 PENDING_CALLBACKS = 100_000
 """How many callbacks may wait for clients of other nodes. Beyond that the oldest are given up."""
@@ -43,11 +43,8 @@ class Callbacks:
         self._pending: OrderedDict[int, Callback] = OrderedDict()
         self._numbers_of: dict[int, int] = {}
         self._numbers = iter(range(secrets.randbits(40), 1 << 62))
-        messages.on(Kind.QUESTION, self._asked)
-        messages.on(Kind.ANSWER, self._answered)
-
-    def __len__(self) -> int:
-        return len(self._pending)
+        messages.on(MessageKind.QUESTION, self._asked)
+        messages.on(MessageKind.ANSWER, self._answered)
 
     async def ask(self, outgoing: Outgoing, callback: Callback, *, only_here: bool) -> None:
         """Send a question. ``callback`` is called with the first answer.
@@ -66,7 +63,7 @@ class Callbacks:
             len(outgoing.rooms) == 1 and self._clients.current(outgoing.rooms[0], outgoing.namespace) is not None
         ):
             return  # it is for a client of this node alone
-        question = Question(number, self._channel, fields_of(Event.of(outgoing)))
+        question = Question(number, self._channel, fields_of(UnstoredEvent.of(outgoing)))
         await self._messages.send_to_all(question, outgoing.parts)
 
     def forget(self, callback: Callback) -> None:
@@ -101,7 +98,7 @@ class Callbacks:
             self._messages.send(question.reply_to, Answer(question.id, body), answer_parts)
 
         ack = Ack(answer)
-        self._delivery.question(Event(**question.event).outgoing(parts), lambda _client: ack)
+        self._delivery.question(UnstoredEvent(**question.event).outgoing(parts), lambda _client: ack)
 
     def _answered(self, answer: Answer, parts: tuple[bytes, ...]) -> None:
         self._call(answer.id, with_binary(json.loads(answer.body), parts))

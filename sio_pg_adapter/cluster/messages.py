@@ -3,7 +3,7 @@
 They go by NOTIFY and bear the sender's cursor. A node acts on a message when its own cursor has reached the sender's,
 so that the message does not overtake the records the sender had seen.
 
-A new kind of message is a member of :class:`Kind`, a frozen dataclass in ``BODIES``, and a handler given to
+A new kind of message is a member of :class:`MessageKind`, a frozen dataclass in ``BODIES``, and a handler given to
 :meth:`Messages.on`.
 """
 
@@ -38,7 +38,7 @@ BATCH = 200
 logger = logging.getLogger("sio_pg_adapter")
 
 
-class Kind(enum.StrEnum):
+class MessageKind(enum.StrEnum):
     """What a message is for."""
 
     EVENT = "event"
@@ -49,13 +49,13 @@ class Kind(enum.StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Event:
+class UnstoredEvent:
     """An unstored event for the clients of the other nodes.
 
     :ivar volatile: clients for which anything waits do not get it.
     """
 
-    kind: ClassVar[Kind] = Kind.EVENT
+    kind: ClassVar[MessageKind] = MessageKind.EVENT
     namespace: str
     rooms: tuple[str, ...]
     skip_sids: tuple[str, ...]
@@ -85,10 +85,10 @@ class Question:
 
     :ivar id: the number of the question at the node that asks.
     :ivar reply_to: that node's channel.
-    :ivar event: the fields of an :class:`Event`.
+    :ivar event: the fields of an :class:`UnstoredEvent`.
     """
 
-    kind: ClassVar[Kind] = Kind.QUESTION
+    kind: ClassVar[MessageKind] = MessageKind.QUESTION
     id: int
     reply_to: str
     event: dict[str, Any]
@@ -101,7 +101,7 @@ class Answer:
     :ivar body: its arguments, a JSON array.
     """
 
-    kind: ClassVar[Kind] = Kind.ANSWER
+    kind: ClassVar[MessageKind] = MessageKind.ANSWER
     id: int
     body: str
 
@@ -115,7 +115,7 @@ class Request:
     :ivar reply_to: that node's channel.
     """
 
-    kind: ClassVar[Kind] = Kind.REQUEST
+    kind: ClassVar[MessageKind] = MessageKind.REQUEST
     what: str
     fields: dict[str, Any] = field(default_factory=dict)
     id: int | None = None
@@ -131,16 +131,18 @@ class Reply:
     :ivar error: why there is none.
     """
 
-    kind: ClassVar[Kind] = Kind.REPLY
+    kind: ClassVar[MessageKind] = MessageKind.REPLY
     id: int
     node: str
     body: str | None = None
     error: str | None = None
 
 
-Body = Event | Question | Answer | Request | Reply
+Body = UnstoredEvent | Question | Answer | Request | Reply
 
-BODIES: dict[Kind, type[Body]] = {body.kind: body for body in (Event, Question, Answer, Request, Reply)}
+BODIES: dict[MessageKind, type[Body]] = {
+    body.kind: body for body in (UnstoredEvent, Question, Answer, Request, Reply)
+}
 
 
 def fields_of(body: Body) -> dict[str, Any]:
@@ -163,7 +165,7 @@ def decode(message: dict[str, Any]) -> Body:
 
     :raises ValueError: if its kind is not known: a later version sent it.
     """
-    return BODIES[Kind(message["kind"])](**message["body"])
+    return BODIES[MessageKind(message["kind"])](**message["body"])
 
 
 class Messages:
@@ -176,13 +178,13 @@ class Messages:
         self._database = database
         self._node = node
         self._cursor = cursor
-        self._handlers: dict[Kind, Callable[[Any, tuple[bytes, ...]], None]] = {}
+        self._handlers: dict[MessageKind, Callable[[Any, tuple[bytes, ...]], None]] = {}
         self._numbers = itertools.count(1)
         self._waiting: deque[tuple[str, str, str | None, bytes, asyncio.Future[None]]] = deque()
         self._sending: asyncio.Task[None] | None = None
         self._reading: set[asyncio.Task[None]] = set()
 
-    def on(self, kind: Kind, handler: Callable[[Any, tuple[bytes, ...]], None]) -> None:
+    def on(self, kind: MessageKind, handler: Callable[[Any, tuple[bytes, ...]], None]) -> None:
         """Register the handler of a kind. It gets the body and its binary parts, and never awaits."""
         self._handlers[kind] = handler
 
@@ -192,7 +194,7 @@ class Messages:
         return len(self._waiting)
 
     async def close(self) -> None:
-        """Send what is waiting, then end. Safe to call twice."""
+        """Send the waiting messages, then end. Safe to call twice."""
         tasks = [task for task in (self._sending, *self._reading) if task is not None]
         await asyncio.gather(*tasks, return_exceptions=True)
 
@@ -202,8 +204,7 @@ class Messages:
         :returns: a future that is done when the message is on its way. It fails with StoreUnavailable.
         """
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        # In a process that only emits, the cursor does not run. Its message must not overtake its own records.
-        cursor = self._cursor.offset if self._cursor.running else self._cursor.head
+        cursor = self._cursor.reached  # also of a process that only emits: it must not overtake its own records
         text = encode(body, node=self._node, number=next(self._numbers), cursor=cursor)
         if not parts and len(text) <= NOTIFICATION_BYTES:
             self._waiting.append((channel, text, None, b"", future))

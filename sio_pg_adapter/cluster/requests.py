@@ -22,7 +22,7 @@ from sio_pg_adapter.log.payload import encode_event, with_binary
 from sio_pg_adapter.store.presence import Presence
 from sio_pg_adapter.tasks import Tasks
 
-from .messages import Kind, Messages, Reply, Request
+from .messages import MessageKind, Messages, Reply, Request
 
 LOOK_AGAIN = 0.5
 """Seconds for which a reply may be missing until presence is asked again."""
@@ -88,12 +88,8 @@ class Requests:
         self._numbers = iter(range(secrets.randbits(40), 1 << 62))
         self._seen: set[str] = set()
         self._seen_at = 0.0
-        messages.on(Kind.REQUEST, self._requested)
-        messages.on(Kind.REPLY, self._replied)
-
-    def __len__(self) -> int:
-        """How many requests of this node wait for answers."""
-        return len(self._pending)
+        messages.on(MessageKind.REQUEST, self._requested)
+        messages.on(MessageKind.REPLY, self._replied)
 
     def serve(self, what: Service, service: Answering) -> None:
         """Answer the requests for a service.

@@ -141,10 +141,10 @@ class Sockets:
         :param local: only those of this node.
         :raises NoAnswer: if a node that lives did not answer in time. It has the answers of the others.
         """
-        fields: dict[str, Any] = {"namespace": namespace, "rooms": rooms}
+        question: dict[str, Any] = {"namespace": namespace, "rooms": rooms}
         answers = Answers()
         if not local:
-            await self._requests.gather(Service.SOCKETS, fields, (), answers, timeout=timeout)
+            await self._requests.gather(Service.SOCKETS, question, (), answers, timeout=timeout)
         answers.answers[self._node] = self._live_here(namespace, rooms, portable=False)
         newest: dict[str, tuple[str, dict[str, Any]]] = {}
         for node, sockets in answers.answers.items():
@@ -179,8 +179,8 @@ class Sockets:
         :param skip_rooms: only clients in none of these.
         """
         answers = Answers()
-        fields = {"namespace": namespace, "rooms": rooms, "skip_rooms": skip_rooms}
-        await self._requests.gather(Service.UNSTORED, fields, (), answers, timeout=timeout)
+        question = {"namespace": namespace, "rooms": rooms, "skip_rooms": skip_rooms}
+        await self._requests.gather(Service.UNSTORED, question, (), answers, timeout=timeout)
         sids = {sid for answer in answers.answers.values() for sid in answer}
         return sorted(sids | set(self._unstored_here(namespace, rooms, skip_rooms))), answers.missing()
 
@@ -246,5 +246,5 @@ def _address(environ: Mapping[str, Any]) -> str:
     return str(environ.get("REMOTE_ADDR", ""))
 
 
-def _handshake(fields: dict[str, Any]) -> Handshake:
-    return Handshake(**{**fields, "time": datetime.fromtimestamp(fields["time"], UTC)})
+def _handshake(answer: dict[str, Any]) -> Handshake:
+    return Handshake(**{**answer, "time": datetime.fromtimestamp(answer["time"], UTC)})

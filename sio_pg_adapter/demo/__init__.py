@@ -117,7 +117,7 @@ def _database() -> Iterator[EmbeddedPostgres]:
 
 async def _admit_nodes(postgres: EmbeddedPostgres) -> None:
     """Create the role of the nodes, with the rights that the documentation gives to a node."""
-    database = Database(postgres.admin_dsn("app"), pool=None, listen_dsn=None, schema="public")
+    database = Database(postgres.admin_dsn("app"))
     await database.open()
     try:
         async with database.connection() as connection:

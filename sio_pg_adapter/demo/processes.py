@@ -145,7 +145,7 @@ class Cluster:
         history: HistoryWriter | None = None,
     ) -> None:
         # This process serves no clients, so each tick reaches the nodes through the log.
-        self._database = Database(dsn, pool=None, listen_dsn=None, schema="public")
+        self._database = Database(dsn)
         self.nodes = {name: NodeProcess(name, node_dsn, origins, restart_after) for name in "AB"}
         self.head = 0
         self.history = history

@@ -146,7 +146,7 @@ class Walker:
 
     def _on_connect(self) -> None:
         client = self.client
-        reply = {"sid": client.get_sid(), "pid": client._sessions["/"].pid, "recovered": client.recovered()}  # noqa: SLF001
+        reply = {"sid": client.get_sid(), "pid": client._sessions["/"].pid, "recovered": client.recovered()}  # noqa: SLF001 - of this package
         self._write("connected", **reply)
 
     def _write(self, kind: str, **fields: Any) -> None:

@@ -6,9 +6,6 @@ from typing import Any
 
 import flask
 
-RECOVERED = "sio_pg.recovered"
-"""Where the environ says whether a connection continues a session."""
-
 
 def _socketio() -> Any:
     return flask.current_app.extensions["socketio"]

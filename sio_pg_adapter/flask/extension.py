@@ -61,7 +61,7 @@ class SocketIO(flask_socketio.SocketIO):
             self.server.on(event, handler, namespace=namespace)
         for handler in self.namespace_handlers:
             self.server.register_namespace(handler)
-        self.sockio_mw = flask_socketio._SocketIOMiddleware(self.server, app, socketio_path=path)  # noqa: SLF001
+        self.sockio_mw = flask_socketio._SocketIOMiddleware(self.server, app, socketio_path=path)  # noqa: SLF001 - as its own init_app does
         app.wsgi_app = self.sockio_mw  # type: ignore[method-assign]
 
     def on(self, message: str, namespace: str | None = None) -> Callable[[F], F]:

@@ -1,1 +1,1 @@
-"""This node in memory: the cursor, its clients, their rooms, and what a record means for them."""
+"""This node in memory: the cursor, its clients, their rooms, and the effect of each record on them."""

@@ -8,7 +8,6 @@ import logging
 from sio_pg_adapter.errors import PositionLost, SioPgError
 from sio_pg_adapter.store.database import Database
 from sio_pg_adapter.store.epochs import Epochs
-from sio_pg_adapter.store.presence import Presence
 from sio_pg_adapter.store.reader import LogReader
 from sio_pg_adapter.store.sessions import Sessions
 
@@ -33,7 +32,6 @@ class Continuity:
         epochs: Epochs,
         reader: LogReader,
         sessions: Sessions,
-        presence: Presence,
         endings: Endings,
     ) -> None:
         self._database = database
@@ -42,7 +40,6 @@ class Continuity:
         self._epochs = epochs
         self._reader = reader
         self._sessions = sessions
-        self._presence = presence
         self._endings = endings
         self._checking = asyncio.Lock()
 
@@ -79,10 +76,10 @@ class Continuity:
         while True:
             try:
                 async with self._checking:
-                    self._database.forget_server()
-                    await self._database.expire()
+                    self._database.followed.forget()
+                    await self._database.expire_connections()
                     await self._compare()
-                    self._database.settle()
+                    self._database.followed.confirm()
             except SioPgError as e:
                 logger.warning("the log of the server cannot be checked, trying again: %s", e)
                 await asyncio.sleep(RETRY)  # nothing announces that the database is back
@@ -125,9 +122,9 @@ class Continuity:
     async def _close_unheld(self) -> None:
         """Close the clients whose sessions are no longer this node's, or have ended."""
         clients = [client for client in self._clients if client.held is not None]
-        stored = await self._presence.held() if clients else set()
+        stored = await self._sessions.held_here() if clients else set()
         for client in clients:
-            if client.held is not None and (client.held.id, client.held.generation) not in stored:
+            if client.held is not None and client.held not in stored:
                 self._endings.taken(client)
 
     def _close_all(self) -> None:

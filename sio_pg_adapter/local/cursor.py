@@ -105,6 +105,11 @@ class Cursor:
         return max(0, self.head - max(self.offset, first))
 
     @property
+    def reached(self) -> int:
+        """The offset up to which this process knows the log. In one that only emits, no cursor walks."""
+        return self.offset if self.running else self.head
+
+    @property
     def running(self) -> bool:
         """Whether it walks."""
         return self._task is not None and not self._task.done()
@@ -165,7 +170,7 @@ class Cursor:
         return bool(done)
 
     def jump(self, head: int) -> None:
-        """Go on from the head of another epoch: the applied records are not of this log."""
+        """Go on from another head: the applied records are not of this log, or no records are applied at all."""
         self.offset = self.head = head
         self.recent = Recent(head)
         self._notices.take()

@@ -250,7 +250,7 @@ class Delivery:
         return asked
 
     def send_behind_replay(self, client: Client, frames: Frames) -> None:
-        """Send a client what is not in the log, behind its replay. If too much waits for it, it is disconnected."""
+        """Send frames that are not in the log, behind a client's replay. If too much waits, it is disconnected."""
         too_much = client.exceeds_behind_replay(self._limit)  # before these frames, which alone are no reason
         client.send_behind_replay(frames)
         if too_much:

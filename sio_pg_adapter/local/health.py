@@ -108,7 +108,7 @@ class Diagnosis:
             return "the cursor's task has ended"
         if not self._writer.running:
             return "the writer's task has ended"
-        if not database.settled:
+        if not database.followed.confirmed:
             return "the node is checking which log the server has"
         for name, kept in (("writer", database.writer), ("reader", database.reader)):
             if kept.fault:

@@ -54,13 +54,12 @@ class Rooms:
         self._clients.remove(client)
         client.depart()
 
-    def is_sid_room(self, namespace: str, room: str) -> bool:
-        """Whether a room is the own room of a client of this node, also while its connect is being decided."""
-        return self._clients.current(room, namespace) is not None
-
     def is_of_another(self, namespace: str, room: str, sid: str | None) -> bool:
-        """Whether a room is the own room of a client of this node, and not of the one with this sid."""
-        return room != sid and self.is_sid_room(namespace, room)
+        """Whether a room is the own room of a client of this node, and not of the one with this sid.
+
+        This includes clients whose connect is being decided.
+        """
+        return room != sid and self._clients.current(room, namespace) is not None
 
     def refuse_own_room(self, verb: str, namespace: str, *rooms: str, but: str | None = None) -> None:
         """Check rooms that are entered or closed. The database does not know all clients of this node.

@@ -35,6 +35,10 @@ class Epoch:
     key: bytes
     end: int | None = None
 
+    def has(self, offset: int) -> bool:
+        """Whether one of its offsets is valid. The others were lost before the next epoch began."""
+        return self.end is None or offset <= self.end
+
 
 class OffsetCodec:
     """The form of offsets on the wire: the number, and a checksum of namespace and number under the epoch's key.
@@ -71,9 +75,7 @@ class OffsetCodec:
     def continued_by(self, later: OffsetCodec, offset: int) -> bool:
         """Whether an offset that was valid by this codec is still valid by one that was read later."""
         known, read = self.epochs.get(offset >> EPOCH_BITS), later.epochs.get(offset >> EPOCH_BITS)
-        if known is None or read is None or known.key != read.key:
-            return False
-        return read.end is None or offset <= read.end
+        return known is not None and read is not None and known.key == read.key and read.has(offset)
 
     def decode(self, text: str, namespace: str) -> int | None:
         """Return the number, or ``None`` if this log did not issue it for the namespace, or has lost it since."""
@@ -84,7 +86,7 @@ class OffsetCodec:
         except (ValueError, struct.error):
             return None
         epoch = self.epochs.get(offset >> EPOCH_BITS)
-        if epoch is None or (epoch.end is not None and offset > epoch.end):
+        if epoch is None or not epoch.has(offset):
             return None
         valid = hmac.compare_digest(self.encode(offset, namespace), text)  # strict: one text for each number
         return offset if valid else None

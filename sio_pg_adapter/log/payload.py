@@ -188,7 +188,7 @@ def _without_binary(value: Any, parts: list[bytes]) -> Any:
 
 
 def _has_placeholder(value: Any) -> bool:
-    """Whether a value holds what clients replace by a binary part.
+    """Whether a value holds a dict that clients replace by a binary part.
 
     A client that does not find the part reconnects, is sent the same event, and reconnects again.
     """

@@ -13,7 +13,7 @@ import re
 
 from sio_pg_adapter.errors import PositionInvalid, PositionLost
 
-from .offsets import EPOCH_BITS, Epoch, OffsetCodec
+from .offsets import EPOCH_BITS, OffsetCodec
 
 _FORM = re.compile(r"[A-Za-z0-9_-]{36}")
 _OFFSET_BYTES = 8
@@ -59,13 +59,9 @@ def decode_position(text: object, namespace: str, codec: OffsetCodec, *, argumen
             f"{argument} has a position of another namespace than {namespace!r}, or a forged one. Pass namespace= "
             "where you read the position."
         )
-    if _lost(epoch, offset):
+    if not epoch.has(offset):
         raise PositionLost("the position was lost in a crash, restore or failover. Load the page again.")
     return offset
-
-
-def _lost(epoch: Epoch, offset: int) -> bool:
-    return epoch.end is not None and offset > epoch.end
 
 
 def _name(key: bytes) -> bytes:

@@ -1,4 +1,4 @@
-"""The records of the log, and what is asked to be written to it, as values that nobody changes."""
+"""The records of the log, and the entries that are to be written to it, as values that nobody changes."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ def new_pid() -> str:
 
 
 def pid_hash(pid: str) -> str:
-    """Return what is stored of a pid, in hexadecimal. SHA-256 needs no salt: 192 random bits cannot be guessed."""
+    """Return the stored form of a pid, in hexadecimal. SHA-256 needs no salt: 192 random bits cannot be guessed."""
     return hashlib.sha256(pid.encode()).hexdigest()
 
 
@@ -148,7 +148,7 @@ class Claimed:
 
 @dataclass(frozen=True, slots=True)
 class Recovered:
-    """The session continues, and the client is sent what it is due above ``after``."""
+    """The session continues, and the client is sent the events that it is due above ``after``."""
 
     after: int
 

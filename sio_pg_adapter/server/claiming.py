@@ -78,8 +78,7 @@ class Claiming:
         node.clients.rename(client, session.sid)  # it was admitted under a sid of its own
         held = Held(session.id, session.generation)
         client.resume(held, after=decision.after, data=json.loads(session.data))
-        if not await node.cursor.passed(session.offset, CURSOR_WAIT):
-            raise StoreUnavailable("this node is too far behind the log to recover a session")
+        await self._await_cursor(session.offset)
         require_lasting(client)
         client.confirm_claim()
         return session
@@ -117,6 +116,10 @@ class Claiming:
                 self._node.sessions.release(held, seconds=self._node.recovery.window), "release late claim"
             )
 
+    async def _await_cursor(self, offset: int) -> None:
+        if not await self._node.cursor.passed(offset, CURSOR_WAIT):
+            raise StoreUnavailable("this node is too far behind the log to recover a session")
+
     async def follow_log(self, session: Claimed) -> None:
         """Bring the session's rooms from the offset of the claim up to the cursor, and follow the log from there."""
         node, client = self._node, self._client
@@ -126,8 +129,7 @@ class Claiming:
             if loaded is None:
                 raise ConnectAborted
             as_of, memberships = loaded
-            if not await node.cursor.passed(as_of, CURSOR_WAIT):
-                raise StoreUnavailable("this node is too far behind the log to recover a session")
+            await self._await_cursor(as_of)
         for record in node.cursor.recent.moves(client.namespace, client.sid, as_of):
             memberships.apply(record)
             if record.kind is Kind.KICK:

@@ -15,6 +15,7 @@ import socketio
 from sio_pg_adapter.errors import ConfigurationError, SessionConflict
 from sio_pg_adapter.local.client import Client, State
 from sio_pg_adapter.local.handling import handled
+from sio_pg_adapter.local.protocols import Endings
 from sio_pg_adapter.local.session_locks import SessionLocks
 from sio_pg_adapter.log.names import first_named, namespace_name, text_name
 from sio_pg_adapter.manager import AsyncPostgresManager
@@ -260,7 +261,7 @@ class ClientMethods(socketio.AsyncServer):
         node = await self.manager.started()
         if client is not None and client.held is None:
             if not client.recoverable:
-                self._end_unstored(node.endings, client)
+                _end_unstored(node.endings, client)
                 await _gone(client)
                 return
             if client.state is State.CONNECTING and not client.is_opening:
@@ -271,12 +272,13 @@ class ClientMethods(socketio.AsyncServer):
         if client is not None:
             await _gone(client)
 
-    @staticmethod
-    def _end_unstored(endings: Any, client: Client) -> None:
-        if client.connected:
-            endings.kicked(client, None)
-        elif client.state is State.CONNECTING:
-            client.end_session()
+
+def _end_unstored(endings: Endings, client: Client) -> None:
+    """Disconnect a client without a session. The log has no record for it."""
+    if client.connected:
+        endings.kicked(client, None)
+    elif client.state is State.CONNECTING:
+        client.end_session()
 
 
 async def _gone(client: Client) -> None:

@@ -1,4 +1,4 @@
-"""How connections end, and what is done then.
+"""The ends of connections, and the work that they need.
 
 A client may drop, be kicked, be too slow, have its session taken over, or be sent away because the server stops.
 """

@@ -52,12 +52,7 @@ class EventMethods(socketio.AsyncServer):
         """
         where = _registered(middleware if isinstance(middleware, str) else namespace)
         if middleware is None or isinstance(middleware, str):
-
-            def register(function: Middleware) -> Middleware:
-                self.use(function, where)
-                return function
-
-            return register
+            return lambda function: self.use(function, where)
         if not is_async(middleware):
             raise ConfigurationError(f"use() takes an async function(sid, environ, auth), not {middleware!r}")
         self.middlewares.add(where, middleware)

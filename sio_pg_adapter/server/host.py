@@ -89,7 +89,7 @@ class Host:
         return handler is not None
 
     async def ask(self, function: Callable[..., Any], *args: Any) -> Any:
-        """Call a function of the application that is not async, such as an option, and return what it returns."""
+        """Call a function of the application that is not async, such as an option, and return its result."""
         return await self._sio._call_function(function, *args)  # noqa: SLF001 - the server of this package
 
     def takes_auth(self, namespace: str) -> bool:

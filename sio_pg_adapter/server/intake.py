@@ -29,7 +29,7 @@ logger = logging.getLogger("sio_pg_adapter")
 
 
 class Intake:
-    """Takes what the clients of a server send.
+    """Takes the messages of the clients of a server.
 
     :param incoming: puts packets together.
     :param json: the server's module to encode acknowledgements with.
@@ -128,7 +128,7 @@ class Intake:
             await self._disconnect(eio_sid, pkt.namespace or "/")
 
     def _names(self, eio_sid: str) -> str:
-        """Return what the clients of a connection are called in the log."""
+        """Return the names of the clients of a connection, for log lines."""
         return ", ".join(client.label for client in self._clients.by_socket.get(eio_sid, {}).values()) or eio_sid
 
     async def _connect(self, eio_sid: str, namespace: str, presented: Any) -> None:

@@ -1,4 +1,4 @@
-"""The replay of one client: what it missed, up to where it goes live.
+"""The replay of one client: the events that it missed, up to where it goes live.
 
 A page of the log is read, and sent behind the former one. Once the recent records of this node have everything above
 the client's mark, the rest is sent from memory, and the client goes live in the same tick. The first page may have
@@ -33,7 +33,7 @@ logger = logging.getLogger("sio_pg_adapter")
 
 
 class Replay:
-    """Answers a CONNECT, and sends a client what it missed.
+    """Answers a CONNECT, and sends a client the events that it missed.
 
     :param leave: ends a connection that did not last.
     """
@@ -109,7 +109,7 @@ class Replay:
 
     # -- until it is live ------------------------------------------------------------------------------------
     async def run(self) -> None:
-        """Send what the client is due up to the cursor, then let it go live: without a gap, and nothing twice.
+        """Send the events that the client is due up to the cursor, each once, then let it go live.
 
         A short replay is done here. A longer one runs in a task, so that the client's packets are read meanwhile.
         """
@@ -159,7 +159,7 @@ class Replay:
         raise ConnectAborted
 
     async def _taken(self) -> None:
-        """Wait until the connection's queue is empty and what was in it is sent, or the client is gone."""
+        """Wait until the connection's queue is empty and all of it is sent, or the client is gone."""
         client = self._client
         queue = asyncio.ensure_future(client.connection.socket.queue.join())
         gone = asyncio.ensure_future(client.gone.wait())

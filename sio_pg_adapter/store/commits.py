@@ -42,7 +42,7 @@ class Commits:
     :param on_appended: called as soon as a batch is committed. It takes the offset before the batch, its last one,
                         and its records if they are known without a read.
     :param node: the node that claims.
-    :param cursor: returns the offset up to which this node has read the log.
+    :param cursor: returns an offset that all later appends are above.
     """
 
     def __init__(
@@ -114,7 +114,7 @@ class Commits:
         :param after_loss: called with the rows in the log if it is stored and its answer was lost.
         """
         end = time.monotonic() + GIVE_UP_AFTER
-        after = self._cursor()  # before the first try: the cursor may pass what this stores
+        after = 0
         unknown = False
         lost: Backend | None = None
         while True:
@@ -124,6 +124,7 @@ class Commits:
                     rows = await self._stored_rows(connection, lost, after, batch_id) if unknown else None
                     if rows is None:
                         unknown = False
+                        after = self._cursor()  # before each try: the cursor may pass what this one stores
                         return await send(connection)
                 return await after_loss(rows)
             except OutcomeUnknown as e:
@@ -199,7 +200,7 @@ class Commits:
 
         :raises OutcomeUnknown: if it was not.
         """
-        if not self._database.follows(row["server"]):
+        if not self._database.gave(row["server"]):
             raise OutcomeUnknown("the append was made on another server than the one that this node follows")
 
     def _committed(

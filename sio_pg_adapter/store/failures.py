@@ -44,6 +44,8 @@ UNMIGRATED = (
 )
 """Errors that mean that the tables are missing, or of another version."""
 
+VALUE_AT_FAULT = (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError, asyncpg.ProgramLimitExceededError)
+"""Errors of PostgreSQL about a value. Another connection would give them, too."""
 
 OPEN = (
     asyncpg.PostgresConnectionError,
@@ -52,6 +54,14 @@ OPEN = (
     asyncpg.InternalServerError,
 )
 """Errors that a server or a pooler may send although a commit was done: classes 08, 57, 58 and XX."""
+
+
+def is_about_value(error: BaseException) -> bool:
+    """Whether an error is about a value.
+
+    A full queue of notifications has the class of a limit (async.c), and is not the value's fault.
+    """
+    return isinstance(error, VALUE_AT_FAULT) and "NOTIFY" not in str(error)
 
 
 class OutcomeUnknown(Exception):

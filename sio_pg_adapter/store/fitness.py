@@ -22,17 +22,6 @@ ISOLATION = "read committed"
 """The isolation level of all statements. In a stricter one, a statement reads as of a moment before it got the log's
 lock. It misses the records that were committed while it waited."""
 
-VALUE_AT_FAULT = (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError, asyncpg.ProgramLimitExceededError)
-"""Errors of PostgreSQL about a value. Another connection would give them, too."""
-
-
-def is_about_value(error: BaseException) -> bool:
-    """Whether an error is about a value.
-
-    A full queue of notifications has the class of a limit (async.c), and is not the value's fault.
-    """
-    return isinstance(error, VALUE_AT_FAULT) and "NOTIFY" not in str(error)
-
 
 class UnfitConnection(StoreUnavailable):
     """A connection cannot be used. Another one may be fit."""
@@ -40,7 +29,7 @@ class UnfitConnection(StoreUnavailable):
 
 @dataclass(frozen=True, slots=True)
 class Fitness:
-    """What a connection is.
+    """The facts about a connection that decide whether it is fit.
 
     :ivar server: the server and database that it leads to, as ``sio_fingerprint()`` names them.
     :ivar channel: the channel that announces appends there.
@@ -86,7 +75,7 @@ class Fitness:
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """What the connection that listens is.
+    """The facts about the connection that listens.
 
     :ivar alive: whether other nodes see that this node lives. ``None``: its row is gone.
     :ivar head: the last offset of the log.
@@ -149,17 +138,17 @@ async def check_codecs(connection: Any) -> None:
 
 
 async def support_of(connection: Any, queries: Queries) -> dict[str, Any]:
-    """Ask what the server is. The answer has the arguments of :func:`~sio_pg_adapter.servers.check_support`."""
+    """Return the facts about a server that :func:`~sio_pg_adapter.servers.check_support` takes."""
     facts: dict[str, Any] = json.loads(await connection.fetchval(queries["support"], timeout=QUERY_TIMEOUT))
     return facts
 
 
 async def fitness_of(connection: Any, queries: Queries) -> Fitness:
-    """Ask what a connection is."""
+    """Return the facts about a connection."""
     return Fitness(**json.loads(await connection.fetchval(queries["fitness"], timeout=QUERY_TIMEOUT)))
 
 
 async def probe_of(connection: Any, queries: Queries, node: str, timeout: float) -> Probe:
-    """Ask what the connection that listens is."""
+    """Return the facts about the connection that listens."""
     facts = json.loads(await connection.fetchval(queries["probe"], node, timeout=timeout))
     return Probe(**{**facts, "channels": frozenset(facts["channels"])})

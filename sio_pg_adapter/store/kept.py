@@ -1,20 +1,26 @@
-"""Connections that are kept from the start of a node to its end."""
+"""Connections that are kept from the start of a node to its end, and the check whether they still serve."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, TypeAlias
 
 import asyncpg
 
-from sio_pg_adapter.errors import SioPgError
+from sio_pg_adapter.errors import SioPgError, StoreUnavailable
 
-from .failures import BROKEN, LOST
-from .fitness import is_about_value
+from .failures import BROKEN, LOST, is_about_value, translated
 
 if TYPE_CHECKING:
     from .database import Database
+
+LOCK_SHARE = 0.8
+"""How much of a check's time may be spent on waiting for the log's lock."""
+
+HOLDER_WAIT = 1.0
+"""How long the name of the backend that holds the log's lock may take, in seconds."""
 
 Connection: TypeAlias = asyncpg.Connection
 """An asyncpg connection, or the proxy of one that a pool hands out."""
@@ -48,16 +54,16 @@ class KeptConnection:
     @property
     def at_hand(self) -> Connection | None:
         """The connection, if it can be used without a wait."""
-        if self._connection is None or self._lock.locked() or self._era != self._database.era:
+        if self._connection is None or self._lock.locked() or self._era != self._database.followed.era:
             return None
         return None if is_closed(self._connection) else self._connection
 
     async def __aenter__(self) -> Connection:
         await self._lock.acquire()
         try:
-            if self._connection is None or self._era != self._database.era or is_closed(self._connection):
+            if self._connection is None or self._era != self._database.followed.era or is_closed(self._connection):
                 await self.drop()
-                self._era = self._database.era
+                self._era = self._database.followed.era
                 self._connection = await self._database.kept_connection(self._name)
         except BaseException as e:  # cancelled, too: nobody else would ever get it
             self.fault = str(e) or type(e).__name__
@@ -99,7 +105,7 @@ class KeptConnection:
         connection, self._connection = self._connection, None
         if connection is not None:
             if is_closed(connection):
-                await self._database.expire()
+                await self._database.expire_connections()
             await self._database.discard(connection)
 
     async def give_back(self) -> None:
@@ -112,3 +118,32 @@ class KeptConnection:
 def another_may_serve(error: BaseException) -> bool:
     """Whether another connection might not give this error."""
     return isinstance(error, (asyncpg.PostgresError, *BROKEN)) and not is_about_value(error)
+
+
+# -- the check of both ----------------------------------------------------------------------------------
+async def check_kept(database: Database, timeout: float) -> None:
+    """Check that the kept connections are still fit, and that an append could be made. Note a fault in each."""
+
+    async def could_append(connection: Connection) -> None:
+        wait = timeout * LOCK_SHARE
+        with translated("waiting for the log's lock", may_be_stored=None):
+            try:
+                await connection.execute(database.queries["wait_for_lock"], int(wait * 1000), timeout=timeout)
+            except asyncpg.LockNotAvailableError as e:
+                raise StoreUnavailable(f"the log's lock was not free for {wait:g} s", may_be_stored=None) from e
+
+    await asyncio.gather(database.writer.check(timeout, could_append), database.reader.check(timeout))
+    if database.writer.fault:
+        with contextlib.suppress(SioPgError, TimeoutError):
+            async with asyncio.timeout(HOLDER_WAIT):
+                database.writer.fault += await _lock_holder(database)
+
+
+async def _lock_holder(database: Database) -> str:
+    """Return a sentence about the backend that holds the log's lock. Empty if there is none."""
+    if not (rows := await database.fetch("lock_holder")):
+        return ""
+    pid, application, waits_for = rows[0]
+    standby = waits_for == "SyncRep"
+    reason = ", and its commit waits for a synchronous standby (synchronous_standby_names)" if standby else ""
+    return f". Process {pid} of the server ({application or 'without a name'}) holds the log's lock{reason}"

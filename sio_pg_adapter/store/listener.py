@@ -109,7 +109,8 @@ class Listener:
                 logger.warning("the LISTEN connection is replaced: %s", self.fault)
                 self._report(self.fault)
             await self._disconnect()
-            await asyncio.sleep(BACKOFF[min(failures, len(BACKOFF) - 1)] * random.uniform(0.5, 1.0))
+            pause = BACKOFF[min(failures, len(BACKOFF) - 1)]
+            await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # so that nodes do not connect in step
             failures += 1
             try:
                 await self._connect()
@@ -173,7 +174,7 @@ class Listener:
                     self.fault = await self._on_probe(self._connection, PROBE_TIMEOUT)
         except SioPgError as e:
             self.fault = str(e)
-        except Exception as e:
+        except Exception as e:  # the loop goes on: a new connection may pass the probe
             self.fault = f"{type(e).__name__}: {e}"
             logger.exception("the probe of the LISTEN connection failed")
         return not self.fault

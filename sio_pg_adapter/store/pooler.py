@@ -37,8 +37,21 @@ async def hides_backend(connection: Any) -> bool:
     return bool(pid != connection.get_server_pid())
 
 
-async def can_listen(connection: Any, notify: Callable[[str], Awaitable[Any]]) -> bool:
-    """Whether LISTEN works on a connection. It does through a proxy that keeps one backend for each connection.
+async def check_listens(connection: Any, notify: Callable[[str], Awaitable[Any]]) -> None:
+    """Check that LISTEN works on a connection.
+
+    :param notify: notifies a channel, on another connection.
+    :raises PoolerBetween: if it does not.
+    """
+    if await hides_backend(connection) and not await _can_listen(connection, notify):
+        raise PoolerBetween(
+            "LISTEN does not work through a pooler in transaction mode (PgBouncer). Give listen_dsn=, the URL of a "
+            "direct connection to PostgreSQL."
+        )
+
+
+async def _can_listen(connection: Any, notify: Callable[[str], Awaitable[Any]]) -> bool:
+    """Whether LISTEN works through a proxy. It does if the proxy keeps one backend for each connection.
 
     :param notify: notifies a channel, on another connection. On this one the notification would come back within the
                    statement's own answer, which a pooler passes on in any mode.

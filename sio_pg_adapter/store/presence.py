@@ -87,7 +87,7 @@ class Presence:
                     raise
 
     async def probe(self, connection: Connection, timeout: float) -> Probe:
-        """Ask what the LISTEN connection is."""
+        """Return the facts about the LISTEN connection."""
         return await probe_of(connection, self._database.queries, self._id, timeout)
 
     async def others(self) -> set[str]:
@@ -96,11 +96,6 @@ class Presence:
         :raises StoreUnavailable: if the database does not answer.
         """
         return {row["id"] for row in await self._database.fetch("others", self._id)}
-
-    async def held(self) -> set[tuple[int, int]]:
-        """Return the sessions that are this node's by the tables, by id and generation."""
-        rows = await self._database.fetch("held_by", self._id)
-        return {(row["id"], row["generation"]) for row in rows}
 
     async def leave(self) -> None:
         """Leave the cluster."""

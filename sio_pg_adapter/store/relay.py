@@ -140,7 +140,7 @@ class Relay:
             except Exception as e:  # the loop goes on, because the other nodes wait for this one
                 logger.exception("moving the events of transactions failed")
                 self._failed(f"{type(e).__name__}: {e}")
-            await asyncio.sleep(TAKEOVER)
+            await asyncio.sleep(TAKEOVER)  # nothing announces that the database is back
             self._ring.set()
 
     def _failed(self, reason: str) -> None:
@@ -161,7 +161,7 @@ class Relay:
                 await self._end()
                 return
             if duty == "other":
-                await asyncio.sleep(TAKEOVER)
+                await asyncio.sleep(TAKEOVER)  # nothing announces that the other node has died
             elif await self._move_until_asleep():
                 return
 
@@ -176,14 +176,14 @@ class Relay:
                 last = time.monotonic()
             if moved < BATCH:
                 await floor.rise()
-                await asyncio.sleep(INTERVAL)
+                await asyncio.sleep(INTERVAL)  # commits ring only while the relay is asleep
         self._ring.clear()
         if not await self._change("moving", "drowsy"):
             return False
         pause, longest = DROWSY
         still_open = await open_transactions(self._database)
         while still_open:
-            await asyncio.sleep(pause)
+            await asyncio.sleep(pause)  # nothing announces the end of a transaction
             pause = min(longest, pause * 1.5)
             await self._move()
             if self._ring.is_set():
@@ -193,11 +193,11 @@ class Relay:
         return not self._ring.is_set() and await self._change("drowsy", "asleep")
 
     async def _end(self) -> None:
-        """Move what is left after the relay was switched off."""
+        """Move the rows that are left after the relay was switched off."""
         still_open = await open_transactions(self._database)
         while still_open:
             await self.drain()
-            await asyncio.sleep(DROWSY[0])
+            await asyncio.sleep(DROWSY[0])  # as above
             still_open &= await open_transactions(self._database)
         await self.drain()
         await self._change("ending", "off")

@@ -835,6 +835,21 @@ BEGIN
     RETURN v_offset;
 END $$;
 
+-- Returns the records of a batch whose answer was lost, above an offset known from before it. It waits until no append is
+-- in progress. One statement waits and reads, for the same reason as in sio_move_members.
+CREATE FUNCTION sio.sio_stored_batch(p_after bigint, p_batch bigint)
+ RETURNS TABLE("offset" bigint, kind smallint)
+ LANGUAGE plpgsql
+AS $$
+#variable_conflict use_column
+BEGIN
+    LOCK TABLE sio.sio_lock IN EXCLUSIVE MODE;
+    PERFORM sio.sio_check_isolation();
+    RETURN QUERY
+    SELECT p."offset", p.kind FROM sio.sio_packets p
+    WHERE p."offset" > p_after AND p.batch = p_batch ORDER BY p."offset";
+END $$;
+
 -- Room changes, as entries of a batch. The caller holds the log's lock.
 
 -- Bounds the memberships of a session that have ended: above a hundred of them, only the last fifty stay. A claim reads
@@ -1030,16 +1045,11 @@ BEGIN
     PERFORM sio.sio_relay_before();
     SELECT coalesce(array_agg(t.room), '{}'), array_agg(m.sid) INTO v_rooms, v_sids
     FROM (SELECT sid FROM sio.sio_sessions
-          WHERE namespace = p_namespace AND (expires_at IS NULL OR expires_at > clock_timestamp())
-            AND ('' = ANY (p_rooms) OR sid = ANY (p_rooms) OR id IN (
-                 SELECT session FROM sio.sio_rooms
-                 WHERE namespace = p_namespace AND room = ANY (p_rooms) AND left_at IS NULL))
-            AND (p_skip_rooms = '{}' OR NOT EXISTS (
-                SELECT FROM sio.sio_rooms k WHERE k.session = id AND k.room = ANY (p_skip_rooms) AND k.left_at IS NULL))
+          WHERE id IN (SELECT sio.sio_members(p_namespace, p_rooms, p_skip_sids, p_skip_rooms))
           UNION
-          SELECT unnest(p_unstored)) m
+          SELECT u.sid FROM unnest(p_unstored) u (sid) WHERE u.sid <> ALL (p_skip_sids || p_skip_rooms)) m
         CROSS JOIN unnest(p_targets) t (room)
-    WHERE m.sid <> ALL (p_skip_sids || p_skip_rooms) AND m.sid <> t.room;
+    WHERE m.sid <> t.room;
     v_count := cardinality(v_rooms);
     IF v_count = 0 THEN
         offsets := '{}';
@@ -1050,21 +1060,6 @@ BEGIN
             p_batch, array_fill(p_kind, ARRAY[v_count]), array_fill(p_namespace, ARRAY[v_count]), v_rooms, NULL, NULL,
             NULL, v_sids, NULL, NULL, NULL, NULL, NULL) w;
     END IF;
-END $$;
-
--- Returns the records of a batch whose answer was lost, above an offset known from before it. It waits until no append is
--- in progress. One statement waits and reads, for the same reason as in sio_move_members.
-CREATE FUNCTION sio.sio_stored_batch(p_after bigint, p_batch bigint)
- RETURNS TABLE("offset" bigint, kind smallint)
- LANGUAGE plpgsql
-AS $$
-#variable_conflict use_column
-BEGIN
-    LOCK TABLE sio.sio_lock IN EXCLUSIVE MODE;
-    PERFORM sio.sio_check_isolation();
-    RETURN QUERY
-    SELECT p."offset", p.kind FROM sio.sio_packets p
-    WHERE p."offset" > p_after AND p.batch = p_batch ORDER BY p."offset";
 END $$;
 
 -- Sessions, as entries of a batch. The functions take and return JSON. The caller holds the log's lock.
@@ -2425,9 +2420,8 @@ REVOKE ALL ON FUNCTION sio.sio_outbox_append FROM PUBLIC;
 -- not get the event.
 --
 -- Returns whether the event will be stored: false if the log or the relay has an event with the key, and null without a
--- key. The key
--- is taken at the commit, under the log's lock. An append would otherwise wait, under that lock, for the key of an open
--- transaction, which may itself wait for the lock. So an event with the key that is committed in between wins.
+-- key. The key is taken at the commit, under the log's lock. An append would otherwise wait, under that lock, for the key
+-- of an open transaction, which may itself wait for the lock. So an event with the key that is committed in between wins.
 CREATE FUNCTION sio.sio_emit_encoded(p_namespace text, p_room text, p_rooms text, p_skips text, p_body text, p_parts bytea, p_key text DEFAULT NULL::text, p_skip_rooms text DEFAULT NULL::text)
  RETURNS boolean
  LANGUAGE plpgsql

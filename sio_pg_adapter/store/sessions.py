@@ -1,4 +1,4 @@
-"""Sessions in the store: opened, claimed, settled, released, ended, and what they are due.
+"""Sessions in the store: opened, claimed, settled, released, ended, and the events that they are due.
 
 Every change takes the log's lock before it locks a row. All but :meth:`Sessions.end_all` go through the log's writer.
 What a node writes for a client that it holds names the generation of its claim. If there is a newer claim, it does
@@ -60,7 +60,7 @@ def encode_session(data: object) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """Some of what a session missed, in order.
+    """A page of the events that a session missed, in order.
 
     :ivar head: the last offset of the log when it was read. A page that is not full reaches up to there.
     :ivar lost: whether retention deleted something that the session is due.
@@ -180,7 +180,7 @@ class Sessions:
             raise
 
     async def held_here(self) -> set[Held]:
-        """Return the sessions that the store has as this node's."""
+        """Return the sessions that are this node's by the tables."""
         return {Held(row["id"], row["generation"]) for row in await self._database.fetch("held_by", self._node)}
 
     async def settle(self, held: Held) -> str | None:
@@ -232,11 +232,6 @@ class Sessions:
         return written.result is not None
 
     # -- reads ---------------------------------------------------------------------------------------
-    async def data(self, namespace: str, sid: str) -> Any:
-        """Return the session data of a sid, ``None`` if it has no session."""
-        text = await self.text(namespace, sid)
-        return None if text is None else json.loads(text)
-
     async def text(self, namespace: str, sid: str) -> str | None:
         """Return the session data of a sid as it is stored, ``None`` if it has no session."""
         rows = await self._database.fetch("session_data", namespace, sid)
@@ -268,7 +263,7 @@ class Sessions:
         return row["missed"], row["floor"]
 
     async def page(self, held: Held, after: int, limit: int) -> Page | None:
-        """Return what the session is due above ``after`` (exclusive).
+        """Return the events that the session is due above ``after`` (exclusive).
 
         ``None`` if a newer claim holds it, or it has ended.
         """

@@ -24,8 +24,7 @@ from sio_pg_adapter.tasks import Begun
 
 from .commits import Commits
 from .database import Database
-from .failures import refusal
-from .fitness import is_about_value
+from .failures import is_about_value, refusal
 
 BATCH_ENTRIES = 500
 """The largest batch, in entries."""
@@ -95,7 +94,7 @@ class LogWriter:
     :param on_appended: called as soon as a batch is committed, before any of its waiters goes on. It takes the offset
                         before the batch, its last one, and its records if they are known without a read.
     :param on_failed: called when a batch failed. Some of it may be stored all the same.
-    :param cursor: returns the offset up to which this node has read the log.
+    :param cursor: returns an offset that all later appends are above.
     """
 
     def __init__(
@@ -105,7 +104,7 @@ class LogWriter:
         on_failed: Callable[[], None],
         node: str,
         counters: Counters,
-        cursor: Callable[[], int] = lambda: 0,
+        cursor: Callable[[], int],
     ) -> None:
         self._on_failed = on_failed
         self._counters = counters
@@ -140,7 +139,7 @@ class LogWriter:
         self._task.add_done_callback(lambda _: self._give_up("the writer's task has ended"))
 
     async def close(self) -> None:
-        """Write what is waiting, then end. If the database is away, what is waiting fails. Safe to call twice."""
+        """Write the waiting entries, then end. If the database is away, they fail. Safe to call twice."""
         self._closing = True
         self._wake.set()
         if self._task is not None:
@@ -188,7 +187,7 @@ class LogWriter:
             await (begun or self._write_next())
 
     async def _write_next(self) -> None:
-        """Write the next batch of what waits, if anything does."""
+        """Write the next batch of the waiting entries, if there are any."""
         batch: list[tuple[Entry, asyncio.Future[Written]]] = []
         size = places = 0
         while self._waiting and len(batch) < BATCH_ENTRIES and (not batch or size < BATCH_BYTES):
@@ -256,7 +255,7 @@ class LogWriter:
             self._give_up("closed while the database was away")
 
     def _give_up(self, reason: str) -> None:
-        """Fail what waits."""
+        """Fail the waiting entries."""
         begun, self._begun = self._begun, None
         if begun is not None:
             begun.close()

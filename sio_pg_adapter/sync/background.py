@@ -124,7 +124,7 @@ class Caller:
         try:
             while self._inbox.get()():
                 pass
-        except BaseException:
+        except BaseException:  # KeyboardInterrupt, or an exception that a time limit raises here
             self._loop.call_soon_threadsafe(self._cancel)
             raise
         if self._error is None:

@@ -40,7 +40,7 @@ class HandlerThreads:
         self._idle.append(self._start())  # Python 3.12 starts none at the end of the process, for disconnect handlers
 
     async def run(self, function: Callable[..., Any], *args: Any) -> Any:
-        """Call a function in a thread, with the context variables of this task, and return what it returns.
+        """Call a function in a thread, with the context variables of this task, and return its result.
 
         :raises HandlerEnded: if it raised something that is no ``Exception``, or its thread was ended from outside.
         """
@@ -146,7 +146,7 @@ class _HandlerThread(threading.Thread):
 
 
 def _call(function: Callable[[], Any]) -> tuple[Any, Exception | None]:
-    """Return what a function returns, or its exception as one that a future can hold."""
+    """Return the result of a function, or its exception as one that a future can hold."""
     error: Exception
     try:
         return function(), None

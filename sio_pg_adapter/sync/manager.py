@@ -130,9 +130,9 @@ class PostgresManager:
                 goodbye.chain([signal.SIGTERM])
 
     def close(self) -> None:
-        """Write what is waiting, leave the cluster, and end the background thread. Safe to call twice, or unstarted.
+        """Write the waiting entries, leave the cluster, and end the background thread.
 
-        After that only :meth:`start` connects again.
+        Safe to call twice, or unstarted. After that only :meth:`start` connects again.
         """
         self._end(lambda: self._manager.aclose())  # noqa: PLW0108 - of the manager that is there then
 

@@ -142,7 +142,7 @@ class Server(EventMethods, socketio.Server):
         session = background.call(block.__aenter__)
         try:
             yield session
-        except BaseException:
+        except BaseException:  # as the end of an `async with` gets it
             if not background.call(block.__aexit__, *sys.exc_info()):
                 raise
         else:

@@ -99,7 +99,7 @@ class FrameMaker:
         try:
             return self._event(record.namespace, record.body or "", record.parts, tail, None)
         except NotSerializable as e:
-            logger.error("record %s of the log cannot be sent: %s", record.offset, e)  # noqa: TRY400
+            logger.error("record %s of the log cannot be sent: %s", record.offset, e)  # noqa: TRY400 - not this code's error
             return []
 
     def ack(self, acknowledgement: Packet, json: ModuleType | Any) -> Frames:

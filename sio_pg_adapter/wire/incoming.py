@@ -46,7 +46,7 @@ def engine_packet(encoded: str | bytes) -> Packet:
     """
     try:
         decoded = Packet(encoded_packet=encoded)
-    except Exception as e:
+    except Exception as e:  # Engine.IO may raise anything: the bytes are the client's
         raise NotAPacket(f"not a packet of Engine.IO: {e!r}") from e
     if decoded.packet_type > NOOP:
         raise NotAPacket("a packet of Engine.IO with an unknown type")

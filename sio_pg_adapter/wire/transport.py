@@ -146,7 +146,7 @@ class Wire:
 
     @property
     def drains(self) -> bool:
-        """Whether the client takes what is written."""
+        """Whether the client keeps up, so that little waits in the transport."""
         return not self._transport.is_closing() and self._transport.get_write_buffer_size() <= UNSENT_BYTES
 
     def _hold(self, data: bytes) -> None:
@@ -157,7 +157,7 @@ class Wire:
         self._held_bytes += len(data)
 
     def flush(self) -> None:
-        """Write what is held. This runs before the queue's writer, so nothing queued later overtakes it."""
+        """Write the data that is held. This runs before the queue's writer, so nothing queued later overtakes it."""
         if self._held is None:
             return
         data, self._held, self._held_bytes = b"".join(self._held), None, 0

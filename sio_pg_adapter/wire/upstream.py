@@ -1,5 +1,8 @@
 """The private names of python-socketio and python-engineio that this package reads or calls, each in one place.
 
+With them stands what this package reads of the websockets of uvicorn and aiohttp. If a name is missing there, the
+regular path is taken.
+
 The names that it overrides are in the classes that override them. ``tests/unit/test_upstream.py`` names both, and
 ``docs/compatibility.md`` lists them: a release that changes one fails there, by name.
 """

@@ -238,7 +238,7 @@ class Websocket:
         self._write_queued()
 
     def _write_queued(self) -> None:
-        """Have a task write what is in the queue. There is none while it is empty."""
+        """Have a task write the queue. There is no task while the queue is empty."""
         if self._writing is None:
             if self._wire is not None:
                 self._wire.idle = False
@@ -268,7 +268,7 @@ class Websocket:
         await self._ws.close()
 
     def _end_writing(self) -> None:
-        """From here on nothing is written any more. Whoever refers to the connection does not keep this alive."""
+        """From here on nothing is written. Clients that refer to the connection do not keep this object alive."""
         self._connection.wire = self._connection.interrupt = None
         self._socket.queue.on_put = None
 

@@ -12,10 +12,12 @@ from typing import Any
 import psycopg
 import pytest
 
+from sio_pg_adapter import AsyncClient
 from support import nodejs
 from support.cluster import Cluster
 from support.js_driver import JSDriver
 from support.kinds import ASYNC_ONLY
+from support.python_client import quick_client
 from support.roles import node_dsn
 
 
@@ -28,6 +30,14 @@ def js_modules() -> Path:
 async def js(js_modules: Path) -> AsyncIterator[JSDriver]:
     async with JSDriver(js_modules, nodejs.executable("node")) as driver:
         yield driver
+
+
+@pytest.fixture
+async def client() -> AsyncIterator[AsyncClient]:
+    """A Python client that reconnects at once."""
+    client = quick_client()
+    yield client
+    await client.shutdown()
 
 
 @pytest.fixture(scope="module")

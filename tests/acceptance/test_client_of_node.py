@@ -11,7 +11,7 @@ import socketio
 from sio_pg_adapter import AsyncSimpleClient
 from support import nodejs
 from support.js_server import JSServer
-from support.python_client import Inbox, hold, quick_client
+from support.python_client import Inbox, hold
 
 RECOVERY = {"maxDisconnectionDuration": 60_000}
 
@@ -24,13 +24,6 @@ async def serve(js_modules) -> AsyncIterator[Callable]:
             return await stack.enter_async_context(JSServer(js_modules, nodejs.executable("node"), recovery))
 
         yield start
-
-
-@pytest.fixture
-async def client():
-    client = quick_client()
-    yield client
-    await client.shutdown()
 
 
 @pytest.mark.parametrize("transport", ["websocket", "polling"])

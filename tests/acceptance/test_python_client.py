@@ -13,13 +13,6 @@ from support.python_client import Inbox, drop, hold, quick_client
 TRANSPORTS = pytest.mark.parametrize("transport", ["websocket", "polling"])
 
 
-@pytest.fixture
-async def client():
-    client = quick_client()
-    yield client
-    await client.shutdown()
-
-
 @TRANSPORTS
 async def test_a_drop_within_the_replay_costs_nothing_and_doubles_nothing(cluster, room, client, transport):
     inbox, drops, handed = Inbox(client), [], []

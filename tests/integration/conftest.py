@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 
 from sio_pg_adapter import AsyncPostgresManager, AsyncServer
 from sio_pg_adapter.migrate import upgrade
+from sio_pg_adapter.server import replay
 from support.nodes import Node, StartNode
 from support.store import Store
 
@@ -49,6 +51,26 @@ async def superuser(pg_admin_dsn: str) -> AsyncIterator[asyncpg.Connection]:
     connection = await asyncpg.connect(pg_admin_dsn)
     yield connection
     await connection.close()
+
+
+@pytest.fixture
+async def connect(pg_owner_dsn: str) -> AsyncIterator[Callable[[], Awaitable[asyncpg.Connection]]]:
+    """Open connections of the application's: `await connect()`."""
+    async with contextlib.AsyncExitStack() as stack:
+
+        async def connect() -> asyncpg.Connection:
+            connection = await asyncpg.connect(pg_owner_dsn)
+            stack.push_async_callback(connection.close, timeout=5)
+            return connection
+
+        yield connect
+
+
+@pytest.fixture
+def short_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Replays take several pages, because a page has few events, and a node forgets them soon."""
+    monkeypatch.setattr(replay, "PAGE", 7)
+    monkeypatch.setattr("sio_pg_adapter.local.recent.RECENT_RECORDS", 3)
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from sio_pg_adapter.log.records import Entry, Held, Kind
 from sio_pg_adapter.log.verdict import Claim
 from sio_pg_adapter.store import sessions
 from support.asgi_client import AsgiClient
-from support.waiting import until
+from support.waiting import until, until_answer, until_waiting
 
 
 def trips(node) -> list[str]:
@@ -457,15 +457,10 @@ async def test_a_client_that_is_sent_away_while_it_claims_comes_back(start_node,
         async with db.transaction():
             await db.execute("LOCK TABLE sio_lock IN EXCLUSIVE MODE")
             again.send("0" + json.dumps({"pid": wire.pid, "offset": wire.offset}))
-            waiting = "SELECT count(*) FROM pg_locks WHERE relation = 'sio_lock'::regclass AND NOT granted"
-            async with asyncio.timeout(20):
-                while not await db.fetchval(waiting):
-                    await asyncio.sleep(0.01)
+            await until_waiting(db)
             node.manager.node.continuity.skipped(0)
         assert await again.rest() == []
-    async with asyncio.timeout(20):
-        while await db.fetchval("SELECT count(*) FROM sio_sessions WHERE node IS NOT NULL"):
-            await asyncio.sleep(0.01)
+    await until_answer(lambda: db.fetchval("SELECT count(*) = 0 FROM sio_sessions WHERE node IS NOT NULL"))
     async with node.client(pid=wire.pid, offset=wire.offset) as again:
         assert (again.sid == wire.sid) is known
         await node.sio.emit("last")

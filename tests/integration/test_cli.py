@@ -17,7 +17,7 @@ import pytest
 
 from sio_pg_adapter import cli, migrate
 from sio_pg_adapter.log.records import Kind
-from sio_pg_adapter.store import database as store_database
+from sio_pg_adapter.store import endpoints
 from sio_pg_adapter.store.database import Database
 from sio_pg_adapter.store.pruner import Pruned, prune
 from sio_pg_adapter.store.queries import Queries
@@ -300,7 +300,7 @@ async def test_prune_reports_its_progress(store, db, pg_dsn):
     await store.emit()
     await db.execute("UPDATE sio_sessions SET expires_at = clock_timestamp()")
     await db.execute("UPDATE sio_packets SET created_at = created_at - interval '1 hour'")
-    database, reports = Database(pg_dsn, pool=None, listen_dsn=None, schema="public"), []
+    database, reports = Database(pg_dsn), []
     await database.open()
     try:
         assert await prune(database, reports.append) == Pruned(2, 1)
@@ -352,7 +352,7 @@ async def test_a_database_that_cannot_be_reached_is_an_error_that_names_the_opti
 
 @pytest.mark.parametrize("argv", [*COMMANDS, ["migrate"]], ids=" ".join)
 async def test_a_host_that_does_not_answer_is_an_error_with_a_reason(capsys, monkeypatch, argv):
-    for module in (store_database, migrate):
+    for module in (endpoints, migrate):
         monkeypatch.setattr(module, "CONNECT_TIMEOUT", 0.2)  # seconds, instead of ten
     with socket.create_server(("127.0.0.1", 0)) as silent:  # accepts, and never answers
         dsn = f"postgresql://app@127.0.0.1:{silent.getsockname()[1]}/app"
@@ -571,4 +571,4 @@ async def test_the_console_script_is_this(start_node):
     async with command("status") as process:
         out, err = await process.communicate()
     assert (process.returncode, err) == (0, b"") and node.manager.node.id[:8].encode() in out
-    await until(lambda: not node.manager.node.requests)
+    await until(lambda: not node.manager.node.requests._pending)

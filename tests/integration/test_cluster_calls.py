@@ -80,7 +80,7 @@ async def test_a_call_has_the_answers_of_all_other_nodes_that_have_a_handler(sta
         c.manager.node.id: {"large": "x" * 20_000},
     }
     assert await b.sio.server_side_call("nobody") == {}
-    assert len(a.manager.node.requests) == len(b.manager.node.requests) == 0
+    assert len(a.manager.node.requests._pending) == len(b.manager.node.requests._pending) == 0
 
 
 async def test_a_node_alone_has_nobody_to_ask(start_node):
@@ -147,7 +147,7 @@ async def test_a_node_that_does_not_answer_is_named_with_the_answers_that_came(s
     assert isinstance(error.value, TimeoutError)
     ended.set()
     assert await a.sio.server_side_call("who") == {b.manager.node.id: "b", c.manager.node.id: None}
-    assert len(a.manager.node.requests) == 0
+    assert len(a.manager.node.requests._pending) == 0
 
 
 async def test_a_node_that_goes_while_it_is_asked_is_left_out(start_node):
@@ -155,7 +155,7 @@ async def test_a_node_that_goes_while_it_is_asked_is_left_out(start_node):
     b.sio.on_server_event("who", lambda: "b")
     hang(c)
     asking = asyncio.create_task(a.sio.server_side_call("who", timeout=3600))
-    await until(lambda: len(a.manager.node.requests))
+    await until(lambda: len(a.manager.node.requests._pending))
     await vanish(c)
     assert await asking == {b.manager.node.id: "b"}
 
@@ -164,11 +164,11 @@ async def test_a_call_that_is_cancelled_leaves_nothing(start_node):
     a, b = [await start_node() for _ in range(2)]
     hang(b)
     asking = asyncio.create_task(a.sio.server_side_call("who"))
-    await until(lambda: len(a.manager.node.requests))
+    await until(lambda: len(a.manager.node.requests._pending))
     asking.cancel()
     with pytest.raises(asyncio.CancelledError):
         await asking
-    assert len(a.manager.node.requests) == 0
+    assert len(a.manager.node.requests._pending) == 0
 
 
 async def test_a_call_ends_with_the_manager(start_node):
@@ -176,11 +176,11 @@ async def test_a_call_ends_with_the_manager(start_node):
     hang(b)
     asking = asyncio.create_task(a.sio.server_side_call("who", timeout=3600))
     requests = a.manager.node.requests
-    await until(lambda: len(requests))
+    await until(lambda: len(requests._pending))
     await a.sio.shutdown()
     with pytest.raises(StoreUnavailable, match="closed"):
         await asking
-    assert len(requests) == 0
+    assert len(requests._pending) == 0
 
 
 async def test_a_node_that_stops_while_it_is_asked_is_left_out(start_node):
@@ -246,7 +246,7 @@ async def test_case_78_answers_of_the_clients_of_all_nodes(start_node):
         await a.sio.emit("end")
         assert await skipped.event() == ["end"]
         for node in (a, b, c):
-            assert len(node.manager.node.requests) == 0
+            assert len(node.manager.node.requests._pending) == 0
             assert not any(client.acks for client in node.manager.clients)
 
 
@@ -284,7 +284,7 @@ async def test_at_the_timeout_the_error_says_who_and_has_the_answers(start_node)
         assert all(sid in str(error.value) for sid in error.value.missing)
         assert error.value.answers == {one.sid: 1, two.sid: 2}
         await until(lambda: not any(client.acks for node in (a, b) for client in node.manager.clients))
-        assert len(a.manager.node.requests) == 0
+        assert len(a.manager.node.requests._pending) == 0
 
 
 async def test_a_client_that_goes_is_not_waited_for(start_node):
@@ -364,7 +364,7 @@ async def test_one_that_is_cancelled_leaves_nothing(start_node):
         calling.cancel()
         with pytest.raises(asyncio.CancelledError):
             await calling
-        assert len(a.manager.node.requests) == 0
+        assert len(a.manager.node.requests._pending) == 0
         assert not any(client.acks for client in a.manager.clients)
         await until(lambda: not any(client.acks for client in b.manager.clients))
 

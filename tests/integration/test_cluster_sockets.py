@@ -205,7 +205,7 @@ async def test_a_node_that_is_just_starting_answers_when_it_has(start_node, monk
         start = asyncio.create_task(start_node())
         await starting.wait()
         asking = asyncio.create_task(a.sio.server_side_call("e", timeout=20))
-        await until(lambda: len(a.manager.node.requests))
+        await until(lambda: len(a.manager.node.requests._pending))
         assert await a.sio.server_count() == 2
         release.set()
         await start
@@ -220,7 +220,7 @@ async def test_a_node_that_is_there_and_silent_is_named_and_the_others_are_told_
             await a.sio.fetch_sockets(timeout=0.3)
         assert error.value.missing == error.value.missing_nodes == [c.manager.node.id]
         assert {s.sid for s in error.value.answers} == {one.sid, two.sid}
-        assert len(a.manager.node.requests) == 0
+        assert len(a.manager.node.requests._pending) == 0
 
 
 async def test_a_node_of_another_version_that_does_not_know_the_request_is_named_at_once(start_node):
@@ -238,7 +238,7 @@ async def test_a_node_that_goes_while_it_is_waited_for_is_waited_for_no_longer(s
     hang(b)
     async with a.client() as wire:
         asking = asyncio.create_task(a.sio.fetch_sockets(timeout=3600))
-        await until(lambda: len(a.manager.node.requests))
+        await until(lambda: len(a.manager.node.requests._pending))
         await vanish(b)
         assert [s.sid for s in await asking] == [wire.sid]
 

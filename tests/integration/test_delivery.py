@@ -224,7 +224,7 @@ async def test_case_78_callbacks_across_nodes(start_node):
             task = asyncio.create_task(answer(frame))
             assert await a.sio.call("q", 1, to=wire.sid, timeout=20) == value
             await task
-        assert not a.manager.node.callbacks
+        assert not a.manager.node.callbacks._pending
         offset = wire.offset
         await wire.drop()
         async with a.client(pid=wire.pid, **({"offset": offset} if offset else {})) as again:  # none was stored
@@ -236,7 +236,7 @@ async def test_case_78_an_unknown_sid_times_out_and_leaves_nothing(start_node):
     node = await start_node()
     with pytest.raises(socketio.exceptions.TimeoutError):
         await node.sio.call("q", 1, to="nobody", timeout=0.01)
-    assert not node.manager.node.callbacks
+    assert not node.manager.node.callbacks._pending
 
 
 async def test_case_39_volatile_crosses_nodes_in_its_place_and_is_not_kept(start_node, db):

@@ -151,7 +151,7 @@ async def test_case_112_the_writer_is_back_before_the_listener(lazy_server, star
 
 
 async def test_case_112_a_session_whose_opening_was_lost_is_cut(lazy_server, start_node):
-    """Its opening left no record: the cursor alone does not tell."""
+    """Its opening left no record, so the cursor alone does not show it."""
     dsn = await make_database(lazy_server)
     node = await start_node(dsn=dsn)
     await node.sio.emit("kept")
@@ -592,7 +592,7 @@ async def test_a_sequence_of_the_former_epoch(start_node, db):
 
 
 @pytest.mark.parametrize("isolation", ["read_committed", "repeatable_read"])
-async def test_a_sequence_that_is_set_between_an_emit_and_its_commit(start_node, db, isolation):
+async def test_a_sequence_that_is_set_between_an_emit_and_its_commit(start_node, pg_dsn, db, isolation):
     """An older snapshot does not show the records that the next epoch has to follow."""
     node = await start_node()
     async with node.client() as wire:
@@ -604,7 +604,7 @@ async def test_a_sequence_that_is_set_between_an_emit_and_its_commit(start_node,
                 await db.execute("SELECT sio_emit('e')")
                 await node.sio.emit("f")
                 assert await wire.event() == ["f"]
-                await query(node.manager.node.database.dsn, "SELECT setval('sio_packets_offset_seq', 1, false)")
+                await query(pg_dsn, "SELECT setval('sio_packets_offset_seq', 1, false)")
         if isolation == "repeatable_read":
             await emit_in_sql(node, db)
         await arrives_and_recovers(node, wire)
@@ -614,10 +614,12 @@ async def test_a_sequence_that_is_set_between_an_emit_and_its_commit(start_node,
     ("isolation", "segment"), [("repeatable_read", 0), ("repeatable_read", 1), ("serializable", 0)]
 )
 @pytest.mark.parametrize("snapshot", ["before", "after"])
-async def test_a_sequence_behind_the_log_in_a_stricter_transaction(start_node, db, isolation, segment, snapshot):
+async def test_a_sequence_behind_the_log_in_a_stricter_transaction(
+    start_node, pg_dsn, db, isolation, segment, snapshot
+):
     """A serialization failure, and the next tries go through. So does everybody else."""
     node = await start_node()
-    app = await asyncpg.connect(node.manager.node.database.dsn)
+    app = await asyncpg.connect(pg_dsn)
     set_back = "SELECT setval('sio_packets_offset_seq', last_value - 2) FROM sio_packets_offset_seq"
     tries = 0
     async with node.client() as client:
@@ -642,10 +644,10 @@ async def test_a_sequence_behind_the_log_in_a_stricter_transaction(start_node, d
     await app.close()
 
 
-async def test_an_epoch_that_an_older_snapshot_does_not_show_is_not_begun_twice(start_node, db):
+async def test_an_epoch_that_an_older_snapshot_does_not_show_is_not_begun_twice(start_node, pg_dsn, db):
     """The sequence was set back after the epoch began."""
     node = await start_node()
-    app = await asyncpg.connect(node.manager.node.database.dsn)
+    app = await asyncpg.connect(pg_dsn)
     async with node.client() as client:
         with pytest.raises(asyncpg.SerializationError):
             async with app.transaction(isolation="repeatable_read"):

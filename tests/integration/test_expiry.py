@@ -13,6 +13,7 @@ from sio_pg_adapter.store.pruner import Pruned
 from sio_pg_adapter.store.queries import Queries
 from support.nodes import Node
 from support.pruning import prune_once
+from support.waiting import until_answer
 
 NODE = str(uuid.uuid4())
 EXPIRE = "UPDATE sio_sessions SET expires_at = clock_timestamp() - interval '1 s' WHERE node IS NULL"
@@ -225,9 +226,7 @@ async def test_case_33_ended_sessions_are_no_expired_ones(start_with_handler, db
     async with node.client() as wire, node.client() as kicked:
         wire.send("1")
         assert await node.sio.disconnect(kicked.sid) is None
-        async with asyncio.timeout(20):
-            while await rows(db):
-                await asyncio.sleep(0.01)
+        await until_answer(lambda: rows(db), lambda count: count == 0)
         await node.manager.node.pruner.prune()
     assert expired.calls == []
 

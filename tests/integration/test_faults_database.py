@@ -13,7 +13,7 @@ from sio_pg_adapter import StoreUnavailable
 from sio_pg_adapter.local.client import State
 from support.asgi_client import AsgiClient, Closed
 from support.proxy import Proxy
-from support.waiting import until
+from support.waiting import until, until_waiting
 
 
 @pytest.fixture
@@ -229,10 +229,7 @@ async def test_a_node_that_vanishes_while_it_moves_members_holds_up_nobody(start
         await transaction.start()
         await db.execute("LOCK TABLE sio_lock IN EXCLUSIVE MODE")
         moving = asyncio.create_task(node.sio.sockets_join(None, "x"))
-        waiting = "SELECT count(*) FROM pg_locks WHERE relation = 'sio_lock'::regclass AND NOT granted"
-        async with asyncio.timeout(10):
-            while not await db.fetchval(waiting):
-                await asyncio.sleep(0.01)
+        await until_waiting(db)
         proxy.refuses = True
         proxy.blackhole()
         await transaction.rollback()

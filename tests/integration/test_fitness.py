@@ -15,7 +15,7 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict
 
 from integration.test_epochs import make_database, query
-from sio_pg_adapter import ConfigurationError, SchemaMismatch, StoreUnavailable
+from sio_pg_adapter import AsyncPostgresManager, ConfigurationError, SchemaMismatch, StoreUnavailable
 from sio_pg_adapter.embedded import EmbeddedPostgres
 from sio_pg_adapter.migrate import downgrade, upgrade
 from sio_pg_adapter.servers import check_support
@@ -25,7 +25,8 @@ from sio_pg_adapter.store.kept import is_closed
 from support.asgi_client import Closed
 from support.proxy import Proxy
 from support.roles import NODE, grants
-from support.waiting import until
+from support.store import Store
+from support.waiting import until, until_answer
 
 OF_NODES = "application_name LIKE 'sio_pg%' AND datname = current_database() AND pid <> pg_backend_pid()"
 
@@ -43,17 +44,13 @@ def quick_probes(monkeypatch) -> None:
 
 
 async def healthy(node) -> None:
-    async with asyncio.timeout(20):
-        while not (await node.manager.health()).ok:
-            await asyncio.sleep(0.02)
+    await until_answer(node.manager.health, lambda health: health.ok)
 
 
 async def reason(node, part: str) -> None:
     """Health is false, for this reason."""
-    async with asyncio.timeout(20):
-        while part not in (await node.manager.health()).reason:
-            await asyncio.sleep(0.02)
-    assert not (await node.manager.health()).ok
+    health = await until_answer(node.manager.health, lambda health: part in health.reason)
+    assert not health.ok
 
 
 # -- isolation ------------------------------------------------------------------------------------------------
@@ -172,6 +169,25 @@ async def test_a_client_of_a_restored_copy_is_served_before_the_listener_is_back
             async with node.client(pid=wire.pid, offset=wire.offset) as again:
                 assert again.sid == wire.sid and await again.event() == ["e", 2]
         await node.sio.shutdown()
+
+
+async def test_a_process_that_only_emits_loses_no_answer_on_a_server_with_a_shorter_log(two_servers):
+    """It knows offsets of the former log, which the new one has not reached. The event is stored once."""
+    one, other = two_servers
+    await make_database(one)
+    async with Proxy(await make_database(other)).running() as way:
+        way.lead_to(one.dsn("epochs"))
+        async with AsyncPostgresManager(way.dsn, write_only=True) as manager:
+            for _ in range(5):
+                await manager.emit("former", None)
+            way.lead_to(other.dsn("epochs"))
+            await terminate(one, "sio_pg_adapter")
+            await manager.emit("first", None)
+            superuser = await asyncpg.connect(other.admin_dsn())
+            lost = Store(manager).lose_next_answer(superuser)
+            await manager.emit("second", None)
+            await superuser.close()
+            assert lost and await bodies(other) == ["first", "second"]
 
 
 async def test_a_node_that_would_listen_on_another_server_does_not_start(two_servers, start_node):
@@ -544,8 +560,8 @@ async def test_a_read_goes_on_when_its_backend_was_ended_while_nobody_used_it(
     """So a node that stops then has left the cluster, and its sessions expire from then on."""
     async with asyncpg.create_pool(pg_dsn, min_size=0, max_size=6) as pool:
         node = await (start_node(dsn=None, manager={"pool": pool}) if given else start_node())
-        presence = node.manager.node.presence
-        for look in (presence.others, presence.held, presence.leave):
+        presence, sessions = node.manager.node.presence, node.manager.node.sessions
+        for look in (presence.others, sessions.held_here, presence.leave):
             async with node.manager.database.reader as connection:
                 pid = await connection.fetchval("SELECT pg_backend_pid()")
             await superuser.execute("SELECT pg_terminate_backend($1)", pid)

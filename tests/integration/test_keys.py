@@ -22,7 +22,6 @@ from sio_pg_adapter import (
     emit_async,
 )
 from sio_pg_adapter.log.records import Entry, Kind
-from sio_pg_adapter.store.failures import OutcomeUnknown
 from sio_pg_adapter.store.pruner import Pruned
 from support.proxy import Proxy
 from support.pruning import prune_once
@@ -335,20 +334,7 @@ async def test_a_batch_with_keys_whose_answer_was_lost(start_store, db, superuse
     store = await start_store()
     [(old, _)] = await append(store, keyed("0", "old"))
     await store.open()
-    backend = store.log._commits._backend[0]
-    send, lost = store.log._commits._send, []
-
-    async def send_and_lose(connection, *args):
-        if lost:
-            return await send(connection, *args)
-        lost.append(True)
-        on_appended, store.log._commits._on_appended = store.log._commits._on_appended, lambda *_: None
-        await send(connection, *args)
-        store.log._commits._on_appended = on_appended
-        await superuser.fetchval("SELECT pg_terminate_backend($1)", backend)
-        raise OutcomeUnknown("the answer did not come")
-
-    store.log._commits._send = send_and_lose
+    lost = store.lose_next_answer(superuser)
     written = await append(
         store,
         keyed("1", "old"),

@@ -21,16 +21,15 @@ from sio_pg_adapter import (
     StoreUnavailable,
     migrate,
 )
-from support.waiting import until
+from support.waiting import until, until_answer
 
 BACKENDS = """SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()
               AND pid <> pg_backend_pid() AND backend_type = 'client backend'"""
 
 
 async def no_backend(db) -> None:
-    async with asyncio.timeout(20):
-        while await db.fetchval(BACKENDS):  # a backend ends after its connection, and PostgreSQL announces it nowhere
-            await asyncio.sleep(0.01)
+    """Wait until none is left. A backend ends after its connection."""
+    await until_answer(lambda: db.fetchval(BACKENDS), lambda count: count == 0)
 
 
 async def test_case_91_an_unmigrated_database_names_the_command(pg_empty_dsn):

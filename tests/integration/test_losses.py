@@ -9,7 +9,6 @@ import time
 import pytest
 
 from sio_pg_adapter import StoreUnavailable
-from sio_pg_adapter.store.failures import OutcomeUnknown
 from support.roles import NODE
 
 PACE = 1 / 200  # seconds between two emits: the rate of case 85
@@ -85,26 +84,53 @@ async def test_an_append_whose_answer_was_lost_is_not_stored_twice(start_store, 
     store = await start_store()
     await store.emit(body='["before"]')
     held = await store.open()
-    backend = store.log._commits._backend[0]
-    send, lost = store.log._commits._send, []
-
-    async def send_and_lose(connection, *args):
-        if lost:
-            return await send(connection, *args)
-        lost.append(True)
-        on_appended, store.log._commits._on_appended = store.log._commits._on_appended, lambda *_: None
-        await send(connection, *args)
-        store.log._commits._on_appended = on_appended
-        await superuser.fetchval("SELECT pg_terminate_backend($1)", backend)
-        raise OutcomeUnknown("the answer did not come")
-
-    store.log._commits._send = send_and_lose
+    lost = store.lose_next_answer(superuser)
     batch = [store.emit(body='["a"]'), store.move(1, "s", "x"), store.emit(body='["b"]')]
     offsets = await asyncio.gather(*batch)
     rows = await db.fetch('SELECT "offset", kind, body FROM sio_packets ORDER BY "offset"')
     assert [row["body"] for row in rows if row["kind"] == 0] == ['["before"]', '["a"]', '["b"]']
     assert offsets == [row["offset"] for row in rows[1:]]
-    assert await store.sessions.rooms("/", "s") == ["x"] and held
+    assert await store.sessions.rooms("/", "s") == ["x"] and held and lost
+
+
+async def test_a_lost_answer_is_looked_for_above_all_that_a_process_knows(start_store, superuser):
+    """The whole log would be read under its lock. In a process that only emits, no cursor moves."""
+    offset = await (await start_store()).emit()
+    store = await start_store()
+    commits, afters = store.log._commits, []
+    stored_rows = commits._stored_rows
+
+    async def noted(connection, backend, after, batch_id):
+        afters.append(after)
+        return await stored_rows(connection, backend, after, batch_id)
+
+    commits._stored_rows = noted
+    for first in (True, False):
+        if not first:
+            await store.emit()
+        await store.open(sid=f"s{first}", pid=f"p{first}")  # so that the backend is known
+        store.lose_next_answer(superuser)
+        await store.emit()
+    assert afters == [offset, offset + 2]
+
+
+async def test_an_answer_that_was_lost_after_the_log_was_exchanged_is_found(start_store, db, superuser):
+    """The offsets of the former log were higher. The node follows the new one before it appends there."""
+    store = await start_store()
+    await store.emit()
+    commits, reached = store.log._commits, [1 << 60]
+    commits._cursor = lambda: reached[0]
+    store.lose_next_answer(superuser)
+    send_and_lose = commits._send
+
+    async def lose_connection(connection, *args):
+        commits._send = send_and_lose
+        reached[0] = 0
+        raise ConnectionResetError
+
+    commits._send = lose_connection
+    await store.emit(body='["once"]')
+    assert await db.fetchval("SELECT count(*) FROM sio_packets WHERE body = '[\"once\"]'") == 1
 
 
 async def test_a_database_that_is_away_raises_and_says_that_nothing_was_stored(

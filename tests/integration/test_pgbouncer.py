@@ -18,6 +18,7 @@ from psycopg.conninfo import conninfo_to_dict
 from sio_pg_adapter import ConfigurationError, StoreUnavailable, cli, migrate
 from support.pgbouncer import pgbouncer
 from support.pruning import prune_once
+from support.waiting import until_waiting
 
 Bouncer = Callable[..., AbstractContextManager[str]]
 
@@ -134,13 +135,7 @@ async def test_a_commit_lost_behind_it_may_be_stored_and_is_not_repeated(start_n
             async with db.transaction():
                 await db.execute("LOCK TABLE sio_lock IN EXCLUSIVE MODE")
                 emit = asyncio.create_task(node.sio.emit("lost"))
-                waiting = (
-                    "SELECT pid FROM pg_locks WHERE relation = 'sio_lock'::regclass AND NOT granted"
-                    " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
-                )
-                while not (pid := await db.fetchval(waiting)):
-                    await asyncio.sleep(0.01)
-                await superuser.execute("SELECT pg_terminate_backend($1)", pid)
+                await superuser.execute("SELECT pg_terminate_backend($1)", await until_waiting(db))
                 with pytest.raises(StoreUnavailable) as error:
                     await emit
                 assert error.value.may_be_stored

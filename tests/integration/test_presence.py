@@ -223,7 +223,7 @@ async def test_a_former_holder_that_was_not_there_writes_nothing_when_it_comes_b
     assert new.former is None
     assert await store.sessions.save("/", "s", '{"v":2}', Held(new.id, new.generation))
     assert await former.sessions.save("/", "s", '{"v":"old"}', old) is False
-    assert await store.sessions.data("/", "s") == {"v": 2}
+    assert await store.sessions.text("/", "s") == '{"v":2}'
 
 
 async def test_a_late_disconnect_handler_of_a_node_that_came_back_overwrites_nothing(start_node, db, caplog):

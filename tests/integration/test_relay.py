@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
 import random
 import uuid
@@ -15,23 +14,10 @@ from sio_pg_adapter import close_room_async, disconnect_async, emit_async, enter
 from sio_pg_adapter.embedded import EmbeddedPostgres
 from sio_pg_adapter.store import relay
 from support.node_process import NodeProcess
-from support.waiting import until
+from support.waiting import until, until_answer
 
 STATE = "SELECT last_value FROM sio_relay_state"
 ASLEEP = 1
-
-
-@pytest.fixture
-async def connect(pg_owner_dsn):
-    """Open connections of the application's: `await connect()`."""
-    async with contextlib.AsyncExitStack() as stack:
-
-        async def connect():
-            connection = await asyncpg.connect(pg_owner_dsn)
-            stack.push_async_callback(connection.close, timeout=5)
-            return connection
-
-        yield connect
 
 
 @pytest.fixture
@@ -45,9 +31,7 @@ def drowsy(state: int) -> bool:
 
 
 async def state_is(db, wanted) -> None:
-    async with asyncio.timeout(20):
-        while not wanted(await db.fetchval(STATE)):
-            await asyncio.sleep(0.005)
+    await until_answer(lambda: db.fetchval(STATE), wanted)
 
 
 async def bodies(db) -> list[str]:
@@ -184,20 +168,17 @@ async def test_killed_again_and_again_while_it_moves_nothing_is_lost_or_doubled(
             sent[number] += 1
 
     working = [asyncio.create_task(work(*each)) for each in enumerate(apps)]
+    records = "SELECT count(*) FROM sio_packets"
     for _ in range(3):
         process = await asyncio.to_thread(NodeProcess(pg_dsn).start)
-        moved = await db.fetchval("SELECT count(*) FROM sio_packets")
-        async with asyncio.timeout(20):
-            while await db.fetchval("SELECT count(*) FROM sio_packets") < moved + 50:
-                await asyncio.sleep(0.01)
+        moved = await db.fetchval(records)
+        await until_answer(lambda: db.fetchval(records), lambda count, least=moved + 50: count >= least)
         process.kill()
     stop.set()
     await asyncio.gather(*working)
     process = await asyncio.to_thread(NodeProcess(pg_dsn).start)
     try:
-        async with asyncio.timeout(20):
-            while await waiting(db):
-                await asyncio.sleep(0.01)
+        await until_answer(lambda: waiting(db), lambda count: count == 0)
     finally:
         process.kill()
     expected = [

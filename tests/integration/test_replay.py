@@ -4,34 +4,20 @@ from __future__ import annotations
 
 import asyncio
 
-import pytest
-
-from sio_pg_adapter.server import replay
 from support.asgi_client import AsgiClient
 from support.waiting import until
 
 
-async def missed(node, first: int, count: int, **to) -> None:
-    for i in range(first, first + count):
-        await node.sio.emit("e", i, **to)
-
-
 # -- long replays ----------------------------------------------------------------------------------------------
-@pytest.fixture
-def short_pages(monkeypatch):
-    monkeypatch.setattr(replay, "PAGE", 7)
-    monkeypatch.setattr("sio_pg_adapter.local.recent.RECENT_RECORDS", 3)
-
-
 async def test_case_43_a_replay_pages_until_it_meets_the_buffer(start_node, short_pages):
     a, b = await start_node(), await start_node()
     async with a.client() as wire:
         await a.sio.enter_room(wire.sid, "x")
         await wire.drop()
-        await missed(b, 0, 60, room="x")
-        emitting = asyncio.create_task(missed(b, 60, 60, room="x"))
+        await b.emit_numbers(0, 60, room="x")
+        emitting = asyncio.create_task(b.emit_numbers(60, 60, room="x"))
         async with a.client(pid=wire.pid) as again:
-            await missed(a, 1_000, 20)
+            await a.emit_numbers(1_000, 20)
             await emitting
             await b.sio.emit("end")
             got = [args for _, args in await again.events_until("end")]
@@ -43,12 +29,12 @@ async def test_case_43_a_replay_waits_for_its_client_and_nobody_for_it(start_nod
     node = await start_node()
     async with node.client() as wire, node.client() as other:
         await wire.drop()
-        await missed(node, 0, 50)
+        await node.emit_numbers(0, 50)
         async with AsgiClient(node.sio) as again:
             again.stall()
             again.send(f'0{{"pid":"{wire.pid}"}}')
             await again.held.wait()
-            await missed(node, 50, 10)
+            await node.emit_numbers(50, 10)
             await node.sio.emit("v", 1, volatile=True)  # dropped for one that is not live
             await node.sio.emit("end")
             assert [f[0] for f in await asyncio.gather(*(other.event() for _ in range(60)))] == ["e"] * 60
@@ -61,7 +47,7 @@ async def test_rooms_entered_and_left_during_a_replay_count_at_their_offsets(sta
     a, b = await start_node(), await start_node()
     async with a.client() as wire:
         await wire.drop()
-        await missed(b, 0, 40)
+        await b.emit_numbers(0, 40)
         async with AsgiClient(a.sio) as again:
             again.stall()
             again.send(f'0{{"pid":"{wire.pid}"}}')
@@ -89,7 +75,7 @@ async def test_answers_and_questions_wait_behind_a_replay(start_node, short_page
 
     async with node.client() as wire:
         await wire.drop()
-        await missed(node, 0, 20)
+        await node.emit_numbers(0, 20)
         async with AsgiClient(node.sio) as again:
             again.stall()
             again.send(f'0{{"pid":"{wire.pid}"}}')
@@ -111,7 +97,7 @@ async def test_answers_and_questions_wait_behind_a_replay(start_node, short_page
 async def test_pages_wait_for_their_turn_and_not_at_the_pool(start_node, monkeypatch):
     node = await start_node()
     async with node.client() as wire:
-        monkeypatch.setattr("sio_pg_adapter.store.database.CONNECT_TIMEOUT", 1.0)
+        monkeypatch.setattr("sio_pg_adapter.store.database.ACQUIRE_TIMEOUT", 1.0)
         held = node.manager.clients.current(wire.sid, "/").held
         sessions, statements = node.manager.node.sessions, node.manager.database.queries._statements
         monkeypatch.setitem(statements, "page", f"SELECT page.* FROM pg_sleep(0.2), ({statements['page']}) page")

@@ -14,6 +14,7 @@ from integration.test_segments import QUERIES, turned
 from sio_pg_adapter import SchemaMismatch, emit_async, migrate
 from sio_pg_adapter.store import version as tables
 from support.later import has_a_later_revision
+from support.waiting import until_answer
 
 DOCS = Path(__file__).parents[2] / "docs" / "schema-changes.md"
 
@@ -161,11 +162,8 @@ async def test_a_later_revision_waits_for_a_reader_in_short_tries(pg_owner_dsn, 
         async with other.transaction():
             await other.fetch("SELECT FROM sio_packets LIMIT 1")
             upgrading = asyncio.create_task(asyncio.to_thread(migrate.upgrade, pg_owner_dsn))
-            async with asyncio.timeout(30):
-                while not await db.fetchval(tries):
-                    await asyncio.sleep(0.01)
-                while await db.fetchval(tries):  # gives up, for now
-                    await asyncio.sleep(0.01)
+            await until_answer(lambda: db.fetchval(tries))
+            await until_answer(lambda: db.fetchval(tries), lambda count: count == 0)  # gives up, for now
             async with db.transaction():
                 await db.execute("LOCK TABLE sio_lock IN EXCLUSIVE MODE")  # as an append does
         await upgrading

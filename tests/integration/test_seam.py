@@ -61,11 +61,6 @@ def around_first_page(node, before=None, after=None) -> None:
     node.manager.node.sessions.page = read
 
 
-async def missed(node, first: int, count: int, **to) -> None:
-    for i in range(first, first + count):
-        await node.sio.emit("e", i, **to)
-
-
 async def test_the_tick_in_which_a_replay_goes_live(start_node):
     """One packet comes between the page and going live, one in the very next step of the loop."""
     a, b = await start_node(), await start_node()
@@ -97,7 +92,7 @@ async def test_case_109_the_sent_mark_a_replay_reads_beyond_the_cursor(start_nod
 
     async def before() -> None:
         held.append(Deaf(a))
-        await missed(b, 2, 3)
+        await b.emit_numbers(2, 3)
         await held[0].rung.wait()
 
     async with a.client() as wire, a.client() as other:
@@ -115,7 +110,7 @@ async def test_case_109_the_sent_mark_a_replay_reads_beyond_the_cursor(start_nod
 async def test_case_109_a_client_that_is_ahead_of_its_node(start_node):
     a, b = await start_node(), await start_node()
     async with b.client() as wire:
-        await missed(b, 1, 3)
+        await b.emit_numbers(1, 3)
         for i in (1, 2, 3):
             assert await wire.event() == ["e", i]
         await wire.drop()

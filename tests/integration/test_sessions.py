@@ -144,7 +144,7 @@ async def test_save_and_rooms_of_a_sid_wherever_it_is(store):
     held = await store.open()
     await store.sessions.release(held, seconds=60.0)
     assert await store.sessions.save("/", "s", '{"v":2}', None) is True
-    assert await store.sessions.data("/", "s") == {"v": 2}
+    assert await store.sessions.text("/", "s") == '{"v":2}'
     await store.move(ENTER, "s", "x")
     await store.move(ENTER, "s", "y")
     await store.move(LEAVE, "s", "x")
@@ -152,7 +152,7 @@ async def test_save_and_rooms_of_a_sid_wherever_it_is(store):
     for sid, namespace in (("t", "/"), ("s", "/admin")):
         assert await store.sessions.save(namespace, sid, "{}", None) is False
         assert await store.sessions.rooms(namespace, sid) is None
-        assert await store.sessions.data(namespace, sid) is None
+        assert await store.sessions.text(namespace, sid) is None
 
 
 async def test_a_save_that_expects_the_former_data_counts_once_however_often_it_is_sent(store):
@@ -161,7 +161,7 @@ async def test_a_save_that_expects_the_former_data_counts_once_however_often_it_
     for _ in range(2):
         assert await store.sessions.save("/", "s", '{"v":2}', held, expected='{"v":1}') is True
     assert await store.sessions.save("/", "s", '{"v":3}', held, expected='{"v":1}') is False
-    assert await store.sessions.data("/", "s") == {"v": 2}
+    assert await store.sessions.text("/", "s") == '{"v":2}'
 
 
 async def test_a_sid_whose_time_is_up_has_no_data_to_save(store):

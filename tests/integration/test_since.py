@@ -14,19 +14,12 @@ from sio_pg_adapter import AsyncNamespace, ConfigurationError, PositionLost, emi
 from sio_pg_adapter.log.offsets import Epoch, OffsetCodec
 from sio_pg_adapter.log.positions import encode_position
 from sio_pg_adapter.log.records import Entry, Kind, Written
-from sio_pg_adapter.server import replay
 from support.asgi_client import AsgiClient
 from support.nodes import Node
 from support.pruning import prune_once
 from support.waiting import until
 
 AGED = "UPDATE sio_packets SET created_at = created_at - interval '1 hour'"
-
-
-@pytest.fixture
-def short_pages(monkeypatch):
-    monkeypatch.setattr(replay, "PAGE", 7)
-    monkeypatch.setattr("sio_pg_adapter.local.recent.RECENT_RECORDS", 3)
 
 
 def entering(node: Node, **rooms: str | None) -> list[str | None]:
@@ -39,11 +32,6 @@ def entering(node: Node, **rooms: str | None) -> list[str | None]:
             returned.append(await node.sio.enter_room(sid, room, since=position))
 
     return returned
-
-
-async def missed(node: Node, first: int, count: int, **to: Any) -> None:
-    for i in range(first, first + count):
-        await node.sio.emit("e", i, **to)
 
 
 def kinds_of(node: Node) -> list[Kind]:
@@ -77,21 +65,21 @@ async def refused(node: Node, **auth: Any) -> str:
 # -- what the client gets -----------------------------------------------------------------------------------
 async def test_events_after_the_position_and_live_events_come_in_one_order(start_node):
     node = await start_node()
-    await missed(node, 0, 3, room="doc")
+    await node.emit_numbers(0, 3, room="doc")
     position = await node.sio.position()
-    await missed(node, 3, 2, room="doc")
-    await missed(node, 100, 1)  # for everybody that is there
-    await missed(node, 5, 1, room=["doc", "other"])
+    await node.emit_numbers(3, 2, room="doc")
+    await node.emit_numbers(100, 1)  # for everybody that is there
+    await node.emit_numbers(5, 1, room=["doc", "other"])
     returned = entering(node, doc=position)
 
     @node.sio.use
     async def meanwhile(sid, environ, auth):
-        await missed(node, 200, 1)
-        await missed(node, 6, 1, room="doc")
-        await missed(node, 201, 1, room=sid)
+        await node.emit_numbers(200, 1)
+        await node.emit_numbers(6, 1, room="doc")
+        await node.emit_numbers(201, 1, room=sid)
 
     async with node.client() as wire:
-        await missed(node, 7, 1, room="doc")
+        await node.emit_numbers(7, 1, room="doc")
         assert await ended(node, wire) == [[3, 4, 5, 200, 6, 201, 7]]
         assert returned == [position]
         assert sorted(node.sio.rooms(wire.sid)) == sorted([wire.sid, "doc"])
@@ -100,18 +88,18 @@ async def test_events_after_the_position_and_live_events_come_in_one_order(start
 @pytest.mark.usefixtures("short_pages")
 async def test_rooms_from_several_positions_and_one_from_now_page_by_page(start_node):
     a, b = await start_node(), await start_node()
-    await missed(b, 0, 5, room="x")
+    await b.emit_numbers(0, 5, room="x")
     early = await b.sio.position()
     for i in range(1, 4):
-        await missed(b, 100 * i, 10, room="x")
-        await missed(b, 100 * i + 10, 10, room=["y", "x", "z"])
-        await missed(b, 100 * i + 20, 10, room="z")
-        await missed(b, 100 * i + 30, 10, room="now")
+        await b.emit_numbers(100 * i, 10, room="x")
+        await b.emit_numbers(100 * i + 10, 10, room=["y", "x", "z"])
+        await b.emit_numbers(100 * i + 20, 10, room="z")
+        await b.emit_numbers(100 * i + 30, 10, room="now")
         if i == 1:
             late = await b.sio.position()
     returned = entering(a, y=late, x=early, z=late, now=None)
     async with a.client() as wire:
-        await missed(b, 1_000, 3, room=["now", "x"])
+        await b.emit_numbers(1_000, 3, room=["now", "x"])
         rounds = [[100 * i + j for j in range(20 if i == 1 else 30)] for i in range(1, 4)]
         assert await ended(b, wire) == [[n for numbers in rounds for n in numbers] + [1_000, 1_001, 1_002]]
         assert returned[:3] == [late, early, late]
@@ -122,12 +110,12 @@ async def test_rooms_from_several_positions_and_one_from_now_page_by_page(start_
 async def test_a_drop_in_the_middle_recovers_exactly(start_node, received):
     """The client may have received nothing yet, or its last event may be older than its session."""
     a, b = await start_node(), await start_node()
-    await missed(a, 0, 3, room="x")
+    await a.emit_numbers(0, 3, room="x")
     first = await a.sio.position()
-    await missed(a, 3, 20, room="x")
-    await missed(a, 500, 1)
+    await a.emit_numbers(3, 20, room="x")
+    await a.emit_numbers(500, 1)
     second = await a.sio.position()
-    await missed(a, 23, 20, room=["x", "y"])
+    await a.emit_numbers(23, 20, room=["x", "y"])
     entering(a, x=first, y=second)
     async with AsgiClient(a.sio) as wire:
         wire.stall()
@@ -137,7 +125,7 @@ async def test_a_drop_in_the_middle_recovers_exactly(start_node, received):
         wire.pid = json.loads((await wire.recv())[1:])["pid"]
         got = [(await wire.event())[1] for _ in range(received)]
         await wire.drop()
-    await missed(b, 43, 5, room="y")
+    await b.emit_numbers(43, 5, room="y")
     async with b.client(pid=wire.pid, **({"offset": wire.offset} if received else {})) as again:
         assert b.sio.recovered(again.sid)
         assert [got + rest for rest in await ended(a, again)] == [list(range(3, 48))]
@@ -147,10 +135,10 @@ async def test_nothing_is_sent_of_a_room_that_was_left_in_the_handler(start_node
     """As after a recovery: a handler that takes a client out of a room has decided before the replay."""
     node = await start_node()
     position = await node.sio.position()
-    await missed(node, 0, 2, room="x")
+    await node.emit_numbers(0, 2, room="x")
     later = await node.sio.position()
-    await missed(node, 2, 2, room="x")
-    await missed(node, 10, 2, room="y")
+    await node.emit_numbers(2, 2, room="x")
+    await node.emit_numbers(10, 2, room="y")
 
     @node.sio.event
     async def connect(sid, environ, auth):
@@ -160,8 +148,8 @@ async def test_nothing_is_sent_of_a_room_that_was_left_in_the_handler(start_node
         assert await node.sio.enter_room(sid, "x", since=later) == later
 
     async with node.client() as wire:
-        await missed(node, 4, 1, room="x")
-        await missed(node, 12, 1, room="y")
+        await node.emit_numbers(4, 1, room="x")
+        await node.emit_numbers(12, 1, room="y")
         await wire.drop()
         async with node.client(pid=wire.pid) as again:  # as the store has it
             [stored] = await ended(node, again)
@@ -173,18 +161,18 @@ async def test_a_room_that_was_closed_counts_from_there(start_node):
     node = await start_node()
     await node.sio.close_room("x")
     position = await node.sio.position()
-    await missed(node, 0, 1, room="x")
+    await node.emit_numbers(0, 1, room="x")
     await node.sio.close_room("x")
-    await missed(node, 1, 1, room="x")
+    await node.emit_numbers(1, 1, room="x")
 
     @node.sio.event
     async def connect(sid, environ, auth):
         await node.sio.enter_room(sid, "x", since=position)
-        await missed(node, 2, 1, room="x")
+        await node.emit_numbers(2, 1, room="x")
         await node.sio.close_room("x")
 
     async with node.client() as wire:
-        await missed(node, 3, 1, room="x")
+        await node.emit_numbers(3, 1, room="x")
         assert await ended(node, wire) == [[0, 1, 2]]
 
 
@@ -193,7 +181,7 @@ async def test_a_position_above_the_nodes_cursor_is_waited_for(start_node):
     deaf = Deaf(a)
     await b.sio.close_room("x")  # below the position, and not applied here yet
     position = await b.sio.position()
-    await missed(b, 0, 1, room="x")
+    await b.emit_numbers(0, 1, room="x")
     entering(a, x=position)
     async with a.client() as wire:  # it reads the log itself
         deaf.hear()
@@ -212,7 +200,7 @@ async def test_a_class_based_namespace_has_them(start_node):
             seen.append(await self.position())
 
     node.sio.register_namespace(Chat("/chat"))
-    await missed(node, 0, 1, room="x", namespace="/chat")
+    await node.emit_numbers(0, 1, room="x", namespace="/chat")
     async with AsgiClient(node.sio) as wire:
         await wire.connect("/chat")
         assert await wire.event("/chat") == ["e", 0]
@@ -225,15 +213,15 @@ async def test_after_a_recovery_a_position_changes_nothing(start_node, db, pg_ds
     node = await start_node()
     entering(node, x=await node.sio.position())
     async with node.client() as wire:
-        await missed(node, 0, 2, room="x")
+        await node.emit_numbers(0, 2, room="x")
         await wire.event()
         await db.execute(AGED)
         await prune_once(pg_dsn)
-        await missed(node, 2, 1, room="x")
+        await node.emit_numbers(2, 1, room="x")
         await wire.event()
         await wire.event()
         await wire.drop()
-        await missed(node, 3, 2, room="x")
+        await node.emit_numbers(3, 2, room="x")
         async with node.client(pid=wire.pid, offset=wire.offset) as again:
             assert node.sio.recovered(again.sid)
             assert await ended(node, again) == [[3, 4]]
@@ -247,7 +235,7 @@ async def test_after_a_recovery_another_room_is_not_entered_from_a_position(star
     """The client may be due events there below its offset. Later nothing would show which of them it has."""
     node = await start_node()
     position = await node.sio.position()
-    await missed(node, 0, 1, room="x")
+    await node.emit_numbers(0, 1, room="x")
     async with node.client() as wire:
         await wire.drop()
     entering(node, x=position)
@@ -260,11 +248,11 @@ async def test_after_a_recovery_another_room_is_not_entered_from_a_position(star
 async def test_a_position_below_the_floor_is_lost(start_node, db, pg_dsn):
     node = await start_node()
     position = await node.sio.position()
-    await missed(node, 0, 3, room="x")
+    await node.emit_numbers(0, 3, room="x")
     newer = await node.sio.position()
     await db.execute(AGED)
     await prune_once(pg_dsn)
-    await missed(node, 3, 1, room="x")
+    await node.emit_numbers(3, 1, room="x")
     entering(node, x=position)
     assert await refused(node) == "events after the position are no longer stored. Load the page again."
     assert await db.fetchval("SELECT count(*) FROM sio_sessions") == 0
@@ -277,7 +265,7 @@ async def test_a_position_below_the_floor_is_lost(start_node, db, pg_dsn):
 async def test_an_application_decides_what_a_client_does_with_a_lost_position(start_node, db, pg_dsn, reload):
     node = await start_node()
     position = await node.sio.position()
-    await missed(node, 0, 3, room="x")
+    await node.emit_numbers(0, 3, room="x")
     await db.execute(AGED)
     await prune_once(pg_dsn)
 
@@ -296,20 +284,20 @@ async def test_an_application_decides_what_a_client_does_with_a_lost_position(st
         return
     async with node.client() as wire:
         assert await wire.event() == ["load"]
-        await missed(node, 3, 1, room="x")
+        await node.emit_numbers(3, 1, room="x")
         assert await ended(node, wire) == [[3]]
 
 
 async def test_no_more_than_max_missed_packets_in_all_rooms_together(start_node):
     node = await start_node(recovery={"max_missed_packets": 5})
     position = await node.sio.position()
-    await missed(node, 0, 2, room=["x", "y"])
-    await missed(node, 2, 1, room="x")
-    await missed(node, 3, 2, room="y")
+    await node.emit_numbers(0, 2, room=["x", "y"])
+    await node.emit_numbers(2, 1, room="x")
+    await node.emit_numbers(3, 2, room="y")
     entering(node, x=position, y=position)
     async with node.client() as wire:
         assert await ended(node, wire) == [[0, 1, 2, 3, 4]]
-    await missed(node, 5, 1, room="y")
+    await node.emit_numbers(5, 1, room="y")
     assert (await refused(node)).startswith("there are more than 5 events after the position")
     entering(node, x=position)
     async with node.client() as wire:
@@ -319,7 +307,7 @@ async def test_no_more_than_max_missed_packets_in_all_rooms_together(start_node)
 async def test_a_position_of_records_that_were_lost_is_lost(start_node, db):
     node = await start_node()
     kept = await node.sio.position()
-    await missed(node, 0, 2, room="x")
+    await node.emit_numbers(0, 2, room="x")
     lost = await node.sio.position()
     await node.sio.shutdown()
     head = await db.fetchval('SELECT max("offset") FROM sio_packets')
@@ -344,7 +332,7 @@ async def test_a_page_whose_client_received_what_was_lost_loads_again(start_node
     position = await node.sio.position()
     entering(node, doc=position)
     async with node.client() as wire:
-        await missed(node, 0, 2, room="doc")
+        await node.emit_numbers(0, 2, room="doc")
         assert [await wire.event() for _ in range(2)] == [["e", 0], ["e", 1]]
         await wire.drop()
     await node.manager.aclose()
@@ -359,14 +347,14 @@ async def test_a_page_whose_client_received_what_was_lost_loads_again(start_node
         assert "Load the page again" in await refused(node, **presented)
         return
     async with node.client(**presented) as again:
-        await missed(node, 1, 1, room="doc")
+        await node.emit_numbers(1, 1, room="doc")
         assert await ended(node, again) == [[1]]
 
 
 async def test_an_epoch_that_begins_while_the_client_connects_loses_its_position(start_node, db):
     """The check under the log's lock, where the session is stored, finds it."""
     node = await start_node()
-    await missed(node, 0, 1, room="x")
+    await node.emit_numbers(0, 1, room="x")
     position = await node.sio.position()
     tries = []
 
@@ -385,7 +373,7 @@ async def test_what_is_deleted_before_the_session_is_stored_closes_the_connectio
     """The room has no floor for the deleted events. The client comes back, and its handler gets PositionLost."""
     node = await start_node()
     position = await node.sio.position()
-    await missed(node, 0, 3, room="x")
+    await node.emit_numbers(0, 3, room="x")
     lost = []
 
     @node.sio.event
@@ -411,7 +399,7 @@ async def test_retention_that_is_at_work_is_waited_for(start_node, db):
     """Retention does not see the session's rooms, and would delete their events without a floor."""
     node = await start_node()
     entering(node, x=await node.sio.position())
-    await missed(node, 0, 1, room="x")
+    await node.emit_numbers(0, 1, room="x")
     tries = kinds_of(node)
     async with AsgiClient(node.sio) as wire:
         async with db.transaction():
@@ -427,7 +415,7 @@ async def test_retention_that_is_at_work_is_waited_for(start_node, db):
 async def test_what_is_deleted_before_it_is_sent_ends_the_session(start_node, db, pg_dsn):
     node = await start_node()
     entering(node, x=await node.sio.position())
-    await missed(node, 0, 30, room="x")
+    await node.emit_numbers(0, 30, room="x")
     page, pages = node.manager.node.sessions.page, []
 
     async def read(*args):
@@ -450,7 +438,7 @@ async def test_what_is_deleted_while_the_client_is_away_is_not_skipped(start_nod
     """The floor of the room is kept for a session that entered it from an earlier position."""
     node = await start_node()
     entering(node, x=await node.sio.position())
-    await missed(node, 0, 20, room="x")
+    await node.emit_numbers(0, 20, room="x")
     async with AsgiClient(node.sio) as wire:
         wire.stall()
         wire.send("0")
@@ -475,16 +463,16 @@ async def test_a_client_whose_session_is_over_goes_on_from_what_it_received(star
         await node.sio.enter_room(sid, "x", since=proved[-1])
 
     async with node.client() as wire:
-        await missed(node, 0, 2, room="x")
+        await node.emit_numbers(0, 2, room="x")
         await wire.event()
         await wire.drop()
-    await missed(node, 2, 2, room="x")
+    await node.emit_numbers(2, 2, room="x")
     async with node.client(pid=wire.pid, offset=wire.offset) as wire:
         assert node.sio.recovered(wire.sid)
         assert [(await wire.event())[1] for _ in range(3)] == [1, 2, 3]
         await wire.drop()
     assert proved == [None, None]
-    await missed(node, 4, 2, room="x")
+    await node.emit_numbers(4, 2, room="x")
     await db.execute("UPDATE sio_sessions SET expires_at = clock_timestamp()")
     async with node.client(pid=wire.pid, offset=wire.offset) as again:
         assert not node.sio.recovered(again.sid) and proved[2] is not None
@@ -515,9 +503,9 @@ async def test_an_offset_that_a_client_kept_from_an_earlier_session_is_not_taken
     node = await start_node()
     async with node.client() as wire:
         position = await node.sio.position()
-        await missed(node, 0, 3, room="x")
-        await missed(node, 3, 1, room=wire.sid)
-        await missed(node, 4, 1, room="x")
+        await node.emit_numbers(0, 3, room="x")
+        await node.emit_numbers(3, 1, room=wire.sid)
+        await node.emit_numbers(4, 1, room="x")
         await wire.event()
         await node.sio.disconnect(wire.sid)
     entering(node, x=position)

@@ -8,7 +8,7 @@ import pytest
 
 from support.asgi_client import Closed
 from support.proxy import Proxy
-from support.waiting import until
+from support.waiting import until, until_answer
 
 HELD = "SELECT count(*) FROM sio_sessions WHERE node IS NOT NULL"
 
@@ -26,9 +26,7 @@ def be_impatient(monkeypatch):
 
 
 async def held(db, count: int) -> None:
-    async with asyncio.timeout(20):
-        while await db.fetchval(HELD) != count:
-            await asyncio.sleep(0.05)
+    await until_answer(lambda: db.fetchval(HELD), lambda sessions: sessions == count)
 
 
 @pytest.mark.parametrize("comes_back", [True, False], ids=["claim", "open"])

@@ -12,6 +12,7 @@ import pytest
 
 from sio_pg_adapter import emit_async, enter_room_async, leave_room_async, migrate
 from sio_pg_adapter.embedded import EmbeddedPostgres
+from support.waiting import until_answer
 
 WAITING = """SELECT count(DISTINCT pid) FROM pg_locks JOIN pg_stat_activity USING (pid)
              WHERE NOT granted AND datname = current_database()"""
@@ -22,24 +23,9 @@ def both(transfer):
     """Run each test with and without the relay, except those about commits that append."""
 
 
-@pytest.fixture
-async def connect(pg_owner_dsn):
-    """Open connections of the application's: `await connect()`."""
-    async with contextlib.AsyncExitStack() as stack:
-
-        async def connect():
-            connection = await asyncpg.connect(pg_owner_dsn)
-            stack.push_async_callback(connection.close, timeout=5)
-            return connection
-
-        yield connect
-
-
 async def waiting(db, count=1):
     """Until so many backends of the test's database wait for a lock."""
-    async with asyncio.timeout(20):
-        while await db.fetchval(WAITING) < count:
-            await asyncio.sleep(0.01)
+    await until_answer(lambda: db.fetchval(WAITING), lambda backends: backends >= count)
 
 
 async def left_behind(db):
@@ -508,8 +494,8 @@ async def test_32_writers_what_is_committed_comes_in_the_order_of_the_commits(st
         writing = asyncio.gather(*(write(*each) for each in enumerate(apps)))
         got = [tuple((await moving.event())[1:]) for _ in range(40)]
         await moving.drop()
-        while await db.fetchval("SELECT count(*) FROM sio_packets WHERE kind = 0") < 150:  # it misses some of it
-            await asyncio.sleep(0.01)
+        events = "SELECT count(*) FROM sio_packets WHERE kind = 0"
+        await until_answer(lambda: db.fetchval(events), lambda count: count >= 150)  # it misses some of them
         async with b.client(pid=moving.pid, offset=moving.offset) as again:
             assert again.sid == moving.sid
             met.set()  # and gets some of it live

@@ -21,6 +21,7 @@ from sio_pg_adapter import (
     leave_room_async,
 )
 from support.asgi_client import AsgiClient
+from support.waiting import until_answer
 
 SQL = {
     "sio_enter_room(sid)": "SELECT sio_enter_room('doc', sid => $1)",
@@ -54,24 +55,9 @@ def both(transfer):
     """Run each test with and without the relay, except those about commits that append."""
 
 
-@pytest.fixture
-async def connect(pg_owner_dsn):
-    """Open connections of the application: `await connect()`."""
-    async with contextlib.AsyncExitStack() as stack:
-
-        async def connect():
-            connection = await asyncpg.connect(pg_owner_dsn)
-            stack.push_async_callback(connection.close, timeout=5)
-            return connection
-
-        yield connect
-
-
 async def moved(db):
     """Wait until the relay has moved everything that is committed."""
-    async with asyncio.timeout(20):
-        while await db.fetchval("SELECT count(*) FROM sio_relay WHERE fault IS NULL"):
-            await asyncio.sleep(0.005)
+    await until_answer(lambda: db.fetchval("SELECT count(*) = 0 FROM sio_relay WHERE fault IS NULL"))
 
 
 async def members(db):
@@ -385,11 +371,9 @@ async def reach_a_connecting_client(node, app, db, change, *, behind):
             await emit_async(app, "after", room="doc")
         if behind:
             may_go_on.set()
-            async with asyncio.timeout(20):  # the session is stored, or refused as kicked
-                while node.manager.clients.current(sids[0], "/").is_opening:
-                    await asyncio.sleep(0.01)
-                while change not in ENDING and not await db.fetchval("SELECT count(*) FROM sio_sessions"):
-                    await asyncio.sleep(0.01)
+            await node.manager.clients.current(sids[0], "/").opened_or_failed()  # stored, or refused as kicked
+            if change not in ENDING:
+                await until_answer(lambda: db.fetchval("SELECT count(*) FROM sio_sessions"))
             may_read.set()
         else:
             await moved(db)
@@ -631,9 +615,7 @@ async def test_a_handler_enters_what_it_read_before_a_revocation_can_commit(star
         wire.send(f"0{presented}")
         await read.wait()
         revoking = asyncio.create_task(revoke())
-        async with asyncio.timeout(20):
-            while not await db.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted"):
-                await asyncio.sleep(0.01)
+        await until_answer(lambda: db.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted"))
         may_go_on.set()
         assert (await wire.recv()).startswith("0{")
         await revoking

@@ -61,7 +61,7 @@ class Ended:
 
 def unopened_database() -> Database:
     """Return a database that is never connected to."""
-    return Database("postgresql:///nowhere", pool=None, listen_dsn=None, schema="public")
+    return Database("postgresql:///nowhere")
 
 
 def client_of(sid: str, namespace: str = "/", *, eio_sid: str | None = None, sent: int = 0) -> Client:

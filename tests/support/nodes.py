@@ -25,6 +25,10 @@ class Node:
             wire.sid, wire.pid = await wire.connect(namespace, **auth)
             yield wire
 
+    async def emit_numbers(self, first: int, count: int, **to: Any) -> None:
+        for i in range(first, first + count):
+            await self.sio.emit("e", i, **to)
+
     async def passed(self, offset: int) -> None:
         assert await self.manager.node.cursor.passed(offset, 20)
 

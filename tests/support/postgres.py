@@ -22,7 +22,7 @@ class Postgres:
         }
         self.failures: list[BaseException] = []
         self.statements: list[tuple[str, tuple[Any, ...]]] = []
-        self.database = Database(None, pool=self, listen_dsn=None, schema="public")
+        self.database = Database(None, pool=self)
         self._names = {self.database.queries[name]: name for name in self.database.queries}
 
     @classmethod

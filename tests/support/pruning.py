@@ -8,7 +8,7 @@ from sio_pg_adapter.store.pruner import Pruned, prune
 
 async def prune_once(dsn: str | None = None, *, schema: str = "public") -> Pruned:
     """Do one pass, as ``sio-pg prune`` does it."""
-    database = Database(dsn, pool=None, listen_dsn=None, schema=schema)
+    database = Database(dsn, schema=schema)
     await database.open()
     try:
         return await prune(database)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import asyncpg
+
 from sio_pg_adapter import AsyncPostgresManager
 from sio_pg_adapter.log.memberships import Memberships
 from sio_pg_adapter.log.offsets import EPOCH_BITS
 from sio_pg_adapter.log.records import Entry, Held, Kind
 from sio_pg_adapter.log.verdict import Claim
+from sio_pg_adapter.store.failures import OutcomeUnknown
 
 
 class Store:
@@ -53,6 +56,27 @@ class Store:
         await self.manager.node.continuity.check()
         key = None if after is None else self.manager.node.epochs.codec.epochs[after >> EPOCH_BITS].key.hex()
         return await self.sessions.claim(namespace, Claim(pid, after, key), cap)
+
+    def lose_next_answer(self, superuser: asyncpg.Connection) -> list[bool]:
+        """Have the next batch committed, and its answer lost: its backend ends before that is read.
+
+        :returns: a list that has an element once this has happened.
+        """
+        commits, lost = self.log._commits, []
+        send, (backend, _) = commits._send, commits._backend
+
+        async def send_and_lose(connection: asyncpg.Connection, *args: Any) -> Any:
+            if lost:
+                return await send(connection, *args)
+            lost.append(True)
+            on_appended, commits._on_appended = commits._on_appended, lambda *_: None
+            await send(connection, *args)
+            commits._on_appended = on_appended
+            await superuser.fetchval("SELECT pg_terminate_backend($1)", backend)
+            raise OutcomeUnknown("the answer did not come")
+
+        commits._send = send_and_lose
+        return lost
 
     async def due(self, held: Held, after: int) -> list[int]:
         page = await self.sessions.page(held, after, 1_000)

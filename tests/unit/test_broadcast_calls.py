@@ -1,4 +1,4 @@
-"""Who was asked and who has answered: what nodes tell may come in another order than they sent it."""
+"""The clients that were asked, and their answers. Messages may arrive in another order than nodes sent them."""
 
 from sio_pg_adapter.cluster.broadcast_calls import ClientAnswers
 

@@ -9,7 +9,7 @@ import pytest
 
 from sio_pg_adapter.cluster import callbacks as module
 from sio_pg_adapter.cluster.callbacks import Callbacks
-from sio_pg_adapter.cluster.messages import Answer, Event, Messages, Question, decode, encode, fields_of
+from sio_pg_adapter.cluster.messages import Answer, Messages, Question, UnstoredEvent, decode, encode, fields_of
 from sio_pg_adapter.errors import StoreUnavailable
 from sio_pg_adapter.local.cursor import Cursor
 from sio_pg_adapter.log.payload import unpack
@@ -68,7 +68,7 @@ async def test_the_first_answer_of_this_nodes_clients_is_the_callbacks(node):
     assert node.callbacks.acknowledged(b, second, [1, 2])
     assert node.callbacks.acknowledged(a, first, [3])
     await node.turn()
-    assert node.calls == [(1, 2)] and len(node.callbacks) == 0
+    assert node.calls == [(1, 2)] and len(node.callbacks._pending) == 0
 
 
 async def test_an_acknowledgement_that_nobody_waits_for_is_known_as_such(node):
@@ -103,7 +103,7 @@ async def test_a_question_goes_to_the_other_nodes_unless_it_is_for_one_client_of
     await node.callbacks.ask(event("a", "elsewhere"), node.called, only_here=False)
     (channel, question), (_, other) = node.sent()
     assert channel == node.postgres.database.channel and question.reply_to == "sio_here"
-    assert Event(**question.event).outgoing(()) == event("x", body='["q"]')
+    assert UnstoredEvent(**question.event).outgoing(()) == event("x", body='["q"]')
     assert question.id != other.id
 
 
@@ -125,19 +125,19 @@ async def test_a_question_that_cannot_be_sent_is_reported_to_the_caller(node):
 
 async def test_each_client_answers_the_question_of_another_node_on_its_channel(node):
     a, b = node.client("a", "x"), node.client("b", "x")
-    node.receive(Question(9, "sio_there", fields_of(Event.of(event("x", body='["q"]')))))
+    node.receive(Question(9, "sio_there", fields_of(UnstoredEvent.of(event("x", body='["q"]')))))
     assert a.connection.socket.sent() == [f'2{node.acks("a")[0]}["q"]']
     node.callbacks.acknowledged(b, *node.acks("b"), [1])
     node.callbacks.acknowledged(a, *node.acks("a"), [])
     await node.turn()
     assert node.sent() == [("sio_there", Answer(9, "[1]")), ("sio_there", Answer(9, "[]"))]
-    assert len(node.callbacks) == 0
+    assert len(node.callbacks._pending) == 0
 
 
 async def test_binary_is_carried_in_a_question_and_in_its_answer(node):
     a = node.client("a")
     outgoing = Outgoing("/", ("a",), (), '["q",{"_placeholder":true,"num":0}]', (b"asked",))
-    node.callbacks._asked(Question(9, "sio_there", fields_of(Event.of(outgoing))), outgoing.parts)
+    node.callbacks._asked(Question(9, "sio_there", fields_of(UnstoredEvent.of(outgoing))), outgoing.parts)
     assert a.connection.socket.sent()[1:] == [b"asked"]
     node.callbacks.acknowledged(a, *node.acks("a"), [b"answered"])
     await node.turn()
@@ -180,13 +180,13 @@ async def test_an_answered_callback_that_asks_again_can_be_forgotten(node):
     node.callbacks.forget(callback)  # the newer question
     node.callbacks.acknowledged(a, second, [])
     await node.turn()
-    assert node.calls == [("answered",)] and len(node.callbacks) == 0
+    assert node.calls == [("answered",)] and len(node.callbacks._pending) == 0
 
 
 async def test_a_callback_that_was_never_asked_is_nothing_to_forget(node):
     await node.callbacks.ask(event("a"), node.called, only_here=True)
     node.callbacks.forget(lambda: None)
-    assert len(node.callbacks) == 1
+    assert len(node.callbacks._pending) == 1
 
 
 async def test_the_oldest_callback_is_given_up_when_there_are_too_many(node, monkeypatch):
@@ -194,7 +194,7 @@ async def test_the_oldest_callback_is_given_up_when_there_are_too_many(node, mon
     a = node.client("a")
     for i in range(3):
         await node.callbacks.ask(event("a"), lambda i=i: node.called(i), only_here=True)
-    assert len(node.callbacks) == 2
+    assert len(node.callbacks._pending) == 2
     for ack_id in node.acks("a"):
         node.callbacks.acknowledged(a, ack_id, [])
     await node.turn()

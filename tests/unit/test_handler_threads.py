@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
 import threading
 
@@ -17,6 +18,34 @@ async def threads():
     threads = HandlerThreads(asyncio.get_running_loop())
     yield threads
     threads.close()
+
+
+class Busy:
+    """A handler that waits, and returns its thread once it may go on."""
+
+    def __init__(self):
+        self._begun, self.go_on = threading.Event(), threading.Event()
+
+    async def run(self, threads):
+        """Run it, and return the task that awaits it as soon as it waits."""
+        task = asyncio.create_task(threads.run(self._wait))
+        await asyncio.to_thread(self._begun.wait)
+        return task
+
+    def _wait(self):
+        self._begun.set()
+        self.go_on.wait()
+        return threading.current_thread()
+
+
+@contextlib.contextmanager
+def no_more_threads():
+    def refuse(self):
+        raise RuntimeError("can't start new thread")
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(threading.Thread, "start", refuse)
+        yield
 
 
 def end(thread):
@@ -58,65 +87,36 @@ async def test_work_of_an_idle_thread_that_is_ended_gets_another(threads, times)
 
 
 async def test_a_handler_whose_thread_is_ended_fails_and_others_go_on(threads):
-    begun, go = threading.Event(), threading.Event()
-
-    def wait():
-        begun.set()
-        go.wait()
-
     [thread] = threads._threads
-    waiting = asyncio.create_task(threads.run(wait))
-    await asyncio.to_thread(begun.wait)
+    busy = Busy()
+    waiting = await busy.run(threads)
     end(thread)
-    go.set()
+    busy.go_on.set()
     with pytest.raises(HandlerEnded):
         await waiting
     assert await threads.run(lambda: 1) == 1
 
 
-async def test_without_more_threads_handlers_take_turns(threads, monkeypatch):
-    begun, go = threading.Event(), threading.Event()
-
-    def wait():
-        begun.set()
-        go.wait()
-        return threading.current_thread()
-
-    first = asyncio.create_task(threads.run(wait))
-    await asyncio.to_thread(begun.wait)
-
-    def refuse(self):
-        raise RuntimeError("can't start new thread")
-
-    with monkeypatch.context() as patched:
-        patched.setattr(threading.Thread, "start", refuse)
+async def test_without_more_threads_handlers_take_turns(threads):
+    busy = Busy()
+    first = await busy.run(threads)
+    with no_more_threads():
         others = [asyncio.create_task(threads.run(threading.current_thread)) for _ in range(3)]
         await asyncio.sleep(0)
         assert not any(task.done() for task in others)
-        go.set()
+        busy.go_on.set()
         assert {await first} == {await task for task in others}
 
 
-async def test_waiting_work_survives_the_end_of_the_only_thread(threads, monkeypatch):
-    begun, go = threading.Event(), threading.Event()
-
-    def wait():
-        begun.set()
-        go.wait()
-
+async def test_waiting_work_survives_the_end_of_the_only_thread(threads):
     [thread] = threads._threads
-    first = asyncio.create_task(threads.run(wait))
-    await asyncio.to_thread(begun.wait)
-
-    def refuse(self):
-        raise RuntimeError("can't start new thread")
-
-    with monkeypatch.context() as patched:
-        patched.setattr(threading.Thread, "start", refuse)
+    busy = Busy()
+    first = await busy.run(threads)
+    with no_more_threads():
         other = asyncio.create_task(threads.run(lambda: "done"))
         await asyncio.sleep(0)
     end(thread)
-    go.set()
+    busy.go_on.set()
     with pytest.raises(HandlerEnded):
         await first
     assert await asyncio.wait_for(other, 10) == "done"
@@ -134,17 +134,10 @@ async def test_what_a_handler_raises_is_raised_where_it_is_awaited(threads, erro
 
 
 async def test_a_handler_may_end_after_the_close(threads):
-    begun, go = threading.Event(), threading.Event()
-
-    def wait():
-        begun.set()
-        go.wait()
-        return threading.current_thread()
-
-    waiting = asyncio.create_task(threads.run(wait))
-    await asyncio.to_thread(begun.wait)
+    busy = Busy()
+    waiting = await busy.run(threads)
     threads.close()
-    go.set()
+    busy.go_on.set()
     thread = await waiting
     await asyncio.to_thread(thread.join)
     assert not threads._threads

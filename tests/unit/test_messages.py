@@ -12,12 +12,12 @@ from sio_pg_adapter.cluster.messages import (
     BODIES,
     NOTIFICATION_BYTES,
     Answer,
-    Event,
-    Kind,
+    MessageKind,
     Messages,
     Question,
     Reply,
     Request,
+    UnstoredEvent,
     decode,
     encode,
 )
@@ -30,7 +30,7 @@ from sio_pg_adapter.store.reader import LogReader
 from support.postgres import Postgres
 
 EXAMPLES = [
-    Event("/", ("x",), ("a",), ("m",), '["e"]'),
+    UnstoredEvent("/", ("x",), ("a",), ("m",), '["e"]'),
     Question(7, "sio_channel", {"namespace": "/"}),
     Answer(7, "[1]"),
     Request("status"),
@@ -57,7 +57,7 @@ def test_equal_messages_differ_by_their_number():
 
 
 def test_every_kind_has_a_body():
-    assert BODIES.keys() == set(Kind) and {body.kind for body in EXAMPLES} == set(Kind)
+    assert BODIES.keys() == set(MessageKind) and {body.kind for body in EXAMPLES} == set(MessageKind)
 
 
 def test_a_kind_of_a_later_version_is_refused():
@@ -67,8 +67,8 @@ def test_a_kind_of_a_later_version_is_refused():
 
 def test_an_event_comes_back_as_it_was_emitted():
     outgoing = Outgoing("/chat", ("x", "y"), ("a",), '["e"]', (b"p",))
-    decoded = decode(json.loads(encode(Event.of(outgoing), node="n", number=1, cursor=1)))
-    assert isinstance(decoded, Event) and decoded.outgoing((b"p",)) == outgoing
+    decoded = decode(json.loads(encode(UnstoredEvent.of(outgoing), node="n", number=1, cursor=1)))
+    assert isinstance(decoded, UnstoredEvent) and decoded.outgoing((b"p",)) == outgoing
 
 
 # -- between nodes -----------------------------------------------------------------------------------------
@@ -80,7 +80,7 @@ class Node:
         self.cursor.jump(10)
         self.messages = Messages(postgres.database, name, self.cursor)
         self.handled = []
-        for kind in Kind:
+        for kind in MessageKind:
             self.messages.on(kind, lambda body, parts: self.handled.append((body, parts)))
 
 
@@ -96,7 +96,7 @@ def payload(body, *, node="there", cursor=10):
 async def test_a_message_is_handled_by_its_kind(postgres):
     node = Node(postgres)
     answers = []
-    node.messages.on(Kind.ANSWER, lambda body, parts: answers.append((body, parts)))
+    node.messages.on(MessageKind.ANSWER, lambda body, parts: answers.append((body, parts)))
     node.messages.receive(payload(Answer(7, "[]")))
     node.messages.receive(payload(Request("status")))
     assert answers == [(Answer(7, "[]"), ())] and node.handled == [(Request("status"), ())]

@@ -29,7 +29,7 @@ class Node(Local):
         database = unopened_database()
         cursor = Cursor(LogReader(database, self.epochs))
         cursor.jump(7)
-        writer = LogWriter(database, cursor.offer, cursor.ring, "node", self.counters)
+        writer = LogWriter(database, cursor.offer, cursor.ring, "node", self.counters, lambda: cursor.reached)
         self.moves = Moves(self.clients, self.rooms, cursor, Appender(writer, cursor, follows=True))
 
 
@@ -50,8 +50,10 @@ class WritingNode(Local):
         super().__init__()
         self.postgres = postgres
         postgres.answers |= {"head": [[7]], "write": {"prev": 7, "offsets": [8], "results": None, "server": None}}
-        self.cursor = Cursor(LogReader(postgres.database, self.epochs))
-        self.writer = LogWriter(postgres.database, self.cursor.offer, self.cursor.ring, "node", self.counters)
+        self.cursor = cursor = Cursor(LogReader(postgres.database, self.epochs))
+        self.writer = LogWriter(
+            postgres.database, cursor.offer, cursor.ring, "node", self.counters, lambda: cursor.reached
+        )
         self.moves = Moves(self.clients, self.rooms, self.cursor, Appender(self.writer, self.cursor, follows=True))
 
     def resumed(self, sid: str) -> Client:

@@ -263,3 +263,16 @@ BEGIN
     END IF;
     RETURN v_offset;
 END $$;
+
+-- Returns the records of a batch whose answer was lost, above an offset known from before it. It waits until no append is
+-- in progress. One statement waits and reads, for the same reason as in sio_move_members.
+CREATE FUNCTION sio.sio_stored_batch(p_after bigint, p_batch bigint) RETURNS TABLE ("offset" bigint, kind smallint)
+LANGUAGE plpgsql AS $$
+#variable_conflict use_column
+BEGIN
+    LOCK TABLE sio.sio_lock IN EXCLUSIVE MODE;
+    PERFORM sio.sio_check_isolation();
+    RETURN QUERY
+    SELECT p."offset", p.kind FROM sio.sio_packets p
+    WHERE p."offset" > p_after AND p.batch = p_batch ORDER BY p."offset";
+END $$;

@@ -10,9 +10,8 @@
 -- not get the event.
 --
 -- Returns whether the event will be stored: false if the log or the relay has an event with the key, and null without a
--- key. The key
--- is taken at the commit, under the log's lock. An append would otherwise wait, under that lock, for the key of an open
--- transaction, which may itself wait for the lock. So an event with the key that is committed in between wins.
+-- key. The key is taken at the commit, under the log's lock. An append would otherwise wait, under that lock, for the key
+-- of an open transaction, which may itself wait for the lock. So an event with the key that is committed in between wins.
 CREATE FUNCTION sio.sio_emit_encoded(p_namespace text, p_room text, p_rooms text, p_skips text, p_body text,
                                      p_parts bytea, p_key text DEFAULT NULL, p_skip_rooms text DEFAULT NULL)
 RETURNS boolean

@@ -182,16 +182,11 @@ BEGIN
     PERFORM sio.sio_relay_before();
     SELECT coalesce(array_agg(t.room), '{}'), array_agg(m.sid) INTO v_rooms, v_sids
     FROM (SELECT sid FROM sio.sio_sessions
-          WHERE namespace = p_namespace AND (expires_at IS NULL OR expires_at > clock_timestamp())
-            AND ('' = ANY (p_rooms) OR sid = ANY (p_rooms) OR id IN (
-                 SELECT session FROM sio.sio_rooms
-                 WHERE namespace = p_namespace AND room = ANY (p_rooms) AND left_at IS NULL))
-            AND (p_skip_rooms = '{}' OR NOT EXISTS (
-                SELECT FROM sio.sio_rooms k WHERE k.session = id AND k.room = ANY (p_skip_rooms) AND k.left_at IS NULL))
+          WHERE id IN (SELECT sio.sio_members(p_namespace, p_rooms, p_skip_sids, p_skip_rooms))
           UNION
-          SELECT unnest(p_unstored)) m
+          SELECT u.sid FROM unnest(p_unstored) u (sid) WHERE u.sid <> ALL (p_skip_sids || p_skip_rooms)) m
         CROSS JOIN unnest(p_targets) t (room)
-    WHERE m.sid <> ALL (p_skip_sids || p_skip_rooms) AND m.sid <> t.room;
+    WHERE m.sid <> t.room;
     v_count := cardinality(v_rooms);
     IF v_count = 0 THEN
         offsets := '{}';
@@ -202,17 +197,4 @@ BEGIN
             p_batch, array_fill(p_kind, ARRAY[v_count]), array_fill(p_namespace, ARRAY[v_count]), v_rooms, NULL, NULL,
             NULL, v_sids, NULL, NULL, NULL, NULL, NULL) w;
     END IF;
-END $$;
-
--- Returns the records of a batch whose answer was lost, above an offset known from before it. It waits until no append is
--- in progress. One statement waits and reads, for the same reason as in sio_move_members.
-CREATE FUNCTION sio.sio_stored_batch(p_after bigint, p_batch bigint) RETURNS TABLE ("offset" bigint, kind smallint)
-LANGUAGE plpgsql AS $$
-#variable_conflict use_column
-BEGIN
-    LOCK TABLE sio.sio_lock IN EXCLUSIVE MODE;
-    PERFORM sio.sio_check_isolation();
-    RETURN QUERY
-    SELECT p."offset", p.kind FROM sio.sio_packets p
-    WHERE p."offset" > p_after AND p.batch = p_batch ORDER BY p."offset";
 END $$;
