@@ -36,8 +36,6 @@ async def test_nobody_enters_the_own_room_of_another_client(caplog):
     other = local.client("b")
     local.rooms.enter(other, "a")
     assert local.members("a") == {"a"} and "another client's sid" in caplog.text
-    assert local.rooms.is_sid_room("/", "a")
-    assert not local.rooms.is_sid_room("/", "x") and not local.rooms.is_sid_room("/other", "a")
 
 
 async def test_the_own_room_of_a_client_is_refused_to_all_others():
