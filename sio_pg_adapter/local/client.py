@@ -34,8 +34,9 @@ from __future__ import annotations
 import asyncio
 import enum
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 from sio_pg_adapter.log.memberships import Memberships
@@ -44,6 +45,8 @@ from sio_pg_adapter.wire.frames import Frames
 from sio_pg_adapter.wire.transport import Connection
 
 from .tick import Tick
+
+_NOTHING: Mapping[str, tuple[int, str]] = MappingProxyType({})
 
 
 class State(enum.Enum):
@@ -112,7 +115,7 @@ class Client:
     connected_at: float = field(default_factory=time.time)
     proved: int | None = None
     lost: bool = False
-    since: dict[str, tuple[int, str]] = field(default_factory=dict)
+    since: Mapping[str, tuple[int, str]] = field(default_factory=lambda: _NOTHING)
     recoverable: bool = False
     recovered: bool = False
     after: int = 0
@@ -123,7 +126,7 @@ class Client:
     accepted: bool = False
     ended: bool = False
     closed: str | None = None
-    acks: dict[int, Ack] = field(default_factory=dict)
+    acks: dict[int, Ack] | None = None  # made with the first one
     _gone: asyncio.Event | None = None
     _is_finished: bool = False
     _opening: asyncio.Future[None] | None = None
@@ -261,13 +264,14 @@ class Client:
         """It is in a room from an offset on, and is due the events of the room above that offset."""
         self._require(State.CONNECTING)
         self.memberships.enter_since(room, offset)
-        self.since[room] = (offset, key)
+        self.since = {**self.since, room: (offset, key)}
         self.sent = min(self.sent, offset)
 
     def leave_since(self, room: str) -> None:
         """It leaves a room that it entered from a position, before its replay. It is sent no events of the room."""
         if room in self.since:
-            offset, _ = self.since.pop(room)
+            offset, _ = self.since[room]
+            self.since = {name: entered for name, entered in self.since.items() if name != room}
             self.memberships.leave(room, offset + 1)
 
     def accept(self) -> None:
@@ -338,11 +342,12 @@ class Client:
         self.data = data
 
     def expect_ack(self, ack_id: int, ack: Ack) -> None:
+        self.acks = self.acks or {}
         self.acks[ack_id] = ack
 
     def take_ack(self, ack_id: int) -> Ack | None:
         """Return who waits for an acknowledgement. Nobody waits for it any more."""
-        return self.acks.pop(ack_id, None)
+        return self.acks.pop(ack_id, None) if self.acks else None
 
     # -- ending ------------------------------------------------------------------------------------------
     def end_session(self, *, data: Any = None, deleted: bool = False) -> None:
@@ -377,7 +382,7 @@ class Client:
         self.state = State.LEFT
         self._waiting.clear()
         self._bytes_waiting = 0
-        acks, self.acks = self.acks, {}
+        acks, self.acks = self.acks or {}, None
         for ack in acks.values():
             if ack.gone is not None:
                 ack.gone()

@@ -42,8 +42,8 @@ def install(eio: Any, connections: Connections, cork: Cork, traffic: TrafficCoun
         return
 
     def websocket(handler: Handler, server: Any) -> Any:
-        async def accepted(ws: Any) -> None:
-            await Websocket(upstream.socket_of(handler), ws, connections, cork, traffic).run()
+        def accepted(ws: Any) -> Coroutine[Any, Any, None]:
+            return Websocket(upstream.socket_of(handler), ws, connections, cork, traffic).run()
 
         return theirs(accepted, server)
 
@@ -111,7 +111,8 @@ class Websocket:
             await self._read()
         except asyncio.CancelledError:  # by the cut, or a web server that stops or has lost the client: end in order
             logger.debug("a websocket's reader was cancelled")
-        self._reading = None
+        finally:
+            self._end_reading()
         socket.queue.put_nowait(None)  # ends the writer, which may have to wait for the client's close frame
         await socket.close(wait=False, abort=True, reason=socket.server.reason.TRANSPORT_CLOSE)
         if self._writing is not None:
@@ -131,50 +132,40 @@ class Websocket:
     async def _upgrade(self) -> bool:
         """Exchange the ping "probe", end the poll, and await the UPGRADE packet (Engine.IO protocol, "Upgrade")."""
         try:
-            probe = engine_packet(await self._next())
+            probe = self._packet(await self._ws.wait())
             if probe.packet_type != PING or probe.data != "probe":
                 return False
             await self._ws.send(Packet(PONG, data="probe").encode())
             self._socket.queue.put_nowait(Packet(NOOP))  # ends the poll
-            return bool(engine_packet(await self._next()).packet_type == UPGRADE)
+            return bool(self._packet(await self._ws.wait()).packet_type == UPGRADE)
         except (OSError, ValueError, NotAPacket) as e:  # closed, too large, or not a packet
             logger.debug("a websocket ended before its upgrade: %r", e)
             return False
 
     # -- reading -----------------------------------------------------------------------------------------
-    async def _next(self) -> Any:
-        data = await self._ws.wait()
+    def _packet(self, data: Any) -> Packet:
+        """Return the packet in a message of the client, and count it."""
         if len(data) > self._socket.server.max_http_buffer_size:
             raise ValueError("packet is too large")
         if self._traffic.on_read is not None:
             self._traffic.on_read(1, len(data))
-        return data
+        return engine_packet(data)
 
     async def _read(self) -> None:
         """Read until the websocket is closed, breaks, or is silent for longer than a ping and its answer take."""
+        server = self._socket.server
         if self._inbox is not None:
             self._inbox.take = self._take
             self._watch_silence(self._inbox)
-        try:
-            await self._read_on()
-        finally:
-            if self._inbox is not None:
-                self._inbox.take = None
-            if self._silence is not None:
-                self._silence.cancel()
-
-    async def _read_on(self) -> None:
-        server = self._socket.server
         while True:
             try:
                 if self._inbox is None:
                     async with asyncio.timeout(self._patience):
-                        data = await self._next()
+                        packet = self._packet(await self._ws.wait())
                 else:
                     self._heard = asyncio.get_running_loop().time()
                     self._context = contextvars.copy_context()
-                    data = await self._next()
-                packet = engine_packet(data)
+                    packet = self._packet(await self._ws.wait())
             except Exception as e:  # noqa: BLE001 - web servers raise different errors where a connection ends
                 logger.debug("a websocket ended: %r", e)
                 return
@@ -187,8 +178,16 @@ class Websocket:
                 return
             except Exception:  # an application's handler that runs here
                 server.logger.exception("Unknown receive error")
+            del packet  # the next one may come in hours
             if self._socket.closed:  # by the packet
                 return
+
+    def _end_reading(self) -> None:
+        self._reading = None
+        if self._inbox is not None:
+            self._inbox.take = None
+        if self._silence is not None:
+            self._silence.cancel()
 
     def _take(self, message: dict[str, Any]) -> bool:
         """Handle a message without the reader, which waits for it. Return whether that was possible.
@@ -262,7 +261,7 @@ class Websocket:
                 if self._wire is not None:
                     self._wire.idle = True
                 return
-        except Exception as e:  # noqa: BLE001 - as in _read_on
+        except Exception as e:  # noqa: BLE001 - as in _read
             logger.debug("a websocket ended: %r", e)
         self._end_writing()
         await self._ws.close()
