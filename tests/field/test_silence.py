@@ -161,23 +161,3 @@ async def test_silence(seconds: float, seed: int, trap: Trap, pg_dsn: str, pg_ow
                 for at, direction in places:
                     await fall_silent(walk, trap, operation, at, direction, listens=listens)
         await walk.judge(pg_owner_dsn)
-
-
-async def test_a_silent_reader_is_replaced_before_a_probe_looks(
-    seconds, seed, trap, pg_dsn, pg_owner_dsn, monkeypatch
-):
-    monkeypatch.setattr("sio_pg_adapter.store.listener.PROBE_INTERVAL", 3600)
-    await keep_sessions(pg_owner_dsn)
-    async with Walk(seed, lambda: pg_owner_dsn) as walk:
-        await walk.start([{"dsn": trap.dsn}, {"dsn": pg_dsn}], clients=3)
-        await walk.healed()
-        trap.arm(1)
-        while not trap.sprung.is_set():  # at last an event that is too large for a notification, and is read
-            n = await walk.emit(walk.nodes[1])
-            await asyncio.sleep(0.1)
-        trap.heal()
-        async with asyncio.timeout(HEAL_WAIT):
-            while not all(n in client.got for client in walk.clients):
-                await asyncio.sleep(0.01)
-        walk.clients[0].drop()
-        await walk.judge(pg_owner_dsn)
