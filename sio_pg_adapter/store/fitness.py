@@ -86,7 +86,6 @@ class Probe:
     """
 
     server: str
-    recovering: bool
     channels: frozenset[str]
     alive: bool | None
     head: int
@@ -97,8 +96,6 @@ class Probe:
 
     def fault(self, server: str | None, channels: list[str]) -> str:
         """Return why it has to be replaced. Empty if it is fit."""
-        if self.recovering:
-            return "its server is a standby"
         if server is not None and self.server != server:
             return "it leads to another server than the connection that writes"
         if not self.channels.issuperset(channels):

@@ -301,8 +301,7 @@ SELECT json_build_object(
 -- name: probe
 -- What the connection of a node that listens is, whether others see that it lives, and where the log ends.
 SELECT json_build_object(
-    'server', sio.sio_fingerprint(), 'recovering', pg_is_in_recovery(),
-    'channels', ARRAY(SELECT pg_listening_channels()),
+    'server', sio.sio_fingerprint(), 'channels', ARRAY(SELECT pg_listening_channels()),
     'alive', (SELECT died_at IS NULL AND sio.sio_node_alive(number, role) AND EXISTS (
                   SELECT FROM pg_catalog.pg_locks l
                   WHERE l.pid = pg_backend_pid() AND l.locktype = 'advisory' AND l.objid = number::bigint::oid)

@@ -16,6 +16,7 @@ class Direction(Enum):
 
     TO_SERVER = "the statement and all that follows"
     TO_CLIENT = "the answer and all that follows"
+    LATE = "the statement and all that follows, until :meth:`Trap.deliver`"
 
 
 class Statements:
@@ -61,6 +62,7 @@ class Trap(Proxy):
         self._listens = False
         self._statements: dict[asyncio.StreamWriter, Statements] = {}
         self._client_of: dict[asyncio.StreamWriter, asyncio.StreamWriter] = {}
+        self._late: dict[asyncio.StreamWriter, bytes] = {}
 
     def arm(
         self,
@@ -93,6 +95,13 @@ class Trap(Proxy):
         self._at = None
         self._silent = False
 
+    def deliver(self) -> None:
+        """Let the server have what was to be late."""
+        for server, data in self._late.items():
+            if not server.is_closing():
+                server.write(data)
+        self._late.clear()
+
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if self._silent:
             self._writers.add(writer)
@@ -110,6 +119,8 @@ class Trap(Proxy):
         ends = statements.count(data)
         if statements.listens is self._listens:
             self._note(ends, sink, other)
+        if sink in self._deaf and self._direction is Direction.LATE:
+            self._late[sink] = self._late.get(sink, b"") + data
 
     def _note(self, ends: int, server: asyncio.StreamWriter, client: asyncio.StreamWriter) -> None:
         before, self.count = self.count, self.count + ends
@@ -122,4 +133,4 @@ class Trap(Proxy):
             # in the direction that is not lost, this statement still gets through
             self._deaf |= self._writers - {server} if self._direction is Direction.TO_CLIENT else self._writers
         else:
-            self._deaf.add(server if self._direction is Direction.TO_SERVER else client)
+            self._deaf.add(client if self._direction is Direction.TO_CLIENT else server)

@@ -13,9 +13,11 @@ from pathlib import Path
 import pytest
 
 from field.pair import Pair
+from field.recoveries import refused
 from field.servers import CONNECTIONS, query, terminate
 from field.walk import Walk
 from support.replicas import freeze, shut_down, thaw
+from support.roles import node_dsn
 
 pytestmark = [pytest.mark.field, pytest.mark.timeout(0)]  # each of its waits has an end of its own
 
@@ -89,5 +91,14 @@ async def test_failover(seconds: float, seed: int, programs: Path) -> None:
                     else:
                         await fail_over(walk, pair, kind)
             await walk.judge(pair.primary.admin_dsn("app"))
+    finally:
+        pair.stop()
+
+
+async def test_a_standby_is_refused_by_name(programs: Path) -> None:
+    pair = Pair(programs)
+    try:
+        await pair.start()
+        await refused("the server is a standby", dsn=node_dsn(pair.standby.dsn()))
     finally:
         pair.stop()

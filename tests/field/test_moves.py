@@ -62,10 +62,10 @@ async def cut_each(walk: Walk, server: EmbeddedPostgres, name: str) -> None:
 @contextlib.asynccontextmanager
 async def moving(walk: Walk) -> AsyncIterator[None]:
     """After the block, wait until each node follows another server than before."""
-    databases = [(node.manager.database, node.manager.database.server) for node in walk.nodes]
+    followed = [(node.manager.database.followed, node.manager.database.followed.name) for node in walk.nodes]
     yield
     async with asyncio.timeout(HEAL_WAIT):
-        while not all(d.settled and d.server not in (None, former) for d, former in databases):
+        while not all(f.confirmed and f.name not in (None, former) for f, former in followed):
             await asyncio.sleep(0.01)
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 
 import pytest
 from psycopg.conninfo import conninfo_to_dict
 
 from field.recoveries import go, refused, walking
+from field.silence import Direction, Trap
 from support.pgbouncer import pgbouncer
 
 pytestmark = [pytest.mark.field, pytest.mark.timeout(0)]  # each of its waits has an end of its own
@@ -39,6 +41,25 @@ async def test_session_mode(seconds, seed, pg_dsn, pg_owner_dsn, pg_admin_dsn, r
 @pytest.mark.parametrize("mode", ["transaction", "statement"])
 async def test_modes_without_listen(seconds, seed, pg_dsn, pg_owner_dsn, pg_admin_dsn, recoveries, mode):
     await walk_through(mode, seed, pg_dsn, pg_owner_dsn, pg_admin_dsn, recoveries, listens=False)
+
+
+async def test_an_append_whose_answer_is_lost_may_be_stored(seconds, seed, pg_dsn, pg_owner_dsn, monkeypatch):
+    """Its backend cannot be named, so nobody can find out whether it is stored."""
+    monkeypatch.setattr("sio_pg_adapter.store.listener.PROBE_INTERVAL", 3600)  # it would send statements, too
+    with pgbouncer(pg_dsn, "transaction", STARTUP) as dsn:
+        async with Trap(dsn).running() as trap:
+            options = {"dsn": trap.dsn, "listen_dsn": pg_dsn}
+            async with walking(seed, pg_owner_dsn, [options]) as walk:
+                for at in itertools.count(1):
+                    await walk.emit(walk.nodes[0])  # on a connection that is new, if one was lost
+                    trap.arm(at, Direction.TO_CLIENT)
+                    await walk.emit(walk.nodes[0])
+                    if not trap.sprung.is_set():
+                        break
+                    trap.heal()
+                trap.heal()
+                assert at > 1
+                walk.clients[0].drop()
 
 
 @pytest.mark.parametrize("mode", ["transaction", "statement"])

@@ -17,7 +17,7 @@ from asyncpg.protocol.protocol import BUILTIN_TYPE_NAME_MAP
 from psycopg.conninfo import conninfo_to_dict
 
 from field.recoveries import go, recover, refused, walking
-from field.walk import HEAL_WAIT, LONG
+from field.walk import HEAL_WAIT, LONG, Walk
 from sio_pg_adapter.store.fitness import PLAIN
 from support.roles import grants, node_dsn
 
@@ -140,8 +140,30 @@ async def test_settings_of_a_pool(seconds, seed, pg_dsn, pg_owner_dsn, pg_admin_
         await go(walk, recoveries, pg_admin_dsn)
 
 
-async def test_a_pool_whose_connections_are_all_in_use(seconds, seed, pg_dsn, pg_owner_dsn, recoveries):
-    """Handlers hold each connection that the node does not keep, and others wait for one. The node needs none."""
+REMEMBERED = 20
+"""How many events a node has in memory."""
+
+
+async def read_pages(walk: Walk) -> None:
+    """Let a client recover on the first node, after it has missed more than the node has in memory."""
+    client, before = walk.clients[0], walk.clients[0].recoveries
+    client.choose = lambda: walk.nodes[0]
+    client.stay_away()
+    for _ in range(REMEMBERED + 1):
+        await walk.emit(walk.nodes[1])
+    client.come_back()
+    async with asyncio.timeout(HEAL_WAIT):
+        while client.recoveries == before:
+            await asyncio.sleep(0.01)
+
+
+async def test_a_pool_whose_connections_are_all_in_use(seconds, seed, pg_dsn, pg_owner_dsn, recoveries, monkeypatch):
+    """Handlers hold each connection that the node does not keep, and others wait for one. The node needs none.
+
+    Not even for what a client missed that is not in memory any more.
+    """
+    monkeypatch.setattr("sio_pg_adapter.local.recent.RECENT_RECORDS", REMEMBERED)
+    monkeypatch.setattr("sio_pg_adapter.store.sessions.CARRIED_EVENTS", 0)
     pooling = asyncpg.create_pool(pg_dsn, min_size=0, max_size=8)
     async with pooling as pool, walking(seed, pg_owner_dsn, [{"pool": pool}, {"dsn": pg_dsn}]) as walk:
 
@@ -154,6 +176,7 @@ async def test_a_pool_whose_connections_are_all_in_use(seconds, seed, pg_dsn, pg
                 await asyncio.sleep(0.01)
         try:
             await recover(walk, recoveries)
+            await read_pages(walk)
         finally:
             for handler in handlers:
                 handler.cancel()

@@ -1,7 +1,8 @@
 """The network falls silent at a statement of an append, a move, a claim and a LISTEN, in one direction.
 
 No connection is closed, and no answer comes. In one case only the connection of that statement falls silent. In the
-other the whole host does, and is also silent to new connections.
+other the whole host does, and is also silent to new connections. A statement may arrive after all, when its node has
+long made another connection.
 """
 
 from __future__ import annotations
@@ -99,6 +100,7 @@ async def fall_silent(
     trap.sprung.set()
     async with asyncio.timeout(HEAL_WAIT):
         await trying
+    trap.deliver()  # the node has done without it
     await walk.healed()
 
 

@@ -92,12 +92,14 @@ class Walk:
 
     async def __aexit__(self, *_: object) -> None:
         try:
-            await asyncio.gather(*(client.close() for client in self.clients))
+            async with asyncio.timeout(HEAL_WAIT):
+                await asyncio.gather(*(client.close() for client in self.clients))
         finally:  # nodes that go on would keep connections of a test's pool, whose end waits for them
-            for node in self.nodes:
-                await node.sio.shutdown()
             logging.getLogger("sio_pg_adapter").removeHandler(self._log)
             self.history.close()
+            async with asyncio.timeout(HEAL_WAIT):
+                for node in self.nodes:
+                    await node.sio.shutdown()
 
     # -- nodes and clients ------------------------------------------------------------------------------------
     async def start(self, managers: list[dict[str, Any]], clients: int = 6) -> None:
@@ -161,6 +163,9 @@ class Walk:
             yield
         finally:
             self._stopping.set()
+            _, hanging = await asyncio.wait(tasks, timeout=HEAL_WAIT)
+            for task in hanging:
+                task.cancel()
             for task, result in zip(tasks, await asyncio.gather(*tasks, return_exceptions=True), strict=True):
                 if isinstance(result, BaseException):
                     self.wrong.append(f"{task.get_name()} ended by {type(result).__name__}: {result}")
