@@ -14,6 +14,7 @@ from sio_pg_adapter.log.names import EVERYBODY
 from sio_pg_adapter.log.records import Kind, Record
 from support.asgi_client import AsgiClient
 from support.pruning import prune_once
+from support.store import kinds_of
 from support.waiting import until
 
 ROOMS = ["a", "b", "c"]
@@ -162,12 +163,7 @@ async def test_a_client_that_missed_the_last_event_before_it_left_gets_a_new_ses
 async def test_retention_that_is_at_work_is_waited_for(start_node, db):
     """Retention does not see the session of a slow connect handler, and deletes events that it is due."""
     node = await start_node()
-    append, tries = node.manager.node.writer.append, []
     connecting, late = asyncio.Event(), asyncio.Event()
-
-    async def count(entry):
-        tries.append(entry.kind)
-        return await append(entry)
 
     @node.sio.event
     async def connect(sid, environ, auth):
@@ -179,7 +175,7 @@ async def test_retention_that_is_at_work_is_waited_for(start_node, db):
         await connecting.wait()
         await node.sio.emit("missed")
         await db.execute("UPDATE sio_packets SET created_at = created_at - interval '1 hour'")
-        node.manager.node.writer.append = count
+        tries = kinds_of(node.manager.node.writer)
         async with db.transaction():
             assert await db.fetchval("SELECT sio_trim(600, 100)") == 1
             late.set()
@@ -196,13 +192,7 @@ async def test_only_a_session_that_may_be_due_old_records_waits_for_retention(st
     start = await store.emit()
     await db.execute("SELECT setval('sio_active_segment', $1)", segment)
     await store.emit()
-    append, tries = store.log.append, []
-
-    async def count(entry):
-        tries.append(entry.kind)
-        return await append(entry)
-
-    store.log.append = count
+    tries = kinds_of(store.log)
     async with db.transaction():
         await db.execute("SELECT FROM sio_log FOR UPDATE")
         assert await store.open("young", "q", start=start) and len(tries) == 1

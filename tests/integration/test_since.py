@@ -13,10 +13,11 @@ from integration.test_seam import Deaf
 from sio_pg_adapter import AsyncNamespace, ConfigurationError, PositionLost, emit_async
 from sio_pg_adapter.log.offsets import Epoch, OffsetCodec
 from sio_pg_adapter.log.positions import encode_position
-from sio_pg_adapter.log.records import Entry, Kind, Written
+from sio_pg_adapter.log.records import Kind
 from support.asgi_client import AsgiClient
 from support.nodes import Node
 from support.pruning import prune_once
+from support.store import kinds_of
 from support.waiting import until
 
 AGED = "UPDATE sio_packets SET created_at = created_at - interval '1 hour'"
@@ -32,19 +33,6 @@ def entering(node: Node, **rooms: str | None) -> list[str | None]:
             returned.append(await node.sio.enter_room(sid, room, since=position))
 
     return returned
-
-
-def kinds_of(node: Node) -> list[Kind]:
-    """Return the list that gets the kind of each entry that the node appends from now on."""
-    kinds: list[Kind] = []
-    append = node.manager.node.writer.append
-
-    async def noted(entry: Entry) -> Written:
-        kinds.append(entry.kind)
-        return await append(entry)
-
-    node.manager.node.writer.append = noted
-    return kinds
 
 
 async def ended(node: Node, *wires: AsgiClient) -> list[list[Any]]:
@@ -386,7 +374,7 @@ async def test_what_is_deleted_before_the_session_is_stored_closes_the_connectio
         await db.execute(AGED)
         await prune_once(pg_dsn)
 
-    opened = kinds_of(node)
+    opened = kinds_of(node.manager.node.writer)
     async with AsgiClient(node.sio) as wire:
         wire.send("0")
         assert await wire.rest() == []
@@ -400,7 +388,7 @@ async def test_retention_that_is_at_work_is_waited_for(start_node, db):
     node = await start_node()
     entering(node, x=await node.sio.position())
     await node.emit_numbers(0, 1, room="x")
-    tries = kinds_of(node)
+    tries = kinds_of(node.manager.node.writer)
     async with AsgiClient(node.sio) as wire:
         async with db.transaction():
             await db.execute("SELECT FROM sio_log FOR UPDATE")

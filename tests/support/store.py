@@ -9,9 +9,23 @@ import asyncpg
 from sio_pg_adapter import AsyncPostgresManager
 from sio_pg_adapter.log.memberships import Memberships
 from sio_pg_adapter.log.offsets import EPOCH_BITS
-from sio_pg_adapter.log.records import Entry, Held, Kind
+from sio_pg_adapter.log.records import Entry, Held, Kind, Written
 from sio_pg_adapter.log.verdict import Claim
 from sio_pg_adapter.store.failures import OutcomeUnknown
+from sio_pg_adapter.store.writer import LogWriter
+
+
+def kinds_of(writer: LogWriter) -> list[Kind]:
+    """Return the list that gets the kind of each entry that a writer is given from now on."""
+    kinds: list[Kind] = []
+    append = writer.append
+
+    async def noted(entry: Entry) -> Written:
+        kinds.append(entry.kind)
+        return await append(entry)
+
+    writer.append = noted
+    return kinds
 
 
 class Store:
