@@ -6,7 +6,7 @@ import pytest
 
 from sio_pg_adapter import StoreUnavailable
 from sio_pg_adapter.log.memberships import Memberships
-from sio_pg_adapter.log.records import Held, Kind
+from sio_pg_adapter.log.records import Entry, Held, Kind
 from sio_pg_adapter.log.verdict import Claim
 from support.store import Store
 from support.waiting import until
@@ -245,11 +245,44 @@ async def test_cases_35_36_40_what_a_session_is_due(store):
     assert (await store.sessions.page(held, start, 3)).records[-1].offset == due[2]
 
 
-async def test_case_103_entering_again_changes_nothing(store):
+MOVE = "SELECT sio_move(NULL, $1, '/', 'x', 's', NULL)"
+
+
+async def test_leaving_again_changes_nothing(store, db):
+    for name in "st":
+        await store.open(name, name)
+    assert not (await store.log.append(Entry(LEAVE, "/", ("x",), sid="s"))).refused
+    for sid, room in (("s", "x"), ("s", "x"), ("s", "y"), ("t", "x")):
+        await store.move(ENTER, sid, room)
+        await store.emit(room)
+        left = await store.move(LEAVE, sid, room)
+        if (sid, room) == ("s", "x"):
+            expected = left
+    head = await store.reader.head()
+    assert await db.fetchval(MOVE, 2) == -expected
+    assert await store.reader.head() == head
+
+
+@pytest.mark.parametrize("first", ["/", "/n"])
+async def test_a_sid_of_another_namespace_stays_where_it_is(store, db, first):
+    namespaces = [first, "/n" if first == "/" else "/"]
+    for name in "st":
+        for namespace in namespaces[: 2 if name == "s" else 1]:
+            await store.open(name, name + namespace, namespace=namespace)
+    await store.move(ENTER, "s", "x")
+    assert await store.sessions.rooms("/", "s") == ["x"] and await store.sessions.rooms("/n", "s") == []
+    own = await store.log.append(Entry(ENTER, "/", ("t",), sid="s"))
+    assert own.refused is (first == "/")
+    assert await store.move(LEAVE, "s", "x") > 0
+    assert "x" not in await store.sessions.rooms("/", "s")
+
+
+async def test_case_103_entering_again_changes_nothing(store, db):
     held = await store.open()
     joined = await store.move(ENTER, "s", "x")
     sent = await store.emit("x")
     assert await store.move(ENTER, "s", "x") == joined
+    assert await db.fetchval(MOVE, 1) == -joined
     assert await store.due(held, 0) == [sent]
 
 
