@@ -143,6 +143,10 @@ async def test_the_page_of_a_claim_takes_as_many_bytes_as_it_may(store, monkeypa
     claimed = await store.sessions.claim("/", await claim_of(store, start), 10_000, 10)
     assert [record.offset for record in claimed.page] == due[:2]
     assert claimed.upto == due[1] and claimed.missed == 3 and claimed.stale is False
+    await store.sessions.release(Held(claimed.id, claimed.generation), seconds=60.0)
+    await store.emit(body='["too large"]')
+    claimed = await store.sessions.claim("/", await claim_of(store, due[2]), 10_000, 10)
+    assert claimed.page == () and claimed.upto == due[2]
 
 
 async def test_what_retention_deletes_while_a_claim_waits_for_it_counts_as_lost(pg_dsn, store, db):

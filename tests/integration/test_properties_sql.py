@@ -165,6 +165,28 @@ class Run:
                     assert lost == (due != stored)
 
 
+STEPS = [
+    ("emit", ("x",), (), ()),
+    ("emit", ("y", "x"), (), ()),
+    ("enter", "s", "x", ""),
+    *[
+        ("emit", to, skip, ())
+        for to in (("x",), ("y", "x"), ("",), ("s",), ("y", "s"))
+        for skip in ((), ("t",), ("s",))
+    ],
+    *[("emit", to, (), (skip,)) for to in (("x",), ("y", "x")) for skip in ("x", "y", "s", "t")],
+    *[("emit elsewhere", to) for to in (("x",), ("y", "x"), ("",), ("s",))],
+    ("emit", ("t", "y"), (), ()),
+    ("together", [(("x",), (), ()), (("y", "x"), ("t",), ("y",)), (("y", "x"), (), ())], "t", "y"),
+    ("leave", "s", "x", ""),
+    ("emit", ("x",), (), ()),
+    ("emit", ("y", "x"), (), ()),
+    ("enter", "s", "y", ""),
+    ("leave", "t", "y", ""),
+]
+IN_BOTH_SEGMENTS = [*STEPS, ("leave", "s", "y", ""), ("switch",), *STEPS]
+"""Events that a session is due, and is not, for each reason. A mutant of a scan in one segment shows at once."""
+
 LEFT_TWICE = [
     ("enter", "s", "x", ""),
     ("emit", ("x",), (), ()),
@@ -233,6 +255,7 @@ def test_rooms_replays_and_losses_are_those_of_the_model(pg_dsn):
         db = runner.run(asyncpg.connect(pg_dsn))
 
         @settings(max_examples=150, suppress_health_check=list(HealthCheck))
+        @example(script=IN_BOTH_SEGMENTS)
         @example(script=LEFT_TWICE)
         @example(script=ENTERED_LATER)
         @example(script=ENTERED_AFTER_A_LOSS)

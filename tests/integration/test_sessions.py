@@ -6,7 +6,8 @@ import pytest
 
 from sio_pg_adapter import StoreUnavailable
 from sio_pg_adapter.log.memberships import Memberships
-from sio_pg_adapter.log.records import Held, Kind
+from sio_pg_adapter.log.records import Entry, Held, Kind
+from sio_pg_adapter.log.verdict import Claim
 from support.store import Store
 from support.waiting import until
 
@@ -36,6 +37,55 @@ async def test_case_48_what_cannot_be_claimed(store, db, case):
     pid = "q" if case == "other pid" else "p"
     assert await store.claim(pid, namespace="/admin" if case == "other namespace" else "/") is None
     assert await db.fetchval("SELECT generation FROM sio_sessions") in (1, None)
+
+
+@pytest.mark.parametrize("case", ["other identity", "other log", "dead node"])
+async def test_what_is_refused_although_the_session_is_there(living, store, db, case):
+    await living.open()
+    claim = Claim("p", None, None)
+    if case == "other log":
+        claim = Claim("p", await store.reader.head(), "00" * 32)
+    elif case == "dead node":
+        await db.execute(
+            "UPDATE sio_nodes SET died_at = now() - interval '1 day', recovery_seconds = 60 WHERE id = $1",
+            living.node,
+        )
+    identity = "another" if case == "other identity" else None
+    assert await store.sessions.claim("/", claim, 10_000, identity=identity) is None
+    assert await db.fetchval("SELECT generation FROM sio_sessions") == 1
+
+
+async def test_a_node_that_died_a_moment_ago_may_come_back_for_its_sessions(living, store, db):
+    await living.open()
+    await db.execute(
+        "UPDATE sio_nodes SET died_at = clock_timestamp(), recovery_seconds = 60 WHERE id = $1", living.node
+    )
+    assert await store.claim() is not None
+
+
+async def test_the_rooms_of_a_claim_are_those_above_the_offset(store):
+    held = await store.open()
+    await store.open("t", "q")
+    entered = await store.move(ENTER, "s", "x")
+    await store.emit("x")
+    left = await store.move(LEAVE, "s", "x")
+    stays = await store.move(ENTER, "s", "y")
+    await store.move(ENTER, "t", "z")
+    for after, rooms in ((left - 1, {"x": [(entered, left)], "y": [(stays, None)]}), (left, {"y": [(stays, None)]})):
+        await store.sessions.release(held, seconds=60.0)
+        claimed = await store.claim("p", after)
+        assert claimed.memberships.rooms == rooms
+        held = Held(claimed.id, claimed.generation)
+
+
+async def test_what_was_missed_is_counted_from_the_start_of_a_session(store):
+    """A client that has received nothing presents no offset. The claim counts, too, up to the cap."""
+    await store.emit()
+    await store.open()
+    await store.emit()
+    await store.emit()
+    claimed = await store.claim(cap=3)
+    assert claimed.missed == 3 and claimed.upto is None and claimed.page == ()
 
 
 async def test_the_clock_of_the_database_decides_when_time_is_up(store, db):
@@ -132,10 +182,13 @@ async def test_a_node_that_is_not_there_is_not_waited_for(store):
     assert (await store.claim()).former is None
 
 
-async def test_a_session_that_was_away_is_settled_by_its_claim(store):
+async def test_a_session_that_was_away_is_settled_by_its_claim(store, db):
     old = await store.open()
     await store.sessions.release(old, seconds=60.0)
     assert (await store.claim()).former is None
+    assert await db.fetchval("SELECT settled FROM sio_sessions") == 2
+    record = await db.fetchrow("SELECT generation, node FROM sio_packets WHERE kind = 4")
+    assert (record["generation"], record["node"].hex) == (2, store.node)
     assert await store.sessions.save("/", "s", "{}", old) is False
 
 
@@ -192,11 +245,44 @@ async def test_cases_35_36_40_what_a_session_is_due(store):
     assert (await store.sessions.page(held, start, 3)).records[-1].offset == due[2]
 
 
-async def test_case_103_entering_again_changes_nothing(store):
+MOVE = "SELECT sio_move(NULL, $1, '/', 'x', 's', NULL)"
+
+
+async def test_leaving_again_changes_nothing(store, db):
+    for name in "st":
+        await store.open(name, name)
+    assert not (await store.log.append(Entry(LEAVE, "/", ("x",), sid="s"))).refused
+    for sid, room in (("s", "x"), ("s", "x"), ("s", "y"), ("t", "x")):
+        await store.move(ENTER, sid, room)
+        await store.emit(room)
+        left = await store.move(LEAVE, sid, room)
+        if (sid, room) == ("s", "x"):
+            expected = left
+    head = await store.reader.head()
+    assert await db.fetchval(MOVE, 2) == -expected
+    assert await store.reader.head() == head
+
+
+@pytest.mark.parametrize("first", ["/", "/n"])
+async def test_a_sid_of_another_namespace_stays_where_it_is(store, db, first):
+    namespaces = [first, "/n" if first == "/" else "/"]
+    for name in "st":
+        for namespace in namespaces[: 2 if name == "s" else 1]:
+            await store.open(name, name + namespace, namespace=namespace)
+    await store.move(ENTER, "s", "x")
+    assert await store.sessions.rooms("/", "s") == ["x"] and await store.sessions.rooms("/n", "s") == []
+    own = await store.log.append(Entry(ENTER, "/", ("t",), sid="s"))
+    assert own.refused is (first == "/")
+    assert await store.move(LEAVE, "s", "x") > 0
+    assert "x" not in await store.sessions.rooms("/", "s")
+
+
+async def test_case_103_entering_again_changes_nothing(store, db):
     held = await store.open()
     joined = await store.move(ENTER, "s", "x")
     sent = await store.emit("x")
     assert await store.move(ENTER, "s", "x") == joined
+    assert await db.fetchval(MOVE, 1) == -joined
     assert await store.due(held, 0) == [sent]
 
 
