@@ -7,8 +7,9 @@ while others emit (``--field-recoveries``). Nothing is lost.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import secrets
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 
 import asyncpg
 import psycopg
@@ -157,6 +158,16 @@ async def read_pages(walk: Walk) -> None:
             await asyncio.sleep(0.01)
 
 
+@contextlib.asynccontextmanager
+async def ending_pool(dsn: str) -> AsyncIterator[asyncpg.Pool]:
+    """A pool whose end does not wait for ever for a connection that is not given back."""
+    pool = await asyncpg.create_pool(dsn, min_size=0, max_size=8)
+    try:
+        yield pool
+    finally:
+        await asyncio.wait_for(pool.close(), HEAL_WAIT)
+
+
 async def test_a_pool_whose_connections_are_all_in_use(seconds, seed, pg_dsn, pg_owner_dsn, recoveries, monkeypatch):
     """Handlers hold each connection that the node does not keep, and others wait for one. The node needs none.
 
@@ -164,8 +175,7 @@ async def test_a_pool_whose_connections_are_all_in_use(seconds, seed, pg_dsn, pg
     """
     monkeypatch.setattr("sio_pg_adapter.local.recent.RECENT_RECORDS", REMEMBERED)
     monkeypatch.setattr("sio_pg_adapter.store.sessions.CARRIED_EVENTS", 0)
-    pooling = asyncpg.create_pool(pg_dsn, min_size=0, max_size=8)
-    async with pooling as pool, walking(seed, pg_owner_dsn, [{"pool": pool}, {"dsn": pg_dsn}]) as walk:
+    async with ending_pool(pg_dsn) as pool, walking(seed, pg_owner_dsn, [{"pool": pool}, {"dsn": pg_dsn}]) as walk:
 
         async def acquire() -> asyncpg.Connection:
             return await pool.acquire()
