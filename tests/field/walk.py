@@ -181,6 +181,7 @@ class Walk:
             await node.sio.emit("e", data, **options)
         except StoreUnavailable as e:
             self._answer(n, Outcome.UNKNOWN if e.may_be_stored else Outcome.NOT_STORED)
+            await asyncio.sleep(0)  # a node that has stopped refuses at once, and a loop of emits would stop all else
         else:
             self._answer(n, Outcome.STORED)
         return n
