@@ -177,6 +177,7 @@ STEPS = [
     *[("emit", to, (), (skip,)) for to in (("x",), ("y", "x")) for skip in ("x", "y", "s", "t")],
     *[("emit elsewhere", to) for to in (("x",), ("y", "x"), ("",), ("s",))],
     ("emit", ("t", "y"), (), ()),
+    ("emit", ("x", "s"), (), ()),
     ("together", [(("x",), (), ()), (("y", "x"), ("t",), ("y",)), (("y", "x"), (), ())], "t", "y"),
     ("leave", "s", "x", ""),
     ("emit", ("x",), (), ()),
@@ -194,6 +195,19 @@ LEFT_TWICE = [
     ("leave as of", "s", "x", 6),
 ]
 """The handler of a recovery leaves a room that the client has left since, which few scripts of chance do."""
+
+LEAVES = [
+    step
+    for to in (("x",), ("y", "x"))
+    for step in (
+        ("enter", "s", "x", ""),
+        ("emit", ("x",), (), ()),
+        ("emit", to, (), ()),
+        ("leave as of", "s", "x", 0),
+    )
+]
+LEFT_AS_OF_AN_EVENT = [*LEAVES, ("switch",), *LEAVES]
+"""A room is left as of an event, which is not due any more."""
 
 ENTERED_LATER = [("emit", ("y", "x"), (), ()), ("enter", "s", "x", "")]
 """An event for several rooms, one of which the client enters later."""
@@ -257,6 +271,7 @@ def test_rooms_replays_and_losses_are_those_of_the_model(pg_dsn):
         @settings(max_examples=150, suppress_health_check=list(HealthCheck))
         @example(script=IN_BOTH_SEGMENTS)
         @example(script=LEFT_TWICE)
+        @example(script=LEFT_AS_OF_AN_EVENT)
         @example(script=ENTERED_LATER)
         @example(script=ENTERED_AFTER_A_LOSS)
         @example(script=LEFT_BEFORE_A_LOSS)
