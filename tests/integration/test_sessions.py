@@ -245,6 +245,28 @@ async def test_cases_35_36_40_what_a_session_is_due(store):
     assert (await store.sessions.page(held, start, 3)).records[-1].offset == due[2]
 
 
+async def test_a_membership_without_an_offset_is_not_kept(store, db):
+    """Closing a room keeps them, which says that leaving looks at one room of one session."""
+    for name in "st":
+        await store.open(name, name)
+    for sid, room in (("t", "x"), ("s", "y")):
+        await store.move(ENTER, sid, room)
+        await store.close_room(room)
+    for room in "zx":
+        assert await store.move(ENTER, "s", room) > 0
+    assert await store.move(LEAVE, "s", "x") > 0
+    rows = await db.fetch("SELECT sid, room FROM sio_rooms r JOIN sio_sessions s ON s.id = r.session ORDER BY 1, 2")
+    assert [tuple(row) for row in rows] == [("s", "y"), ("s", "z"), ("t", "x")]
+    assert await store.sessions.rooms("/", "s") == ["z"]
+    kinds = await db.fetch('SELECT kind FROM sio_packets ORDER BY "offset"')
+    assert [Kind(row["kind"]) for row in kinds] == [ENTER, Kind.CLOSE] * 2 + [ENTER, ENTER, LEAVE]
+
+
+async def test_a_sid_without_a_session_leaves_a_room(store):
+    """Its node alone knows its rooms."""
+    assert await store.move(LEAVE, "unstored", "x") > 0
+
+
 MOVE = "SELECT sio_move(NULL, $1, '/', 'x', 's', NULL)"
 
 
