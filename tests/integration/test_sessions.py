@@ -6,7 +6,7 @@ import pytest
 
 from sio_pg_adapter import StoreUnavailable
 from sio_pg_adapter.log.memberships import Memberships
-from sio_pg_adapter.log.records import Entry, Held, Kind
+from sio_pg_adapter.log.records import Entry, Held, Kind, Written
 from sio_pg_adapter.log.verdict import Claim
 from support.store import Store
 from support.waiting import until
@@ -262,6 +262,24 @@ async def test_a_membership_without_an_offset_is_not_kept(store, db):
     assert [Kind(row["kind"]) for row in kinds] == [ENTER, Kind.CLOSE] * 2 + [ENTER, ENTER, LEAVE]
 
 
+async def test_who_is_no_member_does_not_enter_as_a_member(store):
+    await store.open()
+    head = await store.reader.head()
+    assert await store.log.append(Entry(ENTER, "/", ("x",), sid="s", args={"member": True})) == Written(0)
+    assert await store.reader.head() == head
+
+
+async def test_up_to_a_hundred_memberships_that_ended_are_kept_for_each_session(store, db):
+    for name in "st":
+        await store.open(name, name)
+    for _ in range(60):
+        for sid in "st":
+            await store.move(ENTER, sid, "x")
+            await store.emit("elsewhere")
+            await store.move(LEAVE, sid, "x")
+    assert await db.fetchval("SELECT count(*) FROM sio_rooms") == 120
+
+
 async def test_a_sid_without_a_session_leaves_a_room(store):
     """Its node alone knows its rooms."""
     assert await store.move(LEAVE, "unstored", "x") > 0
@@ -273,7 +291,7 @@ MOVE = "SELECT sio_move(NULL, $1, '/', 'x', 's', NULL)"
 async def test_leaving_again_changes_nothing(store, db):
     for name in "st":
         await store.open(name, name)
-    assert not (await store.log.append(Entry(LEAVE, "/", ("x",), sid="s"))).refused
+    assert await store.log.append(Entry(LEAVE, "/", ("x",), sid="s")) == Written(0)
     for sid, room in (("s", "x"), ("s", "x"), ("s", "y"), ("t", "x")):
         await store.move(ENTER, sid, room)
         await store.emit(room)
