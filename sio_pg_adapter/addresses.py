@@ -16,6 +16,8 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 
 from .errors import ConfigurationError
 
+ENCODED = "In a user or password write %40 for @, %2F for /, %3F for ? and %23 for #."
+
 HOST_TIMEOUT = 4.0
 """How long one of several hosts may take to answer, in seconds. A host that is gone may never refuse."""
 
@@ -115,6 +117,8 @@ def read_address(dsn: str | None, option: str) -> Address:
         parsed = urlsplit(dsn)
     except ValueError:
         return Address(dsn)  # the connect says that it cannot be read
+    if parsed.netloc.count("@") > 1:  # asyncpg takes what is behind the first one for the host
+        raise ConfigurationError(f"{option} is wrong: it has more than one @. {ENCODED}")
     address, kept, query = Address(dsn), [], dict[str, str]()
     for pair in filter(None, parsed.query.split("&")):
         name, _, value = pair.partition("=")

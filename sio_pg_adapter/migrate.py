@@ -249,6 +249,11 @@ async def _transaction(dsn: str | URL | None, config: Config, work: Callable[[Co
         cause = e.orig.__cause__ if e.orig else None  # asyncpg's own error, below SQLAlchemy's
         if isinstance(cause, asyncpg.InsufficientPrivilegeError):
             raise ConfigurationError(f"the database does not allow the migration: {cause}") from e
+        if isinstance(cause, asyncpg.DuplicateTableError):
+            raise SchemaMismatch(
+                f"cannot migrate: {cause}. Another Alembic history has made the tables. Run that one, for example "
+                "with `alembic upgrade heads`."
+            ) from e
         raise
     except CommandError as e:
         raise SchemaMismatch(f"cannot migrate: {e}; is sio-pg-adapter older than the tables?") from e

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Iterator
 
 from sio_pg_adapter.errors import SioPgError, StoreUnavailable
 from sio_pg_adapter.store.database import Database
+from sio_pg_adapter.store.failures import NODE_RIGHTS, lacks_rights
 from sio_pg_adapter.store.pooler import PoolerBetween
 
 
@@ -70,6 +71,8 @@ def translate_connect_error() -> Iterator[None]:
         if e.may_be_stored:  # the connection was lost later
             raise
         cause = e.__cause__ or e
+        if lacks_rights(cause):
+            raise CommandFailed(f"the database refuses the command: {cause}. {NODE_RIGHTS}") from e
         silent = isinstance(cause, TimeoutError) and not str(cause)
         reason = "the host does not answer" if silent else str(cause) or type(cause).__name__
         raise CommandFailed(f"the database cannot be reached: {reason}. Check --dsn or SIO_PG_DSN") from e

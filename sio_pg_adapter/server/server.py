@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 import logging
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import engineio
 import socketio
 
 from sio_pg_adapter.errors import ConfigurationError, SioPgError
@@ -37,6 +39,20 @@ from .intake import Intake
 
 logger = logging.getLogger("sio_pg_adapter")
 
+UPSTREAM = {
+    name
+    for part in (*socketio.AsyncServer.__mro__, *engineio.AsyncServer.__mro__)
+    if part is not object
+    for name in inspect.signature(part.__init__).parameters
+}
+"""The options of python-socketio and python-engineio."""
+
+
+def _meant(name: str) -> list[str]:
+    """Return the option that a name resembles. No signature has all of upstream's: those must be closer."""
+    near = difflib.get_close_matches
+    return near(name, ["connection_state_recovery"]) or near(name, UPSTREAM, 1, 0.85)
+
 
 class AsyncServer(ClientMethods, ClusterMethods, EventMethods, SharedMethods, socketio.AsyncServer):
     """A ``socketio.AsyncServer`` whose clients recover their connections.
@@ -64,11 +80,9 @@ class AsyncServer(ClientMethods, ClusterMethods, EventMethods, SharedMethods, so
         connect_timeout: float | None = 45.0,
         **kwargs: Any,
     ) -> None:
-        for name in kwargs:  # python-socketio takes any keyword: without this check, recovery would just stay off
-            if difflib.get_close_matches(name, ["connection_state_recovery"]):
-                raise ConfigurationError(
-                    f"AsyncServer has no option {name!r}. Did you mean connection_state_recovery?"
-                )
+        for name in kwargs:  # python-socketio takes any keyword: without this check, a typo would just be ignored
+            if name not in UPSTREAM and (meant := _meant(name)):
+                raise ConfigurationError(f"AsyncServer has no option {name!r}. Did you mean {meant[0]}?")
         recovery = recovery_options(connection_state_recovery)
         if not isinstance(client_manager, AsyncPostgresManager):
             raise ConfigurationError(  # only the type is shown: it may be a DSN

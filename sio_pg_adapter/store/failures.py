@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import asyncpg
 
+from sio_pg_adapter.addresses import ENCODED
 from sio_pg_adapter.errors import ConfigurationError, SchemaMismatch, SioPgError, StoreUnavailable
 
 LOST = (
@@ -43,6 +44,8 @@ UNMIGRATED = (
     asyncpg.InvalidSchemaNameError,
 )
 """Errors that mean that the tables are missing, or of another version."""
+
+NODE_RIGHTS = "Grant the role the rights of a node, see Roles in docs/transactions.md"
 
 VALUE_AT_FAULT = (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError, asyncpg.ProgramLimitExceededError)
 """Errors of PostgreSQL about a value. Another connection would give them, too."""
@@ -84,11 +87,19 @@ def translated(doing: str, *, may_be_stored: bool | None = False) -> Iterator[No
         raise StoreUnavailable(f"{doing}: {type(e).__name__}: {e}".rstrip(": "), may_be_stored=may_be_stored) from e
 
 
+def lacks_rights(error: BaseException) -> bool:
+    """Whether the role lacks a right on the package's tables or functions, and not that to connect."""
+    return isinstance(error, asyncpg.InsufficientPrivilegeError) and " sio_" in str(error)
+
+
 def refusal(doing: str, error: asyncpg.PostgresError, *, may_be_stored: bool | None = False) -> SioPgError:
     """Return the error for an answer of the server that says that it did nothing."""
     if isinstance(error, UNMIGRATED):
         return SchemaMismatch(f"{doing}: {error}. Run `sio-pg migrate` to bring the database to this version.")
-    return StoreUnavailable(f"{doing}: {type(error).__name__}: {error}", may_be_stored=may_be_stored)
+    said = f"{doing}: {type(error).__name__}: {error}"
+    if lacks_rights(error):
+        said = f"{said}. {NODE_RIGHTS}"
+    return StoreUnavailable(said, may_be_stored=may_be_stored)
 
 
 @contextlib.contextmanager
@@ -107,8 +118,7 @@ def connecting(option: str) -> Iterator[None]:
                 raise
             # Without the cause, which shows what it failed at: behind a / in a password, a piece of the password.
             raise ConfigurationError(
-                f"{option} is wrong: its host or port cannot be read ({type(e).__name__}). In a user or password "
-                "write %2F for / and %40 for @."
+                f"{option} is wrong: its host or port cannot be read ({type(e).__name__}). {ENCODED}"
             ) from None
 
 

@@ -16,6 +16,7 @@ import asyncpg
 from sio_pg_adapter.errors import ConfigurationError, StoreUnavailable
 
 from .backends import QUERY_TIMEOUT
+from .failures import NODE_RIGHTS
 from .queries import Queries
 
 ISOLATION = "read committed"
@@ -57,7 +58,7 @@ class Fitness:
         if self.read_only:
             return "its transactions are read-only (default_transaction_read_only)"
         if self.lacks:
-            return f"the role {self.role!r} lacks {self.lacks}. Grant it the rights of a node"
+            return f"the role {self.role!r} lacks {self.lacks}. {NODE_RIGHTS}"
         return ""
 
     def check_isolation(self) -> None:

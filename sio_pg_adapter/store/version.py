@@ -27,7 +27,9 @@ async def check_version(connection: Connection, queries: Queries, schema: str) -
     try:
         row = await connection.fetchrow(queries["version"], timeout=QUERY_TIMEOUT)
     except UNMIGRATED as e:
-        raise SchemaMismatch(f"{where} are missing. Run `{command}`.") from e
+        raise SchemaMismatch(
+            f"{where} are missing. Run `{command}`, or your own migrations if these create them."
+        ) from e
     if row is None:
         raise SchemaMismatch(
             f"{where} are empty, as after a TRUNCATE of all tables. Run `{command}`, which repairs them. Leave "

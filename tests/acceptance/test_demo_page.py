@@ -465,6 +465,19 @@ async def test_the_timelines_move_seldom_with_reduced_motion_and_not_at_all_when
     await shown.until(f"drawings > {drawn}")
 
 
+async def test_the_clients_recover_after_the_browser_was_offline(show):
+    shown = await show()
+    await shown.page.context.set_offline(True)
+    await shown.page.wait_for_selector("#clients:not(:has(article[data-state=live]))")
+    await shown.page.wait_for_timeout(2_000)  # two polls of the demo fail
+    await shown.page.context.set_offline(False)
+    await shown.page.wait_for_selector(SETTLED)
+    assert not await shown.page.is_visible("#ended")
+    totals = await shown.totals()
+    assert totals["recovered"] == totals["breaks"] == 3 and totals["replayed"] > 0
+    assert totals["lost"] == totals["doubled"] == 0
+
+
 # -- the end of the demo ----------------------------------------------------------------------------------
 
 

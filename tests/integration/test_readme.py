@@ -53,8 +53,14 @@ def test_the_branch_of_an_own_history(newcomer):
         env.read_text().replace(before, configuring).replace("target_metadata = None", "target_metadata = MetaData()")
     )
     env.write_text(f"from sqlalchemy import MetaData\n{importing}\n{text}")
+    for command in block("sh", "--head=base", page).splitlines():
+        newcomer.run(*command.split())
+    assert len(list((newcomer.at / "migrations" / "versions").glob("*_first.py"))) == 1
+    newcomer.run("alembic", "revision", "--autogenerate", "-m", "second", "--head=orders@head")
     newcomer.run("alembic", "upgrade", "heads")
     assert SILENT in newcomer.run("alembic", "check")
+    with pytest.raises(AssertionError, match=r"Another Alembic history has made the tables.*alembic upgrade heads"):
+        newcomer.run("sio-pg", "migrate")
 
 
 def test_the_quickstart(newcomer):

@@ -90,3 +90,9 @@ async def test_a_host_that_cannot_be_looked_up_is_named(dsn):
 
     with pytest.raises(socket.gaierror, match=re.escape("host nohost: Name or service not known")):
         await read_address(dsn, "dsn").connect(connect, 1.0)
+
+
+def test_a_second_at_sign_is_explained_without_the_password():
+    with pytest.raises(ConfigurationError, match=r"SIO_PG_DSN is wrong: it has more than one @.*%40") as refused:
+        read_address("postgresql://u:sec@ret@h/db", "SIO_PG_DSN")
+    assert "sec" not in str(refused.value)

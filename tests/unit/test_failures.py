@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncpg
 import pytest
 
-from sio_pg_adapter.store.failures import unknown_outcome
+from sio_pg_adapter.store.failures import refusal, unknown_outcome
 
 
 @pytest.mark.parametrize(
@@ -38,3 +38,12 @@ def test_an_error_of_the_connection_leaves_the_outcome_open(error):
 )
 def test_an_answer_of_the_server_means_that_nothing_was_done(error):
     assert unknown_outcome(error) is None
+
+
+@pytest.mark.parametrize(
+    ("missing", "advised"), [("table sio_log", True), ("function sio_emit", True), ("database app", False)]
+)
+def test_a_role_without_rights_is_told_which_it_needs(missing, advised):
+    refused = refusal("appending", asyncpg.InsufficientPrivilegeError(f"permission denied for {missing}"))
+    assert ("rights of a node, see Roles" in str(refused)) is advised
+    assert f"permission denied for {missing}" in str(refused)

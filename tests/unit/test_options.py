@@ -281,8 +281,23 @@ def test_a_misspelt_option_does_not_leave_recovery_off_in_silence(name):
         AsyncServer(client_manager=AsyncPostgresManager(), **{name: True})
 
 
+MISSPELT = [("cors_allowed_origin", "cors_allowed_origins"), ("pingInterval", "ping_interval")]
+
+
+@pytest.mark.parametrize(("name", "meant"), MISSPELT)
+def test_a_misspelt_option_of_upstream_is_not_ignored(name, meant):
+    with pytest.raises(ConfigurationError, match=f"no option '{name}'. Did you mean {meant}"):
+        AsyncServer(client_manager=AsyncPostgresManager(), **{name: 1})
+
+
 def test_upstreams_options_pass():
-    options = {"ping_interval": 7, "cors_allowed_origins": [], "always_connect": True, "http_compression": False}
+    options = {
+        "ping_interval": 7,
+        "cors_allowed_origins": [],
+        "always_connect": True,
+        "http_compression": False,
+        "engineio_logger": False,
+    }
     sio = AsyncServer(async_mode="asgi", client_manager=AsyncPostgresManager(), **options)
     assert sio.eio.ping_interval == 7 and sio.always_connect
 

@@ -186,9 +186,9 @@ async function load() {
       const answer = await fetch("/load");
       if (answer.ok) return await answer.json();
     } catch {
-      end();
+      unanswered();
     }
-    await pause(POLL);  // PostgreSQL restarts
+    await pause(POLL);  // PostgreSQL restarts, or the browser is offline
   }
   return null;
 }
@@ -222,13 +222,18 @@ async function poll() {
     const state = await readState();
     if (ended) return;
     showServers(state);
-    setTimeout(poll, POLL);
   } catch {
-    end();
+    unanswered();
   }
+  if (!ended) setTimeout(poll, POLL);
 }
 
 // -- the end of the demo ----------------------------------------------------------------------------------
+
+// The demo does not answer: it has ended, unless the browser itself is offline (a switch in its developer tools).
+function unanswered() {
+  if (navigator.onLine) end();
+}
 
 function end() {
   if (ended) return;
