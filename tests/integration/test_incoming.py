@@ -21,7 +21,7 @@ from sio_pg_adapter.wire import upstream
 from support.asgi_client import AsgiClient, Closed
 from support.nodes import Node
 
-DEEP = "[" * 900 + "]" * 900
+DEEP = "[" * 990 + "]" * 990
 PATIENCE = 20.0  # seconds until a test that waits in vain fails
 
 
