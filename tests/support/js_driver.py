@@ -210,6 +210,8 @@ class JSDriver:
     async def _read(self) -> None:
         assert self._process.stdout is not None
         async for line in self._process.stdout:
+            if not line.endswith(b"\n"):  # it was ended while it wrote
+                break
             message = json.loads(line)
             if message["type"] != "reply":
                 await self._clients[message["id"]]._put(message)
