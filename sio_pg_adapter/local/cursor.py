@@ -145,7 +145,7 @@ class Cursor:
             return
         if self._reading:  # the read may return these records, too, so they wait for its end
             self._notices.keep(prev, last, records)
-        elif records and prev <= self.offset and self._reader.epochs.knows(last):
+        elif records and self._task is not None and prev <= self.offset and self._reader.epochs.knows(last):
             self._sweep(records)
         else:
             self._ring.set()

@@ -66,7 +66,7 @@ async def session(db: asyncpg.Connection, start: int, pid: str) -> int:
         ["other 7", 1, start - 1],
         *([f"of my own {i}", 1, None] for i in range(10)),
     ]
-    opened = await write(db, Kind.OPEN, sid=pid, args=args)
+    opened = await write(db, Kind.OPEN, sid=pid, body="{}", args=args)
     return int(json.loads(opened["results"][0])["id"])
 
 
@@ -266,7 +266,7 @@ async def test_a_session_that_is_opened(db, log):
     """It looks for what moved its sid above the node's cursor."""
     for i in range(ROUNDS):
         args = {"pid_hash": pid_hash(f"p{i}"), "start": 0, "joined": 0, "cursor": await head(db) - 20, "rooms": []}
-        assert await pages(db, "write", *entry(Kind.OPEN, sid=f"s{i}", args=args)) < PAGES
+        assert await pages(db, "write", *entry(Kind.OPEN, sid=f"s{i}", body="{}", args=args)) < PAGES
 
 
 @pytest.mark.parametrize("analyzed", [False, True])
@@ -293,7 +293,7 @@ async def test_the_floor_of_a_session(db, log):
     """It had left a room before its 50,000 events, and the last of 2,500 events of another room skipped it."""
     args = {"pid_hash": pid_hash("p"), "start": 0, "joined": 0, "cursor": await head(db)}
     args["rooms"] = [["x", 1, 2], ["second", 1, log], ["other 7", 1, None], *([f"{i}", 1, None] for i in range(10))]
-    await write(db, Kind.OPEN, sid="p", args=args)
+    await write(db, Kind.OPEN, sid="p", body="{}", args=args)
     await db.execute("""
         INSERT INTO sio_packets_0 ("offset", kind, namespace, room, skip_sids, body)
         SELECT nextval('sio_packets_offset_seq'), 0, '/', 'other 7', ARRAY['p'], '["e"]'""")
