@@ -156,6 +156,7 @@ function restart() {
   sayByHand("PostgreSQL is restarted.");
   for (const view of views) view.timeline.note(newest(view.client) + 1, {mark: "PostgreSQL restarted"});
   world.database = false;
+  for (const name of ["restart", "reload"]) enable(at(name), false);  // until the database is back
   restarted = {lost: total("lost"), doubled: total("doubled"), head: null};
   fetch("/database/restart", {method: "POST"}).then(async (answer) => showServers(await answer.json())).catch(end);
 }

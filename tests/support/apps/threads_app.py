@@ -13,7 +13,7 @@ from typing import Any
 import socketio
 import waitress
 from flask import Flask
-from werkzeug.serving import run_simple
+from werkzeug.serving import make_server
 
 from sio_pg_adapter import PostgresManager, Server
 
@@ -57,10 +57,13 @@ app = socketio.WSGIApp(sio, pages)
 if "PRELOADED" not in os.environ:  # else support/apps/preloaded.py does it
     sio.start()
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # or it would end the process at once
     port, server = int(sys.argv[1]), sys.argv[2]
     if server == "waitress":
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # or it would end the process at once
         waitress.serve(app, host="127.0.0.1", port=port, threads=8)
     else:
         tls = "adhoc" if server == "werkzeug over TLS" else None
-        run_simple("127.0.0.1", port, app, threaded=True, ssl_context=tls)
+        serving = make_server("127.0.0.1", port, app, threaded=True, ssl_context=tls)
+        # Not by sys.exit(): if it has just accepted a connection, socketserver would close that under its thread.
+        signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=serving.shutdown).start())
+        serving.serve_forever()
