@@ -289,8 +289,9 @@ class Connect:
         """The application refused: the session is over, and nothing of it is shown."""
         connected = client.state is State.REPLAYING or (self._host.always_connect and client.accepted)
         self._node.rooms.depart(client)
-        if client.held is not None and await self._node.sessions.end(client.held) is None:
-            await self._node.sessions.release(client.held, seconds=0.0)  # a claim of another node waits for this
+        held = client.held  # a kick that comes meanwhile takes it from the client
+        if held is not None and await self._node.sessions.end(held) is None:
+            await self._node.sessions.release(held, seconds=0.0)  # a claim of another node waits for this
         client.finish()
         await self._turn_away(reason, connected=connected)
 
