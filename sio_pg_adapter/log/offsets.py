@@ -79,7 +79,7 @@ class OffsetCodec:
 
     def decode(self, text: str, namespace: str) -> int | None:
         """Return the number, or ``None`` if this log did not issue it for the namespace, or has lost it since."""
-        if len(text) != _TEXT_LENGTH or not text.isascii():
+        if len(text) != _TEXT_LENGTH:
             return None
         try:
             offset = int(_NUMBER.unpack_from(base64.urlsafe_b64decode(text + "=="))[0])

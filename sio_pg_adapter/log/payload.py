@@ -102,7 +102,7 @@ def encode_values(
                     "Rename the key."
                 )
         except RecursionError as e:
-            raise NotSerializable(f"{what}: {_culprit(values) or e}") from e
+            raise NotSerializable(f"{what}: {_culprit(values, only_floats=True) or e}") from e
         body = encode_json(encoded, what, json)
     if len(body) + sum(map(len, parts)) > MAX_BODY_BYTES:
         raise PayloadTooLarge(f"{what} is larger than {MAX_BODY_BYTES} bytes")

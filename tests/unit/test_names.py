@@ -48,6 +48,15 @@ def test_case_98_names_over_512_bytes_are_refused_by_their_size(name):
 
 
 @pytest.mark.parametrize(
+    ("name", "error"),
+    [("x" * 81 + "\0", NotSerializable), ("x" * 81 + "\ud83d", NotSerializable), ("x" * 513, PayloadTooLarge)],
+)
+def test_a_message_shows_the_beginning_of_a_name(name, error):
+    with pytest.raises(error, match=f": '{'x' * 80}'"):
+        text_name(name, "room")
+
+
+@pytest.mark.parametrize(
     ("value", "names"),
     [
         (None, ()),

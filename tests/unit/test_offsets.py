@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sio_pg_adapter.log import offsets as module
 from sio_pg_adapter.log.offsets import EPOCH_BITS, Epoch, OffsetCodec
 
 CODEC = OffsetCodec([Epoch(0, b"k" * 32)])
@@ -75,3 +76,19 @@ def test_an_offset_stays_valid_while_its_epoch_reaches_up_to_it(later, continued
 
 def test_an_offset_of_an_unknown_epoch_is_not_continued():
     assert not OffsetCodec([]).continued_by(CODEC, 100)
+
+
+@pytest.mark.parametrize(
+    ("ends", "last"),
+    [([], 0), ([None], 0), ([100, None], 100), ([100, (1 << EPOCH_BITS) + 5, None], (1 << EPOCH_BITS) + 5)],
+)
+def test_the_last_end_is_that_of_the_epoch_before_the_running_one(ends, last):
+    assert OffsetCodec(Epoch(number, b"k" * 32, end) for number, end in enumerate(ends)).last_end == last
+
+
+def test_a_codec_keeps_few_digests_and_encodes_other_namespaces_all_the_same(monkeypatch):
+    monkeypatch.setattr(module, "_CACHED_DIGESTS", 2)
+    codec = OffsetCodec([Epoch(0, b"k" * 32)])
+    for namespace in ("/a", "/b", "/c", "/a", "/c"):
+        assert codec.encode(7, namespace) == CODEC.encode(7, namespace)
+    assert codec._digests.keys() == {(0, "/a"), (0, "/b")}

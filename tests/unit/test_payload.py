@@ -9,17 +9,24 @@ import functools
 import json
 import math
 import types
+import uuid
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sio_pg_adapter.errors import NotSerializable, PayloadTooLarge
+from sio_pg_adapter.errors import ConfigurationError, NotSerializable, PayloadTooLarge
+from sio_pg_adapter.log import payload as module_of_payload
+from sio_pg_adapter.log.names import RESERVED_EVENTS
 from sio_pg_adapter.log.payload import (
     MAX_DEPTH,
+    MAX_PARTS,
     check_depth,
+    decode_event,
+    encode_client_event,
     encode_event,
     encode_json,
+    encode_values,
     levels,
     pack,
     unpack,
@@ -85,6 +92,12 @@ class Point:
     x: int
 
 
+class Model:
+    """A model of Pydantic, as far as it counts."""
+
+    def model_dump(self): ...
+
+
 @pytest.mark.parametrize(
     ("data", "message"),
     [
@@ -94,6 +107,11 @@ class Point:
         ({"when": dt.datetime.now(dt.UTC)}, r"datetime at \[1\]\['when'\] has no JSON form\..* \.isoformat\(\)$"),
         ([{1, 2}], r"set at \[1\]\[0\] has no JSON form\..* list\(\)$"),
         (decimal.Decimal(1), r"Decimal at \[1\] has no JSON form\..* str\(\)$"),
+        (uuid.UUID(int=1), r"UUID at \[1\] has no JSON form\..* str\(\)$"),
+        ([frozenset()], r"frozenset at \[1\]\[0\] has no JSON form\..* list\(\)$"),
+        (Model(), r"Model at \[1\] has no JSON form\..* \.model_dump\(mode=\"json\"\)$"),
+        ({None: {1.5: {True: object()}}}, r"object at \[1\]\[None\]\[1\.5\]\[True\] has no JSON form"),
+        ([None, "a", 1, 1.5, True, object()], r"object at \[1\]\[5\] has no JSON form"),
         (Point(1), r"Point at \[1\] has no JSON form\..* dataclasses\.asdict\(\)$"),
         (object(), r"object at \[1\] has no JSON form\..* json="),
         ({("a", 1): 2}, r"the key \('a', 1\) at \[1\] is of type tuple\..* str\(\)$"),
@@ -128,11 +146,43 @@ def test_a_json_module_may_leave_characters_unescaped_and_return_bytes():
     assert encode_event("e", "\ud83d", unescaped)[0] == '["e","\\ud83d"]'
 
 
-def test_a_value_that_holds_itself_is_refused():
+def test_what_a_json_module_takes_is_not_searched_for_values_without_a_json_form():
+    """Only for floats, which a module may write though no parser reads them."""
+    module = types.SimpleNamespace(dumps=functools.partial(json.dumps, skipkeys=True, default=str))
+    value = {("a", 1): 1, "b": ["NaN", Point(1), None]}
+    assert encode_event("e", value, module)[0] == '["e",{"b":["NaN","Point(x=1)",null]}]'
+    with pytest.raises(NotSerializable, match=r"inf at \[1\]\['c'\] has no JSON form"):
+        encode_event("e", {**value, "c": math.inf}, module)
+
+
+def test_the_error_of_a_json_module_is_shown_if_nothing_else_is_wrong():
+    def dumps(value, **_):
+        raise ValueError("out of order")
+
+    with pytest.raises(NotSerializable, match=r"^event 'e': out of order$"):
+        encode_event("e", 1, types.SimpleNamespace(dumps=dumps))
+
+
+@pytest.mark.parametrize("beside", [(), (b"a",)])
+def test_a_value_that_holds_itself_is_refused(beside):
     value: list[object] = []
     value.append(value)
-    with pytest.raises(NotSerializable, match="event 'e'"):
-        encode_event("e", value)
+    place = r"\[1\]" + r"\[0\]" * 25 + r"\[0\.\.\.$"
+    with pytest.raises(NotSerializable, match=f"^event 'e': it is nested too deeply at {place}"):
+        encode_event("e", (value, *beside))
+
+
+@pytest.mark.parametrize(
+    ("size", "message"), [(196, r"object at \['k+'\]\[0\]"), (197, r"it is nested too deeply at \['k")]
+)
+def test_a_place_is_named_up_to_200_characters(size, message):
+    with pytest.raises(NotSerializable, match=message):
+        encode_json({"k" * size: [object()]}, "session")
+
+
+def test_a_value_that_is_nested_too_deeply_next_to_binary_is_refused():
+    with pytest.raises(NotSerializable, match="event 'e': it is nested too deeply"):
+        encode_event("e", (b"a", nested(10_000)))
 
 
 @pytest.mark.parametrize("name", [1, None, "a\0", "x" * 513])
@@ -146,9 +196,42 @@ def test_an_event_over_256_mib_is_refused():
         encode_event("e", bytes(256 * 1024 * 1024))
 
 
+def test_the_size_of_an_event_is_that_of_its_body_and_its_parts(monkeypatch):
+    monkeypatch.setattr(module_of_payload, "MAX_BODY_BYTES", 40)
+    body, parts = encode_event("e", b"abcde")
+    assert len(body) + len(parts[0]) == 40
+    with pytest.raises(PayloadTooLarge, match="event 'e' is larger than 40 bytes"):
+        encode_event("e", b"abcdef")
+    with pytest.raises(PayloadTooLarge, match="callback is larger than 40 bytes"):
+        encode_values(["x" * 37], "callback")
+
+
+@pytest.mark.parametrize("name", RESERVED_EVENTS)
+def test_a_name_that_socketio_keeps_for_itself_is_no_event_for_clients(name):
+    with pytest.raises(ConfigurationError, match=f"'{name}' cannot be emitted"):
+        encode_client_event(name, None)
+
+
+def test_clients_are_sent_as_many_binary_parts_as_they_take():
+    body, parts = encode_client_event("e", [b"a"] * MAX_PARTS)
+    assert decode_event(body, parts) == ("e", ([b"a"] * MAX_PARTS,))
+    with pytest.raises(PayloadTooLarge, match=f"event 'e' has {MAX_PARTS + 1} binary values"):
+        encode_client_event("e", [b"a"] * (MAX_PARTS + 1))
+
+
 def test_session_data_names_the_key_that_is_at_fault():
     with pytest.raises(NotSerializable, match=r"session: the object at \['user'\]"):
         encode_json({"id": 1, "user": object()}, "session")
+    with pytest.raises(NotSerializable, match="session: the object at the top"):
+        encode_json(object(), "session")
+
+
+class Number(int):
+    """A number of a subclass, as the members of an ``IntEnum`` are."""
+
+
+def test_a_number_of_a_subclass_keeps_its_place_next_to_binary():
+    assert encode_event("e", (Number(7), b"a"))[0] == '["e",7,{"_placeholder":true,"num":0}]'
 
 
 json_values = st.recursive(
@@ -182,16 +265,44 @@ def test_byte_strings_in_one_value(parts):
     assert list(unpack(pack(parts))) == parts
 
 
+@pytest.mark.parametrize("size", range(1, 10))
+def test_byte_strings_that_end_too_early_are_refused(size):
+    packed = pack([b"ab", b"cdef"])[:-1]
+    at_the_end_of_one = len(pack([b"ab"]))
+    if size == at_the_end_of_one:
+        assert list(unpack(packed[:size])) == [b"ab"]
+    else:
+        with pytest.raises(ValueError, match=f"^{size} bytes end in the middle of a packed string"):
+            list(unpack(packed[:size]))
+
+
+def test_an_event_is_decoded_with_the_module_of_the_application_if_that_can_read_it():
+    def loads(text):
+        if "9" in text:
+            raise ValueError("too long a number")
+        return ["by the module", *json.loads(text)[1:]]
+
+    module = types.SimpleNamespace(loads=loads)
+    assert decode_event('["e",1]', (), module) == ("by the module", (1,))
+    assert decode_event('["e",9]', (), module) == ("e", (9,))
+
+
 def test_a_placeholder_of_the_application_is_refused_only_next_to_binary():
     placeholder = {"_placeholder": True, "num": 0}
     assert encode_event("e", placeholder) == ('["e",{"_placeholder":true,"num":0}]', ())
-    with pytest.raises(NotSerializable, match="Rename the key"):
-        encode_event("e", ([placeholder], b"a"))
+    assert encode_event("e", placeholder, types.SimpleNamespace(dumps=functools.partial(json.dumps)))[1] == ()
+    for nested_one in (placeholder, [1, placeholder], {"a": placeholder, "b": 1}, ({"a": [placeholder]},)):
+        with pytest.raises(NotSerializable, match="Rename the key"):
+            encode_event("e", (nested_one, b"a"))
+    assert encode_event("e", ({"_placeholder": 1}, b"a"))[1] == (b"a",)
 
 
 def test_a_placeholder_without_its_binary_part_stays_as_it_is():
     values = [{"_placeholder": True, "num": 1}, {"_placeholder": True, "num": -1}, {"_placeholder": True, "num": 0}]
     assert with_binary(values, (b"a",)) == [*values[:2], b"a"]
+    odd = [{"_placeholder": True}, {"_placeholder": True, "num": "0"}, {"_placeholder": 1, "num": 0}, "text", None]
+    assert with_binary(odd, (b"a",)) == odd
+    assert with_binary(values, ()) is values
 
 
 def nested(depth):

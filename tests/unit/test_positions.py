@@ -67,3 +67,11 @@ def test_a_position_above_the_end_of_its_epoch_is_lost():
     text = encode_position(1_001, "/", OffsetCodec([Epoch(0, b"k" * 32)]))
     with pytest.raises(PositionLost, match="was lost in a crash"):
         decode(text)
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"), [("x" * 81, f"not '{'x' * 80}'$"), (7, "not a value of type int$"), (b"x", "type bytes$")]
+)
+def test_a_message_shows_the_beginning_of_a_text_and_no_other_value(value, shown):
+    with pytest.raises(ConfigurationError, match=shown):
+        decode(value)
