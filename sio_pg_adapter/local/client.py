@@ -174,8 +174,7 @@ class Client:
         if live > limit.packets:
             return True
         if self._bytes_put > limit.bytes:  # some of it may be sent by now, so only waiting frames are counted
-            waiting = queue.waiting()[-live:] if live > 0 else []
-            sizes = [len(frame.data or "") for frame in waiting if frame is not None]
+            sizes = [len(frame.data or "") for frame in queue.waiting()[-live:] if frame is not None]
             self._bytes_put = sum(sizes) - max(sizes, default=0)  # a single large frame is not the client's fault
         return self._bytes_put > limit.bytes
 
@@ -294,7 +293,6 @@ class Client:
         for frames in self._waiting:
             self.put(frames)
         self._waiting.clear()
-        self._bytes_waiting = 0
         self._frames_replayed, self._bytes_put = self._frames_put, 0  # from here on what waits for it counts
         return self.memberships.forget_past()  # the store has the rooms it was in earlier
 

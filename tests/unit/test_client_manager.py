@@ -55,3 +55,33 @@ async def test_in_its_own_handler_a_client_is_known_after_it_has_left(manager):
     with handling(client):
         assert manager.eio_sid_from_sid(client.sid, "/") == "eio"
         assert manager.get_rooms(client.sid, "/") == [client.sid]
+
+
+async def test_of_several_clients_that_are_being_disconnected_each_is_done_with_apart(manager):
+    manager.server.eio.sockets["other"] = AsyncSocket(manager.server.eio, "other")
+    first, second = admitted(manager), manager.admit("other", "/", None, start=0)
+    for client in (first, second):
+        manager.live_rooms.go_live(client)
+        manager.pre_disconnect(client.sid, "/")
+    assert manager.pending_disconnect == {"/": [first.sid, second.sid]}
+    manager.basic_disconnect(first.sid, "/")
+    assert manager.pending_disconnect == {"/": [second.sid]} and second.state is State.LIVE
+    manager.basic_disconnect("nobody", "/")
+    manager.basic_disconnect("nobody", "/nowhere")
+    assert manager.pending_disconnect == {"/": [second.sid]}
+
+
+async def test_nothing_is_known_of_a_sid_that_is_not_of_this_node(manager):
+    assert manager.is_connected("nobody", "/") is False and manager.is_pre_connected("nobody", "/") is False
+    assert manager.sid_from_eio_sid("eio", "/") is None and manager.pre_disconnect("nobody", "/") is None
+    client = admitted(manager)
+    manager.live_rooms.go_live(client)
+    assert manager.is_pre_connected(client.sid, "/") is False and manager.is_connected(client.sid, "/other") is False
+
+
+async def test_the_rooms_of_a_client_are_its_own_and_those_that_it_is_in(manager):
+    client = admitted(manager)
+    client.memberships.enter("x", 8)
+    manager.live_rooms.go_live(client)
+    assert manager.get_rooms(client.sid, "/") == [client.sid, "x"]
+    assert manager.connections.of(manager.server.eio.sockets["eio"]) is client.connection

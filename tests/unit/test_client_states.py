@@ -249,3 +249,208 @@ async def test_an_offset_is_never_skipped_backwards():
     assert client.sent == 9
     client.send_event(12, [frame("2[]")])
     assert client.sent == 12
+
+
+# -- what others ask -------------------------------------------------------------------------------------
+async def test_a_new_client_has_received_and_holds_nothing():
+    client = client_in(State.CONNECTING)
+    flags = (client.lost, client.recoverable, client.recovered, client.accepted, client.ended, client.is_opening)
+    assert not any(flags) and (client.after, client.since, client.held, client.claimed) == (0, {}, None, None)
+    assert client.begin_end() is True and client.begin_end() is False
+
+
+@pytest.mark.parametrize("state", State)
+async def test_a_client_is_connected_from_its_answer_to_its_end(state):
+    client = client_in(state)
+    assert client.connected is (state in (State.REPLAYING, State.LIVE))
+    assert client.lasts is (state is not State.LEFT)
+    assert client.eio_sid == "eio" and client.label == "s [/]"
+
+
+async def test_an_answer_is_noted_once_it_is_given():
+    client = client_in(State.CONNECTING)
+    assert client.is_answered is False
+    client.answered()
+    assert client.is_answered is True and client.answered_within(10.0) is True and not client.answered_within(-1.0)
+
+
+async def test_nothing_is_waited_for_if_no_session_is_being_stored():
+    await asyncio.wait_for(client_in(State.CONNECTING).opened_or_failed(), 5)
+
+
+async def test_a_session_that_could_not_be_stored_is_not_held():
+    client = client_in(State.CONNECTING)
+    client.begin_opening()
+    client.opened(None)
+    assert client.held is None and not client.is_opening
+
+
+async def test_the_verbs_of_a_connect_set_what_others_ask():
+    client = client_in(State.CONNECTING)
+    client.offer_session()
+    client.present(3)
+    client.present_lost()
+    client.accept()
+    client.save({"v": 1})
+    assert (client.recoverable, client.proved, client.lost, client.accepted) == (True, 3, True, True)
+    assert client.data == {"v": 1}
+    client.close("ping timeout")
+    client.close("transport close")
+    assert client.closed == "transport close"
+
+
+async def test_a_kick_of_the_sid_that_it_was_admitted_with_does_not_end_the_session_that_it_resumes():
+    client = client_in(State.CONNECTING)
+    client.end_session()
+    client.resume(Held(1, 2), after=7, data={})
+    assert not client.ended and client.lasts
+
+
+@pytest.mark.parametrize("state", [State.CONNECTING, State.REPLAYING])
+async def test_a_session_is_lost_whose_missed_events_were_deleted(state):
+    client = client_in(State.CONNECTING)
+    client.resume(Held(1, 2), after=7, data={})
+    if state is State.REPLAYING:
+        client.begin_replay()
+        client.begin_replay()  # it is sent another page
+    client.lose_session()
+    assert client.held is None
+
+
+async def test_an_end_that_does_not_delete_the_session_keeps_what_it_has():
+    client = client_in(State.CONNECTING)
+    client.resume(Held(1, 2), after=7, data={"v": 1})
+    client.end_session()
+    assert client.ended and client.held == Held(1, 2) and client.data == {"v": 1}
+
+
+# -- rooms from a position on ----------------------------------------------------------------------------
+async def test_a_room_that_is_left_before_the_replay_is_one_that_it_never_was_in():
+    client = client_in(State.CONNECTING)
+    client.enter_since("x", 3, "key")
+    client.enter_since("y", 4, "key")
+    assert client.sent == 3 and client.since == {"x": (3, "key"), "y": (4, "key")}
+    client.leave_since("z")
+    client.leave_since("x")
+    assert client.since == {"y": (4, "key")} and client.memberships.rooms == {"y": [(4, None)]}
+    client.enter_since("z", 9, "key")
+    assert client.sent == 3
+
+
+# -- limits ----------------------------------------------------------------------------------------------
+async def test_as_many_packets_as_the_limit_may_wait_behind_what_a_replay_sent():
+    limit = QueueLimit(packets=2, bytes=1_000)
+    client = client_in(State.REPLAYING)
+    queue = client.connection.socket.queue
+    assert client.exceeds(limit) is False
+    client.put([frame("2[]")] * 5)
+    client.go_live()
+    for _ in range(3):
+        queue.get_nowait()
+    client.put([frame("2[]")] * 2)
+    assert client.exceeds(limit) is False
+    client.put([frame("2[]")])
+    assert client.exceeds(limit) is True
+    for _ in range(3):
+        queue.get_nowait()
+    assert queue.qsize() == 2 and client.exceeds(limit) is False
+
+
+async def test_as_many_bytes_as_the_limit_may_wait_besides_the_largest_frame():
+    limit = QueueLimit(packets=100, bytes=100)
+    client = client_in(State.LIVE)
+    queue = client.connection.socket.queue
+    for size in (40, 60, 70):
+        client.put([frame("x" * size)])
+        assert client.exceeds(limit) is False
+    client.put([frame("x")])
+    assert client.exceeds(limit) is True
+    queue.get_nowait()
+    assert client.exceeds(limit) is False
+    client.put([frame("x" * 30)])
+    assert client.exceeds(limit) is False  # 60 + 1 + 30
+
+
+async def test_frames_of_a_replay_do_not_count_toward_the_bytes():
+    client = client_in(State.REPLAYING)
+    client.put([frame("x" * 500)] * 3)
+    client.go_live()
+    client.put([frame("x" * 60)] * 2)
+    assert client.exceeds(QueueLimit(packets=100, bytes=100)) is False
+    assert client.exceeds(QueueLimit(packets=100, bytes=59)) is True
+
+
+async def test_what_engineio_queues_without_data_has_no_bytes():
+    client = client_in(State.LIVE)
+    queue = client.connection.socket.queue
+    client.put([frame("x" * 60)] * 2)
+    queue.put_nowait(SimpleNamespace(data=None))
+    queue.put_nowait(None)  # the end of the connection
+    assert client.exceeds(QueueLimit(packets=100, bytes=100)) is False
+
+
+@pytest.mark.parametrize(("packets", "bytes_"), [(2, 1_000), (100, 20)])
+async def test_as_much_as_the_limit_may_wait_for_the_end_of_a_replay(packets, bytes_):
+    limit = QueueLimit(packets, bytes_)
+    client = client_in(State.REPLAYING)
+    client.put([frame("x" * 500)] * 200)  # what a replay sends does not count
+    for _ in range(2):
+        assert client.exceeds_behind_replay(limit) is False
+        client.send_behind_replay([frame("x" * 5), frame("x" * 5)])
+    assert client.exceeds_behind_replay(limit) is False
+    client.send_behind_replay([frame("x")])
+    assert client.exceeds_behind_replay(limit) is True
+    client.depart()
+    assert client.exceeds_behind_replay(limit) is False
+
+
+async def test_behind_a_replay_that_has_ended_the_limit_is_that_of_a_live_client():
+    client = client_in(State.LIVE)
+    client.send_behind_replay([frame("x")])
+    client.send_behind_replay([frame("x")])
+    assert client.exceeds_behind_replay(QueueLimit(1, 1_000)) is True
+    assert client.exceeds_behind_replay(QueueLimit(2, 1_000)) is False
+
+
+async def test_a_client_takes_more_while_only_this_tick_filled_its_queue():
+    client = client_in(State.LIVE)
+    assert client.takes_more is True
+    client.put([frame("x")])
+    assert client.takes_more is True
+    await asyncio.sleep(0)
+    client.put([frame("x")])
+    assert client.takes_more is False
+    other = client_in(State.LIVE)
+    other.connection.socket.queue.put_nowait(frame("x"))  # by another client of the connection
+    assert other.takes_more is False
+
+
+@pytest.mark.parametrize("closed", ["closed", "closing"])
+async def test_nothing_is_put_on_a_connection_that_ends(closed):
+    client = client_in(State.LIVE)
+    setattr(client.connection.socket, closed, True)
+    client.put([frame("2[]")])
+    assert client.connection.socket.queue.empty()
+
+
+async def test_nothing_at_or_below_what_was_sent_is_sent_again():
+    client = client_in(State.LIVE)
+    client.skip_to(4)
+    assert client.sent == 5
+
+
+# -- the end ---------------------------------------------------------------------------------------------
+async def test_its_end_is_awaited_by_those_who_ask_before_and_after_it():
+    client, other = client_in(State.LIVE), client_in(State.LIVE)
+    waiting = asyncio.create_task(client.gone.wait())
+    await asyncio.sleep(0)
+    assert not client.gone.is_set() and client.gone is client.gone
+    client.finish()
+    assert await asyncio.wait_for(waiting, 5)
+    other.finish()
+    assert other.gone.is_set() and other.gone is other.gone
+
+
+async def test_a_client_is_cut_once():
+    client = client_in(State.LIVE)
+    assert client.cut() is True and client.cut() is False

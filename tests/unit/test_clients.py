@@ -78,3 +78,27 @@ async def test_in_a_handler_the_sid_means_the_client_that_the_handler_is_about()
         assert clients.addressed("a", "/chat") is None
         assert clients.current("a", "/") is newer
     assert clients.addressed("a", "/") is newer
+
+
+async def test_the_clients_of_a_connection_are_those_of_all_its_namespaces():
+    clients = Clients()
+    a, b, c = client_of("a", eio_sid="eio"), client_of("b", "/chat", eio_sid="eio"), client_of("c")
+    for client in (a, b, c):
+        clients.add(client)
+    clients.rename(a, "resumed")
+    assert list(clients.on_connections()) == [a, b, c] and list(clients) == [c, b]
+    assert not clients.any_connected("eio") and not clients.any_connected("nobody")
+    b.begin_replay()
+    assert clients.any_connected("eio") is True and clients.any_connected("eio-c") is False
+
+
+async def test_a_client_that_is_removed_leaves_the_others_of_its_connection_and_namespace():
+    clients = Clients()
+    a, b, c = client_of("a", eio_sid="eio"), client_of("b", "/chat", eio_sid="eio"), client_of("c")
+    for client in (a, b, c):
+        clients.add(client)
+    clients.remove(a)
+    assert clients.by_sid == {"/": {"c": c}, "/chat": {"b": b}} and clients.by_socket["eio"] == {"/chat": b}
+    assert clients.unsettled("/") == {c}
+    clients.remove(c)
+    assert "/" not in clients.by_sid and clients._unsettled == {"/chat": {b}}

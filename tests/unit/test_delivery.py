@@ -312,3 +312,162 @@ async def test_a_client_whose_connect_is_being_decided_is_not_asked():
     client = local.client("a", state=State.CONNECTING)
     assert local.delivery.question(event(), lambda _: Ack(print)) == []
     assert not client.acks
+
+
+# -- what else an event meets ----------------------------------------------------------------------------
+async def test_a_sid_that_the_table_has_without_a_client_is_sent_nothing():
+    local = Local()
+    client = local.client("a", "x")
+    for room in (None, "x"):
+        local.table.basic_enter_room("nobody", "/", room, eio_sid="eio")
+    local.delivery.apply(record(1, "x"))
+    local.delivery.unstored(event("x"))
+    local.delivery.apply(Record(2, Kind.MEMBERS_ENTER, "/", ("y",), members=("x",)))
+    local.delivery.apply(Record(3, Kind.CLOSE, "/", ("x",)))
+    assert len(sent(client)) == 2 and local.members("y") == {"a"} and local.members("x") == {"nobody"}
+
+
+async def test_an_event_that_a_broken_connection_missed_is_not_counted_or_watched():
+    local, seen = Local(), []
+    local.watch.listeners.add("/", lambda *args: seen.append(args))
+
+    class Broken:
+        def empty(self):
+            return True
+
+        def put_nowait(self, _):
+            raise OSError("broken pipe")
+
+    local.client("broken").connection.socket.queue = Broken()
+    local.client("other")
+    local.delivery.apply(record(1))
+    await asyncio.sleep(0)
+    assert local.counters.stored == 1 and seen == [("e", "other")]
+
+
+async def test_a_slow_client_is_cut_once_and_counted(caplog):
+    local = Local(QueueLimit(packets=0, bytes=1_000_000))
+    local.client("slow")
+    for offset in range(1, 5):
+        local.delivery.apply(record(offset))
+    assert local.ended.calls == [("slow", "slow")] and local.counters.cut == 1
+    assert "more than max_queued_packets or max_queued_bytes waited for slow [/]" in caplog.text
+
+
+async def test_a_record_that_cannot_be_read_is_refused_with_its_fault():
+    with pytest.raises(ValueError, match=r"^it cannot be read: KeyError: 'kind'$"):
+        Local().delivery.apply(Record(1, Kind.UNREADABLE, "/", data="KeyError: 'kind'"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "sid", "who"), [(Kind.ENTER, "b", "b [/]"), (Kind.MEMBERS_ENTER, None, "members of a room [/]")]
+)
+async def test_those_who_enter_the_own_room_of_a_client_are_reported(kind, sid, who, caplog):
+    local, intruders = Local(), []
+    local.client("a", state=State.CONNECTING)
+    local.delivery.on_intruder = lambda *args: intruders.append(args)
+    members = () if sid else ("x",)
+    intrusion = Record(1, kind, "/", ("a",), sid=sid, members=members)
+    local.delivery.apply(intrusion)
+    local.delivery.apply(Record(2, kind, "/", ("y",), sid=sid, members=members))
+    local.delivery.apply(Record(3, Kind.LEAVE, "/", ("a",), sid="b"))
+    assert intruders == [(intrusion, "a")] and f"{who} cannot enter the room of another client's sid" in caplog.text
+
+
+async def test_a_closed_room_that_is_a_clients_own_keeps_that_client():
+    local = Local()
+    local.client("a")
+    local.delivery.apply(Record(1, Kind.CLOSE, "/", ("a",)))
+    assert local.members("a") == {"a"}
+
+
+async def test_a_claim_that_names_no_generation_takes_nobody_over():
+    local = Local()
+    hold(local.client("a", state=State.CONNECTING), 1)
+    local.delivery.apply(Record(1, Kind.CLAIM, "/", sid="a"))
+    assert local.ended.calls == []
+
+
+async def test_members_that_move_do_not_move_a_client_that_has_claimed_their_session():
+    local = Local()
+    former = local.client("a", "x")
+    claiming = local.client("b", "x", state=State.CONNECTING)
+    local.clients.rename(claiming, "a")
+    local.delivery.apply(Record(1, Kind.MEMBERS_ENTER, "/", ("y",), members=("x",)))
+    local.delivery.apply(Record(2, Kind.MEMBERS_KICK, "/", ("",), members=("x",)))
+    assert former.memberships.current() == ["x", "y"] and claiming.memberships.current() == ["x"]
+    assert local.ended.calls == [("kicked", "a", None)]
+
+
+# -- listeners -------------------------------------------------------------------------------------------
+async def test_listeners_see_each_event_that_a_client_is_sent_and_no_other():
+    local, seen = Local(), []
+    local.watch.listeners.add("/", lambda *args: seen.append(args))
+    local.client("live", "x")
+    client = local.client("connecting", state=State.CONNECTING)
+    local.delivery.apply(record(1, "x", body='["stored"]'))
+    local.delivery.apply(record(2, "nobody", body='["for nobody"]'))
+    local.delivery.apply(Record(3, Kind.EVENT, "/", ("x",)))
+    local.delivery.replay(client, record(1, body='["missed"]'))
+    local.delivery.unstored(event("x", body='["unstored",1]'))
+    local.delivery.only_here(event("connecting", body='["here"]'))
+    local.delivery.question(event("x", body='["question"]'), lambda _: Ack(print))
+    await asyncio.sleep(0)
+    assert seen == [
+        ("stored", "live"),
+        ("missed", "connecting"),
+        ("unstored", "live", 1),
+        ("here", "connecting"),
+        ("question", "live"),
+    ]
+
+
+# -- events of this node alone -----------------------------------------------------------------------------
+@pytest.mark.parametrize(("recoverable", "text"), [(False, '2["e","text"]'), (True, '2["e","text",null]')])
+async def test_an_event_of_this_node_waits_for_the_client_that_it_is_for(recoverable, text):
+    local = Local()
+    live = local.client("live", recoverable=recoverable)
+    connecting = local.client("a", "x", state=State.CONNECTING, recoverable=recoverable)
+    local.delivery.only_here(event("a", "live", body='["e","text"]'))
+    local.delivery.only_here(event("x", body='["e","for its room"]'))
+    assert (sent(live), sent(connecting)) == ([text], [])
+    local.rooms.go_live(connecting)
+    assert sent(connecting) == [text]
+
+
+async def test_an_unstored_event_is_not_for_a_client_for_which_too_much_waits():
+    local = Local(QueueLimit(packets=1, bytes=1_000_000))
+    client = local.client("a")
+    for n in range(3):
+        local.delivery.unstored(event(body=f'["{n}"]'))
+    assert sent(client) == ['2["0"]', '2["1"]'] and local.counters.unstored == 2
+    assert local.ended.calls == []
+
+
+@pytest.mark.parametrize("recoverable", [False, True])
+async def test_the_frames_of_an_unstored_event_are_made_once_for_all_recipients(recoverable):
+    local = Local()
+    queues = [local.client(sid, recoverable=recoverable).connection.socket.queue for sid in "ab"]
+    local.delivery.unstored(event())
+    first, second = (queue.get_nowait() for queue in queues)
+    assert first is second
+
+
+async def test_a_client_that_is_asked_for_in_several_ways_is_asked_once():
+    local = Local()
+    client = local.client("a", "x", state=State.REPLAYING)
+    connecting = local.client("b", state=State.CONNECTING)
+    asked = local.delivery.question(event("x", "a", "b"), lambda _: Ack(print))
+    assert [each for each, _ in asked] == [client, connecting]
+    assert local.counters.unstored == 2 and client.acks.keys() == {asked[0][1]}
+
+
+async def test_a_client_for_which_too_much_waits_behind_its_replay_is_cut():
+    local = Local(QueueLimit(packets=1, bytes=1_000_000))
+    client = local.client("a", state=State.REPLAYING)
+    for n in range(3):
+        assert local.ended.calls == []
+        local.delivery.question(event(body=f'["{n}"]'), lambda _: Ack(print))
+    assert local.ended.calls == [("slow", "a")]
+    local.rooms.go_live(client)
+    assert len(sent(client)) == 3  # the one that found it is sent, too

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -14,7 +15,7 @@ from sio_pg_adapter.local.cursor import Cursor
 from sio_pg_adapter.local.handling import handling
 from sio_pg_adapter.local.moves import Moves
 from sio_pg_adapter.log.memberships import Memberships
-from sio_pg_adapter.log.records import Held, Kind
+from sio_pg_adapter.log.records import Held, Kind, Record
 from sio_pg_adapter.store.reader import LogReader
 from sio_pg_adapter.store.writer import LogWriter
 from support.local import Local, client_of, unopened_database
@@ -85,7 +86,7 @@ APPENDS = pytest.raises(StoreUnavailable, match="appending to the log: closed")
 async def test_a_live_client_without_a_session_enters_and_leaves_at_once():
     node = Node()
     client = node.client("a")
-    await node.moves.enter("a", "/", "x")
+    assert await node.moves.enter("a", "/", "x") == 7
     assert node.members("x") == {"a"} and client.memberships.rooms == {"x": [(7, None)]}
     await node.moves.leave("a", "/", "x")
     assert node.members("x") == set() and client.memberships.rooms == {}
@@ -142,8 +143,9 @@ async def test_a_sid_of_another_node_moves_by_a_record():
 
 async def test_nobody_moves_in_or_out_of_its_own_room():
     node = Node()
-    node.client("a")
-    await node.moves.enter("a", "/", "a")
+    node.client("a", sent=3)
+    assert await node.moves.enter("a", "/", "a") == 3
+    assert await node.moves.enter("elsewhere", "/", "elsewhere") is None
     await node.moves.leave("a", "/", "a")
     await node.moves.leave("elsewhere", "/", "elsewhere")
     assert node.members("a") == {"a"}
@@ -193,8 +195,10 @@ async def test_a_claimed_client_that_is_certainly_in_a_room_enters_it_without_a_
 async def test_a_move_by_a_record_has_taken_effect_on_return(writing):
     client = writing.resumed("a")
     writing.rooms.go_live(client)
-    await writing.moves.enter("a", "/", "y")
+    assert await writing.moves.enter("a", "/", "y") == 8
     assert writing.members("y") == {"a"} and client.memberships.rooms["y"] == [(8, None)]
+    [(_, *columns, _)] = writing.postgres.arguments_of("write")
+    assert columns[10] is None  # no arguments
 
 
 async def test_a_room_that_is_left_in_the_connect_handler_is_left_from_the_offset_that_was_presented(writing):
@@ -239,3 +243,54 @@ async def test_wrong_names_are_refused_before_anything_moves(sid, namespace, roo
 async def test_only_a_named_room_is_closed(room, error):
     with pytest.raises(error):
         await Node().moves.close(room, None)
+
+
+@pytest.mark.parametrize(
+    ("client", "offset", "outcome"),
+    [("none", 5, 5), ("none", 0, None), ("elsewhere", 0, None), ("in it", 0, 0), ("in it", 5, 5)],
+)
+async def test_a_sid_is_in_a_room_from_the_offset_of_the_record_that_it_entered_by(writing, client, offset, outcome):
+    writing.postgres.answers["write"] |= {"offsets": [-offset]}  # an earlier record
+    if client != "none":
+        writing.rooms.go_live(resumed := writing.resumed("a"))
+        if client == "in it":
+            resumed.memberships.enter("y", 0)
+    assert await writing.moves.enter("a", "/", "y", member=True) == outcome
+    assert writing.arguments() == [{"member": True}]
+
+
+@pytest.mark.parametrize(("move", "room"), [("enter", "y"), ("enter", "x"), ("leave", "x")])
+async def test_in_its_handler_a_live_client_moves_by_the_generation_that_it_holds(writing, move, room):
+    client = writing.resumed("a")
+    writing.rooms.go_live(client)
+    with handling(client):
+        await getattr(writing.moves, move)("a", "/", room)
+    assert writing.arguments() == [{"generation": 2}]
+
+
+async def test_a_client_that_left_moves_by_a_record_outside_of_its_disconnect_handler():
+    node = Node()
+    client = node.client("a", state=State.CONNECTING)
+    client.resume(Held(1, 2), after=5, data={})
+    client.depart()
+    with APPENDS:
+        await node.moves.leave("a", "/", "x")
+
+
+INTRUSION = Record(8, Kind.ENTER, "/chat", ("a",), sid="intruder")
+
+
+async def test_others_are_expelled_from_the_own_room_of_a_client(writing):
+    await writing.moves.expel(INTRUSION, "a")
+    [(_, kinds, namespaces, rooms, *_)] = writing.postgres.arguments_of("write")
+    assert (kinds, namespaces, rooms) == ([Kind.CLOSE], ["/chat"], ["a"])
+
+
+@pytest.mark.parametrize(("sid", "unstored"), [("intruder", ("intruder",)), (None, ())])
+async def test_others_are_expelled_from_the_own_room_of_a_client_whose_session_is_stored(writing, sid, unstored):
+    writing.postgres.answers["write"] |= {"offsets": [None]}
+    writing.postgres.answers["move_members"] = {"prev": 7, "offsets": [], "server": None}
+    await writing.moves.expel(replace(INTRUSION, sid=sid), "a")
+    [(_, kind, namespace, rooms, *columns)] = writing.postgres.arguments_of("move_members")
+    assert (kind, namespace, rooms) == (Kind.LEAVE, "/chat", ("a",))
+    assert columns == [unstored, ("a",), (), ("a",)]

@@ -103,6 +103,7 @@ async def test_an_event_is_for_live_and_replaying_members_that_are_not_skipped()
     assert local.rooms.recipients(event("x", skip_rooms=("x",))) == []
     assert local.rooms.awaited(event("connecting")) == [connecting]
     assert local.rooms.awaited(event("connecting", skip_rooms=("x",))) == []
+    assert local.rooms.awaited(event("live", "replaying", "nobody")) == [replaying]
 
 
 async def test_clients_belong_to_their_rooms_in_whatever_state():
