@@ -86,11 +86,11 @@ class Local:
     :ivar table: python-socketio's client manager, which keeps the rooms.
     """
 
-    def __init__(self, limit: QueueLimit | None = None) -> None:
+    def __init__(self, limit: QueueLimit | None = None, database: Database | None = None) -> None:
         self.clients = Clients()
         self.table = AsyncManager()
         self.rooms = Rooms(self.clients, self.table)
-        self.epochs = Epochs(unopened_database())
+        self.epochs = Epochs(database or unopened_database())
         self.epochs.adopt(OffsetCodec([Epoch(0, b"k" * 32)]))
         self.ended = Ended()
         self.counters = Counters()
