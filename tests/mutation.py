@@ -414,18 +414,21 @@ class Mutation:
     def report(self, name: str, dead: int, survivors: Sequence[Any], seconds: float) -> None:
         explained = equivalent_mutants().get(name, {})
         names = {mutant.name for mutant in survivors}
+        equivalent = sum(mutant.name in explained for mutant in survivors)
+        unreached = 0
         for mutant in survivors:
             if mutant.name not in explained:
-                reached = "" if self.reaching(mutant) else "  (no test reaches it)"
-                print(f"{name}:{mutant.line} {mutant.name}{reached}", flush=True)
+                is_reached = bool(self.reaching(mutant))
+                unreached += not is_reached
+                note = "" if is_reached else "  (no test reaches it)"
+                print(f"{name}:{mutant.line} {mutant.name}{note}", flush=True)
         stale = explained.keys() - names
         for mutant_name in stale:
             print(f"no survivor, but listed as equivalent: {mutant_name}")
-        equivalent = sum(mutant.name in explained for mutant in survivors)
         self.unexplained += len(survivors) - equivalent + len(stale)
         print(
-            f"{name}: {dead + len(survivors)} mutants, {dead} killed, {len(survivors) - equivalent} survivors, "
-            f"{equivalent} equivalent, {seconds:.0f} s",
+            f"{name}: {dead + len(survivors)} mutants, {dead} killed, {len(survivors) - equivalent - unreached} "
+            f"survivors, {unreached} not reached, {equivalent} equivalent, {seconds:.0f} s",
             flush=True,
         )
 

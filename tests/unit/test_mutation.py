@@ -33,7 +33,7 @@ def test_crate():
 REPORT = """\
 planted:3 older: age > limit  ->  age >= limit
 planted:6 untested: return age  ->  return None  (no test reaches it)
-planted: 7 mutants, 5 killed, 2 survivors, 0 equivalent, """
+planted: 7 mutants, 5 killed, 1 survivors, 1 not reached, 0 equivalent, """
 
 
 def test_a_planted_survivor_is_reported(tmp_path):
