@@ -189,20 +189,24 @@ async def test_retention_that_is_at_work_is_waited_for(start_node, db):
 @pytest.mark.parametrize("segment", [0, 1])
 async def test_only_a_session_that_may_be_due_old_records_waits_for_retention(store, db, segment):
     """Retention deletes no record of the last two minutes, in either segment."""
+    switch = "SELECT setval('sio_active_segment', $1)"
+    age = "UPDATE sio_packets SET created_at = created_at - interval '2 minutes' WHERE \"offset\""
+    await db.execute(switch, segment)
     start = await store.emit()
-    await db.execute("SELECT setval('sio_active_segment', $1)", segment)
-    await store.emit()
+    for _ in range(2):
+        await store.emit()
+    await db.execute(f"{age} = $1", start)
     tries = kinds_of(store.log)
     async with db.transaction():
         await db.execute("SELECT FROM sio_log FOR UPDATE")
         assert await store.open("young", "q", start=start) and len(tries) == 1
-    await db.execute(
-        "UPDATE sio_packets SET created_at = created_at - interval '2 minutes' WHERE \"offset\" > $1", start
-    )
+    await db.execute(f"{age} > $1", start)
+    await db.execute(switch, 1 - segment)
+    await store.emit()
     async with db.transaction():
         await db.execute("SELECT FROM sio_log FOR UPDATE")
         opening = asyncio.create_task(store.open(start=start))
-        await until(lambda: len(tries) > 2)
+        await until(lambda: len(tries) > 3)
     assert await opening
 
 

@@ -97,7 +97,7 @@ async def test_32_writers_with_rolled_back_appends_arrive_complete_and_in_order(
 
 
 # -- what the lock of the log is for -------------------------------------------------------------------------
-LOCK = re.compile(r"\n\s*LOCK TABLE [^;]*;")
+LOCK = re.compile(r"LOCK TABLE [^;]*;")
 
 
 WAYS = [

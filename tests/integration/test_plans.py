@@ -162,6 +162,23 @@ async def test_the_end_of_a_long_replay(db, log):
     assert [row["offset"] for row in await db.fetch(QUERIES["page"], key, 1, last, 500)] == [None]
 
 
+@pytest.mark.parametrize("segment", [0, 1])
+async def test_the_first_of_many_events_that_a_session_missed(db, segment):
+    """In the first and in the second room of these events, in either segment."""
+    await db.execute(f"""
+        INSERT INTO sio_packets_{segment} ("offset", kind, namespace, room, body)
+        SELECT i, 0, '/', 'first', repeat('x', 1000) FROM generate_series(1, 10000) i;
+        INSERT INTO sio_packet_rooms_{segment} SELECT '/', 'second', i FROM generate_series(1, 10000) i;
+        INSERT INTO sio_sessions (id, pid_hash, namespace, sid, start_offset, joined_at)
+        VALUES (1, '\\x01', '/', 's', 0, 0)""")
+    for room in ("first", "second"):
+        await db.execute("INSERT INTO sio_rooms (session, room, joined_at, namespace) VALUES (1, $1, 0, '/')", room)
+        for _ in range(ROUNDS):
+            touched = await pages_of(db, "SELECT sio_due(1, 0, 10)")
+        assert touched < PAGES // 4
+        await db.execute("DELETE FROM sio_rooms")
+
+
 END = 2**63 - 1
 
 

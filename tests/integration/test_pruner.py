@@ -376,3 +376,119 @@ async def test_a_node_starts_at_the_head_of_an_emptied_log(pg_dsn, store, start_
     async with node.client() as wire:
         await node.sio.emit("e")
         assert await wire.event() == ["e"]
+
+
+# -- records that go one by one -----------------------------------------------------------------------------------
+MIXED = """
+INSERT INTO sio_sessions (id, pid_hash, namespace, sid, start_offset, joined_at)
+VALUES (1, '\\x01', '/', 's', 0, 0), (2, '\\x02', '/', 't', 0, 0);
+INSERT INTO sio_rooms (session, namespace, room, joined_at)
+VALUES (1, '/', 'r', 0), (1, '/', 'more', 0), (2, '/', 'late', 11), (2, '/', 'r', 13);
+INSERT INTO sio_packets_1 ("offset", kind, namespace, room, sid, attachment, created_at)
+SELECT o, (o = 13)::int, '/', CASE o WHEN 15 THEN 'nobody''s' ELSE 'r' END, CASE o WHEN 13 THEN 't' END,
+       CASE WHEN o <> 13 THEN lpad(o::text, 32, '0')::uuid END, clock_timestamp() - interval '1 hour'
+FROM unnest(ARRAY[11, 13, 15]) o;
+INSERT INTO sio_packets_0 ("offset", kind, namespace, room, attachment, created_at)
+SELECT o, 0, '/', 'r', lpad(o::text, 32, '0')::uuid, clock_timestamp() - make_interval(hours => 16 - o)
+FROM unnest(ARRAY[12, 14, 16]) o;
+INSERT INTO sio_packet_rooms_1 VALUES ('/', 'late', 11), ('/', 'more', 15);
+INSERT INTO sio_packet_rooms_0 VALUES ('/', 'late', 12), ('/', 'more', 12), ('/', 'more', 14), ('/', 'more', 16);
+INSERT INTO sio_attachments (id, data, ephemeral) SELECT attachment, '\\x00', false FROM sio_packets WHERE kind = 0;
+INSERT INTO sio_keys SELECT '/', "offset", "offset" FROM sio_packets WHERE kind = 0"""
+"""Old records in both segments, which lie between each other. So neither goes as a whole. The last one is young."""
+
+
+async def all_offsets(db) -> dict[str, list[int]]:
+    """Return what is left of the records, and of all that belongs to them."""
+    tables = {
+        "sio_packets": '"offset"',
+        "sio_packet_rooms": '"offset"',
+        "sio_keys": '"offset"',
+        "sio_attachments": "right(id::text, 2)::int",
+    }
+    queries = {table: f"SELECT {column} FROM {table} ORDER BY 1" for table, column in tables.items()}
+    return {table: [row[0] for row in await db.fetch(query)] for table, query in queries.items()}
+
+
+async def room_floors(db) -> dict[str, int]:
+    return dict(await db.fetch('SELECT room, "offset" FROM sio_room_floors'))
+
+
+async def test_a_pass_deletes_the_oldest_records_with_all_that_belongs_to_them(db):
+    await db.execute(MIXED)
+    assert await db.fetchval(QUERIES["trim"], 60.0, 3) == 3
+    assert await floor(db) == 13 and await room_floors(db) == {"r": 12, "more": 12, "late": 12}
+    assert await all_offsets(db) == {
+        "sio_packets": [14, 15, 16],
+        "sio_packet_rooms": [14, 15, 16],
+        "sio_keys": [14, 15, 16],
+        "sio_attachments": [14, 15, 16],
+    }
+    assert await db.fetchval(QUERIES["trim"], 60.0, 10) == 2
+    assert await floor(db) == 15 and await room_floors(db) == {"r": 14, "more": 15, "late": 12}
+    assert set(map(tuple, (await all_offsets(db)).values())) == {(16,)}
+    assert await db.fetchval(QUERIES["trim"], 60.0, 10) == 0
+    assert await floor(db) == 15 and await kept(db) == [16]
+
+
+WHOLE = """
+INSERT INTO sio_sessions (id, pid_hash, namespace, sid, start_offset, joined_at)
+VALUES (1, '\\x01', '/', 's', {start}, 0), (2, '\\x02', '/', 't', {start}, 0);
+INSERT INTO sio_rooms (session, namespace, room, joined_at)
+VALUES (1, '/', 'r', 0), (1, '/', 'more', 0), (1, '/', 'early', 0), (2, '/', 'late', 11), (2, '/', 'r', 13);
+INSERT INTO sio_packets_{old} ("offset", kind, namespace, room, sid, attachment, created_at)
+SELECT o, (o = 13)::int, '/', CASE o WHEN 10 THEN 'early' WHEN 14 THEN 'nobody''s' ELSE 'r' END,
+       CASE o WHEN 13 THEN 't' END, CASE WHEN o <> 13 THEN lpad(o::text, 32, '0')::uuid END,
+       clock_timestamp() - interval '1 hour'
+FROM generate_series(10, 14) o;
+INSERT INTO sio_packets_{active} ("offset", kind, namespace, room, attachment, created_at)
+VALUES (15, 0, '/', 'r', lpad('15', 32, '0')::uuid, clock_timestamp() - interval '1 hour'),
+       (16, 0, '/', 'r', lpad('16', 32, '0')::uuid, clock_timestamp());
+INSERT INTO sio_packet_rooms_{old} VALUES ('/', 'late', 11), ('/', 'late', 12), ('/', 'more', 12);
+INSERT INTO sio_packet_rooms_{active} VALUES ('/', 'more', 15);
+INSERT INTO sio_attachments (id, data, ephemeral) SELECT attachment, '\\x00', false FROM sio_packets WHERE kind = 0;
+INSERT INTO sio_keys SELECT '/', "offset", "offset" FROM sio_packets WHERE kind = 0;
+SELECT setval('sio_active_segment', {active})"""
+"""Old records in one segment, and two records in the active one, of which the first is old."""
+
+
+@pytest.mark.parametrize("start", [0, 10])
+@pytest.mark.parametrize("old", [0, 1])
+async def test_a_segment_goes_with_all_that_belongs_to_its_records(db, old, start):
+    """No session can ask for the floor of a room whose last event is not above the start of all sessions."""
+    await db.execute(WHOLE.format(old=old, active=1 - old, start=start))
+    assert await db.fetchval(QUERIES["trim"], 60.0, 1) == 5
+    expected = {"r": 12, "more": 12, "late": 12} | ({} if start else {"early": 10})
+    assert await floor(db) == 14 and await room_floors(db) == expected
+    left = await all_offsets(db)
+    assert left.pop("sio_packet_rooms") == [15]
+    assert set(map(tuple, left.values())) == {(15, 16)}
+    assert await db.fetchval(QUERIES["trim"], 60.0, 10) == 1
+    assert await floor(db) == 15 and await room_floors(db) == expected | {"r": 15, "more": 15}
+
+
+@pytest.mark.parametrize("old", [0, 1])
+async def test_a_segment_stays_as_long_as_one_of_its_records_is_young(db, old):
+    """The last one, or another one, which a clock that went back may have left."""
+    await db.execute(WHOLE.format(old=old, active=1 - old, start=0))
+    before = await all_offsets(db)
+    for young in (14, 12):
+        await db.execute('UPDATE sio_packets SET created_at = clock_timestamp() WHERE "offset" = $1', young)
+        assert await db.fetchval(QUERIES["trim"], 60.0, 10) == 0
+        await age(db, 14)
+        assert await all_offsets(db) == before and await floor(db) == 0 and await room_floors(db) == {}
+    assert await db.fetchval(QUERIES["trim"], 60.0, 10) == 5
+
+
+@pytest.mark.parametrize("segment", [0, 1], ids=["row by row", "a segment"])
+async def test_a_pass_leaves_the_log_to_another_that_is_at_work(db, store, connect, segment):
+    await store.emit()
+    await age(db)
+    await db.execute("SELECT setval('sio_active_segment', $1)", segment)
+    await db.execute("SET lock_timeout = '5s'")
+    other = await connect()
+    async with other.transaction():
+        await other.execute("SELECT FROM sio_log FOR UPDATE")
+        assert await db.fetchval(QUERIES["trim"], 60.0, 10) == 0
+        assert len(await kept(db)) == 1
+    assert await db.fetchval(QUERIES["trim"], 60.0, 10) == 1

@@ -424,6 +424,21 @@ async def test_the_store_and_the_node_fold_the_same(store):
     assert stored.rooms == live.rooms
 
 
+async def test_only_records_of_the_namespace_above_the_cursor_are_followed(store):
+    """The client enters the room again behind the record at which it was closed."""
+    closed = [await store.close_room("x") for _ in range(2)][-1]
+    elsewhere = [
+        Entry(ENTER, "/n", ("y",), sid="s"),
+        Entry(Kind.CLOSE, "/n", ("x",)),
+        Entry(Kind.KICK, "/n", sid="s"),
+    ]
+    for entry in elsewhere:
+        await store.log.append(entry)
+    held = await store.open(rooms={"x": [(closed, None)]}, cursor=closed)
+    _, memberships = await store.sessions.memberships(held, Memberships("s", closed))
+    assert memberships.rooms == {"x": [(closed, None)]}
+
+
 async def test_a_kick_while_the_session_was_being_opened_ends_it(store, db):
     head = await store.emit()
     await store.kick("s")

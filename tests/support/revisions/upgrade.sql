@@ -14,7 +14,7 @@ BEGIN
     -- An assignment of a function is no query. A SELECT from the three sequences would take 10 us of 60.
     v_segment := coalesce(pg_sequence_last_value('sio.sio_active_segment'), 0);
     v_relay := pg_sequence_last_value('sio.sio_relay_state');
-    v_last := coalesce(pg_sequence_last_value('sio.sio_packets_offset_seq'), 0);  -- null before the first nextval()
+    v_last := pg_sequence_last_value('sio.sio_packets_offset_seq');  -- null before the first nextval(), when no epoch runs
     -- As in sio_last_in_epoch() and sio_is_behind(). The calls would take twice as long.
     SELECT l.channel,
            v_last >= l.floor AND EXISTS (
