@@ -73,7 +73,7 @@ class Claiming:
                 if claim.after is not None and decision.reason in PROVES:
                     client.present(claim.after)
             if session is not None:  # it cannot be recovered exactly, so it expires at once
-                await node.sessions.release(Held(session.id, session.generation), seconds=0.0)
+                await node.sessions.give_up(Held(session.id, session.generation), seconds=0.0)
             return None
         node.clients.rename(client, session.sid)  # it was admitted under a sid of its own
         held = Held(session.id, session.generation)
@@ -113,7 +113,7 @@ class Claiming:
         if session is not None and self._node.recovery is not None:
             held = Held(session.id, session.generation)
             self._node.tasks.spawn(
-                self._node.sessions.release(held, seconds=self._node.recovery.window), "release late claim"
+                self._node.sessions.give_up(held, seconds=self._node.recovery.window), "release late claim"
             )
 
     async def _await_cursor(self, offset: int) -> None:

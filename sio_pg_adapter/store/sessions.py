@@ -201,6 +201,14 @@ class Sessions:
             args = {**held.args(), "seconds": seconds, "since": since + time.monotonic() - called_at}
             await self._writer.append(Entry(Kind.RELEASE, args=args))
 
+    async def give_up(self, held: Held, *, seconds: float | None) -> None:
+        """Release a session that no client of this node holds. If that fails, it is let go later."""
+        try:
+            await self.release(held, seconds=seconds)
+        except BaseException:  # cancelled, too
+            self.on_unknown()
+            raise
+
     async def end(self, held: Held) -> str | None:
         """End a session for good. Return its data, ``None`` if it is no longer this node's."""
         async with self._ending:

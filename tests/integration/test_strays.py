@@ -52,6 +52,46 @@ async def test_a_session_whose_answer_is_lost_for_good_is_let_go(start_node, pg_
         await node.sio.shutdown()
 
 
+@pytest.mark.parametrize("late", [False, True], ids=["in vain", "late"])
+async def test_a_claim_that_cannot_be_given_back_is_let_go_later(
+    start_node, pg_dsn, db, monkeypatch, be_impatient, expected_errors, late
+):
+    """No client holds the session: it has missed too much, or nobody waits for the claim any more."""
+    expected_errors.append("release late claim failed")
+    async with Proxy(pg_dsn).running() as way:
+        node = await start_node(dsn=way.dsn, recovery={"max_missed_packets": 10 if late else 1})
+        async with node.client() as wire:
+            pass
+        await held(db, 0)
+        for i in range(3):
+            await node.sio.emit("e", i)
+        sessions = node.manager.node.sessions
+        release, failed = sessions.release, []
+
+        async def in_an_outage(held, **times):
+            sessions.release = release
+            be_impatient()
+            way.refuses = True
+            way.cut()
+            try:
+                await release(held, **times)
+            finally:
+                failed.append(held)
+
+        sessions.release = in_an_outage
+        if late:
+            monkeypatch.setattr("sio_pg_adapter.server.claiming.CLAIM_TIMEOUT", 0.2)
+        async with db.transaction():
+            if late:
+                await db.execute("LOCK TABLE sio_lock IN EXCLUSIVE MODE")
+            await turned_away(node, {"pid": wire.pid})
+        await until(lambda: failed)
+        assert await db.fetchval(HELD) == 1
+        way.refuses = False
+        await held(db, 0)
+        await node.sio.shutdown()
+
+
 async def turned_away(node, auth) -> None:
     with pytest.raises(Closed):
         async with node.client(**auth):
