@@ -15,9 +15,9 @@
     any                    leave_since     the same     it left a room before the events since a position were sent
     CONNECTING             answered        CONNECTING   its CONNECT is answered
     CONNECTING, REPLAYING  begin_replay    REPLAYING    it is sent what it missed
-    CONNECTING, REPLAYING  lose_session    the same     retention deleted what it missed
     CONNECTING, REPLAYING  go_live         LIVE         each record reaches it as the cursor meets it
     any                    accept          the same     its handler, or always_connect, accepted it
+    any                    lose_session    the same     its session ended, because what it missed is lost
     any                    end_session     the same     its session is over for good
     any                    close           the same     its connection is closed, for a reason
     any                    cut             the same     it is too slow, and its connection is being closed
@@ -361,7 +361,7 @@ class Client:
             self.held = None
 
     def lose_session(self) -> None:
-        self._require(State.CONNECTING, State.REPLAYING)
+        """What it missed is lost, and its session has ended. Its connection may have ended meanwhile."""
         self.held = None
 
     def close(self, reason: str) -> None:

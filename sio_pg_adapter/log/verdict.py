@@ -45,6 +45,11 @@ def pid_hash(pid: str) -> str:
     return hashlib.sha256(pid.encode()).hexdigest()
 
 
+def session_id(pid: str) -> int:
+    """Return the id of the session that a pid identifies, as ``sio_open`` makes it."""
+    return int(pid_hash(pid)[:15], 16)
+
+
 @dataclass(frozen=True, slots=True)
 class Claim:
     """A pid and an offset that have the form of issued ones.

@@ -289,7 +289,7 @@ class Connect:
         """The application refused: the session is over, and nothing of it is shown."""
         connected = client.state is State.REPLAYING or (self._host.always_connect and client.accepted)
         self._node.rooms.depart(client)
-        held = client.held  # a kick that comes meanwhile takes it from the client
+        held = client.held  # another end that is under way may take it from the client
         if held is not None and await self._node.sessions.end(held) is None:
             await self._node.sessions.release(held, seconds=0.0)  # a claim of another node waits for this
         client.finish()

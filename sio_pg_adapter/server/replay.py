@@ -153,8 +153,8 @@ class Replay:
         client = self._client
         logger.warning("what a client missed %s, and its session ends: %s", why, client.label)
         self._node.counters.broken += 1
-        await self._node.sessions.end(session_of(client))
-        client.lose_session()
+        if await self._node.sessions.end(session_of(client)) is not None:
+            client.lose_session()  # else a newer claim holds it, and waits until this client lets it go
         await hang_up(self._host, client.eio_sid)
         raise ConnectAborted
 

@@ -22,7 +22,7 @@ from sio_pg_adapter.errors import PositionLost, StoreUnavailable
 from sio_pg_adapter.log.memberships import Memberships, spans_of
 from sio_pg_adapter.log.payload import check_depth, encode_json
 from sio_pg_adapter.log.records import Entry, Held, Kind, Record
-from sio_pg_adapter.log.verdict import Claim, Claimed, pid_hash
+from sio_pg_adapter.log.verdict import Claim, Claimed, pid_hash, session_id
 
 from .backends import QUERY_TIMEOUT
 from .batches import columns
@@ -83,6 +83,7 @@ class Sessions:
         self._node = node
         self._paging = asyncio.Semaphore(PAGES_AT_ONCE)
         self._ending = asyncio.Semaphore(ENDS_AT_ONCE)
+        self._ends: dict[int, Held] = {}  # sessions whose end is not stored yet, by id
         self.on_unknown: Callable[[], None] = lambda: None
 
     async def open(
@@ -152,6 +153,8 @@ class Sessions:
             "page_bytes": CARRIED_BYTES,
         }
         entry = Entry(Kind.CLAIM, namespace, args=args, answer=CARRIED_BYTES if page else 0)
+        if (ended := self._ends.get(session_id(claim.pid))) is not None:  # its end must not come behind the claim
+            await self.end(ended)
         with self._noticed():
             written = await self._writer.append(entry)
         if (result := written.result) is None:
@@ -210,9 +213,14 @@ class Sessions:
             raise
 
     async def end(self, held: Held) -> str | None:
-        """End a session for good. Return its data, ``None`` if it is no longer this node's."""
+        """End a session for good. Return its data, ``None`` if it is no longer this node's.
+
+        If that fails, a claim of the session on this node does it first.
+        """
+        self._ends[held.id] = held
         async with self._ending:
             written = await self._writer.append(Entry(Kind.END, args=held.args()))
+        self._ends.pop(held.id, None)
         return None if written.result is None else str(written.result["data"])
 
     async def end_all(self, held: list[Held]) -> None:
