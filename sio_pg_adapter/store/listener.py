@@ -77,11 +77,11 @@ class Listener:
         return self._task is None or self._task.done()
 
     def renew(self) -> None:
-        """Replace the connection."""
+        """Replace the connection, also one that is being opened."""
         if self.connected:
             self.connected = False
             self.fault = "it is being replaced"
-            self._lost.set()
+        self._lost.set()
 
     async def start(self) -> None:
         """Listen. The first connect fails fast.
@@ -114,9 +114,10 @@ class Listener:
             failures += 1
             try:
                 await self._connect()
-                self.reconnects += 1
-                logger.info("the LISTEN connection is back")
-                self._report("")
+                if self.connected:
+                    self.reconnects += 1
+                    logger.info("the LISTEN connection is back")
+                    self._report("")
             except SioPgError as e:
                 self.fault = str(e)
                 logger.warning("LISTEN: %s", e)
@@ -141,7 +142,8 @@ class Listener:
         except BaseException:  # cancelled, too: half a connection is none
             await self._disconnect()
             raise
-        self.connected, self.fault = True, ""
+        if not self._lost.is_set():  # else it was lost or replaced meanwhile
+            self.connected, self.fault = True, ""
 
     async def _disconnect(self, *, for_good: bool = False) -> None:
         self.connected = False

@@ -144,6 +144,26 @@ async def comes_back(stack: contextlib.AsyncExitStack, node):
                 return await stack.enter_async_context(node.client())
 
 
+async def test_a_listener_that_the_node_replaces_while_it_connects_is_replaced(start_node):
+    """It was judged before the node decided to follow another server, and listens to the former one."""
+    node = await start_node()
+    listens = node.manager.node.listener
+    on_ready, judged = listens._on_ready, []
+
+    async def decided_meanwhile(connection):
+        await on_ready(connection)
+        judged.append(connection)
+        if len(judged) == 1:
+            listens.renew()
+
+    listens._on_ready = decided_meanwhile
+    reconnects = listens.reconnects
+    listens.renew()
+    await until(lambda: listens.connected)
+    assert listens._connection is judged[1]
+    assert listens.reconnects == reconnects + 1
+
+
 async def test_a_client_of_a_restored_copy_is_served_before_the_listener_is_back(
     two_servers, start_node, expected_errors, monkeypatch
 ):
