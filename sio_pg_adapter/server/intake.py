@@ -55,14 +55,15 @@ class Intake:
         self._limit = RateLimit()
         self._connect_timeout = connect_timeout
         self._joining: dict[str, float] = {}  # connections, and when they must have a client, in order
-        self._is_timing = False
+        self._timing: asyncio.AbstractEventLoop | None = None  # where the timer runs
 
     def opened(self, eio_sid: str) -> None:
         """An Engine.IO connection was opened."""
         if self._connect_timeout is not None:
             loop = asyncio.get_running_loop()
-            if not self._is_timing:  # one timer for all, because each takes memory
-                self._is_timing = True
+            if self._timing is not loop:  # one timer for all, because each takes memory
+                self._timing = loop
+                self._joining.clear()  # a former loop has closed them
                 loop.call_later(self._connect_timeout, self._close_unused, loop)
             self._joining[eio_sid] = loop.time() + self._connect_timeout
 
@@ -76,7 +77,7 @@ class Intake:
             if not self._clients.by_socket.get(eio_sid):
                 logger.info("a connection is closed: nobody joined a namespace within connect_timeout: %s", eio_sid)
                 self._host.eio.start_background_task(hang_up, self._host, eio_sid)
-        self._is_timing = False
+        self._timing = None
 
     def event_at_once(self, eio_sid: str, text: str, context: Context) -> bool:
         """A client sent an event in one message. Return whether a task handles it.

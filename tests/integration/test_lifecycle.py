@@ -21,6 +21,7 @@ from sio_pg_adapter import (
     StoreUnavailable,
     migrate,
 )
+from support.asgi_client import AsgiClient
 from support.waiting import until, until_answer
 
 BACKENDS = """SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()
@@ -356,6 +357,26 @@ def test_a_manager_that_was_closed_starts_in_a_second_event_loop(pg_dsn):
     manager = AsyncPostgresManager(pg_dsn, write_only=True)
     asyncio.run(once())
     asyncio.run(once())
+
+
+def test_connections_that_join_no_namespace_are_closed_in_a_second_event_loop_too(pg_dsn):
+    """The timer of the first loop ended with it."""
+    manager = AsyncPostgresManager(pg_dsn)
+    sio = AsyncServer(
+        async_mode="asgi",
+        client_manager=manager,
+        connection_state_recovery=True,
+        monitor_clients=False,
+        connect_timeout=0.2,
+    )
+
+    async def once(*, is_patient: bool) -> None:
+        async with manager, AsgiClient(sio) as idle:
+            if is_patient:
+                assert await idle.rest() == []
+
+    for is_patient in (False, True):
+        asyncio.run(once(is_patient=is_patient))
 
 
 def test_a_start_that_failed_may_be_tried_in_a_second_event_loop():
