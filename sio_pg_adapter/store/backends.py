@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from typing import Any, NamedTuple
 
 import asyncpg
@@ -39,6 +40,12 @@ async def backend_of(connection: Any, queries: Queries) -> Backend | None:
 
 
 async def end_backend(connection: Any, queries: Queries, backend: Backend) -> None:
-    """End a former connection's backend, and wait until it is gone."""
+    """End a former connection's backend, and wait until it is gone.
+
+    :raises TimeoutError: if it does not end, as a process that the system has stopped.
+    """
+    until = time.monotonic() + QUERY_TIMEOUT
     while await connection.fetch(queries["end_backend"], *backend, timeout=QUERY_TIMEOUT):
+        if time.monotonic() > until:
+            raise TimeoutError(f"process {backend.pid} of the server does not end")
         await asyncio.sleep(0.02)  # PostgreSQL has nothing to wait on

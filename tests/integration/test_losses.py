@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import signal
 import time
 
 import pytest
 
 from sio_pg_adapter import StoreUnavailable
 from support.roles import NODE
+from support.waiting import until_waiting
 
 PACE = 1 / 200  # seconds between two emits: the rate of case 85
 OF_NODES = f"usename = '{NODE}' AND datname = current_database()"
@@ -91,6 +94,27 @@ async def test_an_append_whose_answer_was_lost_is_not_stored_twice(start_store, 
     assert [row["body"] for row in rows if row["kind"] == 0] == ['["before"]', '["a"]', '["b"]']
     assert offsets == [row["offset"] for row in rows[1:]]
     assert await store.sessions.rooms("/", "s") == ["x"] and held and lost
+
+
+async def test_an_append_whose_backend_does_not_end_is_left_open(start_store, db, monkeypatch):
+    """A process that the system has stopped cannot be ended. The emit says so, and does not wait for ever."""
+    for module in ("commits", "backends"):
+        monkeypatch.setattr(f"sio_pg_adapter.store.{module}.QUERY_TIMEOUT", 0.5)
+    monkeypatch.setattr("sio_pg_adapter.store.commits.GIVE_UP_AFTER", 0.2)
+    store = await start_store()
+    await store.emit()
+    async with db.transaction():
+        await db.execute("LOCK TABLE sio_lock IN EXCLUSIVE MODE")
+        emitting = asyncio.create_task(store.emit())
+        pid = await until_waiting(db)
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        with pytest.raises(StoreUnavailable, match=f"process {pid} of the server does not end") as error:
+            async with asyncio.timeout(20):
+                await emitting
+        assert error.value.may_be_stored
+    finally:
+        os.kill(pid, signal.SIGCONT)
 
 
 async def test_a_lost_answer_is_looked_for_above_all_that_a_process_knows(start_store, superuser):
