@@ -188,6 +188,7 @@ async def test_a_session_that_ends_while_many_others_do_does_not_come_back(start
                 await asyncio.sleep(0)
         answer = await again.recv()
         assert answer.startswith("0{") and wire.sid not in answer
+        assert node.manager.node.sessions._ends == {}
     assert await db.fetchval("SELECT count(*) FROM sio_sessions WHERE sid = $1", wire.sid) == 0
 
 
@@ -211,6 +212,7 @@ async def test_a_session_whose_end_could_not_be_stored_does_not_come_back(start_
         writer.append = append
         async with node.client(pid=wire.pid) as again:
             assert again.sid != wire.sid
+            assert node.manager.node.sessions._ends == {}
     assert await db.fetchval("SELECT count(*) FROM sio_sessions WHERE sid = $1", wire.sid) == 0
 
 
