@@ -33,6 +33,9 @@ NOTICE_BYTES = 4 * 1024 * 1024
 RETRY = 0.5
 """Seconds until a range read that failed is tried again."""
 
+CURSOR_WAIT = 5.0
+"""How long a client that connects waits for the cursor to reach an offset, in seconds."""
+
 NOTHING: AbstractContextManager[object] = contextlib.nullcontext()
 
 logger = logging.getLogger("sio_pg_adapter")

@@ -13,13 +13,10 @@ from sio_pg_adapter.store.sessions import Sessions
 from .client import Client, State
 from .clients import Clients
 from .continuity import Continuity
-from .cursor import Cursor
+from .cursor import CURSOR_WAIT, Cursor
 from .handling import handled
 from .moves import Moves
 from .rooms import Rooms
-
-CURSOR_WAIT = 5.0
-"""How long a client waits for this node's cursor to reach a position, in seconds."""
 
 
 class Positions:

@@ -12,6 +12,7 @@ import logging
 
 from sio_pg_adapter.errors import StoreUnavailable
 from sio_pg_adapter.local.client import Client, State
+from sio_pg_adapter.local.cursor import CURSOR_WAIT
 from sio_pg_adapter.log.records import Held, Kind
 from sio_pg_adapter.log.verdict import PROVES, Claim, Claimed, Fresh, Reason, Recovered, verdict
 from sio_pg_adapter.node import Node
@@ -27,9 +28,6 @@ TAKEOVER_WAIT = 2.0
 
 CLAIM_TIMEOUT = 8.0
 """How long a claim may take while the database is slow or away, in seconds. Then the client tries again."""
-
-CURSOR_WAIT = 5.0
-"""How long a claim waits for this node's cursor to meet it, in seconds."""
 
 logger = logging.getLogger("sio_pg_adapter")
 
@@ -118,7 +116,7 @@ class Claiming:
 
     async def _await_cursor(self, offset: int) -> None:
         if not await self._node.cursor.passed(offset, CURSOR_WAIT):
-            raise StoreUnavailable("this node is too far behind the log to recover a session")
+            raise StoreUnavailable("this node is too far behind the log to recover a session", may_be_stored=None)
 
     async def follow_log(self, session: Claimed) -> None:
         """Bring the session's rooms from the offset of the claim up to the cursor, and follow the log from there."""
