@@ -50,8 +50,8 @@ def redis_server() -> tuple[str, dict[str, str]]:
 
 
 def python_path() -> str:
-    """PYTHONPATH for the servers: this repository, and what is not among its own requirements."""
-    return os.pathsep.join([str(HERE.parent), str(PYTHON)])
+    """PYTHONPATH for the servers: what is set, this repository, and what is not among its own requirements."""
+    return os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(HERE.parent), str(PYTHON)]))
 
 
 def _python() -> None:

@@ -167,20 +167,20 @@ class Peer:
 PEERS = {
     peer.name: peer
     for peer in (
-        Peer("ours", "sio_pg_adapter", durable=True),
-        Peer("ours-memory", 'sio_pg_adapter, durability="memory"', python="ours", durable=False),
+        Peer("ours", "sio-pg-adapter", durable=True),
+        Peer("ours-memory", 'sio-pg-adapter, `durability="memory"`', python="ours", durable=False),
         Peer("socketio-redis", "python-socketio + AsyncRedisManager", recovers=False),
-        Peer("node-redis-streams", "Node + redis-streams (recovery), nothing on disk", node_js="redis-streams"),
+        Peer("node-redis-streams", "Node.js + redis-streams, nothing on disk", node_js="redis-streams"),
         Peer(
             "node-redis-streams-fsync",
-            "Node + redis-streams (recovery), appendfsync always",
+            "Node.js + redis-streams, `appendfsync always`",
             node_js="redis-streams",
             durable=True,
         ),
-        Peer("node-memory", "Node in memory (recovery, 1 process)", nodes=1, node_js="memory"),
+        Peer("node-memory", "Node.js in memory, one process", nodes=1, node_js="memory"),
         Peer("socketio", "python-socketio alone, no bus", nodes=1, recovers=False),
-        Peer("ours-threads", "sio_pg_adapter, Server in threads", durable=True),
-        Peer("socketio-threads-redis", "python-socketio in threads + RedisManager", recovers=False),
-        Peer("postgres", "PostgreSQL's own limit", nodes=0),
+        Peer("ours-threads", "sio-pg-adapter, `Server`", durable=True),
+        Peer("socketio-threads-redis", "python-socketio + RedisManager", recovers=False),
+        Peer("postgres", "PostgreSQL's own limit", nodes=0, durable=True),
     )
 }

@@ -161,7 +161,10 @@ def main() -> None:
         runs = asyncio.run(run(bench, items, peers, options.repeats, options.json))
     if options.json is not None:
         options.json.write_text(
-            json.dumps({"versions": found, "sizes": dataclasses.asdict(sizes), "runs": runs}, indent=1)
+            json.dumps(
+                {"versions": found, "sizes": dataclasses.asdict(sizes), "tuned": options.tuned, "runs": runs},
+                indent=1,
+            )
         )
     print(report.table(runs))
     print()
