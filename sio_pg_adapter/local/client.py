@@ -237,7 +237,8 @@ class Client:
         self.held = held
         self.after = self.sent = after
         self.recovered = True
-        self.ended = False  # a kick of the sid that it was admitted with did not concern this session
+        if self.closed is None:  # a DISCONNECT of the client closes it, and ends this session, too
+            self.ended = False  # a kick of the sid that it was admitted with did not concern this session
         self.data = data
 
     def confirm_claim(self) -> None:

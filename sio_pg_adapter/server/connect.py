@@ -307,6 +307,8 @@ class Connect:
         if client is None:
             hanging: asyncio.Task[Any] = self._host.eio.start_background_task(hang_up, self._host, self._eio_sid)
             return hanging
+        if self._host.running_node is not self._node:  # it has stopped, and runs no more tasks
+            self._node.rooms.depart(client)
         return self._node.tasks.spawn(self._leave(client), "leave")
 
     async def _leave(self, client: Client) -> None:

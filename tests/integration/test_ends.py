@@ -192,6 +192,23 @@ async def test_a_session_that_ends_while_many_others_do_does_not_come_back(start
     assert await db.fetchval("SELECT count(*) FROM sio_sessions WHERE sid = $1", wire.sid) == 0
 
 
+async def test_a_client_that_disconnects_while_it_claims_ends_its_session(start_node, db):
+    """It polls, so its DISCONNECT comes in another request. The claim is under way."""
+    node = await start_node()
+    async with node.client() as wire:
+        pass
+    client = Polling(node.sio)
+    async with db.transaction():
+        await db.execute("LOCK TABLE sio_lock IN EXCLUSIVE MODE")
+        connecting = asyncio.create_task(client.connect(f'{{"pid":"{wire.pid}"}}'))
+        await until_waiting(db)
+        assert await client.request("POST", b"41") == (200, "OK")
+    await until(lambda: not node.manager.clients.by_socket and not node.manager.node.endings.leaving)
+    connecting.cancel()
+    async with node.client(pid=wire.pid) as again:
+        assert again.sid != wire.sid
+
+
 async def test_a_session_whose_end_could_not_be_stored_does_not_come_back(start_node, db, monkeypatch):
     """Its client is back before the next try to store the end."""
     monkeypatch.setattr("sio_pg_adapter.server.endings.RELEASE_RETRY", 3_600.0)

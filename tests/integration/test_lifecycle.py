@@ -327,6 +327,29 @@ async def test_recovery_with_uvicorn_and_the_python_client(start_node):
             await task
 
 
+@pytest.mark.parametrize("comes_back", [False, True])
+async def test_a_client_whose_connect_handler_outlives_the_node_is_forgotten(start_node, comes_back):
+    """Else the manager would have it as a client after the next start."""
+    node = await start_node()
+    asked, go_on = asyncio.Event(), asyncio.Event()
+    async with node.client() as wire:
+        pass
+
+    @node.sio.event
+    async def connect(sid, environ, auth):
+        asked.set()
+        await go_on.wait()
+
+    async with AsgiClient(node.sio) as late:
+        late.send(f'0{{"pid":"{wire.pid}"}}' if comes_back else "0")
+        await asked.wait()
+        await node.sio.shutdown()
+        go_on.set()
+        await late.ended()
+    clients = node.manager.clients
+    assert (clients.by_sid, clients.by_socket, clients.unsettled("/")) == ({}, {}, set())
+
+
 # -- event loops -----------------------------------------------------------------------------------------------------
 OTHER_LOOP = "another event loop.*aclose.*loop scope.*with TestClient"
 
