@@ -484,10 +484,15 @@ class ModuleMutation(Mutation):
         return lambda: put_in_place(sys.modules[mutant.module], self.files[mutant.module], mutant.tree)
 
     def reaching(self, mutant: Mutant) -> set[str]:
-        """Return the tests that reach the change. If it runs at import: all that reach the module."""
+        """Return the tests that reach the change.
+
+        If it runs at import, these are all tests in the files that reach the module, as the methods of a dataclass
+        have no lines.
+        """
         lines = self.lines[mutant.module]
         if mutant.is_import:
-            return {test for tests in lines.values() for test in tests if test}
+            files = {test.partition("::")[0] for tests in lines.values() for test in tests if test}
+            return {test for test in self.seconds if test.partition("::")[0] in files}
         return {test for line in mutant.lines for test in lines.get(str(line), ()) if test}
 
 
