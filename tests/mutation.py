@@ -318,6 +318,9 @@ class Mutation:
     :ivar unexplained: how many mutants survived that are not listed as equivalent, or are listed and were killed.
     """
 
+    test_seconds = 120
+    """A test that takes longer fails."""
+
     def __init__(self, slots: Sequence[str], limit: float) -> None:
         self.slots, self.limit = slots, limit
         self.seconds: dict[str, float] = {}
@@ -436,13 +439,16 @@ class Mutation:
         )
 
     def main(self, tests: Sequence[str]) -> int:
-        quiet = ["-s", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-o", "addopts=", "-o", "timeout=120"]
+        quiet = ["-s", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-o", "addopts="]
+        quiet += ["-o", f"timeout={self.test_seconds}"]
         code = pytest.main([*quiet, *OPTIONS, "-m", "not soak and not field", *tests], plugins=[self])
         return 1 if self.unexplained or code not in (0, pytest.ExitCode.NO_TESTS_COLLECTED) else 0
 
 
 class ModuleMutation(Mutation):
     """The mutants of modules of Python."""
+
+    test_seconds = 30
 
     def __init__(self, files: dict[str, Path], slots: Sequence[str], limit: float) -> None:
         super().__init__(slots, limit)
