@@ -178,7 +178,6 @@ class Node:
             database, setup.clients, self.cursor, self.epochs, self.reader, self.sessions, self.endings
         )
         self.positions = Positions(
-            setup.clients,
             self.cursor,
             self.epochs,
             self.continuity,

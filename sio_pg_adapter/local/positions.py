@@ -11,7 +11,6 @@ from sio_pg_adapter.store.epochs import Epochs
 from sio_pg_adapter.store.sessions import Sessions
 
 from .client import Client, State
-from .clients import Clients
 from .continuity import Continuity
 from .cursor import CURSOR_WAIT, Cursor
 from .handling import handled
@@ -27,7 +26,6 @@ class Positions:
 
     def __init__(
         self,
-        clients: Clients,
         cursor: Cursor,
         epochs: Epochs,
         continuity: Continuity,
@@ -36,7 +34,6 @@ class Positions:
         moves: Moves,
         limit: int | None,
     ) -> None:
-        self._clients = clients
         self._cursor = cursor
         self._epochs = epochs
         self._continuity = continuity

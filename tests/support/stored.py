@@ -52,7 +52,7 @@ class StoredNode(Local):
         )
         self.moves = Moves(self.clients, self.rooms, self.cursor, Appender(self.writer, self.cursor, follows=True))
         self.positions = Positions(
-            self.clients, self.cursor, self.epochs, self.continuity, self.sessions, self.rooms, self.moves, limit
+            self.cursor, self.epochs, self.continuity, self.sessions, self.rooms, self.moves, limit
         )
         self.history = History(self.reader, self.epochs, self.continuity, json)
 

@@ -51,6 +51,7 @@ async def test_events_are_returned_as_clients_receive_them(node):
         StoredEvent("e", (1,), position(3), epoch),
         StoredEvent("f", (b"a",), position(5), epoch),
     ]
+    assert node.statements() == ["history"]
 
 
 @pytest.mark.parametrize(("room", "name"), [(None, ""), ("x", "x")])

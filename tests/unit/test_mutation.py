@@ -9,6 +9,8 @@ from pathlib import Path
 SCRIPT = Path(__file__).parents[1] / "mutation.py"
 
 MODULE = """
+from dataclasses import dataclass
+
 def older(age, limit):
     return age > limit
 
@@ -18,22 +20,29 @@ def untested(age):
 class Crate:
     def limit(self, most=2):
         return most
+
+@dataclass
+class Box:
+    size: int = 3
 """
 
 TESTS = """
-from planted import Crate, older
+from planted import Box, Crate, older
 
 def test_older():
     assert older(3, 2) and not older(1, 2)
 
 def test_crate():
     assert Crate().limit() == 2
+
+def test_box():
+    assert Box().size == 3
 """
 
 REPORT = """\
-planted:3 older: age > limit  ->  age >= limit
-planted:6 untested: return age  ->  return None  (no test reaches it)
-planted: 7 mutants, 5 killed, 1 survivors, 1 not reached, 0 equivalent, """
+planted:5 older: age > limit  ->  age >= limit
+planted:8 untested: return age  ->  return None  (no test reaches it)
+planted: 9 mutants, 7 killed, 1 survivors, 1 not reached, 0 equivalent, """
 
 
 def test_a_planted_survivor_is_reported(tmp_path):

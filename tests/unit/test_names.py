@@ -68,6 +68,8 @@ def test_a_message_shows_the_beginning_of_a_name(name, error):
 )
 def test_one_name_or_several(value, names):
     assert text_names(value, "room") == names
+    if names:
+        assert text_names(value, "room", needed=True) == names
 
 
 @pytest.mark.parametrize("value", ["", [], (), set(), [""], ["", None]])

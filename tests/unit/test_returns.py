@@ -42,10 +42,8 @@ def test_the_oldest_sessions_are_forgotten(monkeypatch):
 def test_the_sessions_that_broke_off_last_are_remembered(monkeypatch):
     monkeypatch.setattr("sio_pg_adapter.local.returns._SESSIONS", 2)
     returns = Returns()
-    break_off(returns, MOST_RETURNS)
-    for session in (2, 3):
-        returns.broke_off(session, 7)
-        break_off(returns, 1, after=session)  # another offset: the session counts as new
-    break_off(returns, MOST_RETURNS - 1, after=3)
-    assert returns.are_over(1, 3)
-    assert len(returns._of) == 2 and returns._of.keys() == {1, 3}
+    returns.broke_off(1, 7)
+    returns.broke_off(2, 7)
+    break_off(returns, MOST_RETURNS, after=8)
+    returns.broke_off(3, 7)
+    assert returns.are_over(1, 8)

@@ -97,6 +97,7 @@ async def test_an_event_is_for_live_and_replaying_members_that_are_not_skipped()
     local.client("elsewhere", "x", namespace="/other")
     assert local.rooms.recipients(event("x")) == [live, replaying]
     assert local.rooms.recipients(event("replaying")) == [replaying]
+    assert local.rooms.recipients(event("live")) == [live]
     assert local.rooms.recipients(event("x", skip=("live",))) == [replaying]
     assert local.rooms.recipients(event("x", skip=("replaying",))) == [live]
     assert local.rooms.recipients(event("x", skip_rooms=("nobody", "replaying"))) == [live]

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from sio_pg_adapter.errors import ConfigurationError, PositionInvalid, PositionLost, StoreUnavailable
+from sio_pg_adapter.errors import ConfigurationError, NotSerializable, PositionInvalid, PositionLost, StoreUnavailable
 from sio_pg_adapter.local import positions as module
 from sio_pg_adapter.local.client import State
 from sio_pg_adapter.local.handling import handling
@@ -134,6 +134,7 @@ async def test_a_client_without_a_session_has_no_replay(node):
 
 async def test_a_client_that_has_its_answer_enters_from_no_position(node):
     replaying, opening = connecting(node), connecting(node, "b")
+    replaying.accept()  # always_connect
     replaying.begin_replay()
     opening.begin_opening()
     for client in (replaying, opening):
@@ -145,6 +146,26 @@ async def test_the_own_room_of_another_client_is_not_entered(node):
     node.client("b")
     with pytest.raises(ValueError, match="cannot enter a sid room"):
         await enter(node, connecting(node), "b")
+
+
+async def test_a_room_that_is_left_in_the_same_handler_is_not_replayed(node):
+    client = connecting(node)
+    await enter(node, client)
+    await enter(node, client, "y", position(4))
+    with handling(client):
+        await node.moves.leave("a", "/", "x")
+    assert client.since == {"y": (4, KEY.hex())} and client.memberships.current() == ["y"]
+    assert "x" not in client.memberships.rooms
+
+
+@pytest.mark.parametrize(("namespace", "room"), [(0, "x"), ("/", 42)])
+async def test_wrong_names_enter_nothing(node, namespace, room):
+    with pytest.raises(NotSerializable, match="takes text"):
+        await enter(node, connecting(node), room, namespace=namespace)
+
+
+async def test_no_namespace_is_the_default_one(node):
+    assert await enter(node, connecting(node), namespace=None) == 5
 
 
 async def test_a_position_that_is_malformed_enters_nothing(node):
