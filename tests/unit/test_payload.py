@@ -206,7 +206,7 @@ def test_the_size_of_an_event_is_that_of_its_body_and_its_parts(monkeypatch):
         encode_values(["x" * 37], "callback")
 
 
-@pytest.mark.parametrize("name", RESERVED_EVENTS)
+@pytest.mark.parametrize("name", sorted(RESERVED_EVENTS))
 def test_a_name_that_socketio_keeps_for_itself_is_no_event_for_clients(name):
     with pytest.raises(ConfigurationError, match=f"'{name}' cannot be emitted"):
         encode_client_event(name, None)
