@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FunctionType, ModuleType
-from typing import Any
+from typing import Any, TypeGuard
 
 import coverage
 import hypothesis
@@ -182,7 +182,7 @@ def mutants(module: str, source: str) -> list[Mutant]:  # noqa: C901 - one branc
     return result
 
 
-def is_enum(node: ast.AST) -> bool:
+def is_enum(node: ast.AST) -> TypeGuard[ast.ClassDef]:
     """Whether a class is an enumeration. Its values are those of the log and of the wire, which tests compare."""
     return isinstance(node, ast.ClassDef) and any(ast.unparse(base).endswith("Enum") for base in node.bases)
 
@@ -232,7 +232,10 @@ def put_in_place(module: ModuleType, path: Path, tree: ast.Module) -> None:
     """Give the functions, and what else a module has, the code of a changed module. All who imported them have it."""
     fresh = ModuleType(module.__name__)
     fresh.__dict__.update({"__file__": str(path), "__package__": module.__package__, "__builtins__": __builtins__})
-    exec(compile(tree, path, "exec"), fresh.__dict__)
+    enums = [node for node in tree.body if is_enum(node)]  # not made twice: their members are compared with `is`
+    fresh.__dict__.update({node.name: vars(module)[node.name] for node in enums})
+    rest = ast.Module([node for node in tree.body if node not in enums], tree.type_ignores)
+    exec(compile(rest, path, "exec"), fresh.__dict__)
     for name, new in vars(fresh).items():
         if name.startswith("__") or merged(old := vars(module).get(name), new):
             continue
@@ -487,7 +490,18 @@ class ModuleMutation(Mutation):
 
     def subjects(self) -> Iterator[tuple[str, list[Mutant]]]:
         for module, path in self.files.items():
-            yield module, mutants(module, path.read_text(encoding="utf-8"))
+            source = path.read_text(encoding="utf-8")
+            self.check_unchanged(module, source)
+            yield module, mutants(module, source)
+
+    def check_unchanged(self, module: str, source: str) -> None:
+        """Check that the tests pass if the code of a module is replaced by itself."""
+        everything = frozenset(int(line) for line in self.lines[module])
+        unchanged = Mutant(module, "nothing", 1, everything, False, ast.parse(source))
+        tests = self.tests_of(unchanged, Counter())
+        pid = forked(functools.partial(self.run_mutant, self.prepare(unchanged, ""), tests))
+        if os.waitpid(pid, 0)[1]:
+            sys.exit(f"the tests of {module} fail if its code is replaced by itself: {failures(pid)}")
 
     def prepare(self, mutant: Mutant, slot: str) -> Callable[[], None]:
         return lambda: put_in_place(sys.modules[mutant.module], self.files[mutant.module], mutant.tree)

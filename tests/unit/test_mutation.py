@@ -10,6 +10,10 @@ SCRIPT = Path(__file__).parents[1] / "mutation.py"
 
 MODULE = """
 from dataclasses import dataclass
+from enum import Enum
+
+class Color(Enum):
+    RED = 1
 
 def older(age, limit):
     return age > limit
@@ -24,10 +28,13 @@ class Crate:
 @dataclass
 class Box:
     size: int = 3
+
+def is_red(color=Color.RED):
+    return color is Color.RED
 """
 
 TESTS = """
-from planted import Box, Crate, older
+from planted import Box, Crate, is_red, older
 
 def test_older():
     assert older(3, 2) and not older(1, 2)
@@ -37,12 +44,15 @@ def test_crate():
 
 def test_box():
     assert Box().size == 3
+
+def test_is_red():
+    assert is_red() is True and is_red(None) is False
 """
 
 REPORT = """\
-planted:5 older: age > limit  ->  age >= limit
-planted:8 untested: return age  ->  return None  (no test reaches it)
-planted: 9 mutants, 7 killed, 1 survivors, 1 not reached, 0 equivalent, """
+planted:9 older: age > limit  ->  age >= limit
+planted:12 untested: return age  ->  return None  (no test reaches it)
+planted: 11 mutants, 9 killed, 1 survivors, 1 not reached, 0 equivalent, """
 
 
 def test_a_planted_survivor_is_reported(tmp_path):
