@@ -14,7 +14,7 @@ from sio_pg_adapter.log.memberships import Memberships
 from sio_pg_adapter.log.records import Held
 from sio_pg_adapter.wire.frames import frame
 from sio_pg_adapter.wire.outbox import Outbox
-from sio_pg_adapter.wire.transport import Connection
+from sio_pg_adapter.wire.transport import UNSENT_BYTES, Connection, Cork, TrafficCounter, Wire
 
 
 def socket():
@@ -335,6 +335,47 @@ async def test_a_room_that_is_left_before_the_replay_is_one_that_it_never_was_in
     assert client.since == {"y": (4, "key")} and client.memberships.rooms == {"y": [(4, None)]}
     client.enter_since("z", 9, "key")
     assert client.sent == 3
+
+
+async def test_a_room_that_was_left_before_it_was_entered_from_a_position_was_its_own_up_to_there():
+    client = client_in(State.CONNECTING)
+    client.memberships.enter("x", 2)
+    client.memberships.leave("x", 9)
+    client.enter_since("x", 5, "key")
+    client.leave_since("x")
+    assert client.memberships.rooms == {"x": [(2, 6)]}
+
+
+# -- the transport of its websocket ------------------------------------------------------------------------
+class Transport:
+    """A stand-in for the transport of a websocket."""
+
+    def __init__(self):
+        self.written, self.unsent = [], 0
+
+    def is_closing(self):
+        return False
+
+    def get_write_buffer_size(self):
+        return self.unsent
+
+    def write(self, data):
+        self.written.append(data)
+
+
+async def test_frames_are_written_to_the_transport_while_nothing_waits_and_queued_otherwise():
+    client, transport = client_in(State.LIVE), Transport()
+    queue, cork = client.connection.socket.queue, Cork()
+    wire = Wire(queue, transport, lambda: True, cork, compresses=False, traffic=TrafficCounter())
+    client.connection.wire = wire
+    client.put([frame("2[0]")])  # the websocket's writer is not idle yet
+    assert queue.get_nowait().data == "2[0]" and transport.written == []
+    wire.idle = True
+    client.put([frame("2[1]")])
+    assert transport.written == [frame("2[1]").wire] and queue.empty()
+    assert client.takes_more is True
+    transport.unsent = UNSENT_BYTES + 1
+    assert client.takes_more is False
 
 
 # -- limits ----------------------------------------------------------------------------------------------

@@ -51,13 +51,14 @@ async def node():
 
 async def test_a_node_without_a_fault_is_healthy(node):
     node.holding("a", 1, 2)
+    node.holding("b", 2, 1)
     node.client("without a session")
     assert node.diagnosis.fault() == ""
-    assert node.diagnosis.health() == Health(ok=True, cursor=7, lag=0, listener="reconnecting", sessions=1)
+    assert node.diagnosis.health() == Health(ok=True, cursor=7, lag=0, listener="reconnecting", sessions=2)
     listener = node.listener(asyncio.current_task())
     listener.connected = True
     listener.reconnects = 3
-    assert node.diagnosis.health() == Health(ok=True, cursor=7, lag=0, listener="listening", sessions=1)
+    assert node.diagnosis.health() == Health(ok=True, cursor=7, lag=0, listener="listening", sessions=2)
     assert node.diagnosis.listening is True and node.diagnosis.reconnects == 3
 
 
@@ -159,5 +160,6 @@ async def test_a_handler_that_fails_is_logged_and_called_again(caplog):
     assert len(calls) == 2 and caplog.text.count("the error_handler failed") == 2
 
 
-async def test_without_a_handler_nothing_is_reported():
+async def test_without_a_handler_nothing_is_reported(caplog):
     await reported(None, "gone", "")
+    assert caplog.text == ""
