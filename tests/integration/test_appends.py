@@ -72,13 +72,13 @@ async def test_a_batch_of_events_is_stored_and_its_notification_carries_the_reco
     row = await append(
         db,
         entry(Kind.EVENT, "a"),
-        entry(Kind.EVENT, "a", "b", "b", "c", skip=["s"], skip_rooms=["x", "y"]),
+        entry(Kind.EVENT, "a", "b", "c", "c", skip=["s"], skip_rooms=["x", "y"]),
         carry="[carried]",
     )
     assert row["prev"] == first and row["offsets"] == [first + 1, first + 2]
     assert (await stored(db, segment))[1:] == [
         (first + 1, 0, "a", None, None, None),
-        (first + 2, 0, "a", ["a", "b", "b", "c"], ["s"], ["x", "y"]),
+        (first + 2, 0, "a", ["a", "b", "c", "c"], ["s"], ["x", "y"]),
     ]
     rooms = await db.fetch(f'SELECT room, "offset" FROM sio_packet_rooms_{segment} ORDER BY 1')
     assert [tuple(row) for row in rooms] == [("b", first + 2), ("c", first + 2)]
@@ -96,24 +96,51 @@ async def test_a_batch_of_several_kinds_answers_for_each_entry(db, segment):
     claim = {"pid_hash": pid_hash("nobody's")}
     row = await append(
         db,
-        entry(Kind.EVENT, "a", "b", "b", "c", skip=["s"], skip_rooms=["x", "y"], args={"key": "k"}),
+        entry(Kind.EVENT, "a", "b", "c", "c", skip=["s"], skip_rooms=["x", "y"], args={"key": "k"}),
         entry(Kind.OPEN, sid="s", args=opening),
         entry(Kind.EVENT, "a"),
         entry(Kind.CLAIM, args=claim),
         entry(Kind.RELEASE, args={"id": 0}),
         entry(Kind.EVENT, "a", args={"key": "k"}),
         entry(Kind.LEAVE, "a", sid="s"),
+        entry(Kind.CLAIM, args={"pid_hash": opening["pid_hash"]}),
     )
-    assert row["prev"] == first and row["offsets"] == [first + 1, 0, first + 2, 0, 0, -first - 1, 0]
-    assert [result is None for result in row["results"]] == [True, False, *[True] * 5]
+    assert row["prev"] == first
+    assert row["offsets"] == [first + 1, 0, first + 2, 0, 0, -first - 1, 0, first + 3]
+    assert [result is None for result in row["results"]] == [True, False, *[True] * 5, False]
     assert (await stored(db, segment))[1:] == [
-        (first + 1, 0, "a", ["a", "b", "b", "c"], ["s"], ["x", "y"]),
+        (first + 1, 0, "a", ["a", "b", "c", "c"], ["s"], ["x", "y"]),
         (first + 2, 0, "a", None, None, None),
+        (first + 3, 4, "", None, None, None),
     ]
     rooms = await db.fetch(f'SELECT room, "offset" FROM sio_packet_rooms_{segment} ORDER BY 1')
     assert [tuple(row) for row in rooms] == [("b", first + 1), ("c", first + 1)]
+    assert await keys(db) == {"k": first + 1}
     await db.execute("SELECT 1")
-    assert payloads[1:] == [f"{first} {first + 2}"]
+    assert payloads[1:] == [f"{first} {first + 3}"]
+
+
+async def keys(db: asyncpg.Connection) -> dict[str, int]:
+    return dict(await db.fetch('SELECT key, "offset" FROM sio_keys'))
+
+
+async def test_a_batch_of_events_whose_keys_are_taken_appends_nothing(db):
+    payloads = await announcements(db)
+    first, second = [entry(Kind.EVENT, "a", args={"key": key}) for key in ("first", "second")]
+    at = (await append(db, first, second))["offsets"]
+    row = await append(db, second, first, carry="[carried]")
+    assert row["prev"] == at[1] and row["offsets"] == [-at[1], -at[0]]
+    assert await keys(db) == {"first": at[0], "second": at[1]}
+    await db.execute("SELECT 1")
+    assert len(payloads) == 1 and len(await stored(db, 0)) == 2
+
+
+async def test_a_batch_takes_the_key_of_an_event_that_is_gone(db):
+    first = entry(Kind.EVENT, "a", args={"key": "first"})
+    [at] = (await append(db, first))["offsets"]
+    await db.execute("DELETE FROM sio_packets")
+    assert (await append(db, first))["offsets"] == [at + 1]
+    assert await keys(db) == {"first": at + 1}
 
 
 async def test_a_batch_that_appends_nothing_announces_nothing(db):
@@ -139,7 +166,12 @@ async def append_batch(db: asyncpg.Connection) -> int:
     return int((await append(db, entry(Kind.EVENT, "a")))["offsets"][0])
 
 
-appends = pytest.mark.parametrize("append_one", [append_event, append_batch])
+async def append_in_a_transaction(db: asyncpg.Connection) -> int:
+    await db.execute("SELECT sio_emit('e')")
+    return int(await db.fetchval("SELECT last_value FROM sio_packets_offset_seq"))
+
+
+appends = pytest.mark.parametrize("append_one", [append_event, append_batch, append_in_a_transaction])
 
 
 @appends
@@ -157,6 +189,15 @@ async def test_another_server_begins_another_epoch(db, append_one):
     epoch = await append_one(db) >> EPOCH_BITS
     await db.execute("UPDATE sio_marker SET fingerprint = 'another server'")
     assert await append_one(db) == ((epoch + 1) << EPOCH_BITS) + 1
+
+
+@segments
+@appends
+async def test_a_sequence_below_the_records_of_a_segment_begins_another_epoch(db, append_one, segment):
+    await switch(db, segment)
+    last = [await append_one(db) for _ in range(3)][-1]
+    await db.execute("SELECT setval('sio_packets_offset_seq', $1)", last - 2)
+    assert await append_one(db) == (((last >> EPOCH_BITS) + 1) << EPOCH_BITS) + 1
 
 
 RUNNING = {
@@ -178,5 +219,5 @@ async def test_an_event_in_a_running_epoch_calls_no_function_that_it_can_do_with
     await superuser.execute("SET track_functions = 'pl'")
     async with superuser.transaction():
         await append_event(superuser)
-        called = await superuser.fetch("SELECT funcname FROM pg_stat_xact_user_functions")
+        called = await superuser.fetch("SELECT funcname FROM pg_stat_xact_user_functions WHERE funcname ~ '^sio_'")
     assert {row["funcname"] for row in called} == {"sio_append_event", "sio_check_isolation"}

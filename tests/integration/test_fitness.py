@@ -82,7 +82,10 @@ async def test_a_pool_that_is_stricter_is_refused_by_name(strict, start_node):
 
 async def test_functions_that_lock_the_log_refuse_stricter_transactions(db):
     for call in ("sio_lock_and_check_epoch()", "sio_append_event(1, '/', '', '[\"e\"]', NULL, NULL)", "sio_expire(1)",
-                 "sio_delete_expired(NULL, NULL)", "sio_trim(1, 1)", "sio_switch_segment(1)"):  # fmt: skip
+                 "sio_delete_expired(NULL, NULL)", "sio_trim(1, 1)", "sio_switch_segment(1)",
+                 "sio_stored_batch(1, 1)",
+                 "sio_append_batch(1, '{0}', '{/}', '{r}', NULL, NULL, NULL, NULL, '{e}', NULL, NULL, NULL, NULL)",
+                 "sio_move_members(1, 1::smallint, '/', '{x}', '{}', '{}', '{}', '{y}')"):  # fmt: skip
         for level in ("repeatable_read", "serializable"):
             with pytest.raises(asyncpg.InvalidTransactionStateError, match="read committed"):
                 async with db.transaction(isolation=level):
@@ -715,6 +718,34 @@ async def test_a_full_queue_of_notifications_is_not_the_fault_of_the_event(start
         await idle.close()
         await node.sio.emit("e")
         await node.sio.shutdown()
+
+
+async def test_notifications_carry_no_records_while_the_queue_fills_up(monkeypatch):
+    """A listener that stays in a transaction keeps all notifications in the queue."""
+    monkeypatch.delenv("SIO_PG_EMBEDDED_BIN", raising=False)
+    appends = [
+        "SELECT sio_append_event(1, '/', 'r', '[\"e\"]', NULL, '[c]')",
+        "SELECT sio_append_batch(1, '{0}', '{/}', '{r}', NULL, NULL, NULL, NULL, '{e}', NULL, NULL, NULL, '[c]')",
+    ]
+    payloads = []
+    with EmbeddedPostgres(settings={"max_notify_queue_pages": "64"}) as server:
+        connection = await asyncpg.connect(await make_database(server))
+        idle = await asyncpg.connect(server.dsn("epochs"))
+        await idle.execute("LISTEN x")
+        await idle.execute("BEGIN")
+        channel = await connection.fetchval("SELECT channel FROM sio_log")
+        await connection.add_listener(channel, lambda *args: payloads.append("[c]" in args[3]))
+        for filled in (0, 10):  # pages of 64
+            for _ in range(filled):
+                await connection.execute("SELECT pg_notify('y', repeat('x', 7900))")
+            for segment in (0, 1):
+                await connection.execute("SELECT setval('sio_active_segment', $1)", segment)
+                for append in appends:
+                    await connection.execute(append)
+        await connection.execute("SELECT 1")
+        assert payloads == [True] * 4 + [False] * 4
+        await idle.close()
+        await connection.close()
 
 
 @pytest.mark.parametrize("code", ["08006", "57P01", "58000", "58030", "XX000"])

@@ -264,9 +264,3 @@ async def test_members_are_those_when_the_lock_is_granted(db, head, connect):
             assert not moving.done()
         await first.execute("INSERT INTO sio_rooms (session, namespace, room, joined_at) VALUES (1, '/', 'new', 1)")
     assert await moving == [(2, "new", "s")]
-
-
-async def test_a_move_without_members_in_a_stricter_transaction_is_refused(db, head):
-    async with db.transaction(isolation="repeatable_read"):
-        with pytest.raises(asyncpg.InvalidTransactionStateError, match="read committed"):
-            await moved(db, 1, ["nobody's"], [], [], [], ["a"])
