@@ -21,13 +21,15 @@ from sio_pg_adapter.local.client import State
 from sio_pg_adapter.local.delivery import Delivery
 from sio_pg_adapter.local.recent import Recent
 from sio_pg_adapter.log.memberships import Memberships
-from sio_pg_adapter.log.records import Kind, Record
+from sio_pg_adapter.log.records import Held, Kind, Record
+from sio_pg_adapter.log.verdict import Claim
 from sio_pg_adapter.server import claiming
-from support.interleaving import PATIENCE, Interleaving, Scenario, claims, kicks, moves, seam
+from sio_pg_adapter.store import sessions
+from support.interleaving import PATIENCE, Interleaving, Scenario, claims, kicks, leaves, moves, refusals, seam
 from support.nodes import Node
 from support.shuffled_loop import Schedule, ShuffledLoop, shrink
 
-SCENARIOS = [seam, claims, kicks, moves]
+SCENARIOS = [seam, claims, kicks, moves, leaves, refusals]
 SHORT, SOAK = 75, 2_500
 """Schedules of each scenario."""
 
@@ -112,6 +114,7 @@ def seeds_of(request: pytest.FixtureRequest, count: int) -> range:
 @pytest.fixture
 def explorer(pg_dsn: str, pg_owner_dsn: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Explorer]:
     monkeypatch.setattr(claiming, "TAKEOVER_WAIT", 0.1)  # what follows holds whether or not the former one lets go
+    monkeypatch.setattr(sessions, "ENDS_AT_ONCE", 1)  # an end waits for another one
     with Explorer(pg_dsn, pg_owner_dsn) as explorer:
         yield explorer
 
@@ -211,6 +214,26 @@ def ignore_memberships(monkeypatch: pytest.MonkeyPatch, _: Explorer) -> None:
     monkeypatch.setattr(Memberships, "due", lambda *_: True)
 
 
+def ignore_ends_that_wait(monkeypatch: pytest.MonkeyPatch, _: Explorer) -> None:
+    """A claim may be faster than the end of the session."""
+    claim = sessions.Sessions.claim
+
+    async def mutant(self: sessions.Sessions, namespace: str, presented: Claim, *args: Any, **options: Any) -> Any:
+        self._ends.clear()
+        return await claim(self, namespace, presented, *args, **options)
+
+    monkeypatch.setattr(sessions.Sessions, "claim", mutant)
+
+
+def keep_refused_sessions(monkeypatch: pytest.MonkeyPatch, _: Explorer) -> None:
+    """A refused client still holds its session."""
+
+    async def mutant(self: sessions.Sessions, held: Held) -> str:
+        return "{}"
+
+    monkeypatch.setattr(sessions.Sessions, "end", mutant)
+
+
 MUTANTS: list[tuple[Callable[[pytest.MonkeyPatch, Explorer], None], Scenario]] = [
     (ignore_sent, seam),
     (go_live_later, seam),
@@ -220,6 +243,8 @@ MUTANTS: list[tuple[Callable[[pytest.MonkeyPatch, Explorer], None], Scenario]] =
     (ignore_kick_while_claiming, kicks),
     (ignore_moves_while_claiming, moves),
     (ignore_memberships, moves),
+    (ignore_ends_that_wait, leaves),
+    (keep_refused_sessions, refusals),
 ]
 
 

@@ -25,6 +25,7 @@ import asyncpg
 
 from sio_pg_adapter.check.log import Log, Membership, Record
 from sio_pg_adapter.demo.history import number
+from sio_pg_adapter.local.client import State
 from sio_pg_adapter.local.handling import handled
 from sio_pg_adapter.log.records import Kind
 from support.asgi_client import AsgiClient, Closed
@@ -87,6 +88,12 @@ class Tab:
     def cut(self) -> None:
         self.is_cut = True
         self.wire.cut()
+        self.settled.set()
+
+    def disconnect(self) -> None:
+        """Leave for good. What the server sends after that does not count."""
+        self.is_cut = True
+        self.wire.send(f"1{self._prefix}")
         self.settled.set()
 
     async def ended(self) -> None:
@@ -229,6 +236,23 @@ class Interleaving:
         if client is not None and not client.ended:  # one that is connecting notices at its next step
             self.wrong.append("disconnect() returned, and its node still has the client")
 
+    def refuse_a_recovery(self) -> None:
+        """Have the handler of the next connect refuse it, if that recovers a session."""
+        decided = False
+
+        def refusing(accept: Callable[[str, Any], Awaitable[None]]) -> Callable[[str, Any], Awaitable[bool]]:
+            async def connect(sid: str, environ: Any) -> bool:
+                nonlocal decided
+                refused, decided = not decided and environ["sio_pg.recovered"], True
+                await accept(sid, environ)
+                return not refused
+
+            return connect
+
+        for node in self.nodes:
+            accept = node.sio.handlers[self.namespace]["connect"]
+            node.sio.on("connect", refusing(accept), namespace=self.namespace)
+
     async def _end(self) -> None:
         """Emit two events for everybody, and wait until all open tabs have the second."""
         for tab in self.tabs:
@@ -368,3 +392,38 @@ async def moves(run: Interleaving) -> None:
     await run.emits(1, rooms=("x",))
     first, second = run.nodes
     await asyncio.gather(run.emits(4, first, rooms), changes(), run.emits(4, second, rooms), comes_back())
+
+
+async def leaves(run: Interleaving) -> None:
+    """A client leaves for good while others drop, and comes back to the same node at once."""
+    node = run.any_node()
+    others = [await run.connected(node=node) for _ in range(3)]
+    tab = await run.connected(node=node)
+
+    async def leaves_and_comes_back() -> None:
+        for other in others:
+            if run.dice.random() < 0.7:
+                other.cut()
+        client = node.manager.clients.current(tab.sid, run.namespace)
+        tab.disconnect()
+        while client is not None and client.state is not State.LEFT:
+            await asyncio.sleep(0)
+        again = await run.connected(tab, node)
+        if again.recovered:
+            run.wrong.append("a session came back that had ended")
+
+    await asyncio.gather(run.emits(2), leaves_and_comes_back(), run.emits(2))
+
+
+async def refusals(run: Interleaving) -> None:
+    """One of two tabs that claim a session is refused. A third one may still hold it, and one of the two may drop."""
+    tab = await run.connected()
+    await run.emits(1)
+    if run.dice.random() < 0.5:
+        tab.cut()
+    run.refuse_a_recovery()
+    both = [run.connect(tab), run.connect(tab)]
+    if run.dice.random() < 0.5:
+        await asyncio.sleep(0)
+        run.dice.choice(both).cut()
+    await asyncio.gather(run.emits(3), *(one.settled.wait() for one in both), run.emits(3))
