@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from support.asgi_client import Closed
+from support.asgi_client import AsgiClient, Closed
 from support.proxy import Proxy
 from support.waiting import until, until_answer
 
@@ -90,6 +90,30 @@ async def test_a_claim_that_cannot_be_given_back_is_let_go_later(
         way.refuses = False
         await held(db, 0)
         await node.sio.shutdown()
+
+
+async def test_a_claim_whose_connection_is_cancelled_before_it_is_given_back_is_let_go_later(
+    start_node, db, monkeypatch, be_impatient
+):
+    """The web server cancels it while its release waits in the line of the ends."""
+    monkeypatch.setattr("sio_pg_adapter.store.sessions.ENDS_AT_ONCE", 1)
+    node = await start_node(recovery={"max_missed_packets": 1})
+    async with node.client() as wire:
+        pass
+    await held(db, 0)
+    for i in range(3):
+        await node.sio.emit("e", i)
+    be_impatient()
+    line = node.manager.node.sessions._ending
+    async with AsgiClient(node.sio) as again, line:
+        again.send(f'0{{"pid":"{wire.pid}"}}')
+        await until(lambda: line._waiters)
+        cancelling = asyncio.create_task(again.cancel())  # Engine.IO reads on, and ends with the connection
+        await until(lambda: not line._waiters)
+        again.cut()
+        await cancelling
+        assert await db.fetchval(HELD) == 1
+    await held(db, 0)
 
 
 async def turned_away(node, auth) -> None:
