@@ -79,7 +79,8 @@ async def test_a_node_that_is_behind_returns_after_a_while(node, monkeypatch, ca
     monkeypatch.setattr(module, "EFFECT_WAIT", 0)
     node.postgres.answers["write"] = written(9, prev=8)
     assert await node.appender.change(CLOSE) == 9
-    assert "this node is behind the log, at offset 7" in caplog.text
+    assert await node.appender.event(event("x", "y")) is True
+    assert caplog.text.count("this node is behind the log, at offset 7") == 2
 
 
 async def test_a_process_that_only_emits_does_not_wait_for_its_cursor(node, caplog):
@@ -100,17 +101,26 @@ async def test_a_room_is_being_left_until_the_cursor_has_passed_the_change(node)
     assert leaving(node) and not leaving(node, "y") and not leaving(node, "x", "/chat")
     await closing
     assert not leaving(node) and client.memberships.current() == []
-    assert not +node.appender._leaving
+    assert len(node.appender._leaving) == 0
 
 
 async def test_a_room_that_two_changes_leave_is_being_left_until_the_second(node, monkeypatch):
     monkeypatch.setattr(module, "EFFECT_WAIT", 0)
-    node.postgres.answers["write"] = written(8, 9)
-    both = asyncio.gather(*(node.appender.change(CLOSE) for _ in range(2)))
-    await asyncio.sleep(0)
+    node.postgres.answers["write"] = written(9, 10, prev=8)
+    await asyncio.gather(*(node.appender.change(CLOSE) for _ in range(2)))
     assert leaving(node)
-    await both
+    node.cursor.jump(9)
+    assert leaving(node)
+    node.cursor.jump(10)
     assert not leaving(node)
+
+
+async def test_a_room_that_a_cancelled_change_would_leave_is_not_being_left(node):
+    closing = asyncio.create_task(node.appender.change(CLOSE))
+    await asyncio.sleep(0)
+    closing.cancel()
+    await asyncio.wait((closing,))
+    assert closing.cancelled() and not leaving(node)
 
 
 async def test_a_change_that_the_cursor_has_not_passed_is_still_leaving(node, monkeypatch):
@@ -131,7 +141,9 @@ async def test_members_that_leave_are_leaving_the_rooms_of_the_move(node):
     assert not leaving(node) and not leaving(node, "y")
 
 
-async def test_a_room_whose_change_failed_is_not_being_left(unstarted):
+@pytest.mark.parametrize("cursor", [0, 7])
+async def test_a_room_whose_change_failed_is_not_being_left(unstarted, cursor):
+    unstarted.cursor.jump(cursor)
     for entry in (CLOSE, Entry(Kind.LEAVE, "/", ("y",), sid="a")):
         with pytest.raises(StoreUnavailable):
             await unstarted.appender.change(entry)

@@ -23,6 +23,17 @@ async def test_blocks_of_one_sid_take_turns():
     assert steps == ["1 enters", "1 leaves", "2 enters", "2 leaves"]
 
 
+async def test_a_task_that_enters_again_waits_for_one_that_came_before():
+    locks, steps = SessionLocks(), []
+
+    async def twice() -> None:
+        await block(locks, steps, "1")
+        await block(locks, steps, "3")
+
+    await asyncio.gather(twice(), block(locks, steps, "2"))
+    assert steps == [f"{name} {step}" for name in "123" for step in ("enters", "leaves")]
+
+
 @pytest.mark.parametrize("other", [{"sid": "b"}, {"namespace": "/chat"}])
 async def test_blocks_of_other_sids_do_not_wait(other):
     locks, steps = SessionLocks(), []
