@@ -58,10 +58,52 @@ async def test_each_listener_gets_each_event_for_each_client(watch, slow):
     assert slow.heard == [("e", "/chat", "a", b"\0"), ("e", "/chat", "b", b"\0"), ("e", "/", "a", 1)]
 
 
-async def test_nothing_is_kept_if_nobody_listens():
+async def test_nothing_is_kept_if_nobody_listens(watch):
+    watch.sent("/", [], body(1), ())  # it was sent to nobody
+    assert watch._calling is None and not watch._sent
     watch = Watch(Registry(()))
     watch.sent("/", ["a"], body(1), ())
     assert watch._calling is None and not watch._sent
+
+
+async def test_after_an_event_was_missed_all_are_missed_until_those_before_were_heard(monkeypatch, caplog):
+    """A listener would otherwise get some of the later events, and never know which."""
+    heard, turns = [], asyncio.Semaphore(0)
+
+    async def listener(_, sid, number):
+        heard.append(number)
+        await turns.acquire()
+
+    watch = Watch(Registry(()))
+    watch.listeners.add("/", listener)
+    monkeypatch.setattr(watch_module, "MAX_WAITING_BYTES", EVENT_BYTES + SID_BYTES + len(body(0)))
+    watch.sent("/", ["a"], body(0), ())
+    await asyncio.sleep(0)
+    for number in (1, 2, 3):
+        watch.sent("/", ["a"], body(number), ())
+    turns.release()
+    while heard != [0, 1]:
+        await asyncio.sleep(0)
+    watch.sent("/", ["a"], body(4), ())  # there would be room for it
+    for _ in range(3):
+        turns.release()
+    await ended(watch)
+    assert heard == [0, 1, 2] and "they missed 2 events" in caplog.text
+
+
+async def test_a_listener_that_fails_is_logged_and_the_others_are_called(watch, slow, caplog):
+    slow.go.set()
+
+    def broken(*_):
+        raise ValueError("broken")
+
+    listeners = watch.listeners = Registry(())
+    listeners.add("/", broken)
+    listeners.add("*", slow)
+    watch.sent("/", ["a"], body(1), ())
+    await ended(watch)
+    assert slow.heard == [("e", "/", "a", 1)]
+    assert "a listener of outgoing events failed: event 'e' for a" in caplog.text
 
 
 async def test_beyond_the_limit_events_are_missed_until_all_that_waited_was_heard(watch, slow, monkeypatch, caplog):
@@ -98,4 +140,4 @@ async def test_an_event_that_cannot_be_decoded_is_logged_and_later_ones_are_hear
     watch.sent("/", ["a"], body(1), ())
     await ended(watch)
     assert slow.heard == [("e", "/", "a", 1)]
-    assert 'miss an event that cannot be decoded: ["deep",[[' in caplog.text
+    assert f'miss an event that cannot be decoded: ["deep",{"[" * 72}\n' in caplog.text
