@@ -451,7 +451,7 @@ class Mutation:
 class ModuleMutation(Mutation):
     """The mutants of modules of Python."""
 
-    test_seconds = 10
+    test_seconds = 30
 
     def __init__(self, files: dict[str, Path], slots: Sequence[str], limit: float) -> None:
         super().__init__(slots, limit)
