@@ -485,7 +485,7 @@ async def test_a_pass_leaves_the_log_to_another_that_is_at_work(db, store, conne
     await store.emit()
     await age(db)
     await db.execute("SELECT setval('sio_active_segment', $1)", segment)
-    await db.execute("SET lock_timeout = '5s'")
+    await db.execute("SET statement_timeout = '20s'")
     other = await connect()
     async with other.transaction():
         await other.execute("SELECT FROM sio_log FOR UPDATE")
