@@ -85,9 +85,8 @@ class Recent:
 
 
 def _keys(record: Record) -> list[tuple[str, str | None, bool]]:
-    if record.kind is Kind.EVENT:
-        rooms = record.rooms if len(record.rooms) == 1 else dict.fromkeys(record.rooms)
-        return [(record.namespace, room, True) for room in rooms]
+    if record.kind is Kind.EVENT:  # a room that it names twice is indexed and forgotten twice
+        return [(record.namespace, room, True) for room in record.rooms]
     return [(record.namespace, record.sid, False)]
 
 

@@ -19,6 +19,7 @@ from sio_pg_adapter.log.verdict import (
     new_pid,
     pid_hash,
     read_auth,
+    session_id,
     verdict,
 )
 
@@ -160,3 +161,7 @@ def test_a_claimed_session_comes_with_the_first_events_it_is_due():
         Record(62, Kind.EVENT, "/chat", ("",), (), body='["b"]'),
     )
     assert (session.upto, session.former) == (99, 1)
+
+
+def test_the_id_of_a_session_has_the_first_60_bits_of_the_hash_of_its_pid():
+    assert session_id("p") == int(pid_hash("p"), 16) >> (256 - 60)
