@@ -478,3 +478,11 @@ async def test_of_a_large_body_only_its_own_record_waits(walk):
     walk.ring()
     assert await walk.passed(105, 5)
     assert walk.applied == [101, 102, 103, 104, 105]
+
+
+async def test_a_cursor_that_does_not_walk_applies_nothing_of_what_is_announced():
+    """It is that of a process that only emits, or of a node that has not started yet."""
+    cursor = Cursor(Log(head=100))
+    cursor.jump(100)
+    cursor.offer(100, 101, [record(101)])
+    assert (cursor.offset, cursor.head) == (100, 101)
