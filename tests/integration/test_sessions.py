@@ -7,7 +7,7 @@ import pytest
 from sio_pg_adapter import StoreUnavailable
 from sio_pg_adapter.log.memberships import Memberships
 from sio_pg_adapter.log.records import Entry, Held, Kind, Written
-from sio_pg_adapter.log.verdict import Claim
+from sio_pg_adapter.log.verdict import Claim, pid_hash
 from support.store import Store
 from support.waiting import until
 
@@ -437,6 +437,30 @@ async def test_only_records_of_the_namespace_above_the_cursor_are_followed(store
     held = await store.open(rooms={"x": [(closed, None)]}, cursor=closed)
     _, memberships = await store.sessions.memberships(held, Memberships("s", closed))
     assert memberships.rooms == {"x": [(closed, None)]}
+
+
+async def test_changes_of_members_above_the_cursor_are_followed_for_the_members(store, db):
+    """Not for members of a room of another session, of a room that the session had left, or with a skipped sid."""
+    head = [await store.emit() for _ in range(3)][-1]
+    await store.open("t", "q", rooms={"y": [(head, None)]})
+    change = "SELECT sio_change_members(1, $1, '/', $2, $3, $4, '{}')"
+    entered = await db.fetchval(change, 6, ["x"], ["a", "b"], [])
+    for of, skip in (["y"], []), (["old"], []), (["x"], ["s", "nobody"]):
+        await db.fetchval(change, 6, of, ["c"], skip)
+    spans = {"x": [(head, None)], "old": [(head - 2, head)]}
+    held = await store.open(rooms=spans, cursor=head)
+    rows = await db.fetch("SELECT room, joined_at FROM sio_rooms WHERE session = $1 AND left_at IS NULL", held.id)
+    assert {tuple(row) for row in rows} == {("x", head), ("a", entered), ("b", entered)}
+    await db.fetchval(change, 8, ["x"], [""], [])
+    assert await store.open("u", "r", rooms=spans, cursor=head) is None
+
+
+async def test_a_session_has_the_first_60_bits_of_the_hash_as_its_id_and_keeps_rooms_that_it_left(store, db):
+    head = [await store.emit() for _ in range(3)][-1]
+    held = await store.open(rooms={"x": [(head - 2, head)]}, cursor=head)
+    assert held.id == int(pid_hash("p")[:15], 16)
+    rows = await db.fetch("SELECT session, room, joined_at, left_at, namespace FROM sio_rooms")
+    assert [tuple(row) for row in rows] == [(held.id, "x", head - 2, head, "/")]
 
 
 async def test_a_kick_while_the_session_was_being_opened_ends_it(store, db):
