@@ -708,3 +708,81 @@ async def test_an_offset_is_of_this_log_if_its_epoch_has_the_key_and_did_not_end
         (6 << EPOCH_BITS, b"a"),
     ):
         assert await in_log(offset, key) is False
+
+
+async def another_epoch(db) -> int:
+    await db.execute("DELETE FROM sio_marker")
+    return await new_epoch(db)
+
+
+async def new_epoch(db) -> int:
+    """Begin the epoch that is due, and return it. What is known of it agrees."""
+    assert await db.fetchval("SELECT sio_check_epoch()") is True
+    epoch = await db.fetchval("SELECT max(epoch) FROM sio_epochs")
+    assert await db.fetchval("SELECT last_value FROM sio_packets_offset_seq") == epoch << EPOCH_BITS
+    [marker] = await db.fetch("SELECT fingerprint = sio_fingerprint() AS here, began_at FROM sio_marker")
+    assert tuple(marker) == (True, epoch << EPOCH_BITS)
+    assert await db.fetchval("SELECT sio_check_epoch()") is False
+    return epoch
+
+
+@pytest.mark.parametrize(
+    ("known", "record", "sequence", "expected"),
+    [(9, 7, 8, 10), (7, 9, 8, 10), (7, 8, 9, 10), (9, None, 1, 10)],
+    ids=["epochs", "records", "sequence", "no-record"],
+)
+async def test_an_epoch_is_above_all_that_the_database_shows_of_former_ones(db, known, record, sequence, expected):
+    await db.execute("DELETE FROM sio_epochs; DELETE FROM sio_marker")
+    await db.executemany("INSERT INTO sio_epochs (epoch, key, began_after) VALUES ($1, 'k', 0)", [(2,), (known,)])
+    if record is not None:
+        insert = "INSERT INTO sio_packets_0 (\"offset\", kind, namespace, room, body) VALUES ($1, 0, '/', 'r', '[]')"
+        await db.execute(insert, (record << EPOCH_BITS) + 3)
+    await db.execute("SELECT setval('sio_packets_offset_seq', $1)", (sequence << EPOCH_BITS) + 5)
+    assert await new_epoch(db) == expected
+    last = 0 if record is None else (record << EPOCH_BITS) + 3
+    assert await db.fetchval("SELECT began_after FROM sio_epochs WHERE epoch = $1", expected) == last
+
+
+async def test_an_epoch_goes_on_up_to_its_last_offset(db):
+    epoch = await another_epoch(db)
+    last = await db.fetchval("SELECT sio_last_in_epoch()")
+    assert last >> EPOCH_BITS == epoch
+    assert await db.fetchval("SELECT sio_check_epoch($1)", last) is False
+    assert await db.fetchval("SELECT sio_check_epoch($1)", last + 1) is True  # somebody has seen a later offset
+
+
+async def test_an_epoch_is_over_once_the_floor_is_above_its_offsets(db):
+    await another_epoch(db)
+    last = await db.fetchval("SELECT sio_last_in_epoch()")
+    await db.execute("UPDATE sio_log SET floor = $1", last)
+    assert await db.fetchval("SELECT sio_last_in_epoch()") == last
+    await db.execute("UPDATE sio_log SET floor = $1", last + 1)
+    assert await db.fetchval("SELECT sio_last_in_epoch()") is None
+    await new_epoch(db)
+
+
+@pytest.mark.parametrize(
+    ("above", "known"), [(0, True), ((1 << EPOCH_BITS) - 2, True), ((1 << EPOCH_BITS) - 1, False)]
+)
+async def test_an_epoch_has_room_for_one_more_offset(db, above, known):
+    epoch = await another_epoch(db)
+    await db.execute("SELECT setval('sio_packets_offset_seq', $1)", (epoch << EPOCH_BITS) + above)
+    assert (await db.fetchval("SELECT sio_last_in_epoch()") is not None) is known
+
+
+async def test_a_marker_of_another_server_or_of_a_later_epoch_does_not_count(db):
+    epoch = await another_epoch(db)
+    await db.execute("SELECT setval('sio_packets_offset_seq', $1)", (epoch << EPOCH_BITS) - 1)
+    assert await db.fetchval("SELECT sio_last_in_epoch()") is None
+    await db.execute("SELECT setval('sio_packets_offset_seq', $1)", (epoch << EPOCH_BITS) + 1)
+    await db.execute("UPDATE sio_marker SET fingerprint = 'elsewhere'")
+    assert await db.fetchval("SELECT sio_last_in_epoch()") is None
+
+
+@pytest.mark.parametrize("segment", [0, 1])
+async def test_the_sequence_is_behind_if_either_segment_has_a_later_record(db, segment):
+    insert = (
+        f"INSERT INTO sio_packets_{segment} (\"offset\", kind, namespace, room, body) VALUES (7, 0, '/', 'r', '[]')"
+    )
+    await db.execute(insert)
+    assert [await db.fetchval("SELECT sio_is_behind($1)", last) for last in (6, 7, 8)] == [True, False, False]
