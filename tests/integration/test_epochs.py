@@ -779,6 +779,14 @@ async def test_a_marker_of_another_server_or_of_a_later_epoch_does_not_count(db)
     assert await db.fetchval("SELECT sio_last_in_epoch()") is None
 
 
+async def test_a_sequence_that_has_given_no_offset_yet_ends_before_its_first(db):
+    begin = await another_epoch(db) << EPOCH_BITS
+    await db.execute("SELECT setval('sio_packets_offset_seq', $1, false)", begin + 1)
+    assert await db.fetchval("SELECT sio_last_in_epoch()") == begin
+    await db.execute("SELECT setval('sio_packets_offset_seq', $1, false)", begin)
+    assert await db.fetchval("SELECT sio_last_in_epoch()") is None
+
+
 @pytest.mark.parametrize("segment", [0, 1])
 async def test_the_sequence_is_behind_if_either_segment_has_a_later_record(db, segment):
     insert = (
