@@ -343,3 +343,28 @@ async def test_10000_sessions_get_a_floor_at_a_time_and_the_others_have_that_of_
     lost = "SELECT array_agg(id) FROM sio_sessions s WHERE sio_lost(id, $1)"
     without = "SELECT array_agg(id) FROM sio_sessions WHERE id NOT IN (SELECT session FROM sio_session_floors)"
     assert await db.fetchval(lost, start) == await db.fetchval(without)
+
+
+# -- sio_deleted ---------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("upto", "left_at", "expected"),
+    [
+        (20, None, 7),  # the floor of the membership counts up to the floor of its room
+        (19, None, 20),
+        (14, 15, 7),  # and in a room that was left, up to its last offset before that
+        (13, 15, 20),
+        (20, 30, 7),
+        (19, 30, 20),
+        (None, None, 20),
+    ],
+)
+async def test_what_retention_deleted_of_a_membership(db, upto, left_at, expected):
+    """Floors of other sessions, rooms and memberships make no difference, and neither do other namespaces."""
+    await db.execute("INSERT INTO sio_room_floors VALUES ('/', 'a', 20), ('/other', 'a', 90), ('/', 'b', 91)")
+    for session, room, joined_at in ((2, "a", 3), (1, "b", 3), (1, "a", 4)):
+        await db.execute("INSERT INTO sio_session_floors VALUES ($1, $2, $3, 80, 99)", session, room, joined_at)
+    if upto is not None:
+        await db.execute("INSERT INTO sio_session_floors VALUES (1, 'a', 3, 7, $1)", upto)
+    rows = await db.fetch("SELECT sio_deleted(1, '/', 'a', 3, $1)", left_at)
+    assert [tuple(row) for row in rows] == [(expected,)]
+    assert await db.fetch("SELECT sio_deleted(1, '/', 'c', 3, $1)", left_at) == []
