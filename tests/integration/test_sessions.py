@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from sio_pg_adapter import StoreUnavailable
+from sio_pg_adapter import PositionLost, StoreUnavailable
 from sio_pg_adapter.log.memberships import Memberships
+from sio_pg_adapter.log.offsets import EPOCH_BITS
 from sio_pg_adapter.log.records import Entry, Held, Kind, Written
 from sio_pg_adapter.log.verdict import Claim, pid_hash
 from support.store import Store
@@ -514,3 +515,19 @@ async def test_a_session_that_would_start_above_the_log_is_refused(store, db):
     assert raised.value.may_be_stored is False
     assert await db.fetchval("SELECT count(*) FROM sio_sessions") == 0
     assert await store.open(start=head)
+
+
+async def test_no_session_is_opened_from_a_position_that_is_lost(store, db):
+    """The log has lost its epoch, or a record above the start."""
+    first, head = [await store.emit() for _ in range(2)]
+    key = store.manager.node.epochs.codec.epochs[head >> EPOCH_BITS].key.hex()
+    rooms = {"x": [(first, None)]}
+    assert await store.open("s", "p", rooms=rooms, start=first, since={(first, key), (head, key)})
+    with pytest.raises(PositionLost):
+        await store.open("t", "q", rooms=rooms, start=first, since={(first, key), (head, "00" * 32)})
+    await db.execute("UPDATE sio_log SET floor = $1", head)
+    with pytest.raises(PositionLost):
+        await store.open("t", "q", rooms=rooms, start=first, since={(first, key)})
+    assert await store.open("t", "q", rooms=rooms, start=head, since={(first, key)})
+    assert await db.fetchval("SELECT count(*) FROM sio_sessions") == 2
+    assert await db.fetchval("SELECT count(*) FROM sio_rooms") == 2

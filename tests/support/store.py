@@ -60,9 +60,8 @@ class Store:
         """Open a session; `rooms` as memberships have them, `start` and `cursor` at the head if not given."""
         head = await self.reader.head() if cursor is None else cursor
         memberships = Memberships(sid, more.pop("start", head), more.pop("rooms", {}))
-        return await self.sessions.open(
-            more.pop("namespace", "/"), memberships, pid=pid, cursor=head, data=more.pop("data", "{}")
-        )
+        namespace, data = more.pop("namespace", "/"), more.pop("data", "{}")
+        return await self.sessions.open(namespace, memberships, pid=pid, cursor=head, data=data, **more)
 
     async def claim(
         self, pid: str = "p", after: int | None = None, *, cap: int = 10_000, namespace: str = "/"
