@@ -444,3 +444,32 @@ async def test_the_longest_key_in_the_longest_namespace(store, db, app):
         assert await store.manager.emit("e", None, namespace=namespace, key=key) is expected
         assert await emit_async(app, "e", namespace=namespace, key=key + "") is False
     assert await db.fetchval("SELECT octet_length(key) FROM sio_keys") == 512
+
+
+async def test_the_same_key_in_another_namespace_is_another_key(db):
+    await db.execute("INSERT INTO sio_keys VALUES ('/', 'k', 5)")
+    await db.execute(
+        "INSERT INTO sio_packets_0 (\"offset\", kind, namespace, room, body) VALUES (5, 0, '/', 'r', '[]')"
+    )
+    offsets = "SELECT sio_keyed_offsets(9, $1, $2)"
+    assert await db.fetchval(offsets, ["/n", "/"], ['{"key":"k"}'] * 2) == [10, -5]
+    assert [await db.fetchval("SELECT sio_has_key($1, 'k')", namespace) for namespace in ("/", "/n")] == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("isolation", "fault", "expected"),
+    [
+        ("read_committed", None, True),
+        ("read_committed", "unreadable", False),
+        ("repeatable_read", None, True),
+        ("serializable", None, False),
+    ],
+)
+async def test_a_key_that_waits_in_the_relay_is_taken(db, isolation, fault, expected):
+    """A serializable transaction does not look, and no event with a fault has its key."""
+    insert = "INSERT INTO sio_relay (transaction, kind, namespace, room, key, fault) VALUES (1, 0, '/', 'r', 'k', $1)"
+    await db.execute(insert, fault)
+    async with db.transaction(isolation=isolation):
+        assert await db.fetchval("SELECT sio_has_key('/', 'k')") is expected
+        assert await db.fetchval("SELECT sio_has_key('/', 'another')") is False
+        assert await db.fetchval("SELECT sio_has_key('/n', 'k')") is False
