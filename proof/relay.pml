@@ -37,34 +37,46 @@ bool ring[NODES];             /* it has arrived */
 
 bool knows[2];                /* a transaction emitted after the other one had committed */
 
-/* Move the committed rows above an id to the log: by the last id of their transactions, then by id. */
 #define opened_now ((open[FIRST] -> 1 : 0) + (open[SECOND] -> 2 : 0))
+#define above(id) ((rows >> (id + 1)) << (id + 1))
 
-inline drain(above) {
+/* Move those of the rows that still wait, of the transaction with the lower last id. Take that transaction out of them. */
+inline move_next(those) {
+    r = 1; next = 0;
+    last[FIRST] = 9; last[SECOND] = 9;
     do
-    :: (rows >> (above + 1)) == 0 -> break
-    :: else ->
-        r = above + 1; next = 0;
-        last[FIRST] = 9; last[SECOND] = 9;
-        do
-        :: r <= ROWS -> if :: rows & bit(r) -> last[owner[r]] = r :: else -> skip fi; r++
-        :: else -> break
-        od;
-        next = (last[FIRST] < last[SECOND] -> FIRST : SECOND);
-        r = above + 1;
-        do
-        :: r <= ROWS ->
+    :: r <= ROWS -> if :: those & bit(r) -> last[owner[r]] = r :: else -> skip fi; r++
+    :: else -> break
+    od;
+    next = (last[FIRST] < last[SECOND] -> FIRST : SECOND);
+    r = 1;
+    do
+    :: r <= ROWS ->
+        if
+        :: (those & bit(r)) && owner[r] == next ->
+            those = those & (15 - bit(r));
             if
-            :: (rows & bit(r)) && owner[r] == next ->
+            :: rows & bit(r) ->
                 places++; place[r] = places; rows = rows & (15 - bit(r));
                 printf("row %d of transaction %d is moved to the log\n", r, owner[r] + 1)
             :: else -> skip
-            fi;
-            r++
-        :: else -> break
-        od
+            fi
+        :: else -> skip
+        fi;
+        r++
+    :: else -> break
     od;
     r = 0; next = 0; last[FIRST] = 0; last[SECOND] = 0
+}
+
+/* A node: one statement finds the committed rows. Then each transaction is moved under the log's lock. */
+inline look(id) {
+    d_step { found = above(id) };
+    do
+    :: d_step { found > 0 -> move_next(found) }
+    :: found == 0 -> break
+    od;
+    skip
 }
 
 proctype transaction(byte t) {
@@ -96,13 +108,14 @@ proctype transaction(byte t) {
 }
 
 proctype direct() {
-    byte r, next, last[2], known;
+    byte r, next, last[2], known, found;
     d_step {
         known = (committed[FIRST] -> 1 : 0) + (committed[SECOND] -> 2 : 0);
         printf("a direct append begins\n")
     };
     d_step {
-        drain(floor);
+        found = above(floor);
+        do :: found > 0 -> move_next(found) :: else -> break od;
         places++;
         printf("the direct append has its place\n");
         r = 1;
@@ -117,7 +130,7 @@ proctype direct() {
 }
 
 proctype node(byte n) {
-    byte r, next, last[2], still_open, upto, opened;
+    byte r, next, last[2], found, still_open, upto, opened;
     bool rise;
     {
 end:
@@ -136,15 +149,15 @@ attend:
            printf("node %d moves from now on\n", n)
           }
        fi;
-       d_step { drain(0) };
+       look(0);
        do
-       :: d_step { rows > 0 -> drain(floor) }
+       :: rows > 0 -> look(floor)
        :: d_step {            /* the floor: all ids up to the last one belong to transactions that are open, or have ended */
            !rise && upto == 0 && ids > floor ->
            upto = ids; opened = opened_now
           }
        :: d_step { !rise && upto > 0 && (opened & opened_now) == 0 -> rise = true };
-          d_step { drain(floor) };
+          look(floor);
           d_step { floor = upto; upto = 0; opened = 0; rise = false; printf("the floor rises to %d\n", floor) }
        :: break               /* idle for a second */
        od;
@@ -160,13 +173,13 @@ attend:
        skip;
        d_step { still_open = opened_now };
        do
-       :: d_step { still_open > 0 -> drain(floor); still_open = still_open & opened_now }
+       :: still_open > 0 -> look(floor); d_step { still_open = still_open & opened_now }
        :: ring[n] -> goto attend
        :: d_step { sent[n] -> sent[n] = false; ring[n] = true }
        :: still_open == 0 -> break
        od;
        skip;
-       d_step { drain(0) };
+       look(0);
        if
        :: ring[n] -> goto attend
        :: d_step {

@@ -70,9 +70,17 @@ SELECT sio.sio_server_side_emit_encoded(CAST($1 AS text), CAST($2 AS text), CAST
 -- Ask which part this node has in the relay. It may be the one that moves rows from now on.
 SELECT sio.sio_relay_attend($1::text::uuid)
 
+-- name: relay_waiting
+-- The ids of the committed rows of the relay, in batches, in the order in which they have to be moved.
+SELECT sio.sio_relay_waiting($1::integer, $2::integer, $3::bigint)
+
+-- name: relay_newest
+-- The highest id of the committed rows of the relay. Null if there are none.
+SELECT max(id) FROM sio.sio_relay
+
 -- name: relay_move
--- Move committed rows of the relay to the log, and return how many. Writes nothing if there are none.
-SELECT sio.sio_relay_move($1::integer, $2::boolean)
+-- Move a batch of these rows to the log, and return how many nobody else has moved.
+SELECT sio.sio_relay_move($1::bigint[])
 
 -- name: relay_change
 -- Change the state of the relay, if it has the first of two values.

@@ -10,6 +10,8 @@ import logging
 import time
 from typing import Any
 
+import asyncpg
+
 from sio_pg_adapter.counters import Counters
 from sio_pg_adapter.errors import SioPgError
 from sio_pg_adapter.tasks import cancelled
@@ -24,6 +26,9 @@ INTERVAL = 0.005
 
 BATCH = 500
 """How many rows are moved at once. All appends wait for that."""
+
+MOST = 50_000
+"""How many rows are looked for at once. Each look sorts all rows that wait."""
 
 IDLE = 1.0
 """Seconds without a row after which the node falls asleep."""
@@ -105,11 +110,12 @@ class Relay:
         self._ring.set()
 
     async def drain(self) -> None:
-        """Move everything that is committed.
+        """Move everything that is committed now. It ends however fast transactions go on.
 
         :raises StoreUnavailable: if the database did not answer.
         """
-        while await self._move(everything=True) >= BATCH:
+        newest = await self._fetch_value("relay_newest")
+        while newest and await self._move(upto=newest):
             pass
 
     async def look(self, probe: Probe) -> None:
@@ -174,7 +180,7 @@ class Relay:
             moved = await self._move()
             if moved:
                 last = time.monotonic()
-            if moved < BATCH:
+            if moved < MOST:
                 await floor.rise()
                 await asyncio.sleep(INTERVAL)  # commits ring only while the relay is asleep
         self._ring.clear()
@@ -205,13 +211,25 @@ class Relay:
     async def _change(self, before: str, after: str) -> bool:
         return bool(await self._fetch_value("relay_change", self._node, before, after))
 
-    async def _fetch_value(self, query: str, *args: object) -> Any:
+    async def _move(self, *, upto: int | None = None) -> int:
+        """Move what is committed, in batches. Return how many rows that were.
+
+        :param upto: only transactions up to this id, wherever the floor is.
+        """
+        batches = [row[0] for row in await self._fetch("relay_waiting", BATCH, MOST, upto)]
+        self.waiting = found = sum(map(len, batches))
+        for ids in batches:
+            self._counters.relayed += await self._fetch_value("relay_move", ids)
+            self.waiting -= len(ids)
+        return found
+
+    async def _fetch(self, query: str, *args: object) -> list[asyncpg.Record]:
         with translated(query, may_be_stored=None):
             async with self._database.writer as connection:
-                return await connection.fetchval(self._database.queries[query], *args, timeout=QUERY_TIMEOUT)
+                rows: list[asyncpg.Record] = await connection.fetch(
+                    self._database.queries[query], *args, timeout=QUERY_TIMEOUT
+                )
+                return rows
 
-    async def _move(self, *, everything: bool = False) -> int:
-        moved = int(await self._fetch_value("relay_move", BATCH, everything))
-        self._counters.relayed += moved
-        self.waiting = 0 if moved < BATCH else moved
-        return moved
+    async def _fetch_value(self, query: str, *args: object) -> Any:
+        return (await self._fetch(query, *args))[0][0]

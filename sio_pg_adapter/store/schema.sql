@@ -2012,13 +2012,14 @@ END $$;
 -- While the relay is on, events, room changes and kicks of an application's transaction are only inserted into sio_relay.
 -- A node moves committed rows to the log in batches, every few milliseconds.
 --
--- Order. Rows are taken by one READ COMMITTED statement under the log's lock. If a transaction B knows of the commit of A,
--- then A committed before B did, so a statement that sees rows of B sees those of A. If B emitted after that, its rows have
--- higher ids, because the sequence of the ids has no cache. Transactions are ordered by their last ids. So all rows of A
--- come before all rows of B, and the rows of one transaction stay together.
+-- Order. One statement finds the committed rows. If a transaction B knows of the commit of A, then A committed before B
+-- did, so a statement that sees rows of B sees those of A. If B emitted after that, its rows have higher ids, because the
+-- sequence of the ids has no cache. Transactions are ordered by their last ids. So all rows of A come before all rows of B,
+-- and the rows of one transaction stay together. They are moved in this order, in batches of whole transactions. If several
+-- nodes move rows at once, each row goes with the first of them. Whoever moves B has moved A, or has seen it moved.
 --
--- Every function that appends first moves all committed rows, under the same lock. So a direct append comes after the rows
--- of each transaction whose commit its caller knows.
+-- Every function that appends first moves all committed rows, and finds them under the log's lock. So a direct append comes
+-- after the rows of each transaction whose commit its caller knows.
 --
 -- Waking. A quiet cluster is silent, so no node polls while nothing happens, and a commit has to ring. NOTIFY would make
 -- commits wait for each other, so they ring only while no node polls. sio_relay_state says that. No row waits unnoticed:
@@ -2034,9 +2035,36 @@ END $$;
 --
 -- The same locks show when the relay is off: no emit that read "on" is left.
 
--- Moves some waiting rows to the log, in the order of p_ids. The caller holds the log's lock.
+-- Finds the committed rows that wait, in the order in which they are moved, in batches of whole transactions. It takes no
+-- lock. p_limit: a batch has at least so many rows, if there are enough. p_most: no transaction is returned before which
+-- there are so many rows. p_upto: only transactions whose rows are all at or below this id, and those below the floor, too.
+-- After a restore, the floor may be above waiting rows, because sequences are not part of the snapshot of pg_dump.
+--
+-- The cost is that of a sort of all rows that wait, so a caller that moves many has to take many at once.
+CREATE FUNCTION sio.sio_relay_waiting(p_limit integer, p_most integer DEFAULT NULL::integer, p_upto bigint DEFAULT NULL::bigint)
+ RETURNS SETOF bigint[]
+ LANGUAGE plpgsql
+AS $$
+DECLARE v_floor bigint;
+BEGIN
+    SELECT CASE WHEN p_upto IS NULL THEN last_value ELSE 0 END INTO v_floor FROM sio.sio_relay_floor;
+    IF (SELECT r.id FROM sio.sio_relay r WHERE r.id > v_floor AND r.fault IS NULL ORDER BY r.id LIMIT 1) IS NULL THEN
+        RETURN;  -- as nearly always
+    END IF;
+    RETURN QUERY
+        WITH waiting AS (
+            SELECT r.id, max(r.id) OVER (PARTITION BY r.transaction) AS last
+            FROM sio.sio_relay r WHERE r.id > v_floor AND r.fault IS NULL),
+        ranked AS (SELECT w.id, w.last, rank() OVER (ORDER BY w.last) AS rank FROM waiting w)
+        SELECT array_agg(t.id ORDER BY t.last, t.id) FROM ranked t
+        WHERE (t.rank > p_most) IS NOT TRUE AND (t.last > p_upto) IS NOT TRUE
+        GROUP BY (t.rank - 1) / p_limit ORDER BY (t.rank - 1) / p_limit;
+END $$;
+
+-- Moves some waiting rows to the log, in the order of p_ids, and returns how many still waited. The caller holds the log's
+-- lock.
 CREATE FUNCTION sio.sio_relay_append(p_ids bigint[])
- RETURNS void
+ RETURNS integer
  LANGUAGE plpgsql
 AS $$
 DECLARE e record; v_offsets bigint[];
@@ -2062,7 +2090,7 @@ BEGIN
                         ORDER BY i)::text END AS carry
     INTO e FROM entries x;
     IF e.kinds IS NULL THEN
-        RETURN;
+        RETURN 0;
     END IF;
     SELECT w.offsets INTO v_offsets
     FROM sio.sio_append_batch(
@@ -2071,45 +2099,44 @@ BEGIN
     IF array_position(v_offsets, NULL) IS NOT NULL THEN  -- since the call, a client has connected whose sid is the name
         RAISE data_exception USING MESSAGE = 'a room is the own room of a client, which nobody enters or closes';
     END IF;
+    RETURN cardinality(e.kinds);
 END $$;
 
--- Moves committed rows to the log, and returns how many. The caller holds the log's lock, and is read committed. p_limit:
--- how many, and then the rest of the last transaction. p_all: whether to look below the floor, too. After a restore, the
--- floor may be above waiting rows, because sequences are not part of the snapshot of pg_dump.
---
--- A row that cannot be appended must not stop the others. It stays in the table with the reason.
-CREATE FUNCTION sio.sio_relay_drain(p_limit integer DEFAULT 1000000000, p_all boolean DEFAULT false)
+-- Does the same. A row that cannot be appended must not stop the others. It stays in the table with the reason.
+CREATE FUNCTION sio.sio_relay_append_or_keep(p_ids bigint[])
  RETURNS integer
  LANGUAGE plpgsql
 AS $$
-DECLARE v_floor bigint; v_ids bigint[]; v_id bigint;
+DECLARE v_id bigint; v_moved integer := 0;
 BEGIN
-    SELECT CASE WHEN p_all THEN 0 ELSE last_value END INTO v_floor FROM sio.sio_relay_floor;
-    IF (SELECT r.id FROM sio.sio_relay r WHERE r.id > v_floor AND r.fault IS NULL ORDER BY r.id LIMIT 1) IS NULL THEN
-        RETURN 0;
-    END IF;
-    WITH waiting AS (
-        SELECT r.id, max(r.id) OVER (PARTITION BY r.transaction) AS last
-        FROM sio.sio_relay r WHERE r.id > v_floor AND r.fault IS NULL)
-    SELECT array_agg(w.id ORDER BY w.last, w.id) INTO v_ids FROM waiting w
-    WHERE w.last <= (SELECT max(x.last) FROM (SELECT last FROM waiting ORDER BY last, id LIMIT p_limit) x);
     BEGIN
-        PERFORM sio.sio_relay_append(v_ids);
-        RETURN cardinality(v_ids);
+        RETURN sio.sio_relay_append(p_ids);
     EXCEPTION WHEN data_exception OR integrity_constraint_violation OR program_limit_exceeded OR case_not_found THEN
         NULL;  -- some row is at fault: one by one
     END;
-    FOREACH v_id IN ARRAY v_ids LOOP
+    FOREACH v_id IN ARRAY p_ids LOOP
         BEGIN
-            PERFORM sio.sio_relay_append(ARRAY[v_id]);
+            v_moved := v_moved + sio.sio_relay_append(ARRAY[v_id]);
         EXCEPTION WHEN data_exception OR integrity_constraint_violation OR program_limit_exceeded OR case_not_found THEN
             UPDATE sio.sio_relay SET fault = SQLERRM WHERE id = v_id;
         END;
     END LOOP;
-    RETURN cardinality(v_ids);
+    RETURN v_moved;
 END $$;
 
--- Does the same for a direct append, if the relay is or was on.
+-- Moves all committed rows to the log. The caller holds the log's lock, and is read committed.
+CREATE FUNCTION sio.sio_relay_drain()
+ RETURNS void
+ LANGUAGE plpgsql
+AS $$
+DECLARE v_ids bigint[];
+BEGIN
+    FOR v_ids IN SELECT w FROM sio.sio_relay_waiting(500) w LOOP
+        PERFORM sio.sio_relay_append_or_keep(v_ids);
+    END LOOP;
+END $$;
+
+-- Does the same, if the relay is or was on.
 CREATE FUNCTION sio.sio_relay_before()
  RETURNS void
  LANGUAGE plpgsql
@@ -2137,20 +2164,15 @@ END $$;
 
 REVOKE ALL ON FUNCTION sio.sio_relay_before_commit FROM PUBLIC;
 
--- Moves committed rows to the log for a node that polls. Takes no lock and writes nothing if there are none.
-CREATE FUNCTION sio.sio_relay_move(p_limit integer, p_all boolean)
+-- Moves a batch of rows that a node has found, and returns how many still waited.
+CREATE FUNCTION sio.sio_relay_move(p_ids bigint[])
  RETURNS integer
  LANGUAGE plpgsql
 AS $$
-DECLARE v_floor bigint;
 BEGIN
-    SELECT CASE WHEN p_all THEN 0 ELSE last_value END INTO v_floor FROM sio.sio_relay_floor;
-    IF (SELECT r.id FROM sio.sio_relay r WHERE r.id > v_floor AND r.fault IS NULL ORDER BY r.id LIMIT 1) IS NULL THEN
-        RETURN 0;
-    END IF;
     LOCK TABLE sio.sio_lock IN EXCLUSIVE MODE;
     PERFORM sio.sio_check_isolation();
-    RETURN sio.sio_relay_drain(p_limit, p_all);
+    RETURN sio.sio_relay_append_or_keep(p_ids);
 END $$;
 
 -- Asks which part a node has in the relay. If rows wait and no other living node moves them, this one does from now on.

@@ -42,6 +42,22 @@ async def waiting(db) -> int:
     return await db.fetchval("SELECT count(*) FROM sio_relay")
 
 
+async def wait_in_relay(db, *transactions: int) -> list[int]:
+    """Have a row of each of some transactions wait. Its body is its number. Return the ids."""
+    rows = await db.fetch(
+        """INSERT INTO sio_relay (transaction, kind, namespace, room, body)
+           SELECT t.transaction, 0, '/', '', t.i FROM unnest($1::bigint[]) WITH ORDINALITY t (transaction, i)
+           RETURNING id""",
+        transactions,
+    )
+    return [row[0] for row in rows]
+
+
+async def batches(db, limit, most=None, upto=None) -> list[list[int]]:
+    rows = await db.fetch("SELECT sio_relay_waiting($1, $2, $3)", limit, most, upto)
+    return [row[0] for row in rows]
+
+
 # -- waking and falling asleep -----------------------------------------------------------------------------
 async def test_a_commit_neither_takes_the_logs_lock_nor_rings_while_a_node_moves(relaying, start_node, connect, db):
     node, app, ear = await start_node(), await connect(), await connect()
@@ -194,6 +210,24 @@ async def test_killed_again_and_again_while_it_moves_nothing_is_lost_or_doubled(
         assert first.split(",")[1] != second.split(",")[1] or at[first] < at[second]
 
 
+async def test_a_node_starts_however_fast_transactions_go_on(relaying, start_node, db, monkeypatch):
+    """Each row that is moved leaves another one that waits."""
+    monkeypatch.setattr(relay, "BATCH", 1)
+    monkeypatch.setattr(relay, "MOST", 1)
+    await db.execute("""
+        CREATE FUNCTION goes_on() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+            INSERT INTO sio_relay (transaction, kind, namespace, room, body) VALUES (0, 0, '/', '', '["later"]');
+            RETURN NULL;
+        END $$;
+        CREATE TRIGGER goes_on AFTER DELETE ON sio_relay FOR EACH ROW EXECUTE FUNCTION goes_on();
+    """)
+    await wait_in_relay(db, 1, 2, 3)
+    await start_node()
+    assert (await bodies(db))[:3] == ["1", "2", "3"]
+    await db.execute("DROP TRIGGER goes_on ON sio_relay")
+    await until_answer(lambda: waiting(db), lambda count: count == 0)
+
+
 async def test_a_commit_that_no_node_has_moved_survives_a_crash():
     with EmbeddedPostgres(settings={"synchronous_commit": "on"}) as pg:
         await asyncio.to_thread(migrate.upgrade, pg.dsn(), relay=True)
@@ -220,6 +254,69 @@ async def test_a_transaction_comes_after_those_whose_commits_it_knew_at_its_last
     await emit_async(other, "3")
     await store.emit(body='["4"]')
     assert await bodies(db) == ['["cause"]', '["1"]', '["2"]', '["3"]', '["4"]']
+
+
+async def test_a_batch_has_whole_transactions_in_the_order_of_their_last_rows(db):
+    ids = await wait_in_relay(db, 7, 8, 7, 9, 8, 9, 9, 5)
+    first, second, third, last = [ids[0], ids[2]], [ids[1], ids[4]], [ids[3], ids[5], ids[6]], [ids[7]]
+    assert await batches(db, 1) == [first, second, third, last]
+    assert await batches(db, 2) == [first, second, third, last]
+    assert await batches(db, 3) == [first + second, third, last]
+    assert await batches(db, 4) == [first + second, third + last]
+    assert await batches(db, 5) == [first + second + third, last]
+    assert await batches(db, 500) == [first + second + third + last]
+
+
+async def test_a_look_for_rows_ends_after_so_many_or_at_an_id(db):
+    ids = await wait_in_relay(db, 7, 8, 7, 9, 8, 9, 9, 5)
+    assert await batches(db, 1, 1) == [[ids[0], ids[2]]]
+    assert await batches(db, 1, 2) == [[ids[0], ids[2]]]
+    assert await batches(db, 1, 3) == [[ids[0], ids[2]], [ids[1], ids[4]]]
+    assert await batches(db, 1, None, ids[1]) == []
+    assert await batches(db, 1, None, ids[2]) == [[ids[0], ids[2]]]
+    assert await batches(db, 1, None, ids[5]) == [[ids[0], ids[2]], [ids[1], ids[4]]]
+    assert await batches(db, 1, None, ids[7]) == await batches(db, 1)
+
+
+async def test_a_look_for_rows_leaves_out_those_below_the_floor_and_those_at_fault(db):
+    ids = await wait_in_relay(db, 1, 2, 3)
+    assert await batches(db, 1) == [[each] for each in ids]
+    await db.execute("UPDATE sio_relay SET fault = 'why' WHERE id = $1", ids[1])
+    assert await batches(db, 1) == [[ids[0]], [ids[2]]]
+    await db.execute("SELECT setval('sio_relay_floor', $1)", ids[0])
+    assert await batches(db, 1) == [[ids[2]]]
+    assert await batches(db, 1, None, ids[2]) == [[ids[0]], [ids[2]]]
+    await db.execute("SELECT setval('sio_relay_floor', $1)", ids[2])
+    assert await batches(db, 1) == []
+
+
+async def test_rows_that_two_nodes_move_at_once_are_moved_once_and_in_order(relaying, db):
+    await wait_in_relay(db, 1, 1, 2, 3)
+    found = await batches(db, 1)
+    assert await db.fetchval("SELECT sio_relay_move($1)", found[0]) == 2
+    await wait_in_relay(db, 4)
+    for ids, moved in zip(await batches(db, 1), [1, 1, 1], strict=True):
+        assert await db.fetchval("SELECT sio_relay_move($1)", ids) == moved
+    for ids in found:
+        assert await db.fetchval("SELECT sio_relay_move($1)", ids) == 0
+    assert await bodies(db) == ["1", "2", "3", "4", "1"]
+
+
+@pytest.mark.parametrize("isolation", ["repeatable_read", "serializable"])
+async def test_rows_are_not_moved_in_a_transaction_with_an_old_snapshot(relaying, connect, db, isolation):
+    ids, other = await wait_in_relay(db, 1), await connect()
+    async with other.transaction(isolation=isolation):
+        with pytest.raises(asyncpg.PostgresError, match="read committed"):
+            await other.fetchval("SELECT sio_relay_move($1)", ids)
+    assert await waiting(db) == 1
+
+
+async def test_of_a_batch_with_rows_at_fault_the_others_are_counted(relaying, db):
+    ids = await wait_in_relay(db, 1, 1, 1)
+    await db.execute("UPDATE sio_relay SET kind = 99 WHERE id = $1", ids[1])
+    assert await db.fetchval("SELECT sio_relay_move($1)", ids) == 2
+    assert await db.fetchval("SELECT array_agg(id) FROM sio_relay WHERE fault IS NOT NULL") == [ids[1]]
+    assert await bodies(db) == ["1", "3"]
 
 
 @pytest.mark.parametrize("path", ["one event", "several entries", "members", "transaction"])

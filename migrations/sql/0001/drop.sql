@@ -28,5 +28,6 @@ DROP FUNCTION sio.sio_fingerprint, sio.sio_check_isolation, sio.sio_last_in_epoc
 DROP FUNCTION sio.sio_members, sio.sio_change_members, sio.sio_changes_take, sio.sio_changes_append, sio.sio_change,
     sio.sio_change_named, sio.sio_enter_room, sio.sio_leave_room, sio.sio_close_room, sio.sio_disconnect;
 
-DROP FUNCTION sio.sio_relay_append, sio.sio_relay_drain, sio.sio_relay_before, sio.sio_relay_before_commit,
-    sio.sio_relay_move, sio.sio_relay_attend, sio.sio_relay_change, sio.sio_set_relay;
+DROP FUNCTION sio.sio_relay_waiting, sio.sio_relay_append, sio.sio_relay_append_or_keep, sio.sio_relay_drain,
+    sio.sio_relay_before, sio.sio_relay_before_commit, sio.sio_relay_move, sio.sio_relay_attend, sio.sio_relay_change,
+    sio.sio_set_relay;
