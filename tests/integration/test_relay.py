@@ -14,7 +14,7 @@ from sio_pg_adapter import close_room_async, disconnect_async, emit_async, enter
 from sio_pg_adapter.embedded import EmbeddedPostgres
 from sio_pg_adapter.store import relay
 from support.node_process import NodeProcess
-from support.waiting import until, until_answer
+from support.waiting import until, until_answer, until_waiting
 
 STATE = "SELECT last_value FROM sio_relay_state"
 ASLEEP = 1
@@ -302,6 +302,38 @@ async def test_rows_that_two_nodes_move_at_once_are_moved_once_and_in_order(rela
     assert await bodies(db) == ["1", "2", "3", "4", "1"]
 
 
+async def test_moving_a_batch_waits_for_the_log_before_it_locks_rows(relaying, connect, db):
+    ids, holder, other = await wait_in_relay(db, 1), await connect(), await connect()
+    async with holder.transaction():
+        await holder.execute("LOCK TABLE sio_lock IN EXCLUSIVE MODE")
+        moving = asyncio.create_task(other.fetchval("SELECT sio_relay_move($1)", ids))
+        await until_waiting(db)
+        await holder.execute("SELECT sio_relay_drain()")
+    assert await moving == 0
+    assert await bodies(db) == ["1"]
+
+
+async def test_a_batch_is_moved_as_one(relaying, connect, db):
+    ear, heard = await connect(), []
+    await ear.add_listener(await db.fetchval("SELECT channel FROM sio_log"), lambda *args: heard.append(args[-1]))
+    await db.execute("SELECT sio_relay_move($1)", await wait_in_relay(db, 1, 2, 3))
+    await db.execute("SELECT pg_notify(channel, 'end') FROM sio_log")
+    await until(lambda: heard[-1:] == ["end"])
+    assert len(heard) == 2
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [("kind", 99), ("rooms", "no json"), ("rooms", '["x", null]'), ("room", "".join(map(chr, range(256, 4000))))],
+)
+async def test_whatever_is_wrong_with_a_row_it_stops_no_other(relaying, db, column, value):
+    ids = await wait_in_relay(db, 1, 1, 1)
+    await db.execute(f"UPDATE sio_relay SET {column} = $1 WHERE id = $2", value, ids[1])
+    assert await db.fetchval("SELECT sio_relay_move($1)", ids) == 2
+    assert await bodies(db) == ["1", "3"]
+    assert await db.fetchval("SELECT fault FROM sio_relay")
+
+
 @pytest.mark.parametrize("isolation", ["repeatable_read", "serializable"])
 async def test_rows_are_not_moved_in_a_transaction_with_an_old_snapshot(relaying, connect, db, isolation):
     ids, other = await wait_in_relay(db, 1), await connect()
@@ -309,14 +341,6 @@ async def test_rows_are_not_moved_in_a_transaction_with_an_old_snapshot(relaying
         with pytest.raises(asyncpg.PostgresError, match="read committed"):
             await other.fetchval("SELECT sio_relay_move($1)", ids)
     assert await waiting(db) == 1
-
-
-async def test_of_a_batch_with_rows_at_fault_the_others_are_counted(relaying, db):
-    ids = await wait_in_relay(db, 1, 1, 1)
-    await db.execute("UPDATE sio_relay SET kind = 99 WHERE id = $1", ids[1])
-    assert await db.fetchval("SELECT sio_relay_move($1)", ids) == 2
-    assert await db.fetchval("SELECT array_agg(id) FROM sio_relay WHERE fault IS NOT NULL") == [ids[1]]
-    assert await bodies(db) == ["1", "3"]
 
 
 @pytest.mark.parametrize("path", ["one event", "several entries", "members", "transaction"])

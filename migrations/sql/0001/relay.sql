@@ -144,8 +144,7 @@ END $$;
 CREATE FUNCTION sio.sio_relay_move(p_ids bigint[]) RETURNS integer
 LANGUAGE plpgsql AS $$
 BEGIN
-    LOCK TABLE sio.sio_lock IN EXCLUSIVE MODE;
-    PERFORM sio.sio_check_isolation();
+    LOCK TABLE sio.sio_lock IN EXCLUSIVE MODE;  -- before the rows, which whoever has it may be about to move
     RETURN sio.sio_relay_append_or_keep(p_ids);
 END $$;
 
