@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import itertools
 
 import asyncpg
@@ -106,6 +107,64 @@ async def test_a_snapshot_from_before_a_switch_keeps_its_position(store, db, pg_
     await other.close()
 
 
+async def end(db: asyncpg.Connection) -> int:
+    """Return the offset of a position of a log that no node has opened."""
+    return int.from_bytes(base64.urlsafe_b64decode(await db.fetchval("SELECT sio_position()"))[:8], "big")
+
+
+@pytest.mark.parametrize(
+    ("records", "truncated", "last"),
+    [
+        ([], [], 4),
+        ([(0, 5), (0, 6)], [], 6),
+        ([(1, 5), (1, 6)], [], 6),
+        ([(0, 5), (0, 6), (1, 7), (1, 8)], [], 8),
+        ([(1, 5), (1, 6), (0, 7), (0, 8)], [], 8),
+        ([(0, 5), (1, 7), (1, 8)], [0], 8),
+        ([(1, 5), (0, 7), (0, 8)], [1], 8),
+        ([(1, 5)], [0], 5),
+        ([(0, 5)], [1], 5),
+        ([(0, 5)], [0], None),
+        ([(1, 5)], [1], None),
+        ([], [0], None),
+        ([], [1], None),
+        ([(0, 5), (1, 7)], [0, 1], None),
+    ],
+)
+async def test_a_snapshot_has_the_last_offset_of_the_segments_that_it_sees(db, connect, records, truncated, last):
+    """If a segment was truncated since, the other one has the last offset, or nobody knows it."""
+    other = await connect()
+    await db.execute("UPDATE sio_log SET floor = 4")
+    for segment, offset in records:
+        insert = f'INSERT INTO sio_packets_{segment} ("offset", kind, namespace) VALUES ($1, 3, $2)'
+        await db.execute(insert, offset, "/")
+    async with db.transaction(isolation="repeatable_read"):
+        await db.execute("SELECT FROM sio_log")
+        await other.execute("SET sio_pg_adapter.retention = 'on'")
+        for segment in truncated:
+            await other.execute(f"TRUNCATE sio_packets_{segment}")
+            await other.execute(
+                f'INSERT INTO sio_packets_{segment} ("offset", kind, namespace) VALUES (99, 3, $1)', "/"
+            )
+        if last is None:
+            with pytest.raises(asyncpg.SerializationError, match="retention truncated the log"):
+                async with db.transaction():
+                    await end(db)
+        else:
+            assert await end(db) == last
+
+
+@pytest.mark.parametrize(
+    ("floor", "began_after", "last"), [(10, [7], 10), (10, [20], 20), (10, [20, 30], 30), (40, [20, 30], 40)]
+)
+async def test_a_position_is_not_below_the_floor_or_the_end_of_an_epoch(db, floor, began_after, last):
+    """The records of the former epoch may have been deleted by hand."""
+    await db.execute("UPDATE sio_log SET floor = $1", floor)
+    for epoch, offset in enumerate(began_after, 1):
+        await db.execute("INSERT INTO sio_epochs (epoch, key, began_after) VALUES ($1, '', $2)", epoch, offset)
+    assert await end(db) == last
+
+
 async def test_a_position_is_read_on_each_kind_of_connection(store, pg_dsn):
     head = await store.emit()
     manager = store.manager
@@ -154,7 +213,7 @@ async def test_all_that_writes_at_once_is_on_one_side_of_a_position(store, start
 
     async def write() -> None:
         connection = await asyncpg.connect(pg_owner_dsn)
-        while len(cuts) < 50:
+        while too_few():
             n = next(numbers)
             transaction = connection.transaction()
             await transaction.start()
@@ -166,14 +225,17 @@ async def test_all_that_writes_at_once_is_on_one_side_of_a_position(store, start
                 await transaction.rollback()
         await connection.close()
 
+    def too_few() -> bool:
+        """Whether there are few cuts, or all at one offset, since no event has been moved yet."""
+        return len(cuts) < 50 or cuts[0][0] == cuts[-1][0]
+
     cuts: list[tuple[int, list[int]]] = []
     writers = [asyncio.create_task(write()) for _ in range(4)]
-    while len(cuts) < 50:
+    while too_few():
         row = await db.fetchrow("SELECT sio_position() AS position, (SELECT array_agg(number) FROM state) AS seen")
         cuts.append((offset_of(store, row["position"]), row["seen"] or []))
     for task in writers:
         await task
-    assert len({offset for offset, _ in cuts}) > 1
     for offset, seen in cuts:
         rows = await db.fetch('SELECT (body::json->>1)::integer FROM sio_packets WHERE "offset" <= $1', offset)
         assert {number for (number,) in rows} <= set(seen)

@@ -18,7 +18,7 @@ END $$;
 -- Stage two: appends the change to the log, and writes the tables of sessions and rooms.
 CREATE FUNCTION sio.sio_changes_append() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
-DECLARE v_prev bigint; v_last bigint; v_room text; v_offset bigint := 0;
+DECLARE v_prev bigint; v_last bigint; v_room text; v_offset bigint;
 BEGIN
     IF pg_trigger_depth() > 1 THEN
         -- As in sio_outbox_append(): the application has its constraints IMMEDIATE.
@@ -118,7 +118,9 @@ BEGIN
         RAISE program_limit_exceeded USING MESSAGE = format(
             'sio_%s: a namespace, room or sid is longer than 512 bytes', p_change);
     END IF;
-    IF p_sid IS NOT NULL AND v_kind <> 5 THEN
+    IF v_kind = 5 THEN
+        v_rooms := ARRAY[''];
+    ELSIF p_sid = ANY (v_rooms) THEN
         v_rooms := array_remove(v_rooms, p_sid);  -- a client is in its own room as long as it lives
         IF cardinality(v_rooms) = 0 THEN
             RETURN;
@@ -142,10 +144,9 @@ BEGIN
                    CASE WHEN cardinality(v_skips) > 0 THEN array_to_json(v_skips)::text END,
                    CASE WHEN cardinality(v_skip_rooms) > 0 THEN array_to_json(v_skip_rooms)::text END,
                    array_to_json(v_members)::text, p_sid
-            FROM state, (SELECT ARRAY[r.room] AS rooms FROM unnest(v_rooms) r (room) WHERE v_members IS NULL AND v_kind <> 5
+            FROM state, (SELECT ARRAY[r.room] AS rooms FROM unnest(v_rooms) r (room) WHERE v_members IS NULL
                          UNION ALL
-                         SELECT CASE WHEN v_kind = 5 THEN ARRAY[''] ELSE v_rooms END
-                         WHERE v_members IS NOT NULL OR v_kind = 5) c)
+                         SELECT v_rooms WHERE v_members IS NOT NULL) c)
         SELECT last_value INTO v_state FROM state;
         IF v_state = 1 OR v_state % 2 = 0 THEN
             PERFORM pg_notify(channel, 'relay') FROM sio.sio_log;
@@ -155,8 +156,7 @@ BEGIN
         END IF;
     END IF;
     INSERT INTO sio.sio_outbox_changes
-    VALUES (v_kind, p_namespace, CASE WHEN v_kind = 5 THEN ARRAY[''] ELSE v_rooms END, p_sid, v_members, v_skips,
-            v_skip_rooms, false);
+    VALUES (v_kind, p_namespace, v_rooms, p_sid, v_members, v_skips, v_skip_rooms, false);
 END $$;
 
 -- Checks the arguments of the functions for SQL, and calls sio_change. A null is refused, because 'user:' || id with a
