@@ -38,6 +38,7 @@ TESTS = [
         "ends",
         "epochs",
         "expiry",
+        "expiry_functions",
         "fitness",
         "floors",
         "joins",

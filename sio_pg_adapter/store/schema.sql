@@ -1623,18 +1623,17 @@ CREATE FUNCTION sio.sio_check_nodes()
  RETURNS integer
  LANGUAGE plpgsql
 AS $$
-DECLARE n record; v_missing integer := 0; v_alive boolean;
+DECLARE n record; v_missing integer := 0;
 BEGIN
     FOR n IN SELECT * FROM sio.sio_nodes WHERE stopped_at IS NULL AND died_at IS NULL LOOP
-        v_alive := sio.sio_node_alive(n.number, n.role);
-        IF v_alive AND n.missed_at IS NOT NULL THEN
-            UPDATE sio.sio_nodes SET missed_at = NULL WHERE id = n.id;
-        ELSIF NOT v_alive AND n.missed_at IS NULL THEN
+        IF sio.sio_node_alive(n.number, n.role) THEN
+            UPDATE sio.sio_nodes SET missed_at = NULL WHERE id = n.id AND missed_at IS NOT NULL;
+        ELSIF n.missed_at IS NULL THEN
             UPDATE sio.sio_nodes SET missed_at = clock_timestamp() WHERE id = n.id AND missed_at IS NULL;
             v_missing := v_missing + 1;
-        ELSIF NOT v_alive AND n.missed_at > clock_timestamp() - interval '10 seconds' THEN
+        ELSIF n.missed_at > clock_timestamp() - interval '10 seconds' THEN
             v_missing := v_missing + 1;
-        ELSIF NOT v_alive THEN
+        ELSE
             UPDATE sio.sio_nodes SET died_at = clock_timestamp() WHERE id = n.id AND died_at IS NULL;
         END IF;
     END LOOP;
@@ -1692,8 +1691,7 @@ BEGIN
     WHERE s.id IN (
         SELECT e.id FROM sio.sio_expired() e LEFT JOIN sio.sio_nodes n ON n.id = e.expiry_node
         WHERE (e.namespace = ANY (p_namespaces) OR '*' = ANY (p_namespaces))
-          AND (e.expiry_node IS NULL OR n.id IS NULL OR n.stopped_at IS NOT NULL
-               OR NOT sio.sio_node_alive(n.number, n.role)
+          AND (n.id IS NULL OR n.stopped_at IS NOT NULL OR NOT sio.sio_node_alive(n.number, n.role)
                OR e.expiry_taken_at < clock_timestamp() - interval '10 minutes')
         LIMIT p_limit)
     RETURNING s.id, s.namespace, s.sid, s.data;

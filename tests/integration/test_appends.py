@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import uuid
 from typing import Any
 
 import asyncpg
@@ -221,3 +222,53 @@ async def test_an_event_in_a_running_epoch_calls_no_function_that_it_can_do_with
         await append_event(superuser)
         called = await superuser.fetch("SELECT funcname FROM pg_stat_xact_user_functions WHERE funcname ~ '^sio_'")
     assert {row["funcname"] for row in called} == {"sio_append_event", "sio_check_isolation"}
+
+
+# -- one record, and the records of a batch ---------------------------------------------------------------------
+@segments
+@pytest.mark.parametrize(("room", "stored_room"), [("r", "r"), (None, "")])
+async def test_a_record_is_put_into_the_active_segment(db, segment, room, stored_room):
+    await switch(db, segment)
+    node = uuid.uuid4()
+    put = "SELECT sio_put_record(7, 4, '/n', $1, 's', 8, 9, $2, 'data', '{a,b}', '{t}', '{x,y}')"
+    offset = await db.fetchval(put, room, node)
+    assert offset == await db.fetchval("SELECT last_value FROM sio_packets_offset_seq")
+    [row] = await db.fetch(f"""
+        SELECT "offset", kind, namespace, room, rooms, skip_sids, skip_rooms, sid, generation, as_of, node, data,
+               batch
+        FROM ONLY sio_packets_{segment}""")
+    lists = ["a", "b"], ["t"], ["x", "y"]
+    assert tuple(row) == (offset, 4, "/n", stored_room, *lists, "s", 8, 9, node, "data", 7)
+
+
+STORED_BATCH = "SELECT * FROM sio_stored_batch($1, $2)"
+
+
+async def test_the_records_of_a_batch_are_found_in_both_segments_in_order(db):
+    insert = 'INSERT INTO sio_packets_{} ("offset", kind, namespace, batch) VALUES ($1, $2, $3, $4)'
+    for segment, offset, kind, batch in (
+        (1, 4, 0, 1),
+        (1, 5, 1, 1),
+        (1, 6, 3, 1),
+        (1, 7, 0, 2),
+        (0, 9, 2, 1),
+        (0, 8, 0, 1),
+        (0, 10, 0, None),
+    ):
+        await db.execute(insert.format(segment), offset, kind, "/", batch)
+    assert [tuple(row) for row in await db.fetch(STORED_BATCH, 5, 1)] == [(6, 3), (8, 0), (9, 2)]
+    assert await db.fetch(STORED_BATCH, 9, 1) == []
+
+
+async def test_what_reads_a_batch_or_only_waits_has_the_lock_of_the_log(db, connect):
+    other = await connect()
+    await other.execute("SET lock_timeout = '50ms'")
+    async with db.transaction():
+        await db.execute("LOCK TABLE sio_lock IN EXCLUSIVE MODE")
+        with pytest.raises(asyncpg.LockNotAvailableError):
+            await other.fetch(STORED_BATCH, 0, 1)
+        await other.execute("SET lock_timeout = 0; SET statement_timeout = '10s'")
+        with pytest.raises(asyncpg.LockNotAvailableError):
+            await other.execute("SELECT sio_wait_for_lock(50)")
+    await other.execute("SELECT sio_wait_for_lock(50)")
+    assert await other.fetchval("SHOW lock_timeout") == "0"  # as before the call

@@ -794,3 +794,47 @@ async def test_the_sequence_is_behind_if_either_segment_has_a_later_record(db, s
     )
     await db.execute(insert)
     assert [await db.fetchval("SELECT sio_is_behind($1)", last) for last in (6, 7, 8)] == [True, False, False]
+
+
+TABLES = ("sio_packets", "sio_packet_rooms", "sio_keys", "sio_sessions", "sio_rooms", "sio_marker")
+
+
+@pytest.fixture
+async def contents(superuser) -> dict[str, int]:
+    """How many rows the tables of the log have: records in both segments, with rooms and keys, and a session."""
+    for segment in (0, 1):
+        await superuser.execute("SELECT setval('sio_active_segment', $1)", segment)
+        await superuser.execute("SELECT sio_emit('e', rooms => '{a,b}', key => $1)", f"k{segment}")
+    await superuser.execute("""
+        INSERT INTO sio_sessions (id, pid_hash, namespace, sid, start_offset, joined_at)
+        VALUES (1, 'p', '/', 's', 0, 0);
+        INSERT INTO sio_rooms (session, room, joined_at, namespace) VALUES (1, 'r', 0, '/')""")
+    return await counts(superuser)
+
+
+async def counts(db: asyncpg.Connection) -> dict[str, int]:
+    return {table: await db.fetchval(f"SELECT count(*) FROM {table}") for table in TABLES}
+
+
+@pytest.mark.parametrize("table", ["sio_packets_0", "sio_packets_1", "sio_packet_rooms_0", "sio_packet_rooms_1"])
+@pytest.mark.parametrize("role", ["origin", "replica"])
+async def test_a_truncate_leaves_nothing_of_the_log(superuser, contents, table, role):
+    """No foreign key deletes rows in the replica role."""
+    assert min(contents.values()) > 0
+    last = await superuser.fetchval("SELECT last_value FROM sio_packets_offset_seq")
+    await superuser.execute(f"SET session_replication_role = {role}")
+    await superuser.execute(f"TRUNCATE {table}")
+    assert await counts(superuser) == dict.fromkeys(TABLES, 0)
+    assert await superuser.fetchval("SELECT floor FROM sio_log") == last
+
+
+async def test_a_truncate_waits_for_the_log_and_that_of_retention_does_not(superuser, contents, connect):
+    other = await connect()
+    await other.execute("SET lock_timeout = '50ms'")
+    async with superuser.transaction():
+        await superuser.execute("LOCK TABLE sio_lock IN EXCLUSIVE MODE")
+        with pytest.raises(asyncpg.LockNotAvailableError):
+            await other.execute("TRUNCATE sio_packets_0")
+        await other.execute("SET sio_pg_adapter.retention = 'on'; TRUNCATE sio_packets_0")
+    assert await counts(superuser) == contents | {"sio_packets": 1}
+    assert await superuser.fetchval("SELECT floor FROM sio_log") == 0

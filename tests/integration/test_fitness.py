@@ -82,6 +82,7 @@ async def test_a_pool_that_is_stricter_is_refused_by_name(strict, start_node):
 
 async def test_functions_that_lock_the_log_refuse_stricter_transactions(db):
     for call in ("sio_lock_and_check_epoch()", "sio_append_event(1, '/', '', '[\"e\"]', NULL, NULL)", "sio_expire(1)",
+                 "sio_take_expired('{*}', NULL, 1)",
                  "sio_delete_expired(NULL, NULL)", "sio_trim(1, 1)", "sio_switch_segment(1)",
                  "sio_stored_batch(1, 1)",
                  "sio_append_batch(1, '{0}', '{/}', '{r}', NULL, NULL, NULL, NULL, '{e}', NULL, NULL, NULL, NULL)",

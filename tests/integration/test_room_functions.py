@@ -264,3 +264,29 @@ async def test_members_are_those_when_the_lock_is_granted(db, head, connect):
             assert not moving.done()
         await first.execute("INSERT INTO sio_rooms (session, namespace, room, joined_at) VALUES (1, '/', 'new', 1)")
     assert await moving == [(2, "new", "s")]
+
+
+# -- what a session is due --------------------------------------------------------------------------------------
+MEMBERSHIPS = "SELECT * FROM sio_memberships($1, $2)"
+
+
+@pytest.mark.parametrize("after", [0, 4, 5, 9])
+async def test_memberships_above_an_offset(db, head, after):
+    """Those of everybody and of the own room begin with the session."""
+    await db.execute("UPDATE sio_sessions SET joined_at = id")
+    expected = {("", 1, None), ("s", 1, None), ("x", 10, None)}
+    expected |= {("x", 1, 5), ("muted", 1, 5)} if after < 5 else set()
+    rows = await db.fetch(MEMBERSHIPS, 1, after)
+    assert {tuple(row) for row in rows} == {("/", "s", *row) for row in expected} and len(rows) == len(expected)
+    rows = await db.fetch(MEMBERSHIPS, 4, after)
+    assert {tuple(row) for row in rows} == {
+        ("/n", "s", *row) for row in (("", 4, None), ("s", 4, None), ("y", 1, None))
+    }
+    assert await db.fetch(MEMBERSHIPS, 99, after) == []
+
+
+@pytest.mark.parametrize(("upto", "limit", "count"), [(24, 9, 0), (25, 9, 1), (26, 9, 1), (27, 9, 2), (30, 2, 2)])
+async def test_how_many_events_a_session_missed_up_to_an_offset(db, head, upto, limit, count):
+    for offset, room in ((20, "x"), (25, "x"), (26, "z"), (27, ""), (30, "s")):
+        await db.execute(event(offset, room))
+    assert await db.fetchval("SELECT sio_missed(1, 20, $1, $2)", upto, limit) == count

@@ -13,6 +13,7 @@ from sio_pg_adapter.log.records import Kind
 from sio_pg_adapter.store.pruner import Pruned
 from sio_pg_adapter.store.queries import Queries
 from support.pruning import prune_once
+from support.roles import NODE
 
 QUERIES = Queries("public")
 MANY = 9_500  # records of FILL: over the 16 MB from which on the segments are switched
@@ -202,6 +203,15 @@ async def test_a_role_that_may_not_truncate_deletes(pg_dsn, pg_admin, db):
         await db.execute(f'REVOKE ALL ON ALL TABLES IN SCHEMA public FROM "{role}"')
         await db.execute(f'REVOKE ALL ON ALL SEQUENCES IN SCHEMA public FROM "{role}"')
         pg_admin.execute(sql.SQL("DROP ROLE {}").format(sql.Identifier(role)))
+
+
+@pytest.mark.parametrize("table", ["sio_packets_0", "sio_packets_1", "sio_packet_rooms_0", "sio_packet_rooms_1"])
+async def test_a_role_truncates_only_if_it_may_truncate_both_segments(pg_dsn, db, table):
+    node = await asyncpg.connect(pg_dsn)
+    assert await node.fetchval("SELECT sio_may_truncate()") is True
+    await db.execute(f"REVOKE TRUNCATE ON {table} FROM {NODE}")
+    assert await node.fetchval("SELECT sio_may_truncate()") is False
+    await node.close()
 
 
 # -- what the user does -----------------------------------------------------------------------------------------

@@ -13,7 +13,8 @@ class Postgres:
 
     :ivar answers: the answers to ``fetch``, ``fetchrow`` and ``fetchval``, by the statement's name.
     :ivar failures: what the next statements raise, in order.
-    :ivar statements: the statements that succeeded, by name, with their arguments.
+    :ivar statements: the statements that succeeded, by name, with their arguments. The pool adds
+        ``expire_connections`` when it is called.
     """
 
     def __init__(self) -> None:
@@ -26,13 +27,16 @@ class Postgres:
         self._names = {self.database.queries[name]: name for name in self.database.queries}
 
     @classmethod
-    async def opened(cls, failures: list[BaseException] | None = None) -> Postgres:
+    async def opened(cls, failures: list[BaseException] | None = None, *, is_own: bool = False) -> Postgres:
         """Return one whose database is open.
 
         :param failures: what the statements after that raise.
+        :param is_own: whether the database has opened the pool itself.
         """
         postgres = cls()
         await postgres.database.open()
+        if is_own:
+            postgres.database._given_pool = None
         postgres.statements.clear()
         postgres.failures = failures or []
         return postgres
@@ -46,6 +50,9 @@ class Postgres:
         return self
 
     async def release(self, connection: Postgres, timeout: float) -> None: ...
+
+    async def expire_connections(self) -> None:
+        self.statements.append(("expire_connections", ()))
 
     # -- what a connection has ---------------------------------------------------------------------------
     def is_closed(self) -> bool:

@@ -136,6 +136,15 @@ async def test_a_node_uses_another_server_once_its_log_is_known(node, caplog, mo
     await node.cursor.close()
 
 
+@pytest.mark.parametrize("is_own", [True, False])
+async def test_the_log_of_another_server_is_read_on_new_connections_of_the_nodes_own_pool(is_own):
+    """Idle ones may lead to the former server. A pool of the application is the application's."""
+    node = StoredNode(await Postgres.opened(is_own=is_own))
+    await node.continuity.follow()
+    expired = ["expire_connections"] if is_own else []
+    assert [name for name in node.statements() if name != "version"] == [*expired, "in_epoch", "epochs"]
+
+
 async def test_a_node_that_cannot_know_the_log_uses_nothing_of_the_server(node):
     node.postgres.failures = [ValueError("not of the database")]
     with pytest.raises(ValueError, match="not of the database"):

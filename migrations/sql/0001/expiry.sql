@@ -43,8 +43,7 @@ BEGIN
     WHERE s.id IN (
         SELECT e.id FROM sio.sio_expired() e LEFT JOIN sio.sio_nodes n ON n.id = e.expiry_node
         WHERE (e.namespace = ANY (p_namespaces) OR '*' = ANY (p_namespaces))
-          AND (e.expiry_node IS NULL OR n.id IS NULL OR n.stopped_at IS NOT NULL
-               OR NOT sio.sio_node_alive(n.number, n.role)
+          AND (n.id IS NULL OR n.stopped_at IS NOT NULL OR NOT sio.sio_node_alive(n.number, n.role)
                OR e.expiry_taken_at < clock_timestamp() - interval '10 minutes')
         LIMIT p_limit)
     RETURNING s.id, s.namespace, s.sid, s.data;
