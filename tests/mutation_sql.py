@@ -48,7 +48,7 @@ TESTS = [
         "members_model",
     ),
     *("plans", "poison", "positions", "properties_sql", "pruner", "relay", "replay", "rooms", "rooms_of_the_log"),
-    *("seam", "segments", "session_blocks", "sessions", "since", "skip_rooms", "strays", "transactions"),
+    *("scans", "seam", "segments", "session_blocks", "sessions", "since", "skip_rooms", "strays", "transactions"),
     *("room_changes", "room_functions", "transactions_rooms", "transactions_sql"),
 ]
 """The modules of tests/integration that run by default: those about what the functions do."""

@@ -1393,7 +1393,7 @@ BEGIN
 END $$;
 
 -- Returns how many events there are for some rooms, each above an offset of its own. Counts up to p_limit. It is for a
--- session that is still to be opened. The scans are those of sio_due.
+-- session that is still to be opened. The scans are those of sio_history.
 CREATE FUNCTION sio.sio_count_since(p_namespace text, p_rooms text[], p_afters bigint[], p_limit integer)
  RETURNS bigint
  LANGUAGE plpgsql
@@ -1410,22 +1410,20 @@ BEGIN
         FROM unnest(p_rooms, p_afters) AS m (room, after) CROSS JOIN LATERAL (
             (SELECT p."offset" FROM sio.sio_packets_0 p
              WHERE p.kind = 0 AND p.namespace = p_namespace AND p.room <= m.room
-               AND (p.room, p."offset") > (m.room, m.after) AND (p.room, p."offset") < (m.room, 9223372036854775807)
+               AND (p.room, p."offset") > (m.room, m.after)
              ORDER BY p.room, p."offset" LIMIT p_limit)
             UNION ALL
             (SELECT x."offset" FROM sio.sio_packet_rooms_0 x
-             WHERE x.namespace = p_namespace AND x.room <= m.room
-               AND (x.room, x."offset") > (m.room, m.after) AND (x.room, x."offset") < (m.room, 9223372036854775807)
+             WHERE x.namespace = p_namespace AND x.room <= m.room AND (x.room, x."offset") > (m.room, m.after)
              ORDER BY x.room, x."offset" LIMIT p_limit)
             UNION ALL
             (SELECT p."offset" FROM sio.sio_packets_1 p
              WHERE p.kind = 0 AND p.namespace = p_namespace AND p.room <= m.room
-               AND (p.room, p."offset") > (m.room, m.after) AND (p.room, p."offset") < (m.room, 9223372036854775807)
+               AND (p.room, p."offset") > (m.room, m.after)
              ORDER BY p.room, p."offset" LIMIT p_limit)
             UNION ALL
             (SELECT x."offset" FROM sio.sio_packet_rooms_1 x
-             WHERE x.namespace = p_namespace AND x.room <= m.room
-               AND (x.room, x."offset") > (m.room, m.after) AND (x.room, x."offset") < (m.room, 9223372036854775807)
+             WHERE x.namespace = p_namespace AND x.room <= m.room AND (x.room, x."offset") > (m.room, m.after)
              ORDER BY x.room, x."offset" LIMIT p_limit)
         ) d LIMIT p_limit) c);
 END $$;

@@ -204,21 +204,34 @@ async def test_the_history_of_a_room(db, log, room):
     assert len(rows) == 20
 
 
+async def test_how_many_events_of_rooms_there_are(db, log):
+    since = "SELECT sio_count_since('/', $1, $2, $3)"
+    for rooms, limit, count in ((["x", "nobody's"], 10_000, 20), (["x", "second"], 10, 10)):
+        for _ in range(ROUNDS):
+            assert await pages_of(db, since, rooms, [log, log], limit) < PAGES
+        assert await db.fetchval(since, rooms, [log, log], limit) == count
+
+
 async def test_the_last_event_that_skips_a_room(db, log):
-    """It looks at a thousand events that skip any room, and at none of the others."""
+    """It looks at a thousand events that skip any room, and at none of the others. The settings are its caller's."""
+    await db.execute(
+        "SET plan_cache_mode = force_generic_plan; SET enable_seqscan = off; SET enable_bitmapscan = off"
+    )
     skipping = "SELECT sio_last_skipping('/', 'muted', $1, $2)"
     for _ in range(ROUNDS):
         assert await pages_of(db, skipping, 0, log) < 100
-    at = await head(db)
-    await db.execute("""
-        INSERT INTO sio_packets_0 ("offset", kind, namespace, room, skip_rooms, body)
-        SELECT nextval('sio_packets_offset_seq'), 0, '/', 'x', ARRAY['of others', CASE WHEN i = 5 THEN 'muted' END],
-               '["e"]' FROM generate_series(1, 1500) i""")
-    for _ in range(ROUNDS):
-        assert await pages_of(db, skipping, at, at + 1_501) < PAGES
-    assert await db.fetchval(skipping, at, at + 900) == at + 5
-    assert await db.fetchval(skipping, at, at + 1_501) == at + 501  # it may be due what lies before
-    assert await db.fetchval(skipping, at + 5, at + 900) is None
+    for segment in (0, 1):
+        at = await head(db)
+        await db.execute(f"""
+            INSERT INTO sio_packets_{segment} ("offset", kind, namespace, room, skip_rooms, body)
+            SELECT nextval('sio_packets_offset_seq'), 0, '/', 'x',
+                   ARRAY['of others', CASE WHEN i = 5 THEN 'muted' END], '["e"]'
+            FROM generate_series(1, 15000) i""")
+        for _ in range(ROUNDS):
+            assert await pages_of(db, skipping, at, at + 15_001) < 100
+        assert await db.fetchval(skipping, at, at + 900) == at + 5
+        assert await db.fetchval(skipping, at, at + 15_001) == at + 14_001  # it may be due what lies before
+        assert await db.fetchval(skipping, at + 5, at + 900) is None
 
 
 async def test_a_range_at_the_head(db, log):
@@ -323,3 +336,37 @@ async def test_the_floor_of_a_session(db, log):
         assert floors["x"] == 0 and floors["second"] <= log < floors["other 7"] < upto
         await db.execute("DELETE FROM sio_session_floors; DELETE FROM sio_room_floors")
     assert touched < PAGES // 4  # once the catalog has been read
+
+
+MANY = 20_000
+SCANS = {
+    # What they find, and how many pages they may touch. All events of the room in a segment have 50 to 5,000.
+    "sio_history('/', 'r', 0, 20000, 10)": (range(1, 11), 30),
+    "sio_history('/', 'r', NULL, 20000, 10)": (range(20_000, 19_990, -1), 30),
+    "sio_due(1, 0, 10)": (range(1, 11), 120),
+    "sio_count_since('/', '{r}', '{0}', 10)": ([10], 30),
+    "sio_last_due('/', 'r', 's', 0, 20001)": ([20_000], 30),
+}
+
+
+@pytest.mark.parametrize("call", SCANS)
+@pytest.mark.parametrize("analyzed", [False, True])
+async def test_a_few_of_many_events_of_a_room(db, call, analyzed):
+    """They are in both segments. "r" is the first room of half of them, and the second room of the others."""
+    for segment in (0, 1):
+        await db.execute(f"""
+            INSERT INTO sio_packets_{segment} ("offset", kind, namespace, room, body)
+            SELECT i, 0, '/', CASE WHEN i % 4 < 2 THEN 'r' ELSE 'q' END, repeat('x', 200)
+            FROM generate_series(2 - {segment}, {MANY}, 2) i;
+            INSERT INTO sio_packet_rooms_{segment}
+            SELECT namespace, 'r', "offset" FROM sio_packets_{segment} WHERE room = 'q'""")
+    await db.execute("INSERT INTO sio_sessions (id, pid_hash, namespace, sid, start_offset, joined_at)"
+                     " VALUES (1, '1', '/', 's', 0, 0)")  # fmt: skip
+    await db.execute("INSERT INTO sio_rooms (session, room, joined_at, namespace) VALUES (1, 'r', 0, '/')")
+    if analyzed:
+        await db.execute("ANALYZE")
+    expected, most = SCANS[call]
+    for _ in range(ROUNDS):
+        touched = await pages_of(db, f"SELECT {call}")
+    assert touched < most
+    assert [found for (found,) in await db.fetch(f"SELECT {call}")] == list(expected)
