@@ -14,7 +14,7 @@ from sio_pg_adapter import close_room_async, disconnect_async, emit_async, enter
 from sio_pg_adapter.embedded import EmbeddedPostgres
 from sio_pg_adapter.store import relay
 from support.node_process import NodeProcess
-from support.waiting import until, until_answer, until_waiting
+from support.waiting import until, until_answer
 
 STATE = "SELECT last_value FROM sio_relay_state"
 ASLEEP = 1
@@ -40,22 +40,6 @@ async def bodies(db) -> list[str]:
 
 async def waiting(db) -> int:
     return await db.fetchval("SELECT count(*) FROM sio_relay")
-
-
-async def wait_in_relay(db, *transactions: int) -> list[int]:
-    """Have a row of each of some transactions wait. Its body is its number. Return the ids."""
-    rows = await db.fetch(
-        """INSERT INTO sio_relay (transaction, kind, namespace, room, body)
-           SELECT t.transaction, 0, '/', '', t.i FROM unnest($1::bigint[]) WITH ORDINALITY t (transaction, i)
-           RETURNING id""",
-        transactions,
-    )
-    return [row[0] for row in rows]
-
-
-async def batches(db, limit, most=None, upto=None) -> list[list[int]]:
-    rows = await db.fetch("SELECT sio_relay_waiting($1, $2, $3)", limit, most, upto)
-    return [row[0] for row in rows]
 
 
 # -- waking and falling asleep -----------------------------------------------------------------------------
@@ -221,9 +205,10 @@ async def test_a_node_starts_however_fast_transactions_go_on(relaying, start_nod
         END $$;
         CREATE TRIGGER goes_on AFTER DELETE ON sio_relay FOR EACH ROW EXECUTE FUNCTION goes_on();
     """)
-    await wait_in_relay(db, 1, 2, 3)
+    for number in range(3):
+        await emit_async(db, "e", number)
     await start_node()
-    assert (await bodies(db))[:3] == ["1", "2", "3"]
+    assert (await bodies(db))[:3] == ['["e",0]', '["e",1]', '["e",2]']
     await db.execute("DROP TRIGGER goes_on ON sio_relay")
     await until_answer(lambda: waiting(db), lambda count: count == 0)
 
@@ -254,93 +239,6 @@ async def test_a_transaction_comes_after_those_whose_commits_it_knew_at_its_last
     await emit_async(other, "3")
     await store.emit(body='["4"]')
     assert await bodies(db) == ['["cause"]', '["1"]', '["2"]', '["3"]', '["4"]']
-
-
-async def test_a_batch_has_whole_transactions_in_the_order_of_their_last_rows(db):
-    ids = await wait_in_relay(db, 7, 8, 7, 9, 8, 9, 9, 5)
-    first, second, third, last = [ids[0], ids[2]], [ids[1], ids[4]], [ids[3], ids[5], ids[6]], [ids[7]]
-    assert await batches(db, 1) == [first, second, third, last]
-    assert await batches(db, 2) == [first, second, third, last]
-    assert await batches(db, 3) == [first + second, third, last]
-    assert await batches(db, 4) == [first + second, third + last]
-    assert await batches(db, 5) == [first + second + third, last]
-    assert await batches(db, 500) == [first + second + third + last]
-
-
-async def test_a_look_for_rows_ends_after_so_many_or_at_an_id(db):
-    ids = await wait_in_relay(db, 7, 8, 7, 9, 8, 9, 9, 5)
-    assert await batches(db, 1, 1) == [[ids[0], ids[2]]]
-    assert await batches(db, 1, 2) == [[ids[0], ids[2]]]
-    assert await batches(db, 1, 3) == [[ids[0], ids[2]], [ids[1], ids[4]]]
-    assert await batches(db, 1, None, ids[1]) == []
-    assert await batches(db, 1, None, ids[2]) == [[ids[0], ids[2]]]
-    assert await batches(db, 1, None, ids[5]) == [[ids[0], ids[2]], [ids[1], ids[4]]]
-    assert await batches(db, 1, None, ids[7]) == await batches(db, 1)
-
-
-async def test_a_look_for_rows_leaves_out_those_below_the_floor_and_those_at_fault(db):
-    ids = await wait_in_relay(db, 1, 2, 3)
-    assert await batches(db, 1) == [[each] for each in ids]
-    await db.execute("UPDATE sio_relay SET fault = 'why' WHERE id = $1", ids[1])
-    assert await batches(db, 1) == [[ids[0]], [ids[2]]]
-    await db.execute("SELECT setval('sio_relay_floor', $1)", ids[0])
-    assert await batches(db, 1) == [[ids[2]]]
-    assert await batches(db, 1, None, ids[2]) == [[ids[0]], [ids[2]]]
-    await db.execute("SELECT setval('sio_relay_floor', $1)", ids[2])
-    assert await batches(db, 1) == []
-
-
-async def test_rows_that_two_nodes_move_at_once_are_moved_once_and_in_order(relaying, db):
-    await wait_in_relay(db, 1, 1, 2, 3)
-    found = await batches(db, 1)
-    assert await db.fetchval("SELECT sio_relay_move($1)", found[0]) == 2
-    await wait_in_relay(db, 4)
-    for ids, moved in zip(await batches(db, 1), [1, 1, 1], strict=True):
-        assert await db.fetchval("SELECT sio_relay_move($1)", ids) == moved
-    for ids in found:
-        assert await db.fetchval("SELECT sio_relay_move($1)", ids) == 0
-    assert await bodies(db) == ["1", "2", "3", "4", "1"]
-
-
-async def test_moving_a_batch_waits_for_the_log_before_it_locks_rows(relaying, connect, db):
-    ids, holder, other = await wait_in_relay(db, 1), await connect(), await connect()
-    async with holder.transaction():
-        await holder.execute("LOCK TABLE sio_lock IN EXCLUSIVE MODE")
-        moving = asyncio.create_task(other.fetchval("SELECT sio_relay_move($1)", ids))
-        await until_waiting(db)
-        await holder.execute("SELECT sio_relay_drain()")
-    assert await moving == 0
-    assert await bodies(db) == ["1"]
-
-
-async def test_a_batch_is_moved_as_one(relaying, connect, db):
-    ear, heard = await connect(), []
-    await ear.add_listener(await db.fetchval("SELECT channel FROM sio_log"), lambda *args: heard.append(args[-1]))
-    await db.execute("SELECT sio_relay_move($1)", await wait_in_relay(db, 1, 2, 3))
-    await db.execute("SELECT pg_notify(channel, 'end') FROM sio_log")
-    await until(lambda: heard[-1:] == ["end"])
-    assert len(heard) == 2
-
-
-@pytest.mark.parametrize(
-    ("column", "value"),
-    [("kind", 99), ("rooms", "no json"), ("rooms", '["x", null]'), ("room", "".join(map(chr, range(256, 4000))))],
-)
-async def test_whatever_is_wrong_with_a_row_it_stops_no_other(relaying, db, column, value):
-    ids = await wait_in_relay(db, 1, 1, 1)
-    await db.execute(f"UPDATE sio_relay SET {column} = $1 WHERE id = $2", value, ids[1])
-    assert await db.fetchval("SELECT sio_relay_move($1)", ids) == 2
-    assert await bodies(db) == ["1", "3"]
-    assert await db.fetchval("SELECT fault FROM sio_relay")
-
-
-@pytest.mark.parametrize("isolation", ["repeatable_read", "serializable"])
-async def test_rows_are_not_moved_in_a_transaction_with_an_old_snapshot(relaying, connect, db, isolation):
-    ids, other = await wait_in_relay(db, 1), await connect()
-    async with other.transaction(isolation=isolation):
-        with pytest.raises(asyncpg.PostgresError, match="read committed"):
-            await other.fetchval("SELECT sio_relay_move($1)", ids)
-    assert await waiting(db) == 1
 
 
 @pytest.mark.parametrize("path", ["one event", "several entries", "members", "transaction"])
