@@ -57,26 +57,20 @@ CREATE FUNCTION sio.sio_relay_append(p_ids bigint[]) RETURNS integer
 LANGUAGE plpgsql AS $$
 DECLARE e record; v_offsets bigint[];
 BEGIN
-    WITH moved AS (DELETE FROM sio.sio_relay WHERE id = ANY (p_ids) RETURNING *),
-    entries AS (SELECT m.*, array_position(p_ids, m.id) AS i, coalesce(octet_length(m.body), 0) AS size FROM moved m)
-    SELECT array_agg(kind ORDER BY i) AS kinds, array_agg(namespace ORDER BY i) AS namespaces,
-           array_agg(room ORDER BY i) AS rooms,
-           CASE WHEN count(x.rooms) > 0 THEN array_agg(x.rooms ORDER BY i) END AS room_lists,
-           CASE WHEN count(x.skip_sids) > 0 THEN array_agg(x.skip_sids ORDER BY i) END AS skip_lists,
-           CASE WHEN count(x.skip_rooms) > 0 THEN array_agg(x.skip_rooms ORDER BY i) END AS skip_room_lists,
-           CASE WHEN count(x.sid) > 0 THEN array_agg(x.sid ORDER BY i) END AS sids,
-           array_agg(body ORDER BY i) AS bodies,
-           CASE WHEN count(x.parts) > 0 THEN array_agg(x.parts ORDER BY i) END AS parts,
-           CASE WHEN count(x.attachment) > 0 THEN array_agg(x.attachment ORDER BY i) END AS attachments,
-           CASE WHEN count(x.key) + count(x.members) > 0 THEN array_agg(
-               CASE WHEN x.key IS NOT NULL THEN json_build_object('key', x.key)::text
-                    WHEN x.members IS NOT NULL THEN json_build_object('members', x.members::json)::text END
-               ORDER BY i) END AS args,
-           CASE WHEN sum(size) < 7600 AND bool_and(kind = 0 AND x.parts IS NULL AND attachment IS NULL) THEN
+    WITH moved AS (DELETE FROM sio.sio_relay WHERE id = ANY (p_ids) RETURNING *)
+    SELECT array_agg(kind) AS kinds, array_agg(namespace) AS namespaces, array_agg(room) AS rooms,
+           array_agg(x.rooms) AS room_lists, array_agg(skip_sids) AS skip_lists,
+           array_agg(skip_rooms) AS skip_room_lists, array_agg(sid) AS sids, array_agg(body) AS bodies,
+           array_agg(parts) AS parts, array_agg(attachment) AS attachments,
+           CASE WHEN count(key) + count(members) > 0 THEN array_agg(
+               CASE WHEN key IS NOT NULL THEN json_build_object('key', key)::text
+                    WHEN members IS NOT NULL THEN json_build_object('members', members::json)::text END) END AS args,
+           CASE WHEN sum(octet_length(body)) < 7600
+                     AND bool_and(kind = 0 AND parts IS NULL AND attachment IS NULL) THEN
                json_agg(json_build_array(namespace, coalesce(x.rooms::json, json_build_array(room)),
-                                         coalesce(x.skip_sids::json, '[]'), coalesce(x.skip_rooms::json, '[]'), body)
-                        ORDER BY i)::text END AS carry
-    INTO e FROM entries x;
+                                         coalesce(skip_sids::json, '[]'), coalesce(skip_rooms::json, '[]'),
+                                         body))::text END AS carry
+    INTO e FROM (SELECT * FROM moved ORDER BY array_position(p_ids, id)) x;
     IF e.kinds IS NULL THEN
         RETURN 0;
     END IF;
