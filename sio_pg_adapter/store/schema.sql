@@ -2291,7 +2291,7 @@ CREATE FUNCTION sio.sio_outbox_epoch(p_above bigint)
  SET search_path TO 'pg_catalog', 'pg_temp'
 AS $$
 BEGIN
-    IF current_setting('transaction_isolation') <> 'read committed' THEN
+    IF current_setting('transaction_isolation') NOT IN ('read committed', 'read uncommitted') THEN
         IF p_above IS NOT NULL THEN
             PERFORM sio.sio_outbox_retry();
         ELSIF (SELECT last_value FROM sio.sio_packets_offset_seq) >> 40 > (SELECT max(epoch) FROM sio.sio_epochs) THEN
