@@ -60,7 +60,14 @@ TESTS = [
         "rooms_of_the_log",
     ),
     *("scans", "seam", "segments", "session_blocks", "sessions", "since", "skip_rooms", "strays", "transactions"),
-    *("room_changes", "room_functions", "transactions_rooms", "transactions_sql"),
+    *(
+        "emit_functions",
+        "outbox_functions",
+        "room_changes",
+        "room_functions",
+        "transactions_rooms",
+        "transactions_sql",
+    ),
 ]
 """The modules of tests/integration that run by default: those about what the functions do."""
 

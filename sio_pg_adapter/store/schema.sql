@@ -2291,7 +2291,7 @@ CREATE FUNCTION sio.sio_outbox_epoch(p_above bigint)
  SET search_path TO 'pg_catalog', 'pg_temp'
 AS $$
 BEGIN
-    IF current_setting('transaction_isolation') <> 'read committed' THEN
+    IF current_setting('transaction_isolation') NOT IN ('read committed', 'read uncommitted') THEN
         IF p_above IS NOT NULL THEN
             PERFORM sio.sio_outbox_retry();
         ELSIF (SELECT last_value FROM sio.sio_packets_offset_seq) >> 40 > (SELECT max(epoch) FROM sio.sio_epochs) THEN
@@ -2442,20 +2442,21 @@ AS $$
 DECLARE
     v_rooms text[]; v_skips text[]; v_skip_rooms text[]; v_attachment uuid; v_at integer := 0;
     v_size bigint; v_count integer := 0; v_state bigint;
-    v_name text;  -- the event's name in JSON, if it is short. The characters of a reserved name may be escaped
+    v_name text;  -- the event's name, if it is short
 BEGIN
     v_state := pg_sequence_last_value('sio.sio_relay_state');
     IF v_state NOT IN (0, 2) THEN
         -- Most events are for one room and have no more than a body. This one statement checks and stores them, because
-        -- plpgsql prepares each of its expressions again in each transaction. It inserts nothing if it is any other event.
+        -- plpgsql prepares each of its expressions again in each transaction. It inserts nothing if it is any other event,
+        -- or if the namespace, the room or the body is null.
         --
         -- The statement locks sio_relay before it runs, and so before it reads the state.
         WITH state AS MATERIALIZED (
             SELECT last_value FROM sio.sio_relay_state
-            WHERE last_value NOT IN (0, 2) AND p_namespace IS NOT NULL AND p_room IS NOT NULL
-              AND p_rooms IS NULL AND p_skips IS NULL AND p_skip_rooms IS NULL AND p_parts IS NULL AND p_key IS NULL
+            WHERE last_value NOT IN (0, 2) AND p_rooms IS NULL AND p_skips IS NULL AND p_skip_rooms IS NULL
+              AND p_parts IS NULL AND p_key IS NULL
               AND octet_length(p_body) <= 65536 AND octet_length(p_namespace) + octet_length(p_room) <= 512
-              AND p_body::json IS NOT NULL AND left(p_body, 2) = '["' AND right(p_body, 1) = ']'
+              AND p_body::json IS NOT NULL AND right(p_body, 1) = ']'
               AND substring(left(p_body, 100) FROM '^\["([^"\\]*)"') NOT IN (
                   'connect', 'connect_error', 'disconnect', 'disconnecting', 'newListener', 'removeListener')),
         inserted AS (
@@ -2470,15 +2471,13 @@ BEGIN
         END IF;
     END IF;
     v_size := octet_length(p_body) + coalesce(octet_length(p_parts), 0);
-    v_name := substring(left(p_body, 100) FROM '^\["((?:[^"\\]|\\.)*)"');
     IF (p_namespace IS NOT NULL AND p_room IS NOT NULL AND p_body::json IS NOT NULL
         AND left(p_body, 2) = '["' AND right(p_body, 1) = ']') IS NOT TRUE THEN
         RAISE invalid_parameter_value USING MESSAGE = 'an event has a namespace, a room and a body: a JSON array that'
             ' begins with the event''s name, without space around it';
     END IF;
-    IF position('\' IN v_name) > 0 THEN
-        v_name := ('"' || v_name || '"')::json #>> '{}';
-    END IF;
+    -- The characters of a reserved name may be escaped.
+    v_name := substring(left(p_body, 100) FROM '^\[("(?:[^"\\]|\\.)*")')::json #>> '{}';
     IF v_name IN ('connect', 'connect_error', 'disconnect', 'disconnecting', 'newListener', 'removeListener') THEN
         RAISE invalid_parameter_value USING MESSAGE = format(
             'the event name "%s" is reserved in Socket.IO: JavaScript clients close the connection when they get it,'
@@ -2496,7 +2495,7 @@ BEGIN
             END IF;
         END IF;
         IF p_skips IS NOT NULL THEN
-            v_skips := array_remove(ARRAY(SELECT json_array_elements_text(p_skips::json)), NULL);
+            v_skips := nullif(array_remove(ARRAY(SELECT json_array_elements_text(p_skips::json)), NULL), '{}');
         END IF;
         IF p_skip_rooms IS NOT NULL THEN
             v_skip_rooms := nullif(ARRAY(SELECT r FROM json_array_elements_text(p_skip_rooms::json) r WHERE r <> ''), '{}');
@@ -2505,8 +2504,7 @@ BEGIN
            > 512 THEN
             RAISE program_limit_exceeded USING MESSAGE = 'a namespace, room or sid is longer than 512 bytes';
         END IF;
-        WHILE v_at < octet_length(p_parts) LOOP  -- a node that cannot take them apart would stand still
-            EXIT WHEN v_at + 4 > octet_length(p_parts);
+        WHILE v_at <= octet_length(p_parts) - 4 LOOP  -- a node that cannot take them apart would stand still
             v_count := v_count + 1;
             v_at := least(2147483647, v_at + 4 + (get_byte(p_parts, v_at)::bigint << 24)
                 + (get_byte(p_parts, v_at + 1) << 16) + (get_byte(p_parts, v_at + 2) << 8)
@@ -2544,8 +2542,7 @@ BEGIN
             INSERT INTO sio.sio_relay (transaction, kind, namespace, room, rooms, skip_sids, skip_rooms, body, parts,
                                        attachment, key)
             SELECT pg_current_xact_id()::text::bigint, 0, p_namespace, p_room, p_rooms,
-                   CASE WHEN cardinality(v_skips) > 0 THEN array_to_json(v_skips)::text END,
-                   CASE WHEN cardinality(v_skip_rooms) > 0 THEN array_to_json(v_skip_rooms)::text END,
+                   array_to_json(v_skips)::text, array_to_json(v_skip_rooms)::text,
                    CASE WHEN v_attachment IS NULL THEN p_body END, CASE WHEN v_attachment IS NULL THEN p_parts END,
                    v_attachment, p_key
             FROM state)
@@ -2642,7 +2639,7 @@ BEGIN
     IF (p_namespace IS NOT NULL AND p_body::json IS NOT NULL AND left(p_body, 2) = '["') IS NOT TRUE THEN
         RAISE invalid_parameter_value USING MESSAGE = 'a server event has a namespace and a body: a JSON array that begins'
             ' with the event''s name, without space before it';
-    ELSIF octet_length(p_body) + coalesce(octet_length(p_parts), 0) > 268435456 THEN
+    ELSIF octet_length(p_body) + octet_length(coalesce(p_parts, '')) > 268435456 THEN
         RAISE program_limit_exceeded USING MESSAGE = 'an event is larger than 256 MiB';
     END IF;
     -- The key distinguishes it from equal messages, which PostgreSQL delivers once in a transaction.

@@ -46,6 +46,15 @@ async def db(pg_owner_dsn: str) -> AsyncIterator[asyncpg.Connection]:
 
 
 @pytest.fixture
+async def announced(db: asyncpg.Connection) -> list[str]:
+    """What is announced on the log's channel. It is complete after the next statement of ``db``."""
+    payloads: list[str] = []
+    channel = await db.fetchval("SELECT channel FROM sio_log")
+    await db.add_listener(channel, lambda *message: payloads.append(message[-1]))
+    return payloads
+
+
+@pytest.fixture
 async def superuser(pg_admin_dsn: str) -> AsyncIterator[asyncpg.Connection]:
     """A superuser's connection to the test's database, to break what no other role can break."""
     connection = await asyncpg.connect(pg_admin_dsn)

@@ -727,6 +727,7 @@ async def test_notifications_carry_no_records_while_the_queue_fills_up(monkeypat
     appends = [
         "SELECT sio_append_event(1, '/', 'r', '[\"e\"]', NULL, '[c]')",
         "SELECT sio_append_batch(1, '{0}', '{/}', '{r}', NULL, NULL, NULL, NULL, '{e}', NULL, NULL, NULL, '[c]')",
+        "SELECT sio_emit_encoded('/', 'r', NULL, NULL, '[\"[c]\"]', NULL)",
     ]
     payloads = []
     with EmbeddedPostgres(settings={"max_notify_queue_pages": "64"}) as server:
@@ -744,7 +745,7 @@ async def test_notifications_carry_no_records_while_the_queue_fills_up(monkeypat
                 for append in appends:
                     await connection.execute(append)
         await connection.execute("SELECT 1")
-        assert payloads == [True] * 4 + [False] * 4
+        assert payloads == [True] * 6 + [False] * 6
         await idle.close()
         await connection.close()
 

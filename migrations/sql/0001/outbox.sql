@@ -37,7 +37,7 @@ END $$;
 CREATE FUNCTION sio.sio_outbox_epoch(p_above bigint) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
-    IF current_setting('transaction_isolation') <> 'read committed' THEN
+    IF current_setting('transaction_isolation') NOT IN ('read committed', 'read uncommitted') THEN
         IF p_above IS NOT NULL THEN
             PERFORM sio.sio_outbox_retry();
         ELSIF (SELECT last_value FROM sio.sio_packets_offset_seq) >> 40 > (SELECT max(epoch) FROM sio.sio_epochs) THEN
