@@ -144,6 +144,15 @@ async def test_what_is_no_event_is_refused(db, transfer, changed, says):
         await stored(db, **changed)
 
 
+@pytest.mark.parametrize("relay", [False, True])
+@pytest.mark.parametrize("name", ["a\0", "\ud800", "\U0001f600", "\0connect"])
+async def test_the_name_of_an_event_may_have_characters_that_postgresql_does_not(db, name, relay):
+    await db.execute("SELECT sio_set_relay($1)", relay)
+    for text_of_it in (json.dumps([name]), json.dumps([name]).replace("\\ud", "\\uD")):
+        _, [row] = await stored(db, body=text_of_it)
+        assert row["body"] == text_of_it
+
+
 @pytest.mark.parametrize(
     ("changed", "says"),
     [

@@ -19,7 +19,7 @@ LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     v_rooms text[]; v_skips text[]; v_skip_rooms text[]; v_attachment uuid; v_at integer := 0;
     v_size bigint; v_count integer := 0; v_state bigint;
-    v_name text;  -- the event's name, if it is short
+    v_name text;  -- the event's name, if it is short, and may be a reserved one
 BEGIN
     v_state := pg_sequence_last_value('sio.sio_relay_state');
     IF v_state NOT IN (0, 2) THEN
@@ -53,8 +53,9 @@ BEGIN
         RAISE invalid_parameter_value USING MESSAGE = 'an event has a namespace, a room and a body: a JSON array that'
             ' begins with the event''s name, without space around it';
     END IF;
-    -- The characters of a reserved name may be escaped.
-    v_name := substring(left(p_body, 100) FROM '^\[("(?:[^"\\]|\\.)*")')::json #>> '{}';
+    -- The characters of a reserved name may be escaped. PostgreSQL does not unescape all that JSON may have.
+    v_name := substring(left(p_body, 100) FROM '^\[("(?:[^"\\]|\\.)*")');
+    v_name := CASE WHEN v_name !~* '\\u(0000|d[89a-f])' THEN v_name::json #>> '{}' END;
     IF v_name IN ('connect', 'connect_error', 'disconnect', 'disconnecting', 'newListener', 'removeListener') THEN
         RAISE invalid_parameter_value USING MESSAGE = format(
             'the event name "%s" is reserved in Socket.IO: JavaScript clients close the connection when they get it,'
