@@ -1781,7 +1781,8 @@ BEGIN
                AND NOT EXISTS (SELECT FROM sio.sio_packets_1)
                AND sio.sio_may_truncate()
         INTO v_due FROM sio.sio_packets_0 ORDER BY "offset" LIMIT 1;
-        IF v_due AND sio.sio_lock_segment(1) THEN
+        -- It is null if the segment is empty, and `null AND` would call the function.
+        IF v_due IS TRUE AND sio.sio_lock_segment(1) THEN
             IF EXISTS (SELECT FROM sio.sio_packets_1) THEN
                 RETURN false;  -- before the lock another node switched to it, or appended late
             END IF;
@@ -1795,7 +1796,7 @@ BEGIN
                AND NOT EXISTS (SELECT FROM sio.sio_packets_0)
                AND sio.sio_may_truncate()
         INTO v_due FROM sio.sio_packets_1 ORDER BY "offset" LIMIT 1;
-        IF v_due AND sio.sio_lock_segment(0) THEN
+        IF v_due IS TRUE AND sio.sio_lock_segment(0) THEN
             IF EXISTS (SELECT FROM sio.sio_packets_0) THEN
                 RETURN false;
             END IF;
@@ -1911,7 +1912,7 @@ BEGIN
             SELECT namespace, room, true, max("offset"), NULL, 0 FROM sio.sio_packet_rooms_0 GROUP BY 1, 2
         ), floors AS (
             SELECT namespace, room, max(last) AS last FROM rooms
-            WHERE counts AND last > (SELECT coalesce(min(start_offset), 9223372036854775807) FROM sio.sio_sessions)
+            WHERE counts AND last > (SELECT min(start_offset) FROM sio.sio_sessions)
             GROUP BY 1, 2 HAVING sio.sio_needs_floor(namespace, room, max(last))
         )
         SELECT (SELECT sum(records) FROM rooms), (SELECT max(youngest) FROM rooms),
@@ -1928,7 +1929,7 @@ BEGIN
             SELECT namespace, room, true, max("offset"), NULL, 0 FROM sio.sio_packet_rooms_1 GROUP BY 1, 2
         ), floors AS (
             SELECT namespace, room, max(last) AS last FROM rooms
-            WHERE counts AND last > (SELECT coalesce(min(start_offset), 9223372036854775807) FROM sio.sio_sessions)
+            WHERE counts AND last > (SELECT min(start_offset) FROM sio.sio_sessions)
             GROUP BY 1, 2 HAVING sio.sio_needs_floor(namespace, room, max(last))
         )
         SELECT (SELECT sum(records) FROM rooms), (SELECT max(youngest) FROM rooms),

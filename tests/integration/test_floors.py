@@ -368,3 +368,87 @@ async def test_what_retention_deleted_of_a_membership(db, upto, left_at, expecte
     rows = await db.fetch("SELECT sio_deleted(1, '/', 'a', 3, $1)", left_at)
     assert [tuple(row) for row in rows] == [(expected,)]
     assert await db.fetch("SELECT sio_deleted(1, '/', 'c', 3, $1)", left_at) == []
+
+
+# -- sio_needs_floor -----------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("namespace", "room", "floor", "expected"),
+    [
+        ("/", "a", 6, True),
+        ("/", "a", 5, False),  # the session became a member at this offset
+        ("/", "a", 4, False),
+        ("/n", "a", 6, False),
+        ("/", "b", 6, False),
+        ("/n", "b", 6, True),
+        ("/", "s", 1, True),
+        ("/n", "s", 1, False),
+        ("/", "t", 1, False),
+        ("/n", "t", 1, True),
+        ("/", "", 1, True),
+        ("/n", "", 1, True),
+        ("/other", "", 1, False),
+        ("/", "nobody's", 9, False),
+        ("/other", "a", 9, False),
+    ],
+)
+async def test_a_session_may_ask_for_the_floor_of_a_room(db, namespace, room, floor, expected):
+    await db.execute("""
+        INSERT INTO sio_sessions (id, pid_hash, namespace, sid, start_offset, joined_at)
+        VALUES (1, '1', '/', 's', 5, 5), (2, '2', '/n', 't', 5, 5);
+        INSERT INTO sio_rooms (session, room, joined_at, left_at, namespace)
+        VALUES (1, 'a', 5, NULL, '/'), (1, 'a', 7, NULL, '/'), (2, 'b', 5, 6, '/n')""")
+    assert await db.fetchval("SELECT sio_needs_floor($1, $2, $3)", namespace, room, floor) is expected
+
+
+# -- sio_raise_floors ----------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("segment", [0, 1])
+async def test_the_floors_of_rooms_and_of_memberships_that_lost_less(db, segment):
+    """Records 11 to 20 are about to be deleted."""
+    for offset, namespace, room, skip_sids in [
+        (11, "/", "a", None),
+        (12, "/n", "a", None),
+        (13, "/", "", None),
+        (14, "/", "a", ["s"]),
+        (15, "/", "b", ["s", "nobody"]),
+        (16, "/", "c", None),
+        (17, "/", "d", ["s"]),
+        (18, "/", "a", ["s", "u"]),
+        (19, "/", "", None),
+        (20, "/", "", ["t"]),
+        (21, "/", "a", None),
+        (22, "/", "", None),
+    ]:
+        await db.execute(
+            f'INSERT INTO sio_packets_{segment} (kind, "offset", namespace, room, skip_sids)'
+            " VALUES (0, $1, $2, $3, $4)",
+            *(offset, namespace, room, skip_sids),
+        )
+    await db.execute("""
+        INSERT INTO sio_sessions (id, pid_hash, namespace, sid, start_offset, joined_at) VALUES
+            (1, '1', '/', 's', 5, 5), (2, '2', '/', 't', 5, 5), (3, '3', '/n', 's', 5, 5), (4, '4', '/', 'u', 5, 5);
+        INSERT INTO sio_rooms (session, room, joined_at, left_at, namespace) VALUES
+            (1, 'a', 5, NULL, '/'), (1, 'b', 15, NULL, '/'), (1, 'd', 5, NULL, '/'),
+            (2, 'a', 5, 14, '/'), (2, 'a', 14, NULL, '/'), (2, 'b', 5, 15, '/'),
+            (3, 'a', 5, NULL, '/n'), (3, 'a', 6, 7, '/n'), (3, 'c', 5, 7, '/n'),
+            (4, 'a', 6, 12, '/'), (4, 'a', 17, NULL, '/'), (4, 'b', 6, 9, '/');
+        INSERT INTO sio_session_floors (session, room, joined_at, "offset", upto) VALUES
+            (1, 'd', 5, 3, 9), (2, 'a', 5, 2, 12), (3, 'a', 5, 1, 99), (4, 'a', 6, 7, 11), (4, 'b', 1, 1, 99);
+        INSERT INTO sio_room_floors VALUES ('/', 'a', 9), ('/', 'c', 30), ('/', 'd', 9)""")
+    rooms = [("/", "", 20), ("/", "a", 18), ("/", "b", 15), ("/", "c", 16), ("/", "d", 17), ("/n", "a", 12)]
+    await db.execute("SELECT sio_raise_floors(10, 20, $1, $2, $3)", *zip(*rooms, strict=True))
+    floors = 'SELECT session, room, joined_at, "offset", upto FROM sio_session_floors ORDER BY 1, 2, 3'
+    assert [tuple(row) for row in await db.fetch(floors)] == [
+        (1, "a", 5, 11, 20),  # 14 and 18 skipped it
+        (1, "d", 5, 3, 20),  # 17 skipped it, and nothing else is deleted now
+        (2, "", 5, 19, 20),  # 20 skipped it
+        (2, "a", 5, 11, 20),  # it had left at 14, and its floor did not count up to there
+        (2, "b", 5, 0, 20),  # it had left as of the offset of 15
+        (3, "a", 5, 1, 99),
+        (3, "a", 6, 0, 20),
+        (4, "a", 6, 7, 11),  # it had left at 12, and the floor counts up to 11
+        (4, "a", 17, 14, 20),  # 18 skipped it, and 14 lies below its membership
+        (4, "b", 1, 1, 99),
+        (4, "b", 6, 0, 20),
+    ]
+    rooms[3] = ("/", "c", 30)  # no floor falls
+    assert [tuple(row) for row in await db.fetch("SELECT * FROM sio_room_floors ORDER BY 1, 2")] == rooms

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import uuid
 
 import asyncpg
 import pytest
@@ -152,38 +153,6 @@ async def test_a_reader_that_stays_keeps_the_segment_and_nobody_waits(pg_dsn, st
         await other.close()
 
 
-@pytest.mark.parametrize("held", ["sio_packets_1", "sio_packet_rooms_1"])
-async def test_a_segment_that_is_read_is_not_switched_to(pg_dsn, db, held):
-    await fill(db)
-    other = await asyncpg.connect(pg_dsn)
-    try:
-        async with other.transaction():
-            await other.fetch(f"SELECT FROM {held}")
-            assert await db.fetchval(QUERIES["switch_segment"], KEEP) is False
-            assert await active(db) == 0
-            assert await prune_once(pg_dsn) == Pruned(records=MANY)  # one by one
-    finally:
-        await other.close()
-
-
-async def test_a_segment_that_got_a_record_before_it_was_locked_is_not_switched_to(pg_owner_dsn, db):
-    """Another node's switch came between, say, and an append behind it: what is to be truncated holds a record."""
-    await fill(db)
-    other, third = await asyncpg.connect(pg_owner_dsn), await asyncpg.connect(pg_owner_dsn)
-    asleep = "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE pid = $1 AND wait_event = 'PgSleep')"
-    try:
-        async with other.transaction():
-            await other.execute(FILL.format(1), 1, 0.0)
-            turning = asyncio.create_task(db.fetchval(QUERIES["switch_segment"], KEEP))
-            while not await third.fetchval(asleep, db.get_server_pid()):
-                assert not turning.done()
-        assert await turning is False
-        assert await db.fetchval("SELECT count(*) FROM sio_packets_1") == 1 and await active(db) == 0
-    finally:
-        await other.close()
-        await third.close()
-
-
 async def test_a_role_that_may_not_truncate_deletes(pg_dsn, pg_admin, db):
     role = f"siopg_{pg_dsn.rpartition('/')[2][:20]}"
     pg_admin.execute(sql.SQL("CREATE ROLE {} LOGIN").format(sql.Identifier(role)))
@@ -212,6 +181,275 @@ async def test_a_role_truncates_only_if_it_may_truncate_both_segments(pg_dsn, db
     await db.execute(f"REVOKE TRUNCATE ON {table} FROM {NODE}")
     assert await node.fetchval("SELECT sio_may_truncate()") is False
     await node.close()
+
+
+# -- sio_switch_segment and sio_truncate_segment, in both directions ------------------------------------------------
+SLEEPS = "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE pid = $1 AND wait_event = 'PgSleep')"
+LOCKED = "SELECT FROM pg_locks WHERE pid = pg_backend_pid() AND mode = 'AccessExclusiveLock'"
+
+
+@pytest.fixture(params=[0, 1])
+async def segment(db, request) -> int:
+    """The number of the active segment."""
+    await db.execute("SELECT setval('sio_active_segment', $1)", request.param)
+    await db.execute("SET lock_timeout = '5s'")
+    return request.param
+
+
+async def put(db, segment: int, offset: int, *, room: str = "r", age: float = HOUR, kind: int = 0, **more) -> None:
+    columns = {"offset": offset, "kind": kind, "namespace": "/", "room": room, **more}
+    values = ", ".join(f"${n + 2}" for n in range(len(columns)))
+    await db.execute(
+        f"INSERT INTO sio_packets_{segment} ({', '.join(columns)}, created_at)".replace("(offset", '("offset"')
+        + f" VALUES ({values}, clock_timestamp() - make_interval(secs => $1))",
+        age,
+        *columns.values(),
+    )
+
+
+async def put_large(db, segment: int, offset: int, **more) -> None:
+    """Have a segment of over 16 MB."""
+    await db.execute(f"ALTER TABLE sio_packets_{segment} ALTER body SET STORAGE EXTERNAL")
+    await put(db, segment, offset, body="x" * (17 << 20), **more)
+
+
+async def files(db) -> dict[str, int]:
+    tables = [f"{table}_{n}" for table in ("sio_packets", "sio_packet_rooms") for n in (0, 1)]
+    return {table: await db.fetchval("SELECT pg_relation_filenode($1::text)", table) for table in tables}
+
+
+async def test_the_other_segment_gets_files_of_its_own_and_becomes_the_active_one(db, segment):
+    """The first record counts, whatever the place of its row."""
+    await put(db, segment, 2, age=0.0)
+    await put_large(db, segment, 1)
+    before = await files(db)
+    assert await db.fetchval(QUERIES["switch_segment"], KEEP) is True
+    assert await active(db) == 1 - segment
+    assert await db.fetchval(f"SELECT count(*) FROM sio_packets_{segment}") == 2
+    after = await files(db)
+    assert {table for table in before if before[table] != after[table]} == {
+        f"sio_packets_{1 - segment}",
+        f"sio_packet_rooms_{1 - segment}",
+    }
+
+
+@pytest.mark.parametrize("reason", ["empty", "young", "small", "the other has a record", "forbidden"])
+async def test_a_segment_that_is_not_due_stays_the_active_one_and_nothing_is_locked(db, segment, reason):
+    if reason == "small":
+        await put(db, segment, 1)
+    elif reason != "empty":
+        await put_large(db, segment, 1, age=KEEP - 20 if reason == "young" else HOUR)
+    if reason == "the other has a record":
+        await put(db, 1 - segment, 2)
+    if reason == "forbidden":
+        await db.execute("REVOKE TRUNCATE ON sio_packets_0 FROM CURRENT_USER")
+    before = await files(db)
+    async with db.transaction():
+        assert await db.fetchval(QUERIES["switch_segment"], KEEP) is False
+        assert await db.fetch(LOCKED) == []
+    assert await active(db) == segment and await files(db) == before
+
+
+async def test_a_segment_is_switched_and_truncated_by_one_at_a_time(db, connect, segment):
+    await put_large(db, segment, 2)
+    other = await connect()
+    async with other.transaction():
+        await other.execute("SELECT FROM sio_log FOR UPDATE")
+        assert await db.fetchval(QUERIES["switch_segment"], KEEP) is False
+        assert await db.fetchval(QUERIES["trim"], KEEP, MANY) == 0
+    assert await active(db) == segment
+    assert await db.fetchval(QUERIES["switch_segment"], KEEP) is True
+
+
+@pytest.mark.parametrize("isolation", ["repeatable_read", "serializable"])
+async def test_segments_are_neither_switched_nor_truncated_in_a_stricter_transaction(db, isolation):
+    for call in ("sio_switch_segment(60)", "sio_trim(60, 10)"):
+        with pytest.raises(asyncpg.InvalidTransactionStateError, match="read committed"):
+            async with db.transaction(isolation=isolation):
+                await db.execute(f"SELECT {call}")
+
+
+@pytest.mark.parametrize("table", ["sio_packets", "sio_packet_rooms"])
+async def test_a_segment_that_is_read_is_not_switched_to(db, connect, segment, table):
+    await put_large(db, segment, 1)
+    other = await connect()
+    async with other.transaction():
+        await other.execute(f"SELECT FROM {table}_{1 - segment}")
+        assert await db.fetchval(QUERIES["switch_segment"], KEEP) is False
+        assert await active(db) == segment
+        assert await db.fetchval(QUERIES["trim"], KEEP, MANY) == 1  # one by one
+
+
+async def commits_before_the_lock(db, other, third, offset: int, call: str) -> object:
+    """Have a record committed to the segment that is not active, while a function waits for the lock of it."""
+    async with other.transaction():
+        await put(other, 1 - await active(db), offset)
+        calling = asyncio.create_task(db.fetchval(call))
+        while not await third.fetchval(SLEEPS, db.get_server_pid()):
+            assert not calling.done()
+    return await calling
+
+
+async def test_a_segment_that_got_a_record_before_it_was_locked_is_not_switched_to(db, connect, segment):
+    """Another node's switch came between, say, and an append behind it: what is to be truncated holds a record."""
+    await put_large(db, segment, 1)
+    call = f"SELECT sio_switch_segment({KEEP})"
+    assert await commits_before_the_lock(db, await connect(), await connect(), 2, call) is False
+    assert await db.fetchval(f"SELECT count(*) FROM sio_packets_{1 - segment}") == 1 and await active(db) == segment
+
+
+async def contents(db) -> list[object]:
+    """What retention deletes or writes."""
+    floors = 'SELECT namespace, room, "offset" FROM sio_room_floors ORDER BY 1, 2'
+    return [
+        [tuple(row) for row in await db.fetch(query)]
+        for query in (
+            'SELECT "offset" FROM sio_packets ORDER BY 1',
+            'SELECT room, "offset" FROM sio_packet_rooms ORDER BY 1, 2',
+            "SELECT key FROM sio_keys ORDER BY 1",
+            "SELECT encode(data, 'escape') FROM sio_attachments ORDER BY 1",
+            floors,
+            "SELECT floor FROM sio_log",
+        )
+    ]
+
+
+async def put_much(db, segment: int) -> None:
+    """Put records 11 to 19 into the segment that is not active, and 20 and 21 into the active one."""
+    old, ids = 1 - segment, {name: uuid.uuid4() for name in "abc"}
+    for name, attachment in ids.items():
+        await db.execute("INSERT INTO sio_attachments VALUES ($1, $2, false)", attachment, name.encode())
+    await db.execute("UPDATE sio_log SET floor = 10")
+    await put(db, old, 11, attachment=ids["a"])
+    await put(db, old, 12, room="q")
+    await put(db, old, 13, room="r", namespace="/n")
+    await put(db, old, 14, room="x", kind=1, sid="s")
+    await put(db, old, 15, room="nobody's")
+    await put(db, old, 16, room="t")
+    await put(db, old, 17, room="q")
+    await put(db, old, 19, room="nobody's")
+    await put(db, segment, 20, age=0.0, attachment=ids["b"])
+    await put(db, segment, 21)
+    for room, offset in (("x", 12), ("x", 13), ("q", 15), ("first", 11), ("r", 15), ("late", 16)):
+        await db.execute(f"INSERT INTO sio_packet_rooms_{old} VALUES ('/', $1, $2)", room, offset)
+    await db.execute(f"INSERT INTO sio_packet_rooms_{segment} VALUES ('/', 'x', 20)")
+    for offset in (11, 19, 20, 21):
+        await db.execute("INSERT INTO sio_keys VALUES ('/', $1::bigint::text, $1)", offset)
+    await db.execute("""
+        INSERT INTO sio_sessions (id, pid_hash, namespace, sid, start_offset, joined_at)
+        VALUES (1, '1', '/', 's', 11, 11), (2, '2', '/', 't', 16, 16)""")
+    await db.execute("""
+        INSERT INTO sio_rooms (session, room, joined_at, namespace)
+        SELECT 1, room, 0, '/' FROM unnest(ARRAY['r', 'x', 'first']) room
+        UNION ALL VALUES (1, 'q', 16, '/'), (1, 'late', 16, '/')""")
+
+
+TRUNCATE = f"SELECT sio_truncate_segment({KEEP})"
+
+
+async def test_what_goes_with_a_segment(db, segment):
+    """Floors come for rooms whose sessions may have missed one of its events."""
+    await put_much(db, segment)
+    assert await db.fetchval(TRUNCATE) == 8
+    assert await contents(db) == [
+        [(20,), (21,)],
+        [("x", 20)],
+        [("20",), ("21",)],
+        [("b",), ("c",)],
+        [("/", "q", 17), ("/", "r", 15), ("/", "t", 16), ("/", "x", 13)],
+        [(19,)],
+    ]
+
+
+async def test_a_segment_of_which_no_session_may_have_missed_an_event_leaves_no_floor(db, segment):
+    await put_much(db, segment)
+    await db.execute("DELETE FROM sio_sessions")
+    assert await db.fetchval(TRUNCATE) == 8
+    assert (await contents(db))[4:] == [[], [(19,)]]
+
+
+async def test_a_segment_below_the_floor_goes_and_the_floor_stays(db, segment):
+    await put(db, 1 - segment, 11)
+    await db.execute("UPDATE sio_log SET floor = 12")
+    assert await db.fetchval(TRUNCATE) == 1
+    assert (await contents(db))[5] == [(12,)]
+
+
+MAKE_YOUNG = 'UPDATE sio_packets SET created_at = clock_timestamp() WHERE "offset" = $1'
+
+
+@pytest.mark.parametrize(
+    ("reason", "result"),
+    [
+        ("a record of the active segment lies between", None),
+        ("the role may not", None),
+        ("the last record is young", 0),
+        ("a record is young", 0),
+        ("somebody reads", 0),
+    ],
+)
+async def test_a_segment_stays_as_it_is(db, connect, segment, reason, result):
+    await put_much(db, segment)
+    other = await connect()
+    if reason == "a record of the active segment lies between":
+        await put(db, segment, 18)
+    elif reason == "the role may not":
+        await db.execute("REVOKE TRUNCATE ON sio_packet_rooms_1 FROM CURRENT_USER")
+    elif reason == "the last record is young":
+        await db.execute(MAKE_YOUNG, 19)
+    elif reason == "a record is young":
+        await db.execute(MAKE_YOUNG, 15)
+    before = await contents(db)
+    async with other.transaction():
+        if reason == "somebody reads":
+            await other.execute(f"SELECT FROM sio_packet_rooms_{1 - segment}")
+        async with db.transaction():
+            assert await db.fetchval(TRUNCATE) == result
+            assert await db.fetch(LOCKED) == []
+    assert await contents(db) == before
+
+
+async def test_an_empty_segment_is_not_truncated(db, segment):
+    await put(db, segment, 1)
+    before = await files(db)
+    assert await db.fetchval(TRUNCATE) is None
+    assert await files(db) == before
+
+
+async def test_a_segment_that_got_a_record_before_it_was_locked_is_not_truncated(db, connect, segment):
+    await put_much(db, segment)
+    before = await contents(db)
+    assert await commits_before_the_lock(db, await connect(), await connect(), 22, TRUNCATE) == 0
+    assert await contents(db) == [[*before[0], (22,)], *before[1:]]
+
+
+async def test_the_lock_of_a_segment(db, segment):
+    async with db.transaction():
+        assert await db.fetchval("SELECT sio_lock_segment($1)", segment) is True
+        locked = await db.fetch(LOCKED.replace("SELECT", "SELECT relation::regclass::text"))
+        assert {row[0] for row in locked} == {f"sio_packets_{segment}", f"sio_packet_rooms_{segment}"}
+
+
+async def test_an_emptied_segment_ends_no_session_and_a_users_truncate_behind_it_does(store, db, segment):
+    await store.open()
+    count = "SELECT count(*) FROM sio_sessions"
+    for in_transaction in (True, False):
+        async with db.transaction():
+            await store.open()
+            before = await files(db)
+            await db.execute("SELECT sio_empty_segment($1)", segment)
+            after = await files(db)
+            assert {table for table in before if before[table] != after[table]} == {
+                f"sio_packets_{segment}",
+                f"sio_packet_rooms_{segment}",
+            }
+            assert await db.fetchval(count) == 1
+            if in_transaction:
+                await db.execute("TRUNCATE sio_packets")
+                assert await db.fetchval(count) == 0
+        if not in_transaction:
+            await db.execute("TRUNCATE sio_packets")
+            assert await db.fetchval(count) == 0
 
 
 # -- what the user does -----------------------------------------------------------------------------------------
