@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
 
-SCRIPT = Path(__file__).parents[1] / "mutation.py"
+ROOT = Path(__file__).parents[2]
+SCRIPT = ROOT / "tests/mutation.py"
+PAGE = (ROOT / "docs/proof.md").read_text()
 
 MODULE = """
 from dataclasses import dataclass
@@ -62,3 +65,17 @@ def test_a_planted_survivor_is_reported(tmp_path):
     run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert run.returncode == 1, run.stderr
     assert run.stdout.startswith(REPORT)
+
+
+def test_the_page_on_proof_accounts_for_each_module_of_the_core():
+    """A module of types has nothing to change."""
+    rows = re.findall(r"^\| `(sio_pg_adapter\.\w+\.\w+)` \| (\d+) \| (\d+) \| (\d+) \| (\d+) \|$", PAGE, re.MULTILINE)
+    modules = [path for each in ("log", "local") for path in (ROOT / "sio_pg_adapter" / each).glob("*.py")]
+    assert {name for name, *_ in rows} == {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        for path in modules
+        if path.stem not in ("__init__", "protocols")
+    }
+    for name, *numbers in rows:
+        mutants, *outcomes = map(int, numbers)
+        assert mutants == sum(outcomes), name

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import tomllib
+from pathlib import Path
 
 from mutation_sql import SQL, Function, functions
 
@@ -51,3 +53,18 @@ def test_each_function_of_the_migrations_is_read():
     assert sorted(functions()) == sorted(created)
     for function in functions().values():
         assert function.ddl not in [mutant.ddl for mutant in function.mutants()]
+
+
+ROOT = Path(__file__).parents[2]
+ROW = re.compile(r"^\| `(sio_\w+)` \| (\d+) \| (\d+) \| (\d+) \|$", re.MULTILINE)
+
+
+def test_the_page_on_proof_accounts_for_each_function_that_has_mutants():
+    rows = {name: tuple(map(int, numbers)) for name, *numbers in ROW.findall((ROOT / "docs/proof.md").read_text())}
+    equivalent = tomllib.loads((ROOT / "tests/equivalent_mutants.toml").read_text())
+    assert rows.keys() == {name for name, function in functions().items() if function.mutants()}
+    for name, (mutants, killed, same) in rows.items():
+        names = [mutant.name for mutant in functions()[name].mutants()]
+        assert killed + same == mutants <= len(names), name  # PostgreSQL refuses some
+        assert same == sum(each in equivalent.get(name, {}) for each in names), name
+        assert equivalent.get(name, {}).keys() <= set(names), name
