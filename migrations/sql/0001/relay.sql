@@ -7,7 +7,7 @@
 -- did, so a statement that sees rows of B sees those of A. If B emitted after that, its rows have higher ids, because the
 -- sequence of the ids has no cache. Transactions are ordered by their last ids. So all rows of A come before all rows of B,
 -- and the rows of one transaction stay together. They are moved in this order, in batches of whole transactions. If several
--- nodes move rows at once, each row goes with the first of them. Whoever moves B has moved A, or has seen it moved.
+-- nodes move rows at once, the first one moves each row. A node that moves B has moved A before, or another node has.
 --
 -- Every function that appends first moves all committed rows, and finds them under the log's lock. So a direct append comes
 -- after the rows of each transaction whose commit its caller knows.
@@ -27,11 +27,11 @@
 -- The same locks show when the relay is off: no emit that read "on" is left.
 
 -- Finds the committed rows that wait, in the order in which they are moved, in batches of whole transactions. It takes no
--- lock. p_limit: a batch has at least so many rows, if there are enough. p_most: no transaction is returned before which
--- there are so many rows. p_upto: only transactions whose rows are all at or below this id, and those below the floor, too.
--- After a restore, the floor may be above waiting rows, because sequences are not part of the snapshot of pg_dump.
+-- lock. p_limit: how many rows a batch has, apart from the rest of its last transaction. p_most: transactions that come
+-- after so many rows are left out. p_upto: so are those with a row above this id, and rows below the floor are not left
+-- out. After a restore, the floor may be above waiting rows, because sequences are not part of the snapshot of pg_dump.
 --
--- The cost is that of a sort of all rows that wait, so a caller that moves many has to take many at once.
+-- Each call sorts all rows that wait. A caller that has many to move has to take many at once.
 CREATE FUNCTION sio.sio_relay_waiting(p_limit integer, p_most integer DEFAULT NULL, p_upto bigint DEFAULT NULL)
 RETURNS SETOF bigint[]
 LANGUAGE plpgsql AS $$
@@ -138,7 +138,7 @@ END $$;
 CREATE FUNCTION sio.sio_relay_move(p_ids bigint[]) RETURNS integer
 LANGUAGE plpgsql AS $$
 BEGIN
-    LOCK TABLE sio.sio_lock IN EXCLUSIVE MODE;  -- before the rows, which whoever has it may be about to move
+    LOCK TABLE sio.sio_lock IN EXCLUSIVE MODE;  -- before the rows, which its holder may be about to move
     RETURN sio.sio_relay_append_or_keep(p_ids);
 END $$;
 
