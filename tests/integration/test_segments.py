@@ -192,23 +192,24 @@ LOCKED = "SELECT FROM pg_locks WHERE pid = pg_backend_pid() AND mode = 'AccessEx
 async def segment(db, request) -> int:
     """The number of the active segment."""
     await db.execute("SELECT setval('sio_active_segment', $1)", request.param)
-    await db.execute("SET lock_timeout = '5s'")
+    await db.execute("SET lock_timeout = '5s'")  # nobody has to wait for a segment
     return request.param
 
 
 async def put(db, segment: int, offset: int, *, room: str = "r", age: float = HOUR, kind: int = 0, **more) -> None:
+    """Insert a record into a segment."""
     columns = {"offset": offset, "kind": kind, "namespace": "/", "room": room, **more}
-    values = ", ".join(f"${n + 2}" for n in range(len(columns)))
+    names = ", ".join(f'"{name}"' for name in columns)
+    values = ", ".join(f"${n}" for n in range(2, len(columns) + 2))
     await db.execute(
-        f"INSERT INTO sio_packets_{segment} ({', '.join(columns)}, created_at)".replace("(offset", '("offset"')
-        + f" VALUES ({values}, clock_timestamp() - make_interval(secs => $1))",
-        age,
-        *columns.values(),
+        f"INSERT INTO sio_packets_{segment} (created_at, {names})"
+        f" VALUES (clock_timestamp() - make_interval(secs => $1), {values})",
+        *(age, *columns.values()),
     )
 
 
 async def put_large(db, segment: int, offset: int, **more) -> None:
-    """Have a segment of over 16 MB."""
+    """Insert a record that is larger than the 16 MB from which on segments are switched."""
     await db.execute(f"ALTER TABLE sio_packets_{segment} ALTER body SET STORAGE EXTERNAL")
     await put(db, segment, offset, body="x" * (17 << 20), **more)
 
@@ -300,18 +301,15 @@ async def test_a_segment_that_got_a_record_before_it_was_locked_is_not_switched_
 
 async def contents(db) -> list[object]:
     """What retention deletes or writes."""
-    floors = 'SELECT namespace, room, "offset" FROM sio_room_floors ORDER BY 1, 2'
-    return [
-        [tuple(row) for row in await db.fetch(query)]
-        for query in (
-            'SELECT "offset" FROM sio_packets ORDER BY 1',
-            'SELECT room, "offset" FROM sio_packet_rooms ORDER BY 1, 2',
-            "SELECT key FROM sio_keys ORDER BY 1",
-            "SELECT encode(data, 'escape') FROM sio_attachments ORDER BY 1",
-            floors,
-            "SELECT floor FROM sio_log",
-        )
-    ]
+    queries = (
+        'SELECT "offset" FROM sio_packets ORDER BY 1',
+        'SELECT room, "offset" FROM sio_packet_rooms ORDER BY 1, 2',
+        "SELECT key FROM sio_keys ORDER BY 1",
+        "SELECT encode(data, 'escape') FROM sio_attachments ORDER BY 1",
+        'SELECT namespace, room, "offset" FROM sio_room_floors ORDER BY 1, 2',
+        "SELECT floor FROM sio_log",
+    )
+    return [[tuple(row) for row in await db.fetch(query)] for query in queries]
 
 
 async def put_much(db, segment: int) -> None:
@@ -431,7 +429,6 @@ async def test_the_lock_of_a_segment(db, segment):
 
 
 async def test_an_emptied_segment_ends_no_session_and_a_users_truncate_behind_it_does(store, db, segment):
-    await store.open()
     count = "SELECT count(*) FROM sio_sessions"
     for in_transaction in (True, False):
         async with db.transaction():
