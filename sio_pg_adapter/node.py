@@ -294,7 +294,7 @@ class Node:
             await checking
         if fault := probe.fault(self.database.followed.name, self._channels()):
             return fault  # its head may be that of another log
-        await self.relay.look(probe)
+        self.relay.look(probe)
         # Usually the notification is on its way. If it is not, this node is behind until it has read on.
         if not await self.cursor.passed(probe.head, HEAD_WAIT):
             self.cursor.offer(probe.head, probe.head, None)

@@ -69,6 +69,7 @@ class Pruner:
         self._database = database
         self._handlers = handlers
         self._task: asyncio.Task[None] | None = None
+        self._calling: asyncio.Task[None] | None = None
         self._soon = asyncio.Event()
         self._timers: set[asyncio.TimerHandle] = set()
 
@@ -91,6 +92,8 @@ class Pruner:
             timer.cancel()
         task, self._task = self._task, None
         await cancelled(task)
+        calling, self._calling = self._calling, None
+        await cancelled(calling)
 
     def look_in(self, seconds: float) -> None:
         """Look when a session's time is up. Its expiry handler then does not wait for the next regular look."""
@@ -118,10 +121,21 @@ class Pruner:
                         pause = SECOND_LOOK / 0.8
                     due = await self._due()
                 await self._prune(due)
+                # In a task of its own, because a handler may take long, and records expire meanwhile.
+                if due["sessions"] and self._handlers is not None and (self._calling is None or self._calling.done()):
+                    self._calling = asyncio.create_task(self._call_in_turn(), name="sio_pg expiry handlers")
             except SioPgError as e:
                 logger.warning("pruning: %s", e)
             except Exception:  # the loop goes on: on a cluster of one node nothing else would ever prune
                 logger.exception("pruning failed")
+
+    async def _call_in_turn(self) -> None:
+        try:
+            await self._call_handlers()
+        except SioPgError as e:
+            logger.warning("pruning: %s", e)
+        except Exception:  # the sessions are taken again after some minutes
+            logger.exception("calling the handlers of expired sessions failed")
 
     async def _due(self) -> Any:
         """Return what there is to do.
@@ -147,7 +161,10 @@ class Pruner:
         :param progress: called after each batch with what is done so far.
         :raises StoreUnavailable: if the database did not answer. What was done before that is done.
         """
-        return await self._prune(await self._due(), progress)
+        due = await self._due()
+        pruned = await self._prune(due, progress)
+        called = await self._call_handlers() if due["sessions"] else 0
+        return Pruned(pruned.sessions + called, pruned.records)
 
     async def _prune(self, due: Any, progress: Callable[[Pruned], None] | None = None) -> Pruned:
         sessions = records = 0
@@ -158,7 +175,9 @@ class Pruner:
 
         if due["sessions"] or due["records"] or due["attachments"]:
             async with self._connection() as connection:
-                while due["sessions"] and (count := await self._run_query(connection, "expire", BATCH)):
+                count = BATCH if due["sessions"] else 0
+                while count == BATCH:
+                    count = await self._run_query(connection, "expire", BATCH)
                     sessions += count
                     report()
                 if due["records"]:
@@ -170,14 +189,25 @@ class Pruner:
                         report()
                     await self._run_query(connection, "drop_room_floors")
                     await self._run_query(connection, "drop_session_floors")
-                if due["attachments"]:
-                    await self._run_query(connection, "drop_attachments", BATCH, due["keep"])
+                count = BATCH if due["attachments"] else 0
+                while count == BATCH:
+                    count = await self._run_query(connection, "drop_attachments", BATCH, due["keep"])
                 await self._run_query(connection, "drop_nodes")
-        while due["sessions"] and self._handlers is not None and (count := await self._call(self._handlers)):
-            sessions += count
         if sessions or records:
             logger.info("pruned %s sessions and %s records", sessions, records)
         return Pruned(sessions, records)
+
+    async def _call_handlers(self) -> int:
+        """Call the handlers of all sessions that have expired. Return how many there were."""
+        sessions = 0
+        while self._handlers is not None:
+            count = await self._call(self._handlers)
+            sessions += count
+            if count < EXPIRED_AT_ONCE:
+                break
+        if sessions:
+            logger.info("called the handlers of %s expired sessions", sessions)
+        return sessions
 
     async def _call(self, handlers: ExpiryHandlers) -> int:
         """Take expired sessions, call their handlers with no transaction open, then delete them."""

@@ -71,16 +71,16 @@ SELECT sio.sio_server_side_emit_encoded(CAST($1 AS text), CAST($2 AS text), CAST
 SELECT sio.sio_relay_attend($1::text::uuid)
 
 -- name: relay_waiting
--- The ids of the committed rows of the relay, in batches, in the order in which they have to be moved.
-SELECT sio.sio_relay_waiting($1::integer, $2::integer, $3::bigint)
+-- The ids of the committed rows of the relay, in batches, in the order in which they have to be moved, and the epoch.
+SELECT w AS ids, sio.sio_last_in_epoch() >> 40 AS epoch FROM sio.sio_relay_waiting($1::integer, $2::integer, $3::bigint) w
 
 -- name: relay_newest
 -- The highest id of the committed rows of the relay. Null if there are none.
 SELECT max(id) FROM sio.sio_relay
 
 -- name: relay_move
--- Move a batch of these rows to the log, and return how many nobody else has moved.
-SELECT sio.sio_relay_move($1::bigint[])
+-- Move a batch of these rows to the log, and return how many nobody else has moved. Null if the epoch is another one.
+SELECT sio.sio_relay_move($1::bigint[], $2::bigint)
 
 -- name: relay_change
 -- Change the state of the relay, if it has the first of two values.
@@ -367,14 +367,17 @@ SELECT sio.sio_trim($1::double precision, $2::integer)
 
 -- name: drop_attachments
 -- Delete bodies to which no record refers: those of messages, and of appends that failed. Only bodies that are older than
--- all kept records are looked at. Most younger ones have a record, and each pass would look for it.
-DELETE FROM sio.sio_attachments a WHERE id IN (
-    SELECT id FROM sio.sio_attachments b
-    WHERE b.ephemeral AND b.created_at < clock_timestamp() - interval '2 minutes'
-       OR b.created_at < clock_timestamp() - make_interval(secs => $2::double precision + 3600)
-          AND NOT EXISTS (SELECT FROM sio.sio_packets p WHERE p.attachment = b.id)
-          AND NOT EXISTS (SELECT FROM sio.sio_relay r WHERE r.attachment = b.id)
-    LIMIT $1::integer)
+-- all kept records are looked at. Most younger ones have a record, and each pass would look for it. Return how many.
+WITH gone AS (
+    DELETE FROM sio.sio_attachments a WHERE id IN (
+        SELECT id FROM sio.sio_attachments b
+        WHERE b.ephemeral AND b.created_at < clock_timestamp() - interval '2 minutes'
+           OR b.created_at < clock_timestamp() - make_interval(secs => $2::double precision + 3600)
+              AND NOT EXISTS (SELECT FROM sio.sio_packets p WHERE p.attachment = b.id)
+              AND NOT EXISTS (SELECT FROM sio.sio_relay r WHERE r.attachment = b.id)
+        LIMIT $1::integer)
+    RETURNING a.id)
+SELECT count(*) FROM gone
 
 -- name: drop_nodes
 -- Delete nodes that ended so long ago that nothing depends on their options any more. The retention of a node counts until

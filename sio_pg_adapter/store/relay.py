@@ -27,8 +27,11 @@ INTERVAL = 0.005
 BATCH = 500
 """How many rows are moved at once. All appends wait for that."""
 
-MOST = 50_000
+MOST = 200_000
 """How many rows are looked for at once. Each look sorts all rows that wait."""
+
+LOOK_TIMEOUT = 120.0
+"""Seconds that a look may take. It holds no lock, and sorts ten million rows in a quarter of a minute."""
 
 IDLE = 1.0
 """Seconds without a row after which the node falls asleep."""
@@ -43,7 +46,7 @@ TAKEOVER = 1.0
 """Seconds between two looks whether the node that moves still lives, and until a failed move is tried again."""
 
 LATE = 5.0
-"""Seconds after which a row that waits is overdue. Any node then moves it, and a node that cannot is not healthy."""
+"""Seconds after which a row that waits is overdue. Any node then moves it."""
 
 logger = logging.getLogger("sio_pg_adapter")
 
@@ -93,6 +96,7 @@ class Relay:
         self._counters = counters
         self._ring = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+        self._overdue = False
         self.fault = ""
         self.waiting = 0
         self.faults = 0
@@ -118,20 +122,14 @@ class Relay:
         while newest and await self._move(upto=newest):
             pass
 
-    async def look(self, probe: Probe) -> None:
+    def look(self, probe: Probe) -> None:
         """Look after rows that no node moves. That does not happen, unless the one that should is stuck."""
         if probe.relay_faults > self.faults:
             logger.error("%s rows of sio_relay cannot be moved to the log", probe.relay_faults)
         self.waiting, self.faults = probe.relay_waiting, probe.relay_faults
+        self._overdue = (probe.relay_seconds or 0) >= LATE
         if probe.relay_seconds is not None or probe.relay_state == 2:
             self.ring()
-        if (probe.relay_seconds or 0) < LATE:
-            return
-        try:
-            await self.drain()
-            self.fault = ""
-        except SioPgError as e:
-            self.fault = f"events have waited for {probe.relay_seconds:.0f} s to be moved to the log: {e}"
 
     async def _run(self) -> None:
         while True:
@@ -167,6 +165,10 @@ class Relay:
                 await self._end()
                 return
             if duty == "other":
+                if self._overdue:
+                    self._overdue = False
+                    await self.drain()
+                self.fault = ""
                 await asyncio.sleep(TAKEOVER)  # nothing announces that the other node has died
             elif await self._move_until_asleep():
                 return
@@ -212,22 +214,31 @@ class Relay:
         return bool(await self._fetch_value("relay_change", self._node, before, after))
 
     async def _move(self, *, upto: int | None = None) -> int:
-        """Move what is committed, in batches. Return how many rows that were.
+        """Move what is committed, in batches. Return how many rows that were, or `MOST` if there may be more.
 
         :param upto: only transactions up to this id, wherever the floor is.
         """
-        batches = [row[0] for row in await self._fetch("relay_waiting", BATCH, MOST, upto)]
-        self.waiting = found = sum(map(len, batches))
-        for ids in batches:
-            self._counters.relayed += await self._fetch_value("relay_move", ids)
-            self.waiting -= len(ids)
+        batches = await self._fetch("relay_waiting", BATCH, MOST, upto, timeout=LOOK_TIMEOUT)
+        self.waiting = found = sum(len(batch["ids"]) for batch in batches)
+        for batch in batches:
+            moved = await self._fetch_value("relay_move", batch["ids"], batch["epoch"])
+            if moved is None:
+                return MOST
+            self._counters.relayed += moved
+            self.waiting -= len(batch["ids"])
+        self.fault = ""
         return found
 
-    async def _fetch(self, query: str, *args: object) -> list[asyncpg.Record]:
+    async def _fetch(
+        self,
+        query: str,
+        *args: object,
+        timeout: float | None = None,
+    ) -> list[asyncpg.Record]:
         with translated(query, may_be_stored=None):
             async with self._database.writer as connection:
                 rows: list[asyncpg.Record] = await connection.fetch(
-                    self._database.queries[query], *args, timeout=QUERY_TIMEOUT
+                    self._database.queries[query], *args, timeout=timeout or QUERY_TIMEOUT
                 )
                 return rows
 

@@ -2013,7 +2013,8 @@ END $$;
 -- did, so a statement that sees rows of B sees those of A. If B emitted after that, its rows have higher ids, because the
 -- sequence of the ids has no cache. Transactions are ordered by their last ids. So all rows of A come before all rows of B,
 -- and the rows of one transaction stay together. They are moved in this order, in batches of whole transactions. If several
--- nodes move rows at once, the first one moves each row. A node that moves B has moved A before, or another node has.
+-- nodes move rows at once, the first one moves each row. A node that moves B has moved A before, or another node has. A
+-- crash may take the move of A back. It ends the epoch, and the node then finds the rows again.
 --
 -- Every function that appends first moves all committed rows, and finds them under the log's lock. So a direct append comes
 -- after the rows of each transaction whose commit its caller knows.
@@ -2033,8 +2034,8 @@ END $$;
 -- The same locks show when the relay is off: no emit that read "on" is left.
 
 -- Finds the committed rows that wait, in the order in which they are moved, in batches of whole transactions. It takes no
--- lock. p_limit: how many rows a batch has, apart from the rest of its last transaction. p_most: transactions that come
--- after so many rows are left out. p_upto: so are those with a row above this id, and rows below the floor are not left
+-- lock. p_limit: a batch has the transactions that begin within so many rows. p_most: transactions that come after so many
+-- rows are left out. p_upto: so are those with a row above this id, and rows below the floor are not left
 -- out. After a restore, the floor may be above waiting rows, because sequences are not part of the snapshot of pg_dump.
 --
 -- Each call sorts all rows that wait. A caller that has many to move has to take many at once.
@@ -2079,7 +2080,7 @@ BEGIN
                json_agg(json_build_array(namespace, coalesce(x.rooms::json, json_build_array(room)),
                                          coalesce(skip_sids::json, '[]'), coalesce(skip_rooms::json, '[]'),
                                          body))::text END AS carry
-    INTO e FROM (SELECT * FROM moved ORDER BY array_position(p_ids, id)) x;
+    INTO e FROM (SELECT m.* FROM unnest(p_ids) WITH ORDINALITY o (id, i) JOIN moved m USING (id) ORDER BY o.i) x;
     IF e.kinds IS NULL THEN
         RETURN 0;
     END IF;
@@ -2155,13 +2156,19 @@ END $$;
 
 REVOKE ALL ON FUNCTION sio.sio_relay_before_commit FROM PUBLIC;
 
--- Moves a batch of rows that a node has found, and returns how many still waited.
-CREATE FUNCTION sio.sio_relay_move(p_ids bigint[])
+-- Moves a batch of rows that a node has found, and returns how many still waited. p_epoch: the epoch that ran when it
+-- found them. If another one runs, or none, the function moves nothing and returns null. PostgreSQL has then crashed, or
+-- another server has taken over, and rows that had been moved may wait again. They come first.
+CREATE FUNCTION sio.sio_relay_move(p_ids bigint[], p_epoch bigint)
  RETURNS integer
  LANGUAGE plpgsql
 AS $$
 BEGIN
     LOCK TABLE sio.sio_lock IN EXCLUSIVE MODE;  -- before the rows, which its holder may be about to move
+    IF (sio.sio_last_in_epoch() >> 40 = p_epoch) IS NOT TRUE THEN
+        PERFORM sio.sio_check_epoch();
+        RETURN NULL;
+    END IF;
     RETURN sio.sio_relay_append_or_keep(p_ids);
 END $$;
 

@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
 import random
 import uuid
 
 import asyncpg
 import pytest
 
-from sio_pg_adapter import close_room_async, disconnect_async, emit_async, enter_room_async, migrate
+from sio_pg_adapter import (
+    AsyncPostgresManager,
+    AsyncServer,
+    close_room_async,
+    disconnect_async,
+    emit_async,
+    enter_room_async,
+    migrate,
+)
 from sio_pg_adapter.embedded import EmbeddedPostgres
-from sio_pg_adapter.store import relay
+from sio_pg_adapter.store import listener, relay
 from support.node_process import NodeProcess
 from support.waiting import until, until_answer
 
@@ -40,6 +49,60 @@ async def bodies(db) -> list[str]:
 
 async def waiting(db) -> int:
     return await db.fetchval("SELECT count(*) FROM sio_relay")
+
+
+class Emits:
+    """Emits in transactions and without, and what each of them may know of the others.
+
+    :ivar done: the numbers of the events, in the order in which the emits or commits have returned.
+    :ivar known: how many of them had returned before each event was emitted.
+    :ivar transactions: the events of each transaction.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.dice = random.Random(seed)
+        self.done: list[int] = []
+        self.known: dict[int, int] = {}
+        self.transactions: list[list[int]] = []
+
+    def _next(self) -> int:
+        number = len(self.known)
+        self.known[number] = len(self.done)
+        return number
+
+    async def transaction(self, app) -> None:
+        numbers: list[int] = []
+        async with app.transaction():
+            for _ in range(self.dice.randint(1, 4)):
+                numbers.append(self._next())
+                await emit_async(app, "e", numbers[-1])
+                if self.dice.random() < 0.4:
+                    await asyncio.sleep(self.dice.random() / 20)
+        self.transactions.append(numbers)
+        self.done.extend(numbers)
+
+    async def direct(self, node) -> None:
+        number = self._next()
+        await node.sio.emit("e", number)
+        self.transactions.append([number])
+        self.done.append(number)
+
+    async def go_on(self, app, nodes, times: int, *, transactions: float) -> None:
+        for _ in range(times):
+            is_in_transaction = self.dice.random() < transactions
+            await (self.transaction(app) if is_in_transaction else self.direct(self.dice.choice(nodes)))
+            pause = 0.2 if self.dice.random() < 0.03 else self.dice.random() / 100  # the relay may fall asleep
+            await asyncio.sleep(pause)
+
+    def check(self, got: list[int]) -> None:
+        """Check that the log has each event once, transactions together, and causes before effects."""
+        assert sorted(got) == sorted(self.known)
+        at = {number: i for i, number in enumerate(got)}
+        for numbers in self.transactions:
+            first = at[numbers[0]]
+            assert [at[number] for number in numbers] == list(range(first, first + len(numbers))), numbers
+            for number in numbers:
+                assert all(at[cause] < first for cause in self.done[: self.known[number]]), number
 
 
 # -- waking and falling asleep -----------------------------------------------------------------------------
@@ -213,6 +276,54 @@ async def test_a_node_starts_however_fast_transactions_go_on(relaying, start_nod
     await until_answer(lambda: waiting(db), lambda count: count == 0)
 
 
+async def test_a_crash_between_two_batches_keeps_their_order(monkeypatch, expected_errors):
+    """The moves of the node are not flushed, so the crash takes the first one back."""
+    expected_errors.append("the log is another one")
+    monkeypatch.setattr(relay, "BATCH", 1)
+    with EmbeddedPostgres(settings={"synchronous_commit": "off", "wal_writer_delay": "10000"}) as pg:
+        await asyncio.to_thread(migrate.upgrade, pg.dsn(), relay=True)
+        app = await asyncpg.connect(pg.dsn())
+        await app.execute("SET synchronous_commit = on")
+        manager = AsyncPostgresManager(pg.dsn())
+        sio = AsyncServer(async_mode="asgi", client_manager=manager, monitor_clients=False)
+        await manager.start()
+        moves = manager.node.relay
+        await app.execute("SELECT sio_lock_and_check_epoch()")
+        await moves.close()  # this test moves the rows
+        await emit_async(app, "cause")
+        await emit_async(app, "effect")
+        app.terminate()
+        database, crashed = moves._database, asyncio.Event()
+        writer = database.writer
+
+        class CrashesOnce:
+            """The writer's connection, after whose first move the server crashes."""
+
+            async def __aenter__(self):
+                self.connection = await writer.__aenter__()
+                return self
+
+            async def __aexit__(self, *exc):
+                await writer.__aexit__(*exc)
+
+            async def fetch(self, query, *args, timeout):
+                rows = await self.connection.fetch(query, *args, timeout=timeout)
+                if query == database.queries["relay_move"] and not crashed.is_set():
+                    crashed.set()
+                    await asyncio.to_thread(pg.restart, "immediate")
+                return rows
+
+        monkeypatch.setattr(database, "writer", CrashesOnce())
+        await moves.drain()
+        monkeypatch.undo()
+        db = await asyncpg.connect(pg.dsn())
+        await moves.drain()
+        assert crashed.is_set()
+        assert await bodies(db) == ['["cause"]', '["effect"]']
+        await db.close()
+        await sio.shutdown()
+
+
 async def test_a_commit_that_no_node_has_moved_survives_a_crash():
     with EmbeddedPostgres(settings={"synchronous_commit": "on"}) as pg:
         await asyncio.to_thread(migrate.upgrade, pg.dsn(), relay=True)
@@ -284,45 +395,38 @@ async def test_a_claim_finds_what_was_committed_before(relaying, start_node, con
             assert again.sid == wire.sid and await again.event() == ["missed"]
 
 
-async def test_cause_before_effect_whatever_the_path(relaying, start_node, connect, db):
+async def test_cause_before_effect_whatever_the_path(relaying, start_node, connect):
     """Whatever began after something had been committed comes after it, on every node."""
     a, b = await start_node(), await start_node()
-    apps = [await connect() for _ in range(6)]
-    done: list[int] = []  # in the order in which they returned
-    known: dict[int, int] = {}  # how many of them had returned before each began
-    numbers = iter(range(100_000))
-    dice = random.Random(7)
-
-    async def transaction(app):
-        mine = [next(numbers) for _ in range(dice.randint(1, 3))]
-        async with app.transaction():
-            for n in mine:
-                known[n] = len(done)
-                await emit_async(app, "e", n)
-                if dice.random() < 0.5:
-                    await app.fetchval("SELECT pg_sleep($1)", dice.random() / 20)
-        done.extend(mine)
-
-    async def direct(node):
-        n = next(numbers)
-        known[n] = len(done)
-        await node.sio.emit("e", n)
-        done.append(n)
-
-    async def work(app):
-        for _ in range(40):
-            await dice.choice((lambda: transaction(app), lambda: direct(a), lambda: direct(b)))()
-            await asyncio.sleep(dice.random() / 100)
-
+    emits = Emits(7)
     async with a.client() as wire, b.client() as other:
-        await asyncio.gather(*map(work, apps))
+        await asyncio.gather(*[emits.go_on(await connect(), (a, b), 40, transactions=1 / 3) for _ in range(6)])
         await a.sio.emit("end")
         got = [event[1] for event in await wire.events_until("end")]
         assert got == [event[1] for event in await other.events_until("end")]
-    assert sorted(got) == sorted(known)
-    at = {n: i for i, n in enumerate(got)}
-    for n in got:
-        assert all(at[cause] < at[n] for cause in done[: known[n]]), n
+    emits.check(got)
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_nodes_that_move_rows_at_once_keep_their_order(relaying, start_node, connect, db, monkeypatch, seed):
+    """Three nodes move rows that they have found at different times, while others append."""
+    for name, value in {"BATCH": 2, "MOST": 7, "FLOOR_INTERVAL": 0.0, "IDLE": 0.03, "TAKEOVER": 0.05}.items():
+        monkeypatch.setattr(relay, name, value)
+    nodes = [await start_node() for _ in range(3)]
+    emits = Emits(seed)
+
+    async def drain():
+        while True:
+            await emits.dice.choice(nodes).manager.node.relay.drain()
+            await asyncio.sleep(emits.dice.random() / 50)
+
+    draining = [asyncio.create_task(drain()) for _ in range(3)]
+    await asyncio.gather(*[emits.go_on(await connect(), nodes, 60, transactions=0.85) for _ in range(6)])
+    for task in draining:
+        task.cancel()
+    await asyncio.gather(*draining, return_exceptions=True)
+    await nodes[0].sio.emit("end")
+    emits.check([json.loads(body)[1] for body in (await bodies(db))[:-1]])
 
 
 async def test_the_floor_stays_below_an_open_transaction(relaying, start_node, connect, db, monkeypatch):
@@ -415,6 +519,56 @@ async def test_a_node_that_cannot_move_is_not_healthy_until_it_can(relaying, sta
         await db.execute("ALTER FUNCTION sio_relay_away RENAME TO sio_relay_append")
         assert await wire.event() == ["e"]
         await until(lambda: node.manager.node.diagnosis.health().ok)
+
+
+async def test_a_node_is_healthy_again_although_transactions_go_on(relaying, start_node, connect, db, monkeypatch):
+    node, app, holder = await start_node(), await connect(), await connect()
+    stop = asyncio.Event()
+
+    async def work():
+        while not stop.is_set():
+            await emit_async(app, "e")
+            await asyncio.sleep(0.05)
+
+    working = asyncio.create_task(work())
+    await until_answer(lambda: bodies(db))
+    monkeypatch.setattr(relay, "QUERY_TIMEOUT", 0.5)
+    async with holder.transaction():
+        await holder.execute("LOCK TABLE sio_lock IN EXCLUSIVE MODE")
+        await until(lambda: node.manager.node.relay.fault)
+    monkeypatch.undo()
+    moved = len(await bodies(db))
+    await until_answer(lambda: bodies(db), lambda got: len(got) > moved + 10)
+    health = await node.manager.health()
+    stop.set()
+    await working
+    assert health.ok, health
+
+
+async def test_a_lost_connection_is_replaced_while_much_waits_too_long(
+    relaying, start_node, db, superuser, monkeypatch
+):
+    """The node that should move rows is stuck, and each batch of the other one takes half a second."""
+    monkeypatch.setattr(listener, "PROBE_INTERVAL", 0.2)
+    monkeypatch.setattr(relay, "INTERVAL", 60.0)
+    monkeypatch.setattr(relay, "BATCH", 1)
+    node = await start_node()
+    await db.execute("""
+        CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS
+            $$ BEGIN PERFORM pg_sleep(0.5); RETURN NULL; END $$;
+        CREATE TRIGGER slow AFTER DELETE ON sio_relay FOR EACH STATEMENT EXECUTE FUNCTION slow();
+        INSERT INTO sio_relay (transaction, kind, namespace, room, body, created_at)
+        SELECT i, 0, '/', '', '["e"]', '2000-01-01' FROM generate_series(1, 60) i
+    """)
+    await until_answer(lambda: bodies(db))
+    await superuser.execute("""
+        SELECT pg_terminate_backend(pid) FROM pg_locks
+        WHERE locktype = 'advisory' AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+    """)
+    await until(lambda: not node.manager.node.listener.connected)
+    await until(lambda: node.manager.node.listener.connected)
+    assert await waiting(db) > 0
+    await db.execute("DROP TRIGGER slow ON sio_relay")
 
 
 async def test_the_probe_moves_what_waits_too_long(relaying, start_node, connect, db, monkeypatch):

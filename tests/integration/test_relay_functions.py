@@ -22,7 +22,9 @@ STATE = "SELECT last_value FROM sio_relay_state"
 
 @pytest.fixture
 async def relaying(db):
+    """The relay is on, and an epoch runs."""
     await db.execute("SELECT sio_set_relay(true)")
+    await db.execute("SELECT sio_lock_and_check_epoch()")
 
 
 @pytest.fixture
@@ -67,8 +69,8 @@ async def row_in_relay(db, **columns: Any) -> int:
     return await db.fetchval(f"INSERT INTO sio_relay ({names}) VALUES ({marks}) RETURNING id", *columns.values())
 
 
-async def move(db, *ids: int) -> int:
-    return await db.fetchval("SELECT sio_relay_move($1)", ids)
+async def move(db, *ids: int) -> int | None:
+    return await db.fetchval("SELECT sio_relay_move($1, sio_last_in_epoch() >> 40)", ids)
 
 
 async def batches(db, limit, most=None, upto=None) -> list[list[int]]:
@@ -128,11 +130,28 @@ async def test_moving_a_batch_waits_for_the_log_before_it_locks_rows(relaying, c
     ids, holder, other = await wait_in_relay(db, 1), await connect(), await connect()
     async with holder.transaction():
         await holder.execute("LOCK TABLE sio_lock IN EXCLUSIVE MODE")
-        moving = asyncio.create_task(other.fetchval("SELECT sio_relay_move($1)", ids))
+        moving = asyncio.create_task(move(other, *ids))
         await until_waiting(db)
         await holder.execute("SELECT sio_relay_drain()")
     assert await moving == 0
     assert await bodies(db) == ["1"]
+
+
+async def test_rows_that_were_found_in_another_epoch_are_not_moved(db):
+    ids = await wait_in_relay(db, 1)
+    running = "SELECT sio_last_in_epoch() >> 40"
+    assert await db.fetchval(running) is None
+    assert await db.fetchval("SELECT sio_relay_move($1, NULL)", ids) is None
+    first = await db.fetchval(running)
+    for epoch in (None, first - 1, first + 1):
+        assert await db.fetchval("SELECT sio_relay_move($1, $2)", ids, epoch) is None
+    await db.execute("TRUNCATE sio_marker")  # as a crash does
+    assert await db.fetchval("SELECT sio_relay_move($1, $2)", ids, first) is None
+    second = await db.fetchval(running)
+    assert second > first
+    assert await db.fetchval("SELECT sio_relay_move($1, $2)", ids, first) is None
+    assert await waiting(db) == 1
+    assert await db.fetchval("SELECT sio_relay_move($1, $2)", ids, second) == 1
 
 
 async def test_a_batch_is_moved_as_one(relaying, db, heard):
@@ -157,7 +176,7 @@ async def test_rows_are_not_moved_in_a_transaction_with_an_old_snapshot(relaying
     ids, other = await wait_in_relay(db, 1), await connect()
     async with other.transaction(isolation=isolation):
         with pytest.raises(asyncpg.PostgresError, match="read committed"):
-            await other.fetchval("SELECT sio_relay_move($1)", ids)
+            await move(other, *ids)
     assert await waiting(db) == 1
 
 
@@ -343,7 +362,7 @@ async def test_of_two_nodes_that_begin_at_once_one_does(db, connect, nodes):
     assert await asking == ("other", moving)
 
 
-async def test_a_node_that_begins_when_all_is_moved_stays_asleep(db, connect, nodes):
+async def test_a_node_that_begins_when_all_is_moved_stays_asleep(relaying, db, connect, nodes):
     holder, other = await connect(), await connect()
     ids = await wait_in_relay(db, 1)
     await set_state(db, 1)
