@@ -180,7 +180,11 @@ class Pruner:
                     count = await self._run_query(connection, "expire", BATCH)
                     sessions += count
                     report()
-                if due["records"]:
+                count = BATCH if due["attachments"] else 0
+                while count == BATCH:
+                    count = await self._run_query(connection, "drop_attachments", BATCH, due["keep"])
+                await self._run_query(connection, "drop_nodes")
+                if due["records"]:  # at last, because it goes on while records age as fast as they are deleted
                     count = 1
                     while count:
                         await self._run_query(connection, "switch_segment", due["keep"])
@@ -189,10 +193,6 @@ class Pruner:
                         report()
                     await self._run_query(connection, "drop_room_floors")
                     await self._run_query(connection, "drop_session_floors")
-                count = BATCH if due["attachments"] else 0
-                while count == BATCH:
-                    count = await self._run_query(connection, "drop_attachments", BATCH, due["keep"])
-                await self._run_query(connection, "drop_nodes")
         if sessions or records:
             logger.info("pruned %s sessions and %s records", sessions, records)
         return Pruned(sessions, records)

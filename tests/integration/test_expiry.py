@@ -9,6 +9,7 @@ import asyncpg
 import pytest
 
 from sio_pg_adapter import AsyncPostgresManager, AsyncServer
+from sio_pg_adapter.store import pruner
 from sio_pg_adapter.store.pruner import Pruned
 from sio_pg_adapter.store.queries import Queries
 from support.nodes import Node
@@ -243,3 +244,19 @@ async def test_what_ends_sessions_waits_for_the_log_before_it_locks_a_row(db, pg
         with pytest.raises(asyncpg.LockNotAvailableError):
             await other.fetch(Queries("public")[name], *arguments)
     await other.close()
+
+
+async def test_records_expire_although_a_handler_hangs(start_with_handler, db, monkeypatch):
+    """Nobody else would delete them: this is the only node."""
+    monkeypatch.setattr(pruner, "INTERVAL", 0.05)
+    expired = Expired()
+    expired.go_on.clear()
+    node = await start_with_handler(expired, "a")
+    async with node.client():
+        pass
+    await db.execute(EXPIRE)
+    await expired.called.wait()
+    await node.sio.emit("e")
+    await db.execute("UPDATE sio_packets SET created_at = '2000-01-01'")
+    await until_answer(lambda: db.fetchval("SELECT count(*) FROM sio_packets"), lambda count: count == 0)
+    assert len(expired.calls) == 1

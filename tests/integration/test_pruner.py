@@ -9,9 +9,11 @@ import asyncpg
 import pytest
 
 from sio_pg_adapter.log.records import Held, Kind
+from sio_pg_adapter.store import pruner
 from sio_pg_adapter.store.pruner import Pruned, Pruner
 from sio_pg_adapter.store.queries import Queries
 from support.pruning import prune_once
+from support.waiting import until_answer
 
 QUERIES = Queries("public")
 
@@ -492,3 +494,48 @@ async def test_a_pass_leaves_the_log_to_another_that_is_at_work(db, store, conne
         assert await db.fetchval(QUERIES["trim"], 60.0, 10) == 0
         assert len(await kept(db)) == 1
     assert await db.fetchval(QUERIES["trim"], 60.0, 10) == 1
+
+
+# -- work that arrives as fast as it is done -----------------------------------------------------------------
+async def test_a_pass_ends_while_sessions_go_on_to_expire(pg_dsn, db):
+    await db.execute("""
+        CREATE FUNCTION expire_one() RETURNS void LANGUAGE sql AS $$
+            INSERT INTO sio_sessions (id, pid_hash, namespace, sid, start_offset, joined_at, expires_at)
+            SELECT i, i::text::bytea, '/', i::text, 0, 0, '2000-01-01' FROM (SELECT (random() * 1e17)::bigint AS i) x
+        $$;
+        CREATE FUNCTION goes_on() RETURNS trigger LANGUAGE plpgsql AS
+            $$ BEGIN PERFORM expire_one(); RETURN NULL; END $$;
+        CREATE TRIGGER goes_on AFTER DELETE ON sio_sessions FOR EACH ROW EXECUTE FUNCTION goes_on();
+        SELECT expire_one()
+    """)
+    assert await prune_once(pg_dsn) == Pruned(sessions=1)
+    assert await db.fetchval("SELECT count(*) FROM sio_sessions") == 1
+
+
+OLD_BODIES = "INSERT INTO sio_attachments SELECT gen_random_uuid(), '', true, '2000-01-01' FROM generate_series(1, 5)"
+BODIES = "SELECT count(*) FROM sio_attachments"
+
+
+async def test_a_pass_deletes_all_bodies_of_old_messages(pg_dsn, db, monkeypatch):
+    monkeypatch.setattr(pruner, "BATCH", 2)
+    await db.execute(OLD_BODIES)
+    await prune_once(pg_dsn)
+    assert await db.fetchval(BODIES) == 0
+
+
+async def test_a_pass_deletes_bodies_although_records_go_on_to_age(pg_dsn, store, db):
+    await store.emit()
+    await age(db, hours=1_000.0)
+    await db.execute(OLD_BODIES)
+    await db.execute("""
+        CREATE FUNCTION goes_on() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+            INSERT INTO sio_packets_0 ("offset", kind, namespace, room, body, created_at)
+            VALUES (nextval('sio_packets_offset_seq'), 0, '/', '', '["e"]', '2000-01-01');
+            RETURN NULL;
+        END $$;
+        CREATE TRIGGER goes_on AFTER DELETE ON sio_packets_0 FOR EACH ROW EXECUTE FUNCTION goes_on()
+    """)
+    pruning = asyncio.create_task(prune_once(pg_dsn))
+    await until_answer(lambda: db.fetchval(BODIES), lambda count: count == 0)
+    await db.execute("DROP TRIGGER goes_on ON sio_packets_0")
+    assert (await pruning).records > 0

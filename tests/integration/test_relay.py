@@ -451,6 +451,19 @@ async def test_the_floor_stays_below_an_open_transaction(relaying, start_node, c
                 await emit_async(other, "more")
 
 
+async def test_the_floor_stays_below_rows_that_a_look_has_left_out(relaying, start_node, db, monkeypatch):
+    for name, value in {"BATCH": 1, "MOST": 1, "FLOOR_INTERVAL": 0.0, "IDLE": 600.0}.items():
+        monkeypatch.setattr(relay, name, value)
+    await start_node()
+    await emit_async(db, "wakes the node")
+    await until_answer(lambda: bodies(db))
+    await db.execute("""
+        INSERT INTO sio_relay (transaction, kind, namespace, room, body)
+        SELECT i, 0, '/', '', '["e"]' FROM generate_series(1, 20) i
+    """)
+    await until_answer(lambda: waiting(db), lambda count: count == 0)
+
+
 async def test_members_of_rooms_that_are_skipped_stay_and_get_nothing(relaying, start_node, connect, db):
     node, app = await start_node(), await connect()
     async with node.client() as goes, node.client() as stays:
