@@ -193,6 +193,12 @@ sleep: skip
     } unless { !alive[n] }
 }
 
+/* Another node that moves rows, as one does that starts. */
+proctype drainer() {
+    byte r, next, last[2], found;
+    look(0)
+}
+
 proctype killer() {
     d_step { alive[0] = false; printf("node 0 is killed\n") }
 }
@@ -201,7 +207,7 @@ init {
     byte i;
     atomic {
         run node(0); run node(1); run transaction(FIRST); run transaction(SECOND);
-        if :: run killer() :: run direct() fi
+        if :: run killer() :: run direct() :: run drainer() fi
     };
     timeout ->
     holds(nothing_waits, rows == 0);
