@@ -94,12 +94,13 @@ WHERE l.granted AND l.locktype = 'relation' AND l.mode = 'RowExclusiveLock' AND 
   AND l.pid IS DISTINCT FROM pg_backend_pid()
 
 -- name: relay_last_id
--- The last id of the relay that was taken.
-SELECT last_value FROM sio.sio_relay_id_seq
+-- The last id of the relay that was taken, and the epoch.
+SELECT last_value AS id, sio.sio_last_in_epoch() >> 40 AS epoch FROM sio.sio_relay_id_seq
 
 -- name: relay_floor
--- Note that no row at or below an id waits.
+-- Note that no row at or below an id waits, if the epoch still runs in which that was found.
 SELECT setval('sio.sio_relay_floor', greatest(last_value, $1::bigint)) FROM sio.sio_relay_floor
+WHERE sio.sio_last_in_epoch() >> 40 = $2::bigint
 
 -- name: relay_status
 -- Whether the relay is on, how many rows wait, for how many seconds, and how many cannot be moved.

@@ -31,7 +31,7 @@ MOST = 200_000
 """How many rows are looked for at once. Each look sorts all rows that wait."""
 
 LOOK_TIMEOUT = 120.0
-"""Seconds that a look may take. It holds no lock, and sorts ten million rows in a quarter of a minute."""
+"""Seconds that a look may take. It holds no lock."""
 
 IDLE = 1.0
 """Seconds without a row after which the node falls asleep."""
@@ -52,11 +52,15 @@ logger = logging.getLogger("sio_pg_adapter")
 
 
 class Floor:
-    """The floor of the relay, which rises when all transactions have ended that may have a lower id."""
+    """The floor of the relay, which rises when all transactions have ended that may have a lower id.
+
+    A server that takes over may give such ids again. Another epoch runs there, and the floor does not rise.
+    """
 
     def __init__(self, database: Database) -> None:
         self._database = database
         self._last = 0
+        self._epoch: int | None = None
         self._open: set[str] = set()
         self._due = 0.0
 
@@ -67,12 +71,12 @@ class Floor:
         self._due = time.monotonic() + FLOOR_INTERVAL
         if not self._last:
             # Each id up to this one was taken under a lock of the table. Its transaction is open now, or has ended.
-            self._last = await self._database.fetch_value("relay_last_id")
+            self._last, self._epoch = (await self._database.fetch("relay_last_id"))[0]
             self._open = await open_transactions(self._database)
         elif self._open:
             self._open &= await open_transactions(self._database)
         else:  # they had all ended before the caller moved
-            await self._database.fetch("relay_floor", self._last)
+            await self._database.fetch("relay_floor", self._last, self._epoch)
             self._last = 0
 
 

@@ -451,6 +451,20 @@ async def test_the_floor_stays_below_an_open_transaction(relaying, start_node, c
                 await emit_async(other, "more")
 
 
+@pytest.mark.parametrize("server", ["the same", "another"])
+async def test_the_floor_does_not_rise_on_a_server_that_gives_ids_again(relaying, store, db, monkeypatch, server):
+    monkeypatch.setattr(relay, "FLOOR_INTERVAL", 0.0)
+    await emit_async(db, "e")
+    await store.emit()
+    floor = relay.Floor(store.manager.node.database)
+    await floor.rise()
+    if server == "another":
+        await db.execute("TRUNCATE sio_marker")
+        await store.emit()
+    await floor.rise()
+    assert await db.fetchval("SELECT last_value FROM sio_relay_floor") == (1 if server == "the same" else 0)
+
+
 async def test_the_floor_stays_below_rows_that_a_look_has_left_out(relaying, start_node, db, monkeypatch):
     for name, value in {"BATCH": 1, "MOST": 1, "FLOOR_INTERVAL": 0.0, "IDLE": 600.0}.items():
         monkeypatch.setattr(relay, name, value)
