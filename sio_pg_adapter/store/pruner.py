@@ -71,6 +71,7 @@ class Pruner:
         self._task: asyncio.Task[None] | None = None
         self._calling: asyncio.Task[None] | None = None
         self._soon = asyncio.Event()
+        self._expired = asyncio.Event()
         self._timers: set[asyncio.TimerHandle] = set()
 
     async def announce_handlers(self) -> None:
@@ -85,6 +86,7 @@ class Pruner:
 
     def start(self) -> None:
         self._task = asyncio.create_task(self._run(), name="sio_pg pruner")
+        self._calling = asyncio.create_task(self._call_when_expired(), name="sio_pg expiry handlers")
 
     async def close(self) -> None:
         """Stop. Safe to call twice."""
@@ -121,21 +123,24 @@ class Pruner:
                         pause = SECOND_LOOK / 0.8
                     due = await self._due()
                 await self._prune(due)
-                # In a task of its own, because a handler may take long, and records expire meanwhile.
-                if due["sessions"] and self._handlers is not None and (self._calling is None or self._calling.done()):
-                    self._calling = asyncio.create_task(self._call_in_turn(), name="sio_pg expiry handlers")
+                if due["sessions"]:
+                    self._expired.set()
             except SioPgError as e:
                 logger.warning("pruning: %s", e)
             except Exception:  # the loop goes on: on a cluster of one node nothing else would ever prune
                 logger.exception("pruning failed")
 
-    async def _call_in_turn(self) -> None:
-        try:
-            await self._call_handlers()
-        except SioPgError as e:
-            logger.warning("pruning: %s", e)
-        except Exception:  # the sessions are taken again after some minutes
-            logger.exception("calling the handlers of expired sessions failed")
+    async def _call_when_expired(self) -> None:
+        """Call handlers next to the passes. A handler may take long, and records expire meanwhile."""
+        while True:
+            await self._expired.wait()
+            self._expired.clear()
+            try:
+                await self._call_handlers()
+            except SioPgError as e:
+                logger.warning("pruning: %s", e)
+            except Exception:  # the loop goes on. A node takes these sessions again after some minutes
+                logger.exception("calling the handlers of expired sessions failed")
 
     async def _due(self) -> Any:
         """Return what there is to do.

@@ -14,7 +14,7 @@ from sio_pg_adapter.store.pruner import Pruned
 from sio_pg_adapter.store.queries import Queries
 from support.nodes import Node
 from support.pruning import prune_once
-from support.waiting import until_answer
+from support.waiting import until, until_answer
 
 NODE = str(uuid.uuid4())
 EXPIRE = "UPDATE sio_sessions SET expires_at = clock_timestamp() - interval '1 s' WHERE node IS NULL"
@@ -260,3 +260,24 @@ async def test_records_expire_although_a_handler_hangs(start_with_handler, db, m
     await db.execute("UPDATE sio_packets SET created_at = '2000-01-01'")
     await until_answer(lambda: db.fetchval("SELECT count(*) FROM sio_packets"), lambda count: count == 0)
     assert len(expired.calls) == 1
+
+
+async def test_a_session_that_expires_while_a_handler_runs_is_next(start_with_handler, db):
+    """The node looks for it at once, and not again within the minute."""
+    expired = Expired()
+    expired.go_on.clear()
+    node = await start_with_handler(expired, "a")
+    async with node.client():
+        pass
+    await db.execute(EXPIRE)
+    looks = node.manager.node.pruner
+    looks.look_in(0.0)
+    await expired.called.wait()
+    async with node.client():
+        pass
+    await db.execute(EXPIRE)
+    looks.look_in(0.0)
+    await until(looks._expired.is_set)
+    assert len(expired.calls) == 1
+    expired.go_on.set()
+    await until(lambda: len(expired.calls) == 2)
