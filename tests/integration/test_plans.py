@@ -340,12 +340,13 @@ async def test_the_floor_of_a_session(db, log):
 
 MANY = 20_000
 SCANS = {
-    # What they find, and how many pages they may touch. All events of the room in a segment have 50 to 5,000.
+    # What they find, and how many pages they may touch. All events of the room in a segment have 50 to 5,000. Before
+    # PostgreSQL 18, each call of a function in SQL reads the catalog for its plan.
     "sio_history('/', 'r', 0, 20000, 10)": (range(1, 11), 30),
     "sio_history('/', 'r', NULL, 20000, 10)": (range(20_000, 19_990, -1), 30),
     "sio_due(1, 0, 10)": (range(1, 11), 120),
     "sio_count_since('/', '{r}', '{0}', 10)": ([10], 30),
-    "sio_last_due('/', 'r', 's', 0, 20001)": ([20_000], 30),
+    "sio_last_due('/', 'r', 's', 0, 20001)": ([20_000], 120),
 }
 
 
