@@ -128,7 +128,8 @@ class Database:
         pool, self._pool = self._pool, None
         if pool is not None and pool is not self._given_pool:
             try:
-                await asyncio.wait_for(pool.close(), 5)
+                async with asyncio.timeout(5):
+                    await pool.close()
             except TimeoutError:  # a connection does not answer any more
                 pool.terminate()
 

@@ -101,8 +101,10 @@ class Listener:
         failures = 0
         while True:
             if self.connected:
+                # Not wait_for(), which forgets a cancel in Python 3.11 if what it waits for comes at the same time.
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._lost.wait(), PROBE_INTERVAL)
+                    async with asyncio.timeout(PROBE_INTERVAL):
+                        await self._lost.wait()
                 if not self._lost.is_set() and await self._probe():
                     failures = 0
                     continue
@@ -137,7 +139,8 @@ class Listener:
                 self._connection.add_termination_listener(self._on_termination)
                 self._heard = self._channels()
                 for channel in self._heard:
-                    await asyncio.wait_for(self._connection.add_listener(channel, self._on_notify), QUERY_TIMEOUT)
+                    async with asyncio.timeout(QUERY_TIMEOUT):
+                        await self._connection.add_listener(channel, self._on_notify)
                 await self._on_ready(self._connection)
         except BaseException:  # cancelled, too: half a connection is none
             await self._disconnect()
@@ -158,7 +161,8 @@ class Listener:
         with contextlib.suppress(*LOST):
             if not connection.is_closed():
                 for channel in self._heard:
-                    await asyncio.wait_for(connection.remove_listener(channel, self._on_notify), 2)
+                    async with asyncio.timeout(2):
+                        await connection.remove_listener(channel, self._on_notify)
         if self._pooled:
             await self._database.release(connection)
             return

@@ -62,11 +62,14 @@ async def _can_listen(connection: Any, notify: Callable[[str], Awaitable[Any]]) 
     def on_notify(*_: object) -> None:
         notified.set()
 
-    await asyncio.wait_for(connection.add_listener(channel, on_notify), QUERY_TIMEOUT)
+    async with asyncio.timeout(QUERY_TIMEOUT):
+        await connection.add_listener(channel, on_notify)
     try:
         await notify(channel)
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(notified.wait(), LISTENS_WITHIN)
+            async with asyncio.timeout(LISTENS_WITHIN):
+                await notified.wait()
     finally:
-        await asyncio.wait_for(connection.remove_listener(channel, on_notify), QUERY_TIMEOUT)
+        async with asyncio.timeout(QUERY_TIMEOUT):
+            await connection.remove_listener(channel, on_notify)
     return notified.is_set()

@@ -113,7 +113,8 @@ class Pruner:
         pause = INTERVAL
         while True:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._soon.wait(), pause * random.uniform(0.8, 1.2))
+                async with asyncio.timeout(pause * random.uniform(0.8, 1.2)):
+                    await self._soon.wait()
             self._soon.clear()
             pause = INTERVAL
             try:

@@ -422,3 +422,22 @@ async def test_a_post_to_a_connection_that_was_closed_is_refused(start_node):
             assert answer.status_code == 400
             assert (await http.get("/socket.io/", params=at)).status_code == 401  # a new one belongs elsewhere
         await node.sio.emit("still", 1)
+
+
+async def test_a_listener_ends_although_its_connection_is_lost_at_that_moment(start_node):
+    """asyncio.wait_for of Python 3.11 returns what it waited for, and forgets that it was cancelled."""
+    listener = (await start_node()).manager.node.listener
+    await asyncio.sleep(0.05)  # it waits
+    listener.renew()
+    async with asyncio.timeout(20):
+        await listener.close()
+    assert listener.ended and not listener.connected
+
+
+async def test_a_pruner_ends_although_it_is_to_look_at_that_moment(start_node):
+    pruner = (await start_node()).manager.node.pruner
+    await asyncio.sleep(0.05)  # it waits
+    pruner._soon.set()
+    async with asyncio.timeout(20):
+        await pruner.close()
+    assert not pruner.running
