@@ -246,15 +246,20 @@ async def test_what_ends_sessions_waits_for_the_log_before_it_locks_a_row(db, pg
     await other.close()
 
 
+async def expire_one(node: Node, db: asyncpg.Connection) -> None:
+    """Have a client leave, whose session expires at once."""
+    async with node.client():
+        pass
+    await db.execute(EXPIRE)
+
+
 async def test_records_expire_although_a_handler_hangs(start_with_handler, db, monkeypatch):
     """Nobody else would delete them: this is the only node."""
     monkeypatch.setattr(pruner, "INTERVAL", 0.05)
     expired = Expired()
     expired.go_on.clear()
     node = await start_with_handler(expired, "a")
-    async with node.client():
-        pass
-    await db.execute(EXPIRE)
+    await expire_one(node, db)
     await expired.called.wait()
     await node.sio.emit("e")
     await db.execute("UPDATE sio_packets SET created_at = '2000-01-01'")
@@ -267,15 +272,11 @@ async def test_a_session_that_expires_while_a_handler_runs_is_next(start_with_ha
     expired = Expired()
     expired.go_on.clear()
     node = await start_with_handler(expired, "a")
-    async with node.client():
-        pass
-    await db.execute(EXPIRE)
+    await expire_one(node, db)
     looks = node.manager.node.pruner
     looks.look_in(0.0)
     await expired.called.wait()
-    async with node.client():
-        pass
-    await db.execute(EXPIRE)
+    await expire_one(node, db)
     looks.look_in(0.0)
     await until(looks._expired.is_set)
     assert len(expired.calls) == 1
